@@ -1,0 +1,49 @@
+# Shared by the programs in scripts/: messages, and the system's packages. Sourced, not run.
+
+say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
+[ -t 2 ] || say() { printf '==> %s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 125
+}
+
+# need_packages NAME…: installs those of Debian's packages that are missing; elsewhere it names them and stops.
+need_packages() {
+  local missing=() name
+  if ! command -v dpkg-query >/dev/null; then
+    die "this system has no dpkg; install the counterparts of these Debian packages yourself: $*"
+  fi
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  [ "$(id -u)" = 0 ] || die "these packages are missing and only root can install them: ${missing[*]}"
+  say "Installing ${missing[*]}"
+  local log
+  log=$(mktemp)
+  if ! { without_service_starts apt_install "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    die "apt-get could not install ${missing[*]}: see above; is a package mirror reachable?"
+  fi
+  rm -f "$log"
+}
+
+apt_install() {
+  export DEBIAN_FRONTEND=noninteractive
+  # The lists may be old or missing on a fresh machine; one refresh, then the installation.
+  apt-get install -y --no-install-recommends "$@" || { apt-get update && apt-get install -y --no-install-recommends "$@"; }
+}
+
+# Debian starts a service as soon as its package is installed. nixlet runs its own containerd and must not bring up
+# the system's: a policy that says no for the time of the installation, and leaves a policy of the admin's alone.
+without_service_starts() {
+  local policy=/usr/sbin/policy-rc.d status=0
+  if [ -e "$policy" ]; then "$@"; return; fi
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+  "$@" || status=$?
+  rm -f "$policy"
+  return "$status"
+}

@@ -1,0 +1,1 @@
+"""The command line: one module a verb. Verbs parse, call and print; they hold no rules."""

@@ -1,0 +1,1 @@
+"""containerd from outside: its API, CRI, its configuration."""

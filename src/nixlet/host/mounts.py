@@ -1,0 +1,137 @@
+"""Mounts: mount(2) and umount2(2) through ctypes, and the mount table of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+import ctypes
+import ctypes.util
+import errno
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nixlet import errors
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+#: The kernel copies at most one page of options and cuts what is longer without a word, which can mount the wrong layers.
+MAX_OPTIONS = 4095
+
+_REASONS = {
+    errno.EPERM: "this needs root rights (CAP_SYS_ADMIN)",
+    errno.EACCES: "access is denied",
+    errno.ENOENT: "a path does not exist",
+    errno.ENODEV: "the kernel has no such file system",
+    errno.EBUSY: "it is in use",
+    errno.ENOSPC: "this mount namespace has too many mounts (sysctl fs.mount-max)",
+    errno.ELOOP: "the layers overlap, or a link loops",
+    errno.EINVAL: "the kernel refuses the options, or the layers are stacked too deep",
+    errno.ENOTDIR: "a path is not a directory",
+}
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6", use_errno=True)
+    text = ctypes.c_char_p
+    libc.mount.argtypes = (text, text, text, ctypes.c_ulong, text)
+    libc.mount.restype = ctypes.c_int
+    libc.umount2.argtypes = (text, ctypes.c_int)
+    libc.umount2.restype = ctypes.c_int
+    return libc
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, options: str = "") -> None:
+    """Mount a file system (mount(2)).
+
+    Raises:
+        FailedPreconditionError: The kernel refused; the sentence names the target and the reason.
+    """
+    if len(os.fsencode(options)) > MAX_OPTIONS:
+        raise errors.FailedPreconditionError(
+            f"can't mount {target}: the options are {len(options)} bytes long and the kernel takes {MAX_OPTIONS}"
+        )
+    result = _libc().mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags, os.fsencode(options) if options else None
+    )
+    if result != 0:
+        raise _refused(f"can't mount {fstype or 'a bind'} on {target}")
+
+
+def unmount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
+    """Unmount (umount2(2)); what is not mounted is no error.
+
+    Raises:
+        FailedPreconditionError: The kernel refused.
+    """
+    if _libc().umount2(os.fsencode(target), flags) != 0 and ctypes.get_errno() not in {errno.EINVAL, errno.ENOENT}:
+        raise _refused(f"can't unmount {target}")
+
+
+def _refused(what: str) -> errors.FailedPreconditionError:
+    number = ctypes.get_errno()
+    reason = _REASONS.get(number, os.strerror(number))
+    error = errors.FailedPreconditionError(f"{what}: {reason} ({errno.errorcode.get(number, number)})")
+    error.__cause__ = OSError(number, os.strerror(number))
+    return error
+
+
+class MountPoint(NamedTuple):
+    """One line of the mount table."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    path: str
+    fstype: str
+    source: str
+    options: str
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
+
+
+def table(mountinfo: str = "/proc/self/mountinfo") -> Iterator[MountPoint]:
+    """The mounts of a mount namespace, in the kernel's order (a mount after what it lies on)."""
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            mount_id, parent_id, device, root, path = left.split(" ")[:5]
+            fstype, source, options = [*right.rstrip("\n").split(" "), "", ""][:3]
+            yield MountPoint(
+                int(mount_id),
+                int(parent_id),
+                device,
+                _unescape(root),
+                _unescape(path),
+                fstype,
+                _unescape(source),
+                options,
+            )
+
+
+def below(directory: str) -> list[MountPoint]:
+    """The mounts at or below a directory, deepest last."""
+    prefix = directory.rstrip("/") + "/"
+    return [entry for entry in table() if entry.path == directory or entry.path.startswith(prefix)]
+
+
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted on a directory: its device differs from its parent's (not so for bind mounts)."""
+    try:
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,195 @@
+"""The one place where processes start.
+
+Programs are started by argument list, never through a shell, and never with ``preexec_fn``, user or group arguments (those make
+CPython fork instead of vfork). A child that must not outlive nixlet is started through ``setpriv --pdeathsig KILL``: the
+kernel then kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which is the event loop's thread.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from nixlet import errors
+
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+STDOUT = subprocess.STDOUT
+
+#: How much of a program's output an error shows.
+_SHOWN_OUTPUT = 2000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completed:
+    """A program that ended.
+
+    Attributes:
+        argv: What was started.
+        returncode: Its exit status, or minus the number of the signal that ended it.
+        stdout: All that it printed.
+        stderr: All that it complained about.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    def check(self) -> "Completed":
+        """Return itself.
+
+        Raises:
+            CommandFailedError: The program ended with another status than 0.
+        """
+        if self.returncode != 0:
+            raise failure(self.argv, self.returncode, self.stderr or self.stdout)
+        return self
+
+
+class Child:
+    """A running program, with asyncio streams where a pipe was asked for."""
+
+    def __init__(self, argv: tuple[str, ...], process: asyncio.subprocess.Process) -> None:
+        self.argv = argv
+        self._process = process
+        self.pid = process.pid
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        self.stderr = process.stderr
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus a signal's number, or None while it runs."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait for the end; the exit status, or minus the signal's number."""
+        return await self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when the program has ended already."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def stop(self, grace: float) -> int:
+        """Ask it to end (SIGTERM), wait ``grace`` seconds, then kill it; the exit status."""
+        if self._process.returncode is None:
+            self.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), grace)
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+        return await self._process.wait()
+
+
+def find_program(name: str, search_path: str | None = None) -> str | None:
+    """The absolute path of a program, looked up in ``search_path`` or the environment's PATH and the sbin directories.
+
+    Root's programs (runc, iptables) live in sbin directories that a login shell's PATH may lack.
+    """
+    path = search_path if search_path is not None else os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=os.pathsep.join([path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
+
+
+def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.CommandFailedError:
+    """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status."""
+    program = os.path.basename(argv[0])
+    text = output.decode(errors="replace").strip()[-_SHOWN_OUTPUT:]
+    if returncode < 0:
+        what = f"{program} was ended by {signal.Signals(-returncode).name}"
+    else:
+        what = f"{program} ended with status {returncode}"
+    last_line = text.splitlines()[-1] if text else "it printed nothing"
+    return errors.CommandFailedError(
+        f"{what}: {last_line}", returncode=returncode, output=text, hint=f"the command was: {shlex.join(argv)}"
+    )
+
+
+def _command(argv: Sequence[str], *, die_with_parent: bool) -> list[str]:
+    program = argv[0] if os.path.isabs(argv[0]) else find_program(argv[0])
+    if program is None or not os.access(program, os.X_OK):
+        raise errors.UnavailableError(
+            f"the program {argv[0]} is not installed or not executable", hint="install it, or put its directory on PATH"
+        )
+    command = [program, *argv[1:]]
+    if die_with_parent:
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    return command
+
+
+@contextlib.asynccontextmanager
+async def start(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int = DEVNULL,
+    stdout: int = DEVNULL,
+    stderr: int = DEVNULL,
+    die_with_parent: bool = True,
+    grace: float = 5.0,
+    cwd: str | None = None,
+) -> AsyncIterator[Child]:
+    """Start a program; leaving the context closes its standard input, asks it to end, and kills it after ``grace`` seconds.
+
+    Args:
+        argv: The program (a path, or a name to look up) and its arguments.
+        env: The whole environment of the child; None hands on our own.
+        stdin: ``PIPE``, ``DEVNULL`` or a file descriptor; likewise ``stdout`` and ``stderr`` (there also ``STDOUT``).
+        stdout: See ``stdin``.
+        stderr: See ``stdin``.
+        die_with_parent: Let the kernel kill it when we die.
+        grace: Seconds between SIGTERM and SIGKILL.
+        cwd: Its working directory.
+
+    Raises:
+        UnavailableError: There is no such program.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *_command(argv, die_with_parent=die_with_parent),
+        env=None if env is None else dict(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        limit=1 << 20,
+    )
+    child = Child(tuple(argv), process)
+    try:
+        yield child
+    finally:
+        if child.stdin is not None:
+            child.stdin.close()
+        # Shielded: a cancelled owner must still not leave the child behind.
+        await asyncio.shield(child.stop(grace))
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    timeout: float | None = None,
+    cwd: str | None = None,
+) -> Completed:
+    """Run a program to its end and keep what it printed.
+
+    Raises:
+        UnavailableError: There is no such program.
+        CommandFailedError: It didn't end within ``timeout`` seconds (it is killed then).
+    """
+    async with start(argv, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, grace=1.0) as child:
+        try:
+            async with asyncio.timeout(timeout):
+                out, err = await child._process.communicate(stdin)  # noqa: SLF001 (one class, two halves)
+        except TimeoutError as error:
+            message = f"{os.path.basename(argv[0])} did not end within {timeout:g} s"
+            raise errors.CommandFailedError(
+                message, returncode=-signal.SIGKILL, hint=f"the command was: {shlex.join(argv)}"
+            ) from error
+        return Completed(tuple(argv), await child.wait(), out, err)

@@ -1,0 +1,1 @@
+"""OCI images: references, archives, building, loading."""

@@ -1,0 +1,1 @@
+"""Kubernetes manifests, and what they mean in CRI."""

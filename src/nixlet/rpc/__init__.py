@@ -1,0 +1,1 @@
+"""gRPC over unix sockets: channels, servers, the mapping of errors, the generated stubs."""

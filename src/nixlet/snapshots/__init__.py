@@ -1,0 +1,1 @@
+"""The snapshotter: its model, its metadata, views of closures, mounts."""

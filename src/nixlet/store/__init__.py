@@ -1,0 +1,1 @@
+"""Nix stores: store paths, closures, realising, GC roots, policy."""

@@ -1,0 +1,1 @@
+"""The Nix daemon as a store: its worker protocol, and a client."""
