@@ -1,0 +1,105 @@
+"""The command line's frame: which verbs there are, and how errors look and exit.
+
+A verb's module is imported when the verb runs, so that ``nixlet ps`` doesn't pay for what ``nixlet server`` needs.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from nixlet import errors
+
+#: Verb to module in this package; each module has a click command of the verb's name (dashes as underscores).
+_VERBS = {
+    "server": ("server", "Run a node: containerd, the snapshotter, the CRI image service"),
+    "kube": ("kube", "Run pods from Kubernetes manifests"),
+    "run": ("run", "Run a container"),
+    "ps": ("containers", "List containers"),
+    "logs": ("containers", "Print a container's output"),
+    "stop": ("containers", "Stop containers"),
+    "rm": ("containers", "Remove containers"),
+    "images": ("images", "List images"),
+    "image": ("image", "Build and load images"),
+    "version": ("version", "Print versions"),
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"nixlet.cli.{_VERBS[cmd_name][0]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, summary) for verb, (_, summary) in _VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, envvar="NIXLET_DEBUG", help="Log more, and print tracebacks.")
+def _nixlet(*, debug: bool) -> None:
+    """A container node for Nix users: root file systems are store paths, a container start is one mount."""
+    del debug  # read by run(), which sees errors from outside of click
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and turn every error into a sentence and an exit status."""
+    debug = "--debug" in arguments or bool(os.environ.get("NIXLET_DEBUG"))
+    try:
+        result = _nixlet.main(args=list(arguments), prog_name="nixlet", standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.Abort:
+        return 130
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 125
+    except errors.NixletError as error:
+        if debug:
+            raise
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; the interpreter must not complain about it when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        print_error(
+            errors.NixletError(
+                f"internal error: {name}: {error}", hint="run it again with --debug and report what it prints"
+            )
+        )
+        return 125
+    return result if isinstance(result, int) else 0
+
+
+def print_error(error: errors.NixletError) -> None:
+    """Print an error for a person on standard error: the sentence, the end of a program's output, the hint."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(error.message, err=True)
+    if isinstance(error, errors.CommandFailedError) and "\n" in error.output:
+        for line in error.output.splitlines()[-10:]:
+            click.echo(f"  | {line}", err=True)
+    if error.hint:
+        click.secho("hint: ", fg="yellow", nl=False, err=True)
+        click.echo(error.hint, err=True)

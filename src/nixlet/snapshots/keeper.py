@@ -1,0 +1,130 @@
+"""The closures of a snapshotter: brought into the store, rooted, shown as views, and let go with their last snapshot."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+from nixlet import errors
+from nixlet.snapshots import metadata as metadata_module
+from nixlet.snapshots import views as views_module
+from nixlet.store import closures, realiser, roots
+
+_log = logging.getLogger("nixlet.snapshots")
+
+
+class ClosureKeeper:
+    """Keeps in step what the database says of closures, the store's GC roots, and the views."""
+
+    def __init__(
+        self,
+        database: metadata_module.Metadata,
+        views: views_module.Views,
+        *,
+        store_dir: str,
+        real_store_dir: str,
+        realise: realiser.Realiser,
+        gc_roots: roots.Roots,
+    ) -> None:
+        self._db = database
+        self._views = views
+        self._store_dir = store_dir
+        self._real_store_dir = real_store_dir
+        self._realiser = realise
+        self._roots = gc_roots
+        self._locks: dict[int, asyncio.Lock] = {}
+        self._pins: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def realised(
+        self, reference: closures.ClosureReference, let_go: Callable[[Awaitable[None], str], None]
+    ) -> AsyncIterator[Callable[[], int]]:
+        """Have a closure in the store and rooted for the time of the context.
+
+        Yields a function that records the closure, for use inside a change of the database; without a snapshot that
+        refers to it the root is dropped again afterwards, by work that is given to ``let_go``.
+        """
+        identity = reference.identity
+        self._pins[identity] = self._pins.get(identity, 0) + 1
+        try:
+            realised = await self._realiser.realise_closure(reference, root_name=identity)
+            names = [path.name for path in realised.paths]
+            annotations = json.dumps(reference.annotations())
+            yield lambda: self._db.insert_closure(identity, annotations, names)
+        finally:
+            self._pins[identity] -= 1
+            if not self._pins[identity]:
+                del self._pins[identity]
+                let_go(self.drop_unused((identity,)), f"dropping the roots of {identity}")
+
+    async def ensure_view(self, number: int) -> str:
+        """The layer that shows a closure: its view is mounted, and all of its paths are in the store.
+
+        Raises:
+            FailedPreconditionError: A path is missing and can't be realised again, or the view can't be mounted.
+        """
+        closure = self._db.closure(number)
+        layer = self._views.layer_path(number)
+        # Whatever adds or deletes a store path changes the mtime of the store's directory: the look at each path is
+        # needed once per such change, and two stat calls suffice otherwise.
+        if self._views.is_mounted(number) and self._store_mtime() == closure.store_mtime:
+            return layer
+        async with self._lock(number):
+            mtime = self._store_mtime()
+            missing = await asyncio.to_thread(self._missing, closure.names)
+            if missing:
+                _log.warning("%d store paths of closure %d are missing; realising them again", len(missing), number)
+                await self._realise_again(closure, missing[0])
+                # overlayfs caches what it has looked up: a view from before would still show the path as empty.
+                await asyncio.to_thread(self._views.remove, number)
+                mtime = self._store_mtime()
+            await asyncio.to_thread(self._views.ensure, number, closure.names)
+            await self._db.write(lambda _: self._db.set_store_mtime(number, mtime))
+        return layer
+
+    def _lock(self, number: int) -> asyncio.Lock:
+        return self._locks.setdefault(number, asyncio.Lock())
+
+    def _store_mtime(self) -> int:
+        return os.stat(self._real_store_dir).st_mtime_ns
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not os.path.lexists(os.path.join(self._real_store_dir, name))]
+
+    async def _realise_again(self, closure: metadata_module.Closure, example: str) -> None:
+        reference = closures.parse_annotations(json.loads(closure.reference), self._store_dir)
+        assert reference is not None, "only closures that an annotation named are recorded"
+        try:
+            await self._realiser.realise_closure(reference, root_name=closure.identity)
+        except errors.NixletError as error:
+            raise views_module.missing_path(f"{self._store_dir}/{example}") from error
+
+    async def drop_unused(self, identities: Iterable[str] = ()) -> None:
+        """Drop closures that no snapshot needs, with their views and roots, and the given roots if nothing records them."""
+        let_go = set(identities)
+        for closure in self._db.unused_closures():
+            if closure.identity in self._pins:
+                continue
+            async with self._lock(closure.id):
+                await asyncio.to_thread(self._views.remove, closure.id)
+                await self._db.write(lambda _, number=closure.id: self._db.delete_closure(number))
+            self._locks.pop(closure.id, None)
+            let_go.add(closure.identity)
+        recorded = {closure.identity for closure in self._db.closures()}
+        for identity in let_go - recorded - self._pins.keys():
+            await asyncio.to_thread(self._roots.remove, identity)
+
+    async def sweep(self) -> list[str]:
+        """Remove views and roots that the database doesn't know; what was removed, in words."""
+        await self.drop_unused()
+        known = {closure.id: closure.identity for closure in self._db.closures()}
+        swept = []
+        for number in await asyncio.to_thread(self._views.numbers) - known.keys():
+            await asyncio.to_thread(self._views.remove, number)
+            swept.append(f"view {number}")
+        for name in set(await asyncio.to_thread(self._roots.names)) - set(known.values()) - self._pins.keys():
+            await asyncio.to_thread(self._roots.remove, name)
+            swept.append(f"GC root {name}")
+        return swept

@@ -1,0 +1,144 @@
+"""Starting programs: what they print, how they end, that nothing stays behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.host import process, supervisor
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_output_and_status_are_kept() -> None:
+    done = await process.run(["sh", "-c", "cat; echo bad >&2; exit 3"], stdin=b"in")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"in", b"bad\n")
+    with pytest.raises(errors.CommandFailedError, match="sh ended with status 3: bad") as caught:
+        done.check()
+    assert caught.value.returncode == 3
+
+
+async def test_a_signal_is_named() -> None:
+    done = await process.run(["sh", "-c", "kill -TERM $$"])
+    with pytest.raises(errors.CommandFailedError, match="sh was ended by SIGTERM"):
+        done.check()
+
+
+async def test_a_missing_program_is_named() -> None:
+    with pytest.raises(errors.UnavailableError, match="no-such-program is not installed"):
+        await process.run(["no-such-program"])
+
+
+async def test_the_time_limit_kills() -> None:
+    with pytest.raises(errors.CommandFailedError, match=r"did not end within 0\.2 s"):
+        await process.run(["sleep", "60"], timeout=0.2)
+
+
+async def test_leaving_the_context_ends_the_program() -> None:
+    async with process.start(["sleep", "60"]) as child:
+        assert alive(child.pid)
+    assert not alive(child.pid)
+
+
+async def test_a_program_that_ignores_sigterm_is_killed() -> None:
+    async with process.start(
+        ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], stdout=process.PIPE, grace=0.2
+    ) as child:
+        assert child.stdout is not None
+        await child.stdout.readline()
+    assert child.returncode == -signal.SIGKILL
+
+
+async def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import asyncio\n"
+        "from nixlet.host import process\n"
+        "async def main():\n"
+        "    async with process.start(['sleep', '60']) as child:\n"
+        "        print(child.pid, flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    async with process.start([sys.executable, str(program)], stdout=process.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(await parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+        await parent.wait()
+        for _ in range(100):
+            if not alive(pid):
+                break
+            await asyncio.sleep(0.02)
+        assert not alive(pid)
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_supervised_child_is_ready_when_it_answers(tmp_path: Path) -> None:
+    async def ready() -> None:
+        while not (tmp_path / "answer").exists():
+            await asyncio.sleep(0.01)
+
+    script = f"echo starting; touch {tmp_path}/answer; exec sleep 60"
+    async with supervisor.supervise(
+        "thing", ["sh", "-c", script], env=dict(os.environ), log_path=str(tmp_path / "log"), ready=ready, ready_timeout=10
+    ) as child:
+        assert alive(child.pid)
+    assert (tmp_path / "log").read_text() == "starting\n"
+
+
+async def test_an_early_death_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(errors.CommandFailedError, match="status 7: no such config") as caught:
+        async with supervisor.supervise(
+            "thing",
+            ["sh", "-c", "echo one; echo no such config; exit 7"],
+            env=dict(os.environ),
+            log_path=str(tmp_path / "log"),
+            ready=never,
+            ready_timeout=10,
+        ):
+            pass
+    assert caught.value.output == "one\nno such config"
+
+
+async def test_a_child_that_never_answers_is_told_and_ended(tmp_path: Path) -> None:
+    with pytest.raises(errors.CommandFailedError, match=r"thing did not answer within 0\.3 s: waiting"):
+        async with supervisor.supervise(
+            "thing",
+            ["sh", "-c", f"echo $$ > {tmp_path}/pid; echo waiting; exec sleep 60"],
+            env=dict(os.environ),
+            log_path=str(tmp_path / "log"),
+            ready=never,
+            ready_timeout=0.3,
+        ):
+            pass
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+async def test_a_later_death_is_noticed(tmp_path: Path) -> None:
+    async def ready() -> None:
+        return
+
+    async with supervisor.supervise(
+        "thing",
+        ["sh", "-c", "echo bye; sleep 0.1; exit 1"],
+        env=dict(os.environ),
+        log_path=str(tmp_path / "log"),
+        ready=ready,
+        ready_timeout=10,
+    ) as child:
+        error = await asyncio.wait_for(child.died(), 10)
+    assert "bye" in str(error)

@@ -1,0 +1,140 @@
+"""The snapshotter's database: grouped commits, semantics of each change, refusals."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.snapshots import metadata, model
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[metadata.Metadata]:
+    db = metadata.Metadata(str(tmp_path / "nixlet.db"))
+    yield db
+    db.close()
+
+
+async def insert(db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE) -> metadata.Row:
+    return await db.write(lambda _: db.insert_snapshot(key, kind, parent, {"k": "v"}, None, "view"))
+
+
+async def commit(db: metadata.Metadata, name: str, key: str) -> None:
+    await db.write(lambda _: db.commit_snapshot(name, key, {"done": "yes"}, model.Usage(4096, 1)))
+
+
+async def test_commit_replaces_labels_and_times(database: metadata.Metadata) -> None:
+    row = await insert(database, "a")
+    await commit(database, "layer", "a")
+    info = database.info(database.get("layer"))
+    assert info.kind is model.Kind.COMMITTED
+    assert info.labels == {"done": "yes"}
+    assert info.created == info.updated > row.created
+    with pytest.raises(errors.NotFoundError):
+        database.get("a")
+
+
+async def test_chain_is_nearest_first(database: metadata.Metadata) -> None:
+    parent = ""
+    for number in range(5):
+        await insert(database, f"a{number}", parent)
+        await commit(database, f"c{number}", f"a{number}")
+        parent = f"c{number}"
+    row = await insert(database, "top", parent)
+    ids = [layer.id for layer in database.chain(row.parent)]
+    assert ids == [database.get(f"c{number}").id for number in reversed(range(5))]
+
+
+async def test_refusals_undo_only_their_own_change(database: metadata.Metadata) -> None:
+    await insert(database, "a")
+    results = await asyncio.gather(
+        insert(database, "b"),
+        insert(database, "a"),
+        insert(database, "c", "missing"),
+        insert(database, "d", "a"),
+        insert(database, "e"),
+        return_exceptions=True,
+    )
+    kinds = [type(result) for result in results]
+    assert kinds == [
+        metadata.Row,
+        errors.AlreadyExistsError,
+        errors.NotFoundError,
+        errors.InvalidArgumentError,
+        metadata.Row,
+    ]
+    assert {row.key for row in database.page(0, 100)} == {"a", "b", "e"}
+
+
+async def test_changes_of_one_turn_share_one_transaction(database: metadata.Metadata) -> None:
+    statements: list[str] = []
+    database._db.set_trace_callback(statements.append)
+    await asyncio.gather(*(insert(database, f"k{number}") for number in range(16)))
+    assert statements.count("COMMIT") == 1
+    assert len(database.page(0, 100)) == 16
+
+
+async def test_a_cancelled_caller_does_not_undo_the_change(database: metadata.Metadata) -> None:
+    task = asyncio.create_task(insert(database, "a"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert database.find("a") is not None
+
+
+async def test_a_parent_is_not_removed(database: metadata.Metadata) -> None:
+    await insert(database, "a")
+    await commit(database, "layer", "a")
+    await insert(database, "child", "layer")
+    with pytest.raises(errors.FailedPreconditionError, match="cannot remove"):
+        await database.write(lambda _: database.remove_snapshot("layer"))
+
+
+async def test_numbers_are_never_used_again(database: metadata.Metadata) -> None:
+    first = await insert(database, "a")
+    await database.write(lambda _: database.remove_snapshot("a"))
+    second = await insert(database, "a")
+    assert second.id > first.id
+
+
+async def test_what_was_acknowledged_is_there_after_a_reopening(tmp_path: Path) -> None:
+    path = str(tmp_path / "nixlet.db")
+    first = metadata.Metadata(path)
+    await insert(first, "a")
+    # Not closed: as after a SIGKILL.
+    second = metadata.Metadata(path)
+    assert second.get("a").key == "a"
+    second.close()
+    first.close()
+
+
+def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nixlet.db"
+    path.write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(errors.FailedPreconditionError, match=r"nixlet\.db can't be read") as caught:
+        metadata.Metadata(str(path))
+    assert caught.value.hint
+
+
+def test_a_foreign_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nixlet.db"
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 1")
+    other.close()
+    with pytest.raises(errors.FailedPreconditionError, match="not a database of nixlet"):
+        metadata.Metadata(str(path))
+
+
+def test_a_database_of_a_later_nixlet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nixlet.db"
+    metadata.Metadata(str(path)).close()
+    with sqlite3.connect(path) as later:
+        later.execute("PRAGMA user_version = 99")
+    later.close()
+    with pytest.raises(errors.FailedPreconditionError, match="later nixlet"):
+        metadata.Metadata(str(path))
