@@ -1,0 +1,62 @@
+"""Calling other programs over unix sockets; their errors become ours."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+from grpclib import client, protocol
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from nixlet import errors
+from nixlet.rpc import status, transport
+
+Channel = client.Channel
+
+#: Seconds between two tries while a program starts.
+_RETRY_INTERVAL = 0.02
+
+
+class _UnixChannel(client.Channel):
+    def _protocol_factory(self) -> protocol.H2Protocol:
+        return transport.LimitedProtocol(client.Handler(), self._config, self._h2_config)
+
+
+@contextlib.asynccontextmanager
+async def connect(path: str) -> AsyncIterator[Channel]:
+    """A channel to a unix socket; it connects with the first call, and again after the peer was gone."""
+    channel = _UnixChannel(path=path, codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+@contextlib.contextmanager
+def translated(peer: str) -> Iterator[None]:
+    """Turn what a call can raise into nixlet's errors.
+
+    Args:
+        peer: Whom the calls inside are made to, for the sentences: "containerd at /run/…".
+    """
+    try:
+        yield
+    except GRPCError as error:
+        raise status.to_error(error, peer) from error
+    except StreamTerminatedError as error:
+        raise errors.UnavailableError(f"{peer} ended the connection during a call") from error
+    except TimeoutError as error:
+        raise errors.DeadlineExceededError(f"{peer} did not answer in time") from error
+    except (OSError, ConnectionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise errors.UnavailableError(f"{peer} can't be reached: {reason}", hint="is it running?") from error
+
+
+async def wait_until_answered(call: Callable[[], Awaitable[object]]) -> None:
+    """Repeat a call until its peer answers, even if with an error of its own; for readiness. The caller limits the time."""
+    while True:
+        try:
+            await call()
+        except (errors.UnavailableError, errors.DeadlineExceededError):
+            await asyncio.sleep(_RETRY_INTERVAL)
+        else:
+            return

@@ -1,0 +1,194 @@
+"""Serving gRPC on a unix socket: sockets that only their owner can open, errors as statuses, a door for unknown methods."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from typing import Any, Protocol
+
+import grpclib.server
+from grpclib import const, protocol
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from nixlet import errors
+from nixlet.host import files
+from nixlet.rpc import status, transport
+
+#: A call as a handler sees it.
+Stream = grpclib.server.Stream
+
+_Handle = Callable[[Any], Awaitable[None]]
+
+#: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes.
+Fallback = Callable[[str, "grpclib.server.Stream[bytes, bytes]"], Awaitable[None]]
+
+#: Seconds that running calls get to end when the server stops.
+_GRACE = 5.0
+
+_log = logging.getLogger("nixlet.rpc")
+
+
+class Servable(Protocol):
+    """A handler generated from a .proto file."""
+
+    def __mapping__(self) -> dict[str, const.Handler]:
+        """Method paths and what answers them."""
+        ...
+
+
+def _with_statuses(path: str, handle: _Handle, count: "_Running") -> _Handle:
+    """A handler whose errors become statuses; what is unexpected is logged here and told to the peer in one word."""
+
+    async def call(stream: Any) -> None:
+        with count:
+            try:
+                await handle(stream)
+            except errors.NixletError as error:
+                raise status.from_error(error) from error
+            except NotImplementedError as error:
+                # grpclib's word for a compressed message; gRPC wants this code for it.
+                raise GRPCError(const.Status.UNIMPLEMENTED, "compressed messages are not supported") from error
+            except (GRPCError, StreamTerminatedError, TimeoutError):
+                raise
+            except Exception as error:
+                _log.exception("%s failed", path)
+                raise GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}") from error
+
+    return call
+
+
+class _Running:
+    """How many calls are being answered; ``idle`` is set while none is."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self.idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self.idle.set()
+
+
+class _Mapping(dict[str, const.Handler]):
+    """Method paths to handlers, with one for those that are not there; grpclib looks methods up by ``get``."""
+
+    def __init__(self, known: dict[str, const.Handler], fallback: Fallback | None, running: _Running) -> None:
+        super().__init__(known)
+        self._fallback = fallback
+        self._running = running
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The handler of a method."""
+        found = super().get(key)
+        fallback = self._fallback
+        if found is not None or fallback is None:
+            return found or default
+
+        async def handle(stream: Any) -> None:
+            await fallback(key, stream)
+
+        # Streams in both directions: such a call may have one answer, several or none, as its unknown method wants.
+        return const.Handler(_with_statuses(key, handle, self._running), const.Cardinality.STREAM_STREAM, bytes, bytes)
+
+
+class _Server(grpclib.server.Server):
+    def __init__(self, mapping: _Mapping) -> None:
+        super().__init__((), codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
+        self._mapping = mapping
+
+    def _protocol_factory(self) -> protocol.H2Protocol:
+        made = super()._protocol_factory()
+        return transport.LimitedProtocol(made.handler, made.config, made.h2_config)
+
+    async def start_on(self, sock: socket.socket) -> None:
+        """Serve on a listening unix socket."""
+        self._server = await self._loop.create_unix_server(self._protocol_factory, sock=sock)
+        self._server_closed_fut = self._loop.create_future()
+
+    def stop_listening(self) -> None:
+        """Take no more connections."""
+        assert self._server is not None
+        self._server.close()
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    sock: socket.socket, handlers: Collection[Servable], *, fallback: Fallback | None = None
+) -> AsyncIterator[None]:
+    """Serve gRPC on a listening unix socket for the time of the context; running calls get a few seconds to end.
+
+    Args:
+        sock: The socket, listening; it is closed at the end.
+        handlers: The services.
+        fallback: Answers what no service knows; without it the answer is UNIMPLEMENTED.
+    """
+    running = _Running()
+    known = {
+        path: handler._replace(func=_with_statuses(path, handler.func, running))
+        for service in handlers
+        for path, handler in service.__mapping__().items()
+    }
+    server = _Server(_Mapping(known, fallback, running))
+    await server.start_on(sock)
+    try:
+        yield
+    finally:
+        server.stop_listening()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(running.idle.wait(), _GRACE)
+        server.close()
+        await server.wait_closed()
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Any:
+    old = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A listening socket of mode 0600 in a directory of mode 0700, in the place of one that nobody serves any more.
+
+    Raises:
+        FailedPreconditionError: Another process serves that socket, or something else has its name.
+    """
+    files.make_directory(os.path.dirname(path), mode=0o700)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise errors.FailedPreconditionError(
+                f"{path} exists and is no socket", hint="remove it, or choose another directory"
+            )
+        if is_served(path):
+            raise errors.FailedPreconditionError(
+                f"another process serves the socket {path}", hint="stop that process, or choose another directory"
+            )
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        with _umask(0o177):
+            sock.bind(path)
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
+    return sock
+
+
+def is_served(path: str) -> bool:
+    """Whether some process accepts connections on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+        # EAGAIN: its queue is full, so somebody listens.
+        return probe.connect_ex(path) in {0, errno.EAGAIN, errno.EINPROGRESS}

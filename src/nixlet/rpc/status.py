@@ -1,0 +1,40 @@
+"""The mapping between nixlet's errors and gRPC's status codes, in both directions."""
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nixlet import errors
+
+_CODES: tuple[tuple[type[errors.NixletError], Status], ...] = (
+    (errors.NotFoundError, Status.NOT_FOUND),
+    (errors.AlreadyExistsError, Status.ALREADY_EXISTS),
+    (errors.InvalidArgumentError, Status.INVALID_ARGUMENT),
+    (errors.UsageError, Status.INVALID_ARGUMENT),
+    (errors.FailedPreconditionError, Status.FAILED_PRECONDITION),
+    (errors.UnsupportedError, Status.FAILED_PRECONDITION),
+    (errors.PermissionDeniedError, Status.PERMISSION_DENIED),
+    (errors.UnavailableError, Status.UNAVAILABLE),
+    (errors.UnimplementedError, Status.UNIMPLEMENTED),
+    (errors.CallCancelledError, Status.CANCELLED),
+    (errors.DeadlineExceededError, Status.DEADLINE_EXCEEDED),
+)
+
+
+def from_error(error: errors.NixletError) -> GRPCError:
+    """The status that tells a peer of an error; the hint is part of the message, since a status has room for one text."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), Status.UNKNOWN)
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    return GRPCError(code, message)
+
+
+def to_error(error: GRPCError, peer: str) -> errors.NixletError:
+    """The error that a peer's status means.
+
+    The message is the peer's own: callers that know what they asked for say so around it. ``peer`` stands in when the peer
+    gave no message.
+    """
+    kind = next((kind for kind, code in _CODES if code is error.status), errors.NixletError)
+    message = error.message or f"{peer} answered {error.status.name}"
+    translated = kind(message)
+    translated.__cause__ = error
+    return translated

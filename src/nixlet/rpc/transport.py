@@ -1,0 +1,82 @@
+"""What grpclib lacks for our sockets: a limit on messages, raw messages, status details as bytes.
+
+This is the one module that leans on grpclib's insides; it was written against grpclib 0.4.9, and its tests fail when a later
+version moves them.
+"""
+
+import types
+from typing import Any
+
+from grpclib import protocol
+from grpclib.const import Status
+from grpclib.encoding.base import StatusDetailsCodecBase
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import GRPCError
+from grpclib.utils import Wrapper
+
+#: No message may be larger (bytes), in either direction: containerd's own limit on its sockets.
+MAX_MESSAGE = 16 << 20
+
+
+class RawCodec(ProtoCodec):
+    """Protobuf messages, and messages that stay bytes where ``bytes`` is the type."""
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        """The bytes of a message."""
+        data: bytes = message if message_type is bytes else super().encode(message, message_type)
+        if len(data) > MAX_MESSAGE:
+            raise too_large(len(data))
+        return data
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        """A message from its bytes."""
+        return data if message_type is bytes else super().decode(data, message_type)
+
+
+class RawStatusDetails(StatusDetailsCodecBase):
+    """``grpc-status-details-bin`` as it stands on the wire: the details of an error are bytes."""
+
+    def encode(self, status: Status, message: str | None, details: Any) -> bytes:
+        """The bytes that were received."""
+        del status, message
+        assert isinstance(details, bytes)
+        return details
+
+    def decode(self, status: Status, message: str | None, data: bytes) -> bytes:
+        """The bytes, for handing on."""
+        del status, message
+        return data
+
+
+def too_large(size: int) -> GRPCError:
+    """The status for a message beyond the limit, named as gRPC's own libraries name it."""
+    return GRPCError(Status.RESOURCE_EXHAUSTED, f"message of {size} bytes is larger than the maximum of {MAX_MESSAGE}")
+
+
+class _Stream(protocol.Stream):
+    async def recv_data(self, size: int) -> bytes:
+        # The length comes before the content: a message that is too large is refused before it is received.
+        if size > MAX_MESSAGE:
+            raise too_large(size)
+        return await super().recv_data(size)
+
+
+def _create_stream(
+    connection: protocol.Connection, *, stream_id: int | None = None, wrapper: Wrapper | None = None
+) -> protocol.Stream:
+    return _Stream(
+        connection,
+        connection._connection,  # noqa: SLF001
+        connection._transport,  # noqa: SLF001
+        stream_id=stream_id,
+        wrapper=wrapper,
+    )
+
+
+class LimitedProtocol(protocol.H2Protocol):
+    """An HTTP/2 connection whose streams refuse messages beyond the limit."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Take up a new connection."""
+        super().connection_made(transport)
+        self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]

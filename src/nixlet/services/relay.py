@@ -1,0 +1,60 @@
+"""A relay of gRPC calls, byte for byte: messages, metadata, deadline, cancellation, statuses and trailers stay as they are."""
+
+import contextlib
+
+from grpclib import client
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from nixlet import errors
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server
+
+
+class Relay:
+    """Hands calls on to one backend."""
+
+    def __init__(self, channel: channels.Channel, peer: str) -> None:
+        """A relay to a backend.
+
+        Args:
+            channel: The channel to it.
+            peer: What people call it, for errors.
+        """
+        self._channel = channel
+        self._peer = peer
+
+    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
+        """Answer a call with one request by what the backend says, be it one message or many."""
+        # A client that gives up resets its stream, which cancels this task, which resets the backend's stream.
+        async with self._channel.request(
+            path, Cardinality.UNARY_STREAM, bytes, bytes, deadline=stream.deadline, metadata=stream.metadata
+        ) as call:
+            try:
+                await self._pass_on(call, stream, request)
+            except GRPCError as error:
+                await stream.send_trailing_metadata(
+                    status=error.status,
+                    status_message=error.message,
+                    status_details=error.details,
+                    metadata=call.trailing_metadata,
+                )
+                with contextlib.suppress(GRPCError, StreamTerminatedError):
+                    await call.cancel()
+            except (OSError, StreamTerminatedError) as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                reason = getattr(error, "strerror", None) or str(error)
+                raise errors.UnavailableError(f"{self._peer} can't be reached: {reason}") from error
+
+    @staticmethod
+    async def _pass_on(
+        call: "client.Stream[bytes, bytes]", stream: "server.Stream[bytes, bytes]", request: bytes
+    ) -> None:
+        await call.send_message(request, end=True)
+        await call.recv_initial_metadata()
+        await stream.send_initial_metadata(metadata=call.initial_metadata)
+        async for message in call:
+            await stream.send_message(message)
+        await call.recv_trailing_metadata()
+        await stream.send_trailing_metadata(status=Status.OK, metadata=call.trailing_metadata)
