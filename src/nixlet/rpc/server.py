@@ -89,16 +89,23 @@ class _Mapping(dict[str, const.Handler]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """The handler of a method."""
+        del default
         found = super().get(key)
-        fallback = self._fallback
-        if found is not None or fallback is None:
-            return found or default
+        if found is not None:
+            return found
+        fallback = self._fallback or _unknown_method
 
         async def handle(stream: Any) -> None:
             await fallback(key, stream)
 
         # Streams in both directions: such a call may have one answer, several or none, as its unknown method wants.
         return const.Handler(_with_statuses(key, handle, self._running), const.Cardinality.STREAM_STREAM, bytes, bytes)
+
+
+async def _unknown_method(path: str, stream: Stream[bytes, bytes]) -> None:
+    # grpclib's own answer to an unknown method lacks the content type, which grpc-go takes for a broken server.
+    await stream.recv_message()
+    raise GRPCError(const.Status.UNIMPLEMENTED, f"unknown method {path}")
 
 
 class _Server(grpclib.server.Server):

@@ -94,7 +94,12 @@ async def test_a_supervised_child_is_ready_when_it_answers(tmp_path: Path) -> No
 
     script = f"echo starting; touch {tmp_path}/answer; exec sleep 60"
     async with supervisor.supervise(
-        "thing", ["sh", "-c", script], env=dict(os.environ), log_path=str(tmp_path / "log"), ready=ready, ready_timeout=10
+        "thing",
+        ["sh", "-c", script],
+        env=dict(os.environ),
+        log_path=str(tmp_path / "log"),
+        ready=ready,
+        ready_timeout=10,
     ) as child:
         assert alive(child.pid)
     assert (tmp_path / "log").read_text() == "starting\n"

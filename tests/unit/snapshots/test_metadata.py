@@ -18,7 +18,9 @@ def database(tmp_path: Path) -> Iterator[metadata.Metadata]:
     db.close()
 
 
-async def insert(db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE) -> metadata.Row:
+async def insert(
+    db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE
+) -> metadata.Row:
     return await db.write(lambda _: db.insert_snapshot(key, kind, parent, {"k": "v"}, None, "view"))
 
 
