@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -109,12 +110,19 @@ class ClosureKeeper:
                 continue
             async with self._lock(closure.id):
                 await asyncio.to_thread(self._views.remove, closure.id)
-                await self._db.write(lambda _, number=closure.id: self._db.delete_closure(number))
+                await self._db.write(functools.partial(self._forget, closure.id))
             self._locks.pop(closure.id, None)
             let_go.add(closure.identity)
         recorded = {closure.identity for closure in self._db.closures()}
         for identity in let_go - recorded - self._pins.keys():
             await asyncio.to_thread(self._roots.remove, identity)
+
+    def _forget(self, number: int, _: object) -> None:
+        self._db.delete_closure(number)
+
+    async def discard_unfinished(self) -> None:
+        """Remove what a crash left half-made; before anything else is done."""
+        await asyncio.to_thread(self._roots.discard_unfinished)
 
     async def sweep(self) -> list[str]:
         """Remove views and roots that the database doesn't know; what was removed, in words."""

@@ -82,6 +82,7 @@ class Snapshotter:
             UnsupportedError: Views don't work on this kernel or below this directory.
         """
         await asyncio.to_thread(views_module.probe, self.root)
+        await self._closures.discard_unfinished()
         swept = await self._sweep()
         if swept:
             _log.info("swept what an earlier run left behind: %s", ", ".join(swept))

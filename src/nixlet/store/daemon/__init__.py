@@ -1,1 +1,1 @@
-"""The Nix daemon as a store: its worker protocol, and a client."""
+"""The Nix daemon as a store: its worker protocol (Nix manual, "Nix daemon protocol"), and a client."""

@@ -1,0 +1,149 @@
+"""A store kept by a Nix daemon: over its socket, or through a ``nix-daemon --stdio`` child where no daemon runs."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from nixlet import errors
+from nixlet.host import process
+from nixlet.store import paths
+from nixlet.store.daemon import connection as connections
+from nixlet.store.daemon import session as sessions
+
+_DEFAULT_STATE_DIR = "/nix/var/nix"
+
+#: Seconds for a daemon to take part in the handshake.
+_OPEN_TIMEOUT = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """Where the store and its daemon are.
+
+    Attributes:
+        store_dir: The directory that store paths begin with.
+        real_dir: Where the files are on this host; empty: at ``store_dir``.
+        state_dir: Nix's state: the daemon's socket and the GC roots are below it.
+        socket: The daemon's socket.
+        stdio: The command that speaks the protocol on its standard streams.
+        environment: The environment for that command.
+        overrides: Settings of Nix for our connections (nix.conf's names).
+    """
+
+    store_dir: str = paths.DEFAULT_STORE_DIR
+    real_dir: str = ""
+    state_dir: str = _DEFAULT_STATE_DIR
+    socket: str = f"{_DEFAULT_STATE_DIR}/daemon-socket/socket"
+    stdio: Sequence[str] = ("nix-daemon", "--stdio")
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "DaemonSettings":
+        """What Nix's own variables say (Nix manual, "Common Environment Variables").
+
+        Raises:
+            UnsupportedError: NIX_REMOTE names a store that is not local.
+        """
+        state = environment.get("NIX_STATE_DIR", _DEFAULT_STATE_DIR)
+        socket = environment.get("NIX_DAEMON_SOCKET_PATH", os.path.join(state, "daemon-socket", "socket"))
+        remote = environment.get("NIX_REMOTE", "")
+        if remote.startswith("unix://"):
+            socket = remote.removeprefix("unix://") or socket
+        elif remote not in {"", "auto", "daemon", "local"}:
+            raise errors.UnsupportedError(
+                f"NIX_REMOTE={remote} names a store that is not on this host", hint="unset NIX_REMOTE"
+            )
+        store = environment.get("NIX_STORE_DIR", paths.DEFAULT_STORE_DIR)
+        return cls(store_dir=store, state_dir=state, socket=socket, environment=environment)
+
+    @property
+    def gcroots(self) -> str:
+        """Where Nix looks for GC roots."""
+        return os.path.join(self.state_dir, "gcroots")
+
+
+class DaemonStore:
+    """A store kept by a Nix daemon."""
+
+    def __init__(self, settings: DaemonSettings) -> None:
+        self.settings = settings
+
+    @property
+    def store_dir(self) -> str:
+        """The directory that its paths begin with."""
+        return self.settings.store_dir
+
+    @property
+    def real_dir(self) -> str:
+        """The directory on this host that holds its files."""
+        return self.settings.real_dir or self.settings.store_dir
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[sessions.DaemonSession]:
+        """Open a connection.
+
+        Raises:
+            UnavailableError: No daemon answers and none can be started; the sentence names the socket at fault.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            connection = await self._open(stack)
+            session = sessions.DaemonSession(connection, self.store_dir)
+            await session.set_options(self.settings.overrides)
+            yield session
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> connections.Connection:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.settings.socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return await self._open_stdio(stack)
+        except OSError as error:
+            raise errors.UnavailableError(
+                f"the Nix daemon's socket {self.settings.socket} can't be opened: {error.strerror}",
+                hint="run nixlet as root, or as a member of the group that owns the socket",
+            ) from error
+        stack.callback(writer.close)
+        return await self._handshake(connections.Connection(reader, writer))
+
+    async def _open_stdio(self, stack: contextlib.AsyncExitStack) -> connections.Connection:
+        program = process.find_program(self.settings.stdio[0], self.settings.environment.get("PATH"))
+        if program is None:
+            raise errors.UnavailableError(
+                f"Nix is not installed: there is no {self.settings.stdio[0]} on PATH, and no daemon serves"
+                f" {self.settings.socket}",
+                hint="install Nix (https://nixos.org/download, or your distribution's nix-bin)",
+            )
+        child = await stack.enter_async_context(
+            process.start(
+                [program, *self.settings.stdio[1:]],
+                env=self.settings.environment,
+                stdin=process.PIPE,
+                stdout=process.PIPE,
+                stderr=process.PIPE,
+            )
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        # What it complains about must not fill its pipe; some of it says why a handshake failed.
+        complaints = asyncio.create_task(child.stderr.read(), name="stderr of nix-daemon")
+        stack.callback(complaints.cancel)
+        try:
+            return await self._handshake(connections.Connection(child.stdout, child.stdin))
+        except errors.UnavailableError as error:
+            child.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                text = (await asyncio.wait_for(complaints, 2)).decode(errors="replace").strip()
+                raise errors.UnavailableError(f"{program} --stdio does not serve: {text or error}") from error
+            raise
+
+    @staticmethod
+    async def _handshake(connection: connections.Connection) -> connections.Connection:
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                await connection.handshake()
+        except TimeoutError as error:
+            raise errors.UnavailableError("the Nix daemon does not answer") from error
+        return connection

@@ -1,0 +1,189 @@
+"""One connection to a Nix daemon: the handshake, and requests with the log that comes before each reply."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Protocol, TypeVar
+
+from nixlet import errors
+from nixlet.store.daemon import wire
+
+T = TypeVar("T")
+
+_CHUNK = 1 << 16
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class LogSink(Protocol):
+    """Who wants the daemon's activities."""
+
+    def started(self, number: int, kind: int, fields: list[int | str]) -> None:
+        """An activity began."""
+        ...
+
+    def result(self, number: int, kind: int, fields: list[int | str]) -> None:
+        """An activity reported something."""
+        ...
+
+
+class DaemonError(errors.NixletError):
+    """The daemon answered a request with an error; the connection is still good."""
+
+
+class Connection:
+    """A connection, good for one request after the other. What cuts a request short makes it useless for more."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._stream = reader
+        self._writer = writer
+        self._reader = wire.Reader()
+        self._lock = asyncio.Lock()
+        self._broken = False
+        self.minor = 0
+        self.nix_version = ""
+        #: Whether the daemon trusts us to add unsigned paths; None where it doesn't say (before 1.35).
+        self.trusted: bool | None = None
+        #: How many requests were sent, for tests that count.
+        self.requests = 0
+
+    async def handshake(self) -> None:
+        """Agree on the protocol's version.
+
+        Raises:
+            ProtocolError: The peer is no Nix daemon, or too old.
+        """
+        async with self._whole():
+            self._writer.write(wire.integer(wire.CLIENT_MAGIC) + wire.integer(wire.PROTOCOL))
+            magic, version = await self._parse(lambda reader: (reader.integer(), reader.integer()))
+            if magic != wire.SERVER_MAGIC:
+                raise wire.ProtocolError("the Nix daemon's socket is served by something else")
+            if version >> 8 != 1 or version < wire.MIN_PROTOCOL:
+                raise wire.ProtocolError(
+                    f"the Nix daemon speaks protocol {version >> 8}.{version & 0xFF}, older than 1.{wire.MIN_PROTOCOL & 0xFF}",
+                    hint="update Nix to 2.4 or later",
+                )
+            self.minor = min(version, wire.PROTOCOL) & 0xFF
+            # No CPU affinity, no reserved space: both are relics that the protocol still asks for.
+            self._writer.write(wire.integer(0) + wire.integer(0))
+            if self.minor >= 33:
+                self.nix_version = await self._parse(wire.Reader.string)
+            if self.minor >= 35:
+                self.trusted = {1: True, 2: False}.get(await self._parse(wire.Reader.integer))
+            await self._read_log(None)
+
+    async def request(
+        self, operation: int, body: bytes, parser: Callable[[wire.Reader], T], sink: LogSink | None = None
+    ) -> T:
+        """Send a request and parse its reply."""
+        async with self._whole():
+            self.requests += 1
+            self._writer.write(wire.integer(operation) + body)
+            return await self._reply(parser, sink)
+
+    async def requests_in_a_row(
+        self, operation: int, bodies: Iterable[bytes], parser: Callable[[wire.Reader], T]
+    ) -> list[T | DaemonError]:
+        """Send many short requests at once and parse their replies, errors among them."""
+        async with self._whole():
+            encoded = [wire.integer(operation) + body for body in bodies]
+            self.requests += len(encoded)
+            writing = asyncio.create_task(self._write_all(encoded))
+            replies: list[T | DaemonError] = []
+            try:
+                for _ in encoded:
+                    try:
+                        replies.append(await self._reply(parser, None))
+                    except DaemonError as error:
+                        replies.append(error)
+                await writing
+            finally:
+                writing.cancel()
+            return replies
+
+    async def request_framed(self, operation: int, body: bytes, data: bytes, parser: Callable[[wire.Reader], T]) -> T:
+        """Send a request that is followed by data in frames."""
+        async with self._whole():
+            self.requests += 1
+            self._writer.write(wire.integer(operation) + body)
+            for start in range(0, len(data), _CHUNK):
+                frame = data[start : start + _CHUNK]
+                self._writer.write(wire.integer(len(frame)) + frame)
+                await self._writer.drain()
+            self._writer.write(wire.integer(0))
+            return await self._reply(parser, None)
+
+    async def _write_all(self, encoded: list[bytes]) -> None:
+        for start in range(0, len(encoded), 64):
+            self._writer.write(b"".join(encoded[start : start + 64]))
+            await self._writer.drain()
+
+    @contextlib.asynccontextmanager
+    async def _whole(self) -> AsyncIterator[None]:
+        """One request at a time, and none after one that was cut short: its reply would be taken for the next one's."""
+        async with self._lock:
+            if self._broken:
+                raise errors.UnavailableError("the connection to the Nix daemon is broken")
+            self._broken = True
+            try:
+                yield
+            except DaemonError:
+                self._broken = False
+                raise
+            except (ConnectionError, BrokenPipeError) as error:
+                raise errors.UnavailableError("the Nix daemon closed the connection") from error
+            self._broken = False
+
+    async def _reply(self, parser: Callable[[wire.Reader], T], sink: LogSink | None) -> T:
+        await self._read_log(sink)
+        return await self._parse(parser)
+
+    async def _parse(self, parser: Callable[[wire.Reader], T]) -> T:
+        while True:
+            try:
+                return self._reader.parse(parser)
+            except wire.NeedMore:
+                data = await self._stream.read(_CHUNK)
+                if not data:
+                    raise errors.UnavailableError("the Nix daemon closed the connection") from None
+                self._reader.feed(data)
+
+    async def _read_log(self, sink: LogSink | None) -> None:
+        """Read log records up to the one that says that the reply follows.
+
+        Raises:
+            DaemonError: The daemon ends the request with an error instead.
+        """
+        while (kind := await self._parse(lambda reader: _record(reader, sink))) != wire.STDERR_LAST:
+            if kind in {wire.STDERR_READ, wire.STDERR_WRITE}:
+                raise wire.ProtocolError("the Nix daemon asks for data in a way that only old versions do")
+
+
+def _record(reader: wire.Reader, sink: LogSink | None) -> int:
+    kind = reader.integer()
+    if kind == wire.STDERR_NEXT:
+        reader.string()
+    elif kind == wire.STDERR_ERROR:
+        raise DaemonError(_plain(reader.error()))
+    elif kind == wire.START_ACTIVITY:
+        number, _level, activity, _text = reader.integer(), reader.integer(), reader.integer(), reader.string()
+        fields = reader.fields()
+        reader.integer()  # the activity above it
+        if sink is not None:
+            sink.started(number, activity, fields)
+    elif kind == wire.STOP_ACTIVITY:
+        reader.integer()
+    elif kind == wire.RESULT:
+        number, result = reader.integer(), reader.integer()
+        fields = reader.fields()
+        if sink is not None:
+            sink.result(number, result, fields)
+    elif kind not in {wire.STDERR_LAST, wire.STDERR_READ, wire.STDERR_WRITE}:
+        raise wire.ProtocolError(f"the Nix daemon sent an unknown record {kind:#x}")
+    return kind
+
+
+def _plain(message: str) -> str:
+    """A message of Nix without colours, on one line, without its own "error:"."""
+    text = " ".join(_ANSI.sub("", message).split())
+    return text.removeprefix("error: ")

@@ -1,0 +1,195 @@
+"""What nixlet asks of a Nix daemon, over one connection."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from nixlet import errors
+from nixlet.store import interface, paths
+from nixlet.store.daemon import activity, connection, wire
+from nixlet.telemetry import progress
+
+# Operations of the worker protocol (Nix: enum WorkerProto::Op).
+_ADD_TO_STORE = 7
+_ADD_TEXT_TO_STORE = 8
+_BUILD_PATHS = 9
+_ADD_TEMP_ROOT = 11
+_SET_OPTIONS = 19
+_COLLECT_GARBAGE = 20
+_QUERY_PATH_INFO = 26
+_QUERY_VALID_PATHS = 31
+_QUERY_MISSING = 40
+
+#: How many downloads a daemon before 2.16 runs side by side: it takes the number of build jobs for that.
+_JOBS = 16
+
+_DELETE_SPECIFIC = 3
+
+
+class DaemonSession:
+    """A connection to a Nix daemon; implements ``interface.StoreSession``."""
+
+    def __init__(self, conn: connection.Connection, store_dir: str) -> None:
+        self._connection = conn
+        self._store_dir = store_dir
+
+    @property
+    def requests(self) -> int:
+        """How many requests went over the wire."""
+        return self._connection.requests
+
+    @property
+    def nix_version(self) -> str:
+        """The daemon's version, or an empty string where it doesn't say."""
+        return self._connection.nix_version
+
+    async def set_options(self, overrides: Mapping[str, str]) -> None:
+        """Set the connection's options: go on after a failure, fetch in parallel, and settings by name."""
+        numbers = (
+            0,  # keep failed builds
+            1,  # keep going
+            0,  # build where fetching fails
+            3,  # verbosity: info
+            _JOBS,
+            0,  # no limit to silence
+            1,  # (obsolete)
+            0,  # builds are quiet: level error
+            0,  # (obsolete)
+            0,  # (obsolete)
+            0,  # all cores
+            1,  # fetch
+        )
+        body = b"".join(map(wire.integer, numbers)) + wire.integer(len(overrides))
+        for name, value in overrides.items():
+            body += wire.string(name) + wire.string(value)
+        await self._connection.request(_SET_OPTIONS, body, lambda _: None)
+
+    async def present(self, wanted: Collection[paths.StorePath]) -> set[paths.StorePath]:
+        """Those that are valid, in one request."""
+        body = wire.strings(wanted) + wire.integer(0)
+        return self._paths(await self._connection.request(_QUERY_VALID_PATHS, body, wire.Reader.strings))
+
+    async def hold(self, wanted: Collection[paths.StorePath]) -> None:
+        """Register temporary roots, which last as long as the connection."""
+        bodies = [wire.string(path) for path in wanted]
+        for reply in await self._connection.requests_in_a_row(_ADD_TEMP_ROOT, bodies, wire.Reader.integer):
+            if isinstance(reply, connection.DaemonError):
+                raise reply
+
+    async def plan(self, wanted: Collection[paths.StorePath]) -> interface.Plan:
+        """What realising would take."""
+
+        def parse(reader: wire.Reader) -> interface.Plan:
+            sets = [frozenset(self._paths(reader.strings())) for _ in range(3)]
+            return interface.Plan(sets[0], sets[1], sets[2], reader.integer(), reader.integer())
+
+        return await self._connection.request(_QUERY_MISSING, wire.strings(wanted), parse)
+
+    async def realise(
+        self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
+    ) -> interface.Realised:
+        """Have paths in the store.
+
+        The paths are held first, present or not: whatever the collector does meanwhile, it must not delete what was
+        found present. Asking for the plan before the work lets old daemons fetch all the narinfos side by side.
+        """
+        await self.hold(wanted)
+        missing = set(wanted) - await self.present(wanted)
+        if not missing:
+            return interface.Realised()
+        plan = await self.plan(missing)
+        sink(progress.Progress("realising", 0, len(plan.will_substitute), "paths"))
+        activities = activity.Activities(sink, "realising")
+        reason = ""
+        try:
+            body = wire.strings(sorted(missing)) + wire.integer(0)
+            await self._connection.request(_BUILD_PATHS, body, wire.Reader.integer, activities)
+        except connection.DaemonError as error:
+            reason = error.message
+        left = missing - await self.present(missing)
+        if left:
+            raise _unobtainable(sorted(left), reason)
+        fetched = len(plan.will_substitute)
+        sink(progress.Progress("realising", fetched, fetched, "paths"))
+        return interface.Realised(fetched, max(activities.fetched_bytes, 0) or plan.download_size)
+
+    async def path_infos(self, wanted: Iterable[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
+        """What is known of valid paths; all requests are under way at once."""
+        asked = list(wanted)
+        bodies = [wire.string(path) for path in asked]
+        replies = await self._connection.requests_in_a_row(_QUERY_PATH_INFO, bodies, self._parse_known_info)
+        infos = {}
+        for path, reply in zip(asked, replies, strict=True):
+            if isinstance(reply, connection.DaemonError):
+                raise reply
+            if reply is None:
+                raise errors.NotFoundError(
+                    f"the store path {path} is not in the Nix store",
+                    hint=f"bring it there with: nix-store --realise {path}",
+                )
+            infos[path] = reply(path)
+        return infos
+
+    async def closure(self, wanted: Collection[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
+        """Paths and all that they refer to."""
+        infos: dict[paths.StorePath, interface.PathInfo] = {}
+        pending = set(wanted)
+        while pending:
+            found = await self.path_infos(sorted(pending))
+            infos |= found
+            pending = {reference for info in found.values() for reference in info.references} - infos.keys()
+        return infos
+
+    async def add_text(self, name: str, text: str, references: Collection[paths.StorePath] = ()) -> paths.StorePath:
+        """Add a plain file."""
+        body = wire.string(name) + wire.string(text) + wire.strings(references)
+        reply = await self._connection.request(_ADD_TEXT_TO_STORE, body, wire.Reader.string)
+        return paths.parse(reply, self._store_dir)
+
+    async def add_nar(self, name: str, nar: bytes, references: Collection[paths.StorePath] = ()) -> paths.StorePath:
+        """Add content that determines its own name, from its archive."""
+        body = wire.string(name) + wire.string("fixed:r:sha256") + wire.strings(references) + wire.integer(0)
+
+        def parse(reader: wire.Reader) -> str:
+            path = reader.string()
+            self._parse_info(reader)
+            return path
+
+        reply = await self._connection.request_framed(_ADD_TO_STORE, body, nar, parse)
+        return paths.parse(reply, self._store_dir)
+
+    async def delete(self, doomed: Collection[paths.StorePath]) -> int:
+        """Delete paths that nothing needs; the bytes that were freed."""
+        body = wire.integer(_DELETE_SPECIFIC) + wire.strings(doomed)
+        body += wire.integer(0) + wire.integer((1 << 64) - 1) + wire.integer(0) * 3
+
+        def parse(reader: wire.Reader) -> int:
+            reader.strings()
+            freed = reader.integer()
+            reader.integer()
+            return freed
+
+        return await self._connection.request(_COLLECT_GARBAGE, body, parse)
+
+    def _paths(self, texts: Iterable[str]) -> set[paths.StorePath]:
+        return {paths.parse(text, self._store_dir) for text in texts}
+
+    def _parse_known_info(self, reader: wire.Reader) -> Callable[[paths.StorePath], interface.PathInfo] | None:
+        return self._parse_info(reader) if reader.integer() else None
+
+    def _parse_info(self, reader: wire.Reader) -> Callable[[paths.StorePath], interface.PathInfo]:
+        """What the protocol says of a path whose name the asker knows."""
+        deriver, nar_hash = reader.string(), reader.string()
+        references = frozenset(self._paths(reader.strings()))
+        time, size, ultimate = reader.integer(), reader.integer(), bool(reader.integer())
+        signatures, address = frozenset(reader.strings()), reader.string()
+        return lambda path: interface.PathInfo(
+            path, deriver, nar_hash, references, time, size, ultimate, signatures, address
+        )
+
+
+def _unobtainable(left: Sequence[paths.StorePath], reason: str) -> errors.NotFoundError:
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    why = f": {reason}" if reason else ""
+    return errors.NotFoundError(
+        f"the store path {left[0]}{more} is not in the Nix store and can't be fetched{why}",
+        hint=f"copy it here (nix copy --from STORE {left[0]}) or add a cache that has it to nix.conf's substituters",
+    )

@@ -1,0 +1,153 @@
+"""The encoding of the Nix worker protocol: little-endian 64-bit integers, strings padded to eight bytes, lists by count.
+
+Nothing here does I/O. ``Reader`` parses from a buffer that the connection feeds: a parse that runs out of bytes raises
+``NeedMore`` and is repeated when more have come, so that a reply of thousands of fields costs no suspension for each.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from nixlet import errors
+
+T = TypeVar("T")
+
+CLIENT_MAGIC = 0x6E697863
+SERVER_MAGIC = 0x6478696F
+
+#: What we offer: 1.35 brings the daemon's word on whether it trusts us. The smallest that has all we use is 1.27.
+PROTOCOL = 1 << 8 | 35
+MIN_PROTOCOL = 1 << 8 | 27
+
+#: A string from a daemon may be this long (bytes): error messages with build logs, closures' names.
+MAX_STRING = 64 << 20
+MAX_LIST = 1 << 22
+
+STDERR_NEXT = 0x6F6C6D67
+STDERR_READ = 0x64617461
+STDERR_WRITE = 0x64617416
+STDERR_LAST = 0x616C7473
+STDERR_ERROR = 0x63787470
+START_ACTIVITY = 0x53545254
+STOP_ACTIVITY = 0x53544F50
+RESULT = 0x52534C54
+
+_INT = struct.Struct("<Q")
+
+
+class NeedMore(Exception):
+    """The buffer ends before the value does."""
+
+
+class ProtocolError(errors.UnavailableError):
+    """The peer doesn't speak the worker protocol, or not correctly."""
+
+
+def integer(value: int) -> bytes:
+    """An integer, a truth value or an enumerator."""
+    return _INT.pack(value)
+
+
+def string(value: str | bytes) -> bytes:
+    """A string with its length before it and zeros behind it."""
+    data = value.encode() if isinstance(value, str) else value
+    return _INT.pack(len(data)) + data + bytes(-len(data) % 8)
+
+
+def strings(values: Iterable[str]) -> bytes:
+    """A list or set of strings."""
+    encoded = [string(value) for value in values]
+    return _INT.pack(len(encoded)) + b"".join(encoded)
+
+
+class Reader:
+    """Parses what has been received."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._position = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take up what came."""
+        self._data += data
+
+    def parse(self, parser: Callable[["Reader"], T]) -> T:
+        """Run a parser; when it runs out of bytes nothing is consumed.
+
+        Raises:
+            NeedMore: The value isn't complete.
+            ProtocolError: The bytes can't be such a value.
+        """
+        start = self._position
+        try:
+            value = parser(self)
+        except NeedMore:
+            self._position = start
+            raise
+        if self._position > 1 << 16 or self._position == len(self._data):
+            del self._data[: self._position]
+            self._position = 0
+        return value
+
+    def integer(self) -> int:
+        """An integer."""
+        end = self._position + 8
+        if end > len(self._data):
+            raise NeedMore
+        (value,) = _INT.unpack_from(self._data, self._position)
+        self._position = end
+        return int(value)
+
+    def bytes(self) -> bytes:
+        """A string as bytes."""
+        length = self.integer()
+        if length > MAX_STRING:
+            raise ProtocolError(f"the Nix daemon sent a string of {length} bytes, which can't be")
+        padded = length + (-length % 8)
+        if self._position + padded > len(self._data):
+            raise NeedMore
+        value = bytes(self._data[self._position : self._position + length])
+        if any(self._data[self._position + length : self._position + padded]):
+            raise ProtocolError("the Nix daemon sent a string with padding that is not zero")
+        self._position += padded
+        return value
+
+    def string(self) -> str:
+        """A string as text."""
+        return self.bytes().decode(errors="replace")
+
+    def count(self) -> int:
+        """The number of elements that follow."""
+        value = self.integer()
+        if value > MAX_LIST:
+            raise ProtocolError(f"the Nix daemon announced a list of {value} elements, which can't be")
+        return value
+
+    def strings(self) -> list[str]:
+        """A list or set of strings."""
+        return [self.string() for _ in range(self.count())]
+
+    def fields(self) -> list[int | str]:
+        """The fields of a log record: integers (0) and strings (1)."""
+        values: list[int | str] = []
+        for _ in range(self.count()):
+            kind = self.integer()
+            if kind == 0:
+                values.append(self.integer())
+            elif kind == 1:
+                values.append(self.string())
+            else:
+                raise ProtocolError(f"the Nix daemon sent a log field of unknown type {kind}")
+        return values
+
+    def error(self) -> str:
+        """An error record; its message, without the traces."""
+        self.string()  # always "Error"
+        self.integer()  # level
+        self.string()  # a name that is no longer used
+        message = self.string()
+        self.integer()  # no position
+        for _ in range(self.count()):
+            self.integer()
+            self.string()
+        return message
