@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.nixstore import PrivateStore
 
 from nixlet import errors
 from nixlet.store import closures, interface, paths, policy, realiser, roots
 from nixlet.store.daemon import client
 from nixlet.telemetry import progress
+from support.nixstore import PrivateStore
 
 
 @pytest.fixture
@@ -80,16 +80,18 @@ async def test_a_nar_is_added_under_the_name_that_its_content_gives(
 def _dump(store: PrivateStore, target: str) -> bytes:
     import subprocess
 
-    return subprocess.run(["nix-store", "--dump", target], env=store.environment, capture_output=True, check=True).stdout
+    return subprocess.run(
+        ["nix-store", "--dump", target], env=store.environment, capture_output=True, check=True
+    ).stdout
 
 
-async def test_a_path_that_nobody_has_is_named_with_the_reason(
-    store: PrivateStore, daemon: client.DaemonStore
-) -> None:
+async def test_a_path_that_nobody_has_is_named_with_the_reason(store: PrivateStore, daemon: client.DaemonStore) -> None:
     absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
     async with daemon.session() as session:
         present = await session.add_text("present", "x")
-        with pytest.raises(errors.NotFoundError, match=f"{absent} is not in the Nix store and can't be fetched") as caught:
+        with pytest.raises(
+            errors.NotFoundError, match=f"{absent} is not in the Nix store and can't be fetched"
+        ) as caught:
             await session.realise([present, absent])
         assert "\x1b" not in caught.value.message
         assert str(absent) in caught.value.hint
@@ -175,7 +177,7 @@ def serving(directory: Path) -> Iterator[str]:
     class Handler(http.server.SimpleHTTPRequestHandler):
         wbufsize = -1
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
     handler = functools.partial(Handler, directory=str(directory))

@@ -1,0 +1,32 @@
+"""The real programs that tests run against: Debian's, and those that scripts/parts installed."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+
+@functools.cache
+def directories() -> dict[str, Path]:
+    """Family to directory; scripts/test hands them over, and a bare pytest asks for them itself."""
+    listed = os.environ.get("NIXLET_PARTS")
+    if listed is None:
+        script = Path(__file__).parents[2] / "scripts" / "parts"
+        listed = subprocess.run([script], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return {family: Path(directory) for family, directory in (line.split(" ", 1) for line in listed.splitlines())}
+
+
+#: The containerds that everything must work with, by the version that they say.
+CONTAINERDS = ("1.6.20", "1.7.35", "2.2.9", "2.4.2")
+
+
+def containerd(version: str) -> Path:
+    """The containerd program of a version."""
+    if version.startswith("1.6"):
+        return Path("/usr/bin/containerd")
+    return directories()[f"containerd-{version.rpartition('.')[0]}"] / "containerd"
+
+
+def tool(name: str) -> Path:
+    """A program of the family "tools"."""
+    return directories()["tools"] / name
