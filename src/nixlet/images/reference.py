@@ -70,7 +70,7 @@ def parse(text: str, store_dir: str = paths.DEFAULT_STORE_DIR) -> Reference:
     Raises:
         InvalidArgumentError: It fits neither grammar, or a path in the store is no store path.
     """
-    if text == NIX_PREFIX or text.startswith((f"{NIX_PREFIX}/", f"{NIX_PREFIX}:", f"{NIX_PREFIX}@")):
+    if is_archive(text):
         return parse_archive(text.removeprefix(NIX_PREFIX), store_dir)
     return _parse_image(text)
 
@@ -124,7 +124,9 @@ def _parse_image(text: str) -> ImageReference:
     if not _DOMAIN.fullmatch(domain):
         raise _malformed(text, f"{paths.shown(domain)} is no registry's name")
     if not _REPOSITORY.fullmatch(repository):
-        raise _malformed(text, "a repository's name has lower-case letters, digits, and single separators '.', '_', '-', '/'")
+        raise _malformed(
+            text, "a repository's name has lower-case letters, digits, and single separators '.', '_', '-', '/'"
+        )
     if len(domain) + 1 + len(repository) > _MAX_NAME:
         raise _malformed(text, f"its name is longer than {_MAX_NAME} characters")
     if not at and re.fullmatch(r"[0-9a-f]{64}", text):
@@ -151,3 +153,8 @@ def _malformed(text: str, why: str) -> errors.InvalidArgumentError:
         f"{paths.shown(text)} is not an image reference: {why}",
         hint="write [REGISTRY/]NAME[:TAG][@DIGEST] or nix:0/nix/store/<hash>-nix-image-<name>.tar",
     )
+
+
+def is_archive(text: str) -> bool:
+    """Whether a reference, well-formed or not, is meant as that of an archive on the node."""
+    return text == NIX_PREFIX or text.startswith((f"{NIX_PREFIX}/", f"{NIX_PREFIX}:", f"{NIX_PREFIX}@"))

@@ -22,7 +22,9 @@ _MAX_LINKS = 8
 _CHUNK = 1024 * 1024
 
 _REGULAR = frozenset(b"0\x007")
-_HARD_LINK, _SYMLINK, _DIRECTORY = b"12"[0], b"12"[1], b"5"[0]
+_HARD_LINK, _SYMLINK = b"12"
+#: Links, devices, directories and FIFOs have no content, whatever their size field says.
+_HEADER_ONLY = frozenset(b"123456")
 _PAX, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE = b"xgLKS"
 
 
@@ -134,7 +136,7 @@ class Tarball:
             if not _checksum_fits(header):
                 raise self.malformed("a header's checksum is wrong" if offset else "it is no tar file")
             kind = header[156]
-            size = self._number(pax["size"].encode() if "size" in pax and kind not in b"xgLK" else header[124:136])
+            size = 0 if kind in _HEADER_ONLY else self._size_of(header[124:136], pax)
             start, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
             if kind in {_PAX, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK}:
                 content = self._extension(start, size)
@@ -148,13 +150,11 @@ class Tarball:
                 continue
             if kind == _GNU_SPARSE or any(key.startswith("GNU.sparse") for key in pax):
                 raise self.malformed("it has a sparse member")
-            if start + (size if kind in _REGULAR else 0) > self._size:
+            if start + size > self._size:
                 raise self._cut_short()
             name = _normal(pax.get("path") or long_name or _header_name(header))
             link = pax.get("linkpath") or long_link or _text(header[157:257])
             pax, long_name, long_link = {}, None, None
-            if kind not in _REGULAR:
-                offset = start if kind in {_HARD_LINK, _SYMLINK, _DIRECTORY} else offset
             yield None if name is None else _member(name, kind, start, size, link)
 
     def _extension(self, start: int, size: int) -> bytes:
@@ -164,24 +164,28 @@ class Tarball:
             raise self._cut_short()
         return self._read(start, size)
 
-    def _number(self, field: bytes) -> int:
-        """A size: octal digits, decimal ones from pax records, or GNU's binary form for sizes from 8 GiB."""
+    def _size_of(self, field: bytes, pax: dict[str, str]) -> int:
+        """A size: a pax record's decimal digits, octal ones, or GNU's binary form for sizes from 8 GiB."""
         try:
+            if "size" in pax:
+                return _digits(pax["size"], 10)
             if field[:1] == b"\x80":
                 return int.from_bytes(field[1:], "big")
-            digits = field.strip(b" \x00")
-            if digits and not digits.isdigit():
-                raise ValueError
-            return int(digits or b"0", 8 if len(field) == 12 and field[-1:] in {b" ", b"\x00"} else 10)
+            return _digits(field.decode("ascii").strip(" \x00") or "0", 8)
         except ValueError as error:
             raise self.malformed("a member's size is no number") from error
 
     def _pax_records(self, content: bytes) -> dict[str, str]:
-        """Records "<length> <key>=<value>\\n", where the length counts the whole record."""
+        """Records "<length> <key>=<value>" and a line feed, where the length counts the whole record."""
         records: dict[str, str] = {}
         while content.strip(b"\x00"):
             length, space, _ = content.partition(b" ")
-            if not space or not length.isdigit() or len(length) > 6 or not len(length) + 3 < int(length) <= len(content):
+            if (
+                not space
+                or not length.isdigit()
+                or len(length) > 6
+                or not len(length) + 3 < int(length) <= len(content)
+            ):
                 raise self.malformed("a member's extended header is malformed")
             key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
             records[_text(key)] = _text(value)
@@ -225,6 +229,12 @@ def _header_name(header: bytes) -> str:
 
 def _text(field: bytes) -> str:
     return field.partition(b"\x00")[0].decode(errors="surrogateescape")
+
+
+def _digits(text: str, base: int) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 20:
+        raise ValueError(text)
+    return int(text, base)
 
 
 def _checksum_fits(header: bytes) -> bool:

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpclib.server
 from grpclib import const, protocol
@@ -21,6 +21,8 @@ from nixlet.rpc import status, transport
 #: A call as a handler sees it.
 Stream = grpclib.server.Stream
 
+Request = TypeVar("Request")
+
 _Handle = Callable[[Any], Awaitable[None]]
 
 #: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes.
@@ -30,6 +32,18 @@ Fallback = Callable[[str, "grpclib.server.Stream[bytes, bytes]"], Awaitable[None
 _GRACE = 5.0
 
 _log = logging.getLogger("nixlet.rpc")
+
+
+async def request(stream: "grpclib.server.Stream[Request, Any]") -> Request:
+    """The one message of a call with one request.
+
+    Raises:
+        InvalidArgumentError: The client ended the call without sending it.
+    """
+    message = await stream.recv_message()
+    if message is None:
+        raise errors.InvalidArgumentError("the call came without a request")
+    return message
 
 
 class Servable(Protocol):

@@ -201,6 +201,14 @@ class Metadata:
             raise errors.NotFoundError(f"snapshot {key} does not exist")
         return row
 
+    def named(self, name: str) -> Row | None:
+        """The committed snapshot that a client of containerd knows by a name; containerd puts "<namespace>/<n>/" before it."""
+        row = self._db.execute(
+            "SELECT * FROM snapshots WHERE kind = ? AND (key = ? OR substr(key, -length(?) - 1) = '/' || ?) LIMIT 1",
+            (int(model.Kind.COMMITTED), name, name, name),
+        ).fetchone()
+        return None if row is None else _row(row)
+
     def key_of(self, snapshot: int | None) -> str:
         """The key of a snapshot by number; empty for none."""
         if snapshot is None:

@@ -183,9 +183,15 @@ class Snapshotter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sweep()
 
-    def layer_closure(self, name: str) -> tuple[str, ...]:
-        """The store paths that a snapshot and its ancestors bring along, sorted."""
-        row = self._db.get(name)
+    def closure_of(self, name: str) -> tuple[str, ...]:
+        """The store paths that a committed snapshot and its ancestors bring along, sorted.
+
+        Raises:
+            NotFoundError: There is no such snapshot.
+        """
+        row = self._db.named(name)
+        if row is None:
+            raise errors.NotFoundError(f"snapshot {name} does not exist")
         layers = [metadata_module.Layer(row.id, row.closure), *self._db.chain(row.parent)]
         names = {name for layer in layers if layer.closure for name in self._db.closure(layer.closure).names}
         return tuple(f"{self._store_dir}/{name}" for name in sorted(names))

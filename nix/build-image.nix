@@ -1,0 +1,174 @@
+# buildImage: a Nix image, an archive that names a closure and holds next to nothing itself.
+#
+# With nixpkgs:
+#
+#   buildImage = pkgs.callPackage ./build-image.nix { inherit nixlet; };
+#
+# With nothing but Nix, and a static busybox:
+#
+#   buildImage = import ./build-image.nix { nixlet = "/path/to/nixlet"; shell = "/bin/busybox"; };
+#
+# Then:
+#
+#   buildImage {
+#     name = "hello";
+#     resolvedByNix = true;
+#     copyToRoot = hello;
+#     config.Entrypoint = [ "/bin/hello" ];
+#   }
+{
+  # The nixlet package, or the path of its program.
+  nixlet,
+  busybox ? null,
+  # A program that has busybox's `sh`, `mkdir`, `cp`, `tr` and `awk` as subcommands. Best a static one.
+  shell ? if busybox == null then "/bin/busybox" else "${busybox}/bin/busybox",
+  stdenv ? null,
+  system ? if stdenv == null then builtins.currentSystem else stdenv.hostPlatform.system,
+}:
+let
+  program = if builtins.isAttrs nixlet then "${nixlet}/bin/nixlet" else toString nixlet;
+
+  run =
+    name: environment: script:
+    derivation (
+      {
+        inherit name system shell;
+        builder = shell;
+        args = [
+          "sh"
+          "-euc"
+          script
+        ];
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      }
+      // environment
+    );
+
+  writeText =
+    name: text:
+    run name {
+      inherit text;
+      passAsFile = [ "text" ];
+    } ''"$shell" cp "$textPath" "$out"'';
+
+  toList = value: if value == null then [ ] else if builtins.isList value then value else [ value ];
+
+  # The closure of some store paths, as nixpkgs' closureInfo has it: `store-paths`, one a line, and `registration`, the
+  # form that `nix-store --load-db` reads. Nix itself computes the closure and hands it over as JSON: objects that hold
+  # no objects and strings that need no escapes, so that a line for each object is easily taken apart.
+  makeClosureInfo =
+    roots:
+    derivation {
+      name = "closure-info";
+      inherit system;
+      builder = shell;
+      __structuredAttrs = true;
+      exportReferencesGraph.closure = roots;
+      preferLocalBuild = true;
+      allowSubstitutes = false;
+      args = [
+        "sh"
+        "-euc"
+        ''
+          shell=$1 out=$2
+          "$shell" mkdir "$out"
+          "$shell" tr '{}' '\n\n' <"''${NIX_ATTRS_JSON_FILE:-.attrs.json}" | "$shell" awk -v out="$out" '
+            function text(key) {
+              return match($0, "\"" key "\":\"[^\"]*\"") ? substr($0, RSTART + length(key) + 4, RLENGTH - length(key) - 5) : ""
+            }
+            /"narHash":"/ && /"path":"/ {
+              match($0, /"narSize":[0-9]+/); size = substr($0, RSTART + 10, RLENGTH - 10)
+              match($0, /"references":\[[^]]*\]/); list = substr($0, RSTART + 14, RLENGTH - 15)
+              gsub(/"/, "", list); count = split(list, references, ",")
+              print text("path") >(out "/store-paths")
+              printf "%s\n%s\n%s\n\n%d\n", text("path"), text("narHash"), size, count >(out "/registration")
+              for (i = 1; i <= count; i++) print references[i] >(out "/registration")
+              found = 1
+            }
+            END { if (!found) exit 1 }'
+        ''
+        "closure-info"
+        shell
+        (builtins.placeholder "out")
+      ];
+    };
+
+  # A program, as a store path that is executable by itself.
+  script =
+    name: text:
+    run name {
+      text = "#!${shell} sh\n${text}";
+      passAsFile = [ "text" ];
+    } ''"$shell" cp "$textPath" "$out"; "$shell" chmod 555 "$out"'';
+
+  quote = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] (toString text)}'";
+in
+{
+  # The image's name, without its tag: "hello", "registry.example/team/hello".
+  name,
+  tag ? "latest",
+  # Whether the image goes by the store path of its archive, `nix:0/nix/store/…`, so that nodes get it from Nix alone.
+  resolvedByNix ? false,
+  # The archive of an image to build upon: this function's, dockerTools', or one of `docker save`.
+  fromImage ? null,
+  # A package, or a list of packages, whose files appear below /.
+  copyToRoot ? null,
+  # The "config" object of an OCI image configuration: Entrypoint, Cmd, Env, WorkingDir, User, …
+  config ? { },
+  # A derivation that lists the closure, in place of the one that is made here from `config` and `copyToRoot`.
+  closureInfo ? null,
+}:
+let
+  baseName = baseNameOf name;
+  roots = toList copyToRoot;
+  configFile = writeText "config-${baseName}.json" (builtins.toJSON config);
+  info = if closureInfo == null then makeClosureInfo ([ configFile ] ++ roots) else closureInfo;
+
+  image = run "nix-image-${baseName}.tar" {
+    inherit configFile;
+    nixlet = program;
+    closureInfo = info;
+    copyToRoot = builtins.toJSON (map toString roots);
+    passAsFile = [ "copyToRoot" ];
+    fromImage = if fromImage == null then "" else fromImage;
+    ref = if resolvedByNix then "" else "${name}:${tag}";
+    PYTHONDONTWRITEBYTECODE = "1";
+  } ''
+    set -- --config "$configFile" --closure "$closureInfo/store-paths" --closure-info "$closureInfo" --copy-to-root "$copyToRootPath"
+    [ -z "$fromImage" ] || set -- "$@" --from-image "$fromImage"
+    [ -z "$ref" ] || set -- "$@" --ref "$ref"
+    exec "$nixlet" image build "$@" "$out"
+  '';
+in
+image
+// {
+  closureInfo = info;
+  inherit configFile;
+
+  # The reference for a pod's `image`.
+  image = if resolvedByNix then "nix:0${image}" else "${name}:${tag}";
+
+  # A program that pushes the image to a registry.
+  copyToRegistry =
+    {
+      imageName ? name,
+      imageTag ? tag,
+      plainHTTP ? false,
+    }:
+    script "copy-to-registry-${baseName}" ''
+      exec ${quote program} image push ${if plainHTTP then "--plain-http " else ""}--ref ${quote "${imageName}:${imageTag}"} "$@" ${image}
+    '';
+
+  # A program that loads the image into a containerd.
+  copyToContainerd =
+    {
+      address ? null,
+      namespace ? null,
+    }:
+    script "copy-to-containerd-${baseName}" ''
+      exec ${quote program} image load ${if address == null then "" else "--address ${quote address} "}${
+        if namespace == null then "" else "--namespace ${quote namespace} "
+      }"$@" ${image}
+    '';
+}

@@ -1,0 +1,116 @@
+"""The Kubernetes Container Runtime Interface, from a client's side."""
+
+from collections.abc import Mapping, Sequence
+
+from nixlet.rpc import channel as channels
+from nixlet.rpc.gen import cri_grpc, cri_pb2
+
+
+class RuntimeClient:
+    """CRI's runtime service: pods and containers."""
+
+    def __init__(self, channel: channels.Channel, address: str) -> None:
+        self._peer = f"containerd at {address}"
+        self._stub = cri_grpc.RuntimeServiceStub(channel)
+
+    async def version(self) -> cri_pb2.VersionResponse:
+        """Who answers; also the question whether it does."""
+        with channels.translated(self._peer):
+            return await self._stub.Version(cri_pb2.VersionRequest(), timeout=10)
+
+    async def run_sandbox(self, config: cri_pb2.PodSandboxConfig) -> str:
+        """Make and start a pod's sandbox; its ID."""
+        with channels.translated(self._peer):
+            response = await self._stub.RunPodSandbox(cri_pb2.RunPodSandboxRequest(config=config))
+        return response.pod_sandbox_id
+
+    async def stop_sandbox(self, sandbox: str) -> None:
+        """End all of a pod's containers and give its network back."""
+        with channels.translated(self._peer):
+            await self._stub.StopPodSandbox(cri_pb2.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+
+    async def remove_sandbox(self, sandbox: str) -> None:
+        """Remove a pod with its containers."""
+        with channels.translated(self._peer):
+            await self._stub.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
+
+    async def sandboxes(self, labels: Mapping[str, str] | None = None) -> Sequence[cri_pb2.PodSandbox]:
+        """The pods that have all of the labels."""
+        filters = cri_pb2.PodSandboxFilter(label_selector=labels or {})
+        with channels.translated(self._peer):
+            return (await self._stub.ListPodSandbox(cri_pb2.ListPodSandboxRequest(filter=filters))).items
+
+    async def sandbox_status(self, sandbox: str) -> cri_pb2.PodSandboxStatus:
+        """What is known of a pod."""
+        with channels.translated(self._peer):
+            request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
+            return (await self._stub.PodSandboxStatus(request)).status
+
+    async def create_container(
+        self, sandbox: str, config: cri_pb2.ContainerConfig, sandbox_config: cri_pb2.PodSandboxConfig
+    ) -> str:
+        """Make a container in a pod; its ID."""
+        request = cri_pb2.CreateContainerRequest(pod_sandbox_id=sandbox, config=config, sandbox_config=sandbox_config)
+        with channels.translated(self._peer):
+            return (await self._stub.CreateContainer(request)).container_id
+
+    async def start_container(self, container: str) -> None:
+        """Start a container's process."""
+        with channels.translated(self._peer):
+            await self._stub.StartContainer(cri_pb2.StartContainerRequest(container_id=container))
+
+    async def stop_container(self, container: str, grace: int) -> None:
+        """End a container's process: its stop signal, and SIGKILL after ``grace`` seconds."""
+        with channels.translated(self._peer):
+            await self._stub.StopContainer(cri_pb2.StopContainerRequest(container_id=container, timeout=grace))
+
+    async def remove_container(self, container: str) -> None:
+        """Remove a container, running or not."""
+        with channels.translated(self._peer):
+            await self._stub.RemoveContainer(cri_pb2.RemoveContainerRequest(container_id=container))
+
+    async def containers(
+        self, *, sandbox: str = "", labels: Mapping[str, str] | None = None
+    ) -> Sequence[cri_pb2.Container]:
+        """The containers of a pod, or of all, that have all of the labels."""
+        filters = cri_pb2.ContainerFilter(pod_sandbox_id=sandbox, label_selector=labels or {})
+        with channels.translated(self._peer):
+            return (await self._stub.ListContainers(cri_pb2.ListContainersRequest(filter=filters))).containers
+
+    async def container_status(self, container: str) -> cri_pb2.ContainerStatus:
+        """What is known of a container."""
+        with channels.translated(self._peer):
+            request = cri_pb2.ContainerStatusRequest(container_id=container)
+            return (await self._stub.ContainerStatus(request)).status
+
+
+class ImageClient:
+    """CRI's image service."""
+
+    def __init__(self, channel: channels.Channel, address: str) -> None:
+        self._peer = f"the image service at {address}"
+        self._stub = cri_grpc.ImageServiceStub(channel)
+
+    async def pull(self, reference: str, sandbox: cri_pb2.PodSandboxConfig | None = None) -> str:
+        """Pull an image; the reference that containers are to be made from."""
+        request = cri_pb2.PullImageRequest(image=cri_pb2.ImageSpec(image=reference), sandbox_config=sandbox)
+        with channels.translated(self._peer):
+            return (await self._stub.PullImage(request)).image_ref
+
+    async def status(self, reference: str) -> cri_pb2.Image | None:
+        """An image by reference or ID, or None."""
+        request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=reference))
+        with channels.translated(self._peer):
+            response = await self._stub.ImageStatus(request)
+        return response.image if response.HasField("image") else None
+
+    async def images(self) -> Sequence[cri_pb2.Image]:
+        """All images."""
+        with channels.translated(self._peer):
+            return (await self._stub.ListImages(cri_pb2.ListImagesRequest())).images
+
+    async def remove(self, reference: str) -> None:
+        """Remove an image with all of its names."""
+        request = cri_pb2.RemoveImageRequest(image=cri_pb2.ImageSpec(image=reference))
+        with channels.translated(self._peer):
+            await self._stub.RemoveImage(request)

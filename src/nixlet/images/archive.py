@@ -1,0 +1,374 @@
+"""Image archives: one tar file that holds an OCI image layout, a Docker archive, or both.
+
+Sources: OCI image layout specification 1.1; for ``manifest.json`` the Docker image specification 1.2, "Combined Image JSON +
+Filesystem Changeset Format". Nothing is extracted: blobs are ranges of the file, and are verified as they are read. Everything
+here reads files and may be slow for big archives: call it in a thread.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING
+
+from nixlet import errors
+from nixlet.images import model, platforms, reference, tarball
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+#: A gzip'ed archive that grows beyond this is refused, in bytes.
+MAX_EXPANDED_BYTES = 32 * 1024**3
+
+_CHUNK = 1024 * 1024
+_GZIP_MAGIC, _ZSTD_MAGIC, _XZ_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
+_MAX_NESTING = 4
+_MAX_MANIFESTS = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an image: its blob with its annotations, and its digest when unpacked."""
+
+    descriptor: model.Descriptor
+    diff_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArchiveImage:
+    """An image of an archive, for one platform.
+
+    Attributes:
+        names: The references that the archive has for it, as containerd records them; may be empty.
+        descriptor: The manifest's. Its blob, the configuration's and the layers' can be opened in the archive.
+        manifest: The manifest; a Docker archive's is made here.
+        config: The configuration.
+        layers: The lowest first.
+    """
+
+    names: tuple[str, ...]
+    descriptor: model.Descriptor
+    manifest: model.Manifest
+    config: model.ImageConfig
+    layers: tuple[Layer, ...]
+
+
+class Archive:
+    """An open archive. Blobs can be read while its context lasts."""
+
+    def __init__(self, files: tarball.Tarball) -> None:
+        self._files = files
+        #: What a Docker archive has under other names than its digest, and manifests made for it.
+        self._members: dict[str, tarball.Member] = {}
+        self._made: dict[str, bytes] = {}
+
+    def image(self, platform: model.Platform) -> ArchiveImage:
+        """The archive's only image, in the form that suits a platform best.
+
+        Raises:
+            InvalidArgumentError: As ``images``; or there are several.
+        """
+        found = self.images(platform)
+        if len(found) > 1:
+            raise errors.InvalidArgumentError(
+                f"{self._files.label} holds {len(found)} images, where one is wanted",
+                hint="save each image to an archive of its own",
+            )
+        return found[0]
+
+    def images(self, platform: model.Platform) -> tuple[ArchiveImage, ...]:
+        """All images, each in the form that suits a platform best; those for other platforms only are left out.
+
+        Raises:
+            InvalidArgumentError: The archive is malformed or incomplete, or all of it is for other platforms.
+        """
+        if "index.json" in self._files:
+            found, offered = self._from_layout(platform)
+        elif "manifest.json" in self._files:
+            found, offered = self._from_docker(platform)
+        else:
+            raise self._files.malformed("it has neither index.json nor manifest.json")
+        if found:
+            return found
+        if not offered:
+            raise self._files.malformed("it holds no image")
+        shown = ", ".join(sorted({str(each) for each in offered})[:8])
+        raise errors.InvalidArgumentError(
+            f"{self._files.label}: the image is for {shown}, this machine is {platform}",
+            hint="build or save the image for this machine's platform",
+        )
+
+    def open_blob(self, digest: str) -> io.BufferedIOBase:
+        """Read a blob: a manifest, a configuration or a layer.
+
+        The digest is checked before the last bytes are handed out: a read raises InvalidArgumentError if it is wrong.
+
+        Raises:
+            InvalidArgumentError: The archive doesn't hold it.
+        """
+        made = self._made.get(digest)
+        if made is not None:
+            return io.BytesIO(made)
+        return io.BufferedReader(_BlobReader(self._files, self._find(digest), digest), _CHUNK)
+
+    def read_blob(self, digest: str) -> bytes:
+        """The whole of a small blob: a manifest or a configuration.
+
+        Raises:
+            InvalidArgumentError: The archive doesn't hold it, its digest is wrong, or it is larger than 4 MiB.
+        """
+        if digest not in self._made and self._find(digest).size > model.MAX_JSON_BYTES:
+            raise self._files.malformed(f"{digest} is larger than {model.MAX_JSON_BYTES} bytes")
+        with self.open_blob(digest) as blob:
+            return blob.read()
+
+    def _find(self, digest: str) -> tarball.Member:
+        return self._members.get(digest) or self._files.find(f"blobs/{digest.replace(':', '/')}")
+
+    def _read_file(self, name: str) -> bytes:
+        member = self._files.find(name)
+        if member.size > model.MAX_JSON_BYTES:
+            raise self._files.malformed(f"{name[:200]} is larger than {model.MAX_JSON_BYTES} bytes")
+        return self._files.read(member, 0, member.size)
+
+    def _from_layout(self, platform: model.Platform) -> tuple[tuple[ArchiveImage, ...], list[model.Platform]]:
+        offered: list[model.Platform] = []
+        # The best form of each name: an archive may have one index entry for each platform.
+        best: dict[str, tuple[int, ArchiveImage]] = {}
+        docker_names = self._docker_names()
+        for name, descriptor in self._manifests(self._read_file("index.json"), "", 0):
+            stated = descriptor.platform
+            if stated is not None and platforms.rank(stated, platform) is None:
+                # Its blobs may be missing: exporters leave other platforms out but keep the index whole.
+                if stated.os != "unknown":
+                    offered.append(stated)
+                continue
+            image = self._read_image(descriptor, name, docker_names)
+            rank = platforms.rank(image.config.platform, platform)
+            if rank is None:
+                offered.append(image.config.platform)
+            elif name not in best or rank < best[name][0]:
+                best[name] = (rank, image)
+        return _merge(image for _, image in best.values()), offered
+
+    def _manifests(self, index: bytes, name: str, depth: int) -> list[tuple[str, model.Descriptor]]:
+        """The manifests of an index and of those nested in it, each with the name that the outermost entry has."""
+        found: list[tuple[str, model.Descriptor]] = []
+        what = f"{self._files.label}: the image index"
+        for entry in model.decode(index, model.Index, what).manifests:
+            notes = entry.annotations or {}
+            own = name or notes.get(model.ANNOTATION_NAME) or notes.get(model.ANNOTATION_REF_NAME) or ""
+            if entry.media_type in model.MANIFEST_TYPES:
+                found.append((own, entry))
+            elif entry.media_type in model.INDEX_TYPES:
+                if depth == _MAX_NESTING:
+                    raise self._files.malformed(f"its indexes are nested more than {_MAX_NESTING} deep")
+                found += self._manifests(self.read_blob(entry.digest), own, depth + 1)
+            if len(found) > _MAX_MANIFESTS:
+                raise self._files.malformed(f"it has more than {_MAX_MANIFESTS} manifests")
+        return found
+
+    def _docker_names(self) -> dict[str, list[str]]:
+        """What ``manifest.json`` calls each configuration, by the name of its file."""
+        if "manifest.json" not in self._files:
+            return {}
+        return {entry.config: entry.repo_tags or [] for entry in self._docker_entries()}
+
+    def _docker_entries(self) -> list[model.DockerEntry]:
+        return model.decode(
+            self._read_file("manifest.json"), list[model.DockerEntry], f"{self._files.label}: manifest.json"
+        )
+
+    def _read_image(self, descriptor: model.Descriptor, name: str, docker_names: dict[str, list[str]]) -> ArchiveImage:
+        manifest = model.decode(
+            self.read_blob(descriptor.digest), model.Manifest, f"{self._files.label}: the image's manifest"
+        )
+        config = model.decode(
+            self.read_blob(manifest.config.digest), model.ImageConfig, f"{self._files.label}: the image's configuration"
+        )
+        for blob in (descriptor, manifest.config, *manifest.layers):
+            if self._find(blob.digest).size != blob.size:
+                raise self._files.malformed(f"{blob.digest} has another size than its descriptor says")
+        for layer in manifest.layers:
+            if layer.media_type not in model.LAYER_TYPES:
+                raise self._files.malformed(f"layers of type {layer.media_type[:200]!r} can't be unpacked")
+        layers = self._pair(manifest.layers, config.rootfs.diff_ids)
+        names = [name, *docker_names.get(f"blobs/{manifest.config.digest.replace(':', '/')}", [])]
+        return ArchiveImage(_canonical(names), descriptor, manifest, config, layers)
+
+    def _pair(self, layers: Sequence[model.Descriptor], diff_ids: Sequence[str]) -> tuple[Layer, ...]:
+        if len(layers) != len(diff_ids):
+            raise self._files.malformed(f"its {len(layers)} layers don't fit the {len(diff_ids)} of its configuration")
+        return tuple(Layer(layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True))
+
+    def _from_docker(self, platform: model.Platform) -> tuple[tuple[ArchiveImage, ...], list[model.Platform]]:
+        offered: list[model.Platform] = []
+        found: list[ArchiveImage] = []
+        for entry in self._docker_entries():
+            content = self._read_file(entry.config)
+            config = model.decode(content, model.ImageConfig, f"{self._files.label}: the image's configuration")
+            if platforms.rank(config.platform, platform) is None:
+                offered.append(config.platform)
+            else:
+                found.append(self._make_image(entry, content, config))
+        return _merge(found), offered
+
+    def _make_image(self, entry: model.DockerEntry, content: bytes, config: model.ImageConfig) -> ArchiveImage:
+        """A Docker archive's image, with the manifest that it would have in a registry."""
+        members = [self._files.find(name) for name in entry.layers or []]
+        if len(members) != len(config.rootfs.diff_ids):
+            raise self._files.malformed(
+                f"its {len(members)} layers don't fit the {len(config.rootfs.diff_ids)} of its configuration"
+            )
+        descriptors = []
+        for member, diff_id in zip(members, config.rootfs.diff_ids, strict=True):
+            media_type = self._layer_type(member)
+            # An uncompressed layer's digest is its diff ID: it needn't be computed to be known, only checked when read.
+            digest = diff_id if media_type == model.OCI_LAYER else self._digest(member)
+            self._members[digest] = member
+            descriptors.append(model.Descriptor(media_type=media_type, digest=digest, size=member.size))
+        manifest = model.Manifest(
+            schema_version=2,
+            media_type=model.OCI_MANIFEST,
+            config=self._make(content, model.OCI_CONFIG),
+            layers=descriptors,
+        )
+        descriptor = self._make(model.encode(manifest), model.OCI_MANIFEST)
+        layers = self._pair(descriptors, config.rootfs.diff_ids)
+        return ArchiveImage(_canonical(entry.repo_tags or []), descriptor, manifest, config, layers)
+
+    def _make(self, content: bytes, media_type: str) -> model.Descriptor:
+        digest = model.digest_of(content)
+        self._made[digest] = content
+        return model.Descriptor(media_type=media_type, digest=digest, size=len(content))
+
+    def _layer_type(self, member: tarball.Member) -> str:
+        magic = self._files.read(member, 0, 4)
+        if magic.startswith(_GZIP_MAGIC):
+            return model.OCI_LAYER_GZIP
+        return model.OCI_LAYER_ZSTD if magic == _ZSTD_MAGIC else model.OCI_LAYER
+
+    def _digest(self, member: tarball.Member) -> str:
+        digest = hashlib.sha256()
+        for chunk in self._files.chunks(member):
+            digest.update(chunk)
+        return f"sha256:{digest.hexdigest()}"
+
+
+class _BlobReader(io.RawIOBase):
+    """A member's content, checked against its digest when the end is reached."""
+
+    def __init__(self, files: tarball.Tarball, member: tarball.Member, digest: str) -> None:
+        super().__init__()
+        self._files = files
+        self._member = member
+        self._expected = digest
+        self._seen = hashlib.sha256()
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._files.read(self._member, self._offset, len(view))
+        self._seen.update(data)
+        self._offset += len(data)
+        if self._offset == self._member.size and f"sha256:{self._seen.hexdigest()}" != self._expected:
+            raise self._files.malformed(f"the content of {self._expected} has another digest")
+        view[: len(data)] = data
+        return len(data)
+
+
+@contextlib.contextmanager
+def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None = None) -> Iterator[Archive]:
+    """Open an image archive; one that is gzip'ed as a whole is expanded to an unnamed temporary file.
+
+    Args:
+        source: A path, or a file that is open for reading and stays the caller's.
+        label: What errors call it; the path by default.
+        scratch_dir: Where the temporary file goes; the system's directory by default.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InvalidArgumentError: It can't be read, is no archive, or is cut short.
+    """
+    shown = label or str(source)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, str):
+            fd = _open(source)
+            stack.callback(os.close, fd)
+        else:
+            fd = source
+        magic = os.pread(fd, 6, 0)
+        if magic.startswith(_GZIP_MAGIC):
+            expanded = stack.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
+            _expand(fd, expanded, shown)
+            fd = expanded.fileno()
+        for sign, program in ((_ZSTD_MAGIC, "zstd"), (_XZ_MAGIC, "xz"), (_BZIP2_MAGIC, "bzip2")):
+            if magic.startswith(sign):
+                raise errors.InvalidArgumentError(
+                    f"{shown} is compressed with {program}, which image archives can't be",
+                    hint=f"expand it with {program} -d, or compress it with gzip",
+                )
+        yield Archive(tarball.Tarball(fd, shown))
+
+
+def _open(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError as error:
+        raise errors.NotFoundError(f"there is no image archive {path}", hint="check the path") from error
+    except OSError as error:
+        raise errors.InvalidArgumentError(f"can't read the image archive {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.InvalidArgumentError(f"{path} is not an image archive: it is no regular file")
+    return fd
+
+
+def _expand(fd: int, target: IO[bytes], shown: str) -> None:
+    written = 0
+    with os.fdopen(os.dup(fd), "rb") as source:
+        source.seek(0)
+        try:
+            with gzip.GzipFile(fileobj=source) as stream:
+                while chunk := stream.read(_CHUNK):
+                    written += len(chunk)
+                    if written > MAX_EXPANDED_BYTES:
+                        raise errors.InvalidArgumentError(f"{shown} expands to more than {MAX_EXPANDED_BYTES} bytes")
+                    target.write(chunk)
+        except EOFError as error:
+            raise errors.InvalidArgumentError(
+                f"the image archive {shown} ends too early", hint="copy or build it again"
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise errors.InvalidArgumentError(f"{shown} is not an image archive: {error}") from error
+    target.flush()
+
+
+def _canonical(names: Sequence[str]) -> tuple[str, ...]:
+    """Names as containerd records them; what is no reference ("<none>:<none>", a bare tag) names nothing."""
+    found: list[str] = []
+    for name in names:
+        # OCI layouts may have the tag alone: that says nothing without the repository.
+        if ":" in name or "/" in name:
+            with contextlib.suppress(errors.InvalidArgumentError):
+                found.append(reference.canonical(reference.parse(name)))
+    return tuple(dict.fromkeys(found))
+
+
+def _merge(images: Iterator[ArchiveImage] | Sequence[ArchiveImage]) -> tuple[ArchiveImage, ...]:
+    """One image for each manifest, with all its names."""
+    merged: dict[str, ArchiveImage] = {}
+    for image in images:
+        known = merged.get(image.descriptor.digest)
+        names = (*known.names, *image.names) if known else image.names
+        merged[image.descriptor.digest] = dataclasses.replace(image, names=tuple(dict.fromkeys(names)))
+    return tuple(merged.values())

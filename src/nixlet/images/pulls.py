@@ -1,0 +1,187 @@
+"""Pulling ``nix:0`` images: from a reference to an image that CRI knows, with progress for whoever watches."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+from nixlet import errors
+from nixlet.containerd import client, cri
+from nixlet.images import admission, archive, loader, model, platforms, reference
+from nixlet.store import closures, interface, realiser
+from nixlet.telemetry import progress
+
+#: Seconds to wait until CRI has taken notice of a new image.
+_CRI_TIMEOUT = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pulled:
+    """An image that is ready for containers.
+
+    Attributes:
+        image_id: Its ID, the digest of its configuration.
+        closure_paths: How many store paths its layers name.
+        took: What had to be fetched.
+        duration_ms: How long it took.
+    """
+
+    image_id: str
+    closure_paths: int
+    took: interface.Realised
+    duration_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a pull: a step, or the end with a result or an error."""
+
+    reference: str
+    step: progress.Progress | None = None
+    pulled: Pulled | None = None
+    error: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is a pull's last event."""
+        return self.step is None
+
+
+class Board:
+    """Where pulls post their events, for all who watch."""
+
+    def __init__(self) -> None:
+        self._watchers: set[asyncio.Queue[Event]] = set()
+
+    @contextlib.contextmanager
+    def watched_by(self, queue: "asyncio.Queue[Event]") -> Iterator[None]:
+        """Put events into a queue for the time of the context; when it is full, steps are left out."""
+        self._watchers.add(queue)
+        try:
+            yield
+        finally:
+            self._watchers.discard(queue)
+
+    def post(self, event: Event) -> None:
+        """Tell all watchers."""
+        for queue in self._watchers:
+            if queue.full() and event.finished:
+                queue.get_nowait()
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(event)
+
+
+class Puller:
+    """Pulls ``nix:0`` images for one node."""
+
+    def __init__(
+        self,
+        store: interface.Store,
+        realise: realiser.Realiser,
+        containerd: client.Containerd,
+        images: cri.ImageClient,
+        *,
+        snapshotter: str,
+        archive_dirs: Sequence[str],
+        board: Board,
+    ) -> None:
+        self._store = store
+        self._realiser = realise
+        self._containerd = containerd
+        self._loader = loader.Loader(containerd, snapshotter)
+        self._images = images
+        self._archive_dirs = archive_dirs
+        self._board = board
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def pull(self, text: str) -> Pulled:
+        """Have an image ready for containers, under the very reference that was asked for.
+
+        Raises:
+            InvalidArgumentError: The reference is malformed, or what it names is no image for this machine.
+            NotFoundError: There is no such archive or store path, or a path of its closure can't be had.
+        """
+        try:
+            wanted = reference.parse(text, self._store.store_dir)
+            if not isinstance(wanted, reference.ArchiveReference):
+                raise errors.InvalidArgumentError(f"{text} is not a nix:0 reference")
+            # Pulls of one image come one after the other: the second finds all there and takes a few milliseconds.
+            async with self._locks.setdefault(wanted.path, asyncio.Lock()):
+                pulled = await self._pull(wanted, lambda step: self._board.post(Event(text, step=step)))
+        except BaseException as error:
+            self._board.post(Event(text, error=str(error) or type(error).__name__))
+            raise
+        self._board.post(Event(text, pulled=pulled))
+        return pulled
+
+    async def image_id(self, text: str) -> str | None:
+        """The ID of an image that was pulled by this reference before, or None."""
+        name = reference.canonical(reference.parse(text, self._store.store_dir))
+        record = await self._containerd.image(name)
+        if record is None:
+            return None
+        try:
+            manifest = await self._containerd.read_content(record.target.digest)
+        except errors.NotFoundError:
+            return None
+        return model.decode(manifest, model.Manifest, "the image's manifest").config.digest
+
+    async def _pull(self, wanted: reference.ArchiveReference, sink: progress.ProgressSink) -> Pulled:
+        start = time.monotonic()
+        async with contextlib.AsyncExitStack() as held:
+            stack = held.enter_context(contextlib.ExitStack())
+            took = interface.Realised()
+            if wanted.store_path is not None:
+                took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
+            source, image = await asyncio.to_thread(self._open, stack, wanted)
+            store_paths, more = await self._realise(image, sink)
+            image_id = await self._loader.load(
+                source, image, reference.canonical(wanted), other_names=image.names, sink=sink
+            )
+        await self._wait_for_cri(image_id)
+        return Pulled(image_id, store_paths, took + more, round((time.monotonic() - start) * 1000))
+
+    def _open(
+        self, stack: contextlib.ExitStack, wanted: reference.ArchiveReference
+    ) -> tuple[archive.Archive, archive.ArchiveImage]:
+        machine = platforms.host_platform()
+        if wanted.store_path is not None:
+            path = f"{self._store.real_dir}/{wanted.store_path.name}"
+            source = stack.enter_context(archive.open_archive(path, label=wanted.path))
+            return source, source.image(machine)
+        trusted = {0, os.geteuid()}
+        fd = stack.enter_context(admission.open_allowed_archive(wanted.path, self._archive_dirs, trusted))
+        try:
+            source = stack.enter_context(archive.open_archive(fd, label=wanted.path))
+            return source, source.image(machine)
+        except errors.InvalidArgumentError as error:
+            # What is no archive must look the same from outside as what isn't there.
+            raise admission.no_archive(wanted.path, self._archive_dirs) from error
+
+    async def _realise(
+        self, image: archive.ArchiveImage, sink: progress.ProgressSink
+    ) -> tuple[int, interface.Realised]:
+        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors."""
+        members: set[str] = set()
+        took = interface.Realised()
+        for layer in image.layers:
+            named = closures.parse_annotations(layer.descriptor.annotations or {}, self._store.store_dir)
+            if named is not None:
+                realised = await self._realiser.realise_closure(named, sink=sink)
+                members.update(realised.paths)
+                took += realised.took
+        return len(members), took
+
+    async def _wait_for_cri(self, image_id: str) -> None:
+        """CRI learns of new images by an event: a container that is created before that would not find its image."""
+        try:
+            async with asyncio.timeout(_CRI_TIMEOUT):
+                while await self._images.status(image_id) is None:
+                    await asyncio.sleep(0.005)
+        except TimeoutError as error:
+            raise errors.UnavailableError(
+                f"containerd does not show the image {image_id} although it was loaded",
+                hint="look into containerd's log",
+            ) from error

@@ -1,0 +1,98 @@
+"""The node service (nixlet.v1.Node): how the command line asks the node about itself."""
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import nixlet
+from nixlet.images import pulls
+from nixlet.rpc import server
+from nixlet.rpc.gen import node_grpc
+from nixlet.rpc.gen import node_pb2 as pb
+from nixlet.snapshots import snapshotter as snapshotter_module
+
+#: A watcher that reads slower than this many events behind misses some; progress is not history.
+_BACKLOG = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChildStatus:
+    """One of the node's children."""
+
+    name: str
+    pid: int
+    version: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What the node is; see ``StatusResponse`` in node.proto."""
+
+    snapshotter: str
+    data_dir: str
+    state_dir: str
+    containerd_address: str
+    containerd_config_version: int
+    pod_log_dir: str
+
+
+class NodeService(node_grpc.NodeBase):
+    """The service; its methods are named as on the wire."""
+
+    def __init__(
+        self,
+        status: NodeStatus,
+        children: Callable[[], Sequence[ChildStatus]],
+        board: pulls.Board,
+        snapshotter: snapshotter_module.Snapshotter,
+    ) -> None:
+        self._status = status
+        self._children = children
+        self._board = board
+        self._snapshotter = snapshotter
+
+    async def Status(self, stream: server.Stream[pb.StatusRequest, pb.StatusResponse]) -> None:
+        """What the node is."""
+        await server.request(stream)
+        children = [pb.Child(name=child.name, pid=child.pid, version=child.version) for child in self._children()]
+        response = pb.StatusResponse(
+            version=nixlet.__version__,
+            pid=os.getpid(),
+            strategy=snapshotter_module.STRATEGY,
+            children=children,
+            **dataclasses.asdict(self._status),
+        )
+        await stream.send_message(response)
+
+    async def WatchPulls(self, stream: server.Stream[pb.WatchPullsRequest, pb.PullEvent]) -> None:
+        """The pulls as they go on."""
+        request = await server.request(stream)
+        queue: asyncio.Queue[pulls.Event] = asyncio.Queue(_BACKLOG)
+        with self._board.watched_by(queue):
+            # The watcher may pull when it knows that nothing will be missed: the headers tell it so.
+            await stream.send_initial_metadata()
+            while True:
+                event = await queue.get()
+                if request.reference in {"", event.reference}:
+                    await stream.send_message(_event(event))
+
+    async def SnapshotClosure(
+        self, stream: server.Stream[pb.SnapshotClosureRequest, pb.SnapshotClosureResponse]
+    ) -> None:
+        """The store paths of a snapshot."""
+        request = await server.request(stream)
+        store_paths = self._snapshotter.closure_of(request.name)
+        await stream.send_message(pb.SnapshotClosureResponse(store_paths=store_paths))
+
+
+def _event(event: pulls.Event) -> pb.PullEvent:
+    message = pb.PullEvent(reference=event.reference, finished=event.finished, error=event.error)
+    if event.step is not None:
+        message.stage, message.done, message.total, message.unit, message.detail = event.step
+    if event.pulled is not None:
+        message.closure_paths = event.pulled.closure_paths
+        message.fetched_paths = event.pulled.took.fetched_paths
+        message.fetched_bytes = event.pulled.took.fetched_bytes
+        message.duration_ms = event.pulled.duration_ms
+    return message
