@@ -149,17 +149,6 @@ image
   # The reference for a pod's `image`.
   image = if resolvedByNix then "nix:0${image}" else "${name}:${tag}";
 
-  # A program that pushes the image to a registry.
-  copyToRegistry =
-    {
-      imageName ? name,
-      imageTag ? tag,
-      plainHTTP ? false,
-    }:
-    script "copy-to-registry-${baseName}" ''
-      exec ${quote program} image push ${if plainHTTP then "--plain-http " else ""}--ref ${quote "${imageName}:${imageTag}"} "$@" ${image}
-    '';
-
   # A program that loads the image into a containerd.
   copyToContainerd =
     {

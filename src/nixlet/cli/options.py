@@ -60,3 +60,10 @@ def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
         return asyncio.run(function(*args, **kwargs))
 
     return run
+
+
+def print_json(value: object) -> None:
+    """Print an answer for a program."""
+    import json
+
+    click.echo(json.dumps(value, indent=2))

@@ -5,7 +5,6 @@ import click
 from nixlet.cli import options
 from nixlet.node import config
 
-
 _DEFAULTS = config.Settings()
 
 
@@ -26,9 +25,7 @@ _DEFAULTS = config.Settings()
     help="Where the CNI plugins are.  [default: /opt/cni/bin, /usr/lib/cni, …]",
 )
 @click.option("--pod-cidr", default=_DEFAULTS.pod_cidr, show_default=True, help="The addresses that pods get.")
-@click.option(
-    "--bridge", default=_DEFAULTS.bridge, show_default=True, help="The bridge that pods are attached to."
-)
+@click.option("--bridge", default=_DEFAULTS.bridge, show_default=True, help="The bridge that pods are attached to.")
 @click.option(
     "--archive-dir",
     "archive_dirs",

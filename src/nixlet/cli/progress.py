@@ -1,0 +1,79 @@
+"""Progress on standard error: a bar on a terminal, a plain line for each stage elsewhere."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import click
+
+from nixlet.telemetry import progress
+
+
+@contextlib.contextmanager
+def shown(title: str) -> Iterator[progress.ProgressSink]:
+    """A sink that shows what it gets for the time of the context."""
+    if sys.stderr.isatty():
+        with _bars(title) as sink:
+            yield sink
+    else:
+        yield _Lines(title)
+
+
+class _Lines:
+    """A line when a stage begins; more would only fill logs."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._stage = ""
+
+    def __call__(self, step: progress.Progress) -> None:
+        # Nothing to do is not worth a line.
+        if step.stage != self._stage and step.total:
+            self._stage = step.stage
+            click.echo(f"{self._title}: {step.stage} {step.total} {step.unit}", err=True)
+
+
+@contextlib.contextmanager
+def _bars(title: str) -> Iterator[progress.ProgressSink]:
+    from rich import console
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.fields[figures]}"),
+        bars.TextColumn("[dim]{task.fields[detail]}"),
+    )
+    with bars.Progress(
+        *columns, console=console.Console(stderr=True), transient=True, refresh_per_second=10
+    ) as display:
+        task = display.add_task(title, total=None, figures="", detail="")
+
+        def sink(step: progress.Progress) -> None:
+            figures = (
+                f"{step.done} of {step.total} {step.unit}" if step.unit != "bytes" else _size(step.done, step.total)
+            )
+            display.update(
+                task,
+                description=f"{title}: {step.stage}",
+                completed=step.done,
+                total=step.total or None,
+                figures=figures,
+                detail=step.detail[:60],
+            )
+
+        yield sink
+
+
+def _size(done: int, total: int) -> str:
+    return f"{human_size(done)} of {human_size(total)}" if total else human_size(done)
+
+
+def human_size(size: int) -> str:
+    """Bytes for people: "3.4 MB"."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
