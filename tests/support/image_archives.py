@@ -31,11 +31,11 @@ def tar(
     files: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
     *,
     links: Iterable[tarfile.TarInfo] = (),
-    format: int = tarfile.PAX_FORMAT,
+    form: int = tarfile.PAX_FORMAT,
 ) -> bytes:
     """A tar file; pairs may repeat a name."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as out:
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as out:
         for info in links:
             out.addfile(info)
         for name, data in files.items() if isinstance(files, Mapping) else files:

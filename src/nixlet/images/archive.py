@@ -29,7 +29,7 @@ MAX_EXPANDED_BYTES = 32 * 1024**3
 _CHUNK = 1024 * 1024
 _GZIP_MAGIC, _ZSTD_MAGIC, _XZ_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
 _MAX_NESTING = 4
-_MAX_MANIFESTS = 1000
+_MAX_ENTRIES = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Archive:
         # The best form of each name: an archive may have one index entry for each platform.
         best: dict[str, tuple[int, ArchiveImage]] = {}
         docker_names = self._docker_names()
-        for name, descriptor in self._manifests(self._read_file("index.json"), "", 0):
+        for name, descriptor in self._manifests(self._read_file("index.json")):
             stated = descriptor.platform
             if stated is not None and platforms.rank(stated, platform) is None:
                 # Its blobs may be missing: exporters leave other platforms out but keep the index whole.
@@ -157,21 +157,26 @@ class Archive:
                 best[name] = (rank, image)
         return _merge(image for _, image in best.values()), offered
 
-    def _manifests(self, index: bytes, name: str, depth: int) -> list[tuple[str, model.Descriptor]]:
+    def _manifests(self, index: bytes) -> list[tuple[str, model.Descriptor]]:
         """The manifests of an index and of those nested in it, each with the name that the outermost entry has."""
         found: list[tuple[str, model.Descriptor]] = []
-        what = f"{self._files.label}: the image index"
-        for entry in model.decode(index, model.Index, what).manifests:
-            notes = entry.annotations or {}
-            own = name or notes.get(model.ANNOTATION_NAME) or notes.get(model.ANNOTATION_REF_NAME) or ""
-            if entry.media_type in model.MANIFEST_TYPES:
-                found.append((own, entry))
-            elif entry.media_type in model.INDEX_TYPES:
-                if depth == _MAX_NESTING:
-                    raise self._files.malformed(f"its indexes are nested more than {_MAX_NESTING} deep")
-                found += self._manifests(self.read_blob(entry.digest), own, depth + 1)
-            if len(found) > _MAX_MANIFESTS:
-                raise self._files.malformed(f"it has more than {_MAX_MANIFESTS} manifests")
+        pending = [("", index, 0)]
+        entries = 0
+        while pending:
+            name, text, depth = pending.pop()
+            what = f"{self._files.label}: the image index"
+            for entry in model.decode(text, model.Index, what).manifests:
+                entries += 1
+                if depth > _MAX_NESTING or entries > _MAX_ENTRIES:
+                    raise self._files.malformed(
+                        f"its index has more than {_MAX_ENTRIES} entries, or is nested too deep"
+                    )
+                notes = entry.annotations or {}
+                own = name or notes.get(model.ANNOTATION_NAME) or notes.get(model.ANNOTATION_REF_NAME) or ""
+                if entry.media_type in model.MANIFEST_TYPES:
+                    found.append((own, entry))
+                elif entry.media_type in model.INDEX_TYPES:
+                    pending.append((own, self.read_blob(entry.digest), depth + 1))
         return found
 
     def _docker_names(self) -> dict[str, list[str]]:

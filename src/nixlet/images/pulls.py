@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 
@@ -73,6 +74,38 @@ class Board:
                 queue.put_nowait(event)
 
 
+async def realise_layers(
+    image: archive.ArchiveImage, bringer: realiser.Realiser, store_dir: str, sink: progress.ProgressSink
+) -> tuple[int, interface.Realised]:
+    """Realise what an image's layers name: how many store paths that is, and what it took.
+
+    This comes before containerd unpacks the layers: here is a channel for progress, exact errors and giving up.
+    """
+    members: set[str] = set()
+    took = interface.Realised()
+    for layer in image.layers:
+        named = closures.parse_annotations(layer.descriptor.annotations or {}, store_dir)
+        if named is not None:
+            realised = await bringer.realise_closure(named, sink=sink)
+            members.update(realised.paths)
+            took += realised.took
+    return len(members), took
+
+
+def _open_store_file(path: str, shown: str) -> int:
+    """Open a store path that is a plain file. Its content is foreign: a link could lead anywhere on this host."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.InvalidArgumentError(f"{shown} is not an image archive: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.InvalidArgumentError(
+            f"{shown} is not an image archive: it is no plain file", hint="name the output of buildImage"
+        )
+    return fd
+
+
 class Puller:
     """Pulls ``nix:0`` images for one node."""
 
@@ -136,7 +169,7 @@ class Puller:
             if wanted.store_path is not None:
                 took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
             source, image = await asyncio.to_thread(self._open, stack, wanted)
-            store_paths, more = await self._realise(image, sink)
+            store_paths, more = await realise_layers(image, self._realiser, self._store.store_dir, sink)
             image_id = await self._loader.load(
                 source, image, reference.canonical(wanted), other_names=image.names, sink=sink
             )
@@ -148,8 +181,9 @@ class Puller:
     ) -> tuple[archive.Archive, archive.ArchiveImage]:
         machine = platforms.host_platform()
         if wanted.store_path is not None:
-            path = f"{self._store.real_dir}/{wanted.store_path.name}"
-            source = stack.enter_context(archive.open_archive(path, label=wanted.path))
+            fd = _open_store_file(f"{self._store.real_dir}/{wanted.store_path.name}", wanted.path)
+            stack.callback(os.close, fd)
+            source = stack.enter_context(archive.open_archive(fd, label=wanted.path))
             return source, source.image(machine)
         trusted = {0, os.geteuid()}
         fd = stack.enter_context(admission.open_allowed_archive(wanted.path, self._archive_dirs, trusted))
@@ -159,20 +193,6 @@ class Puller:
         except errors.InvalidArgumentError as error:
             # What is no archive must look the same from outside as what isn't there.
             raise admission.no_archive(wanted.path, self._archive_dirs) from error
-
-    async def _realise(
-        self, image: archive.ArchiveImage, sink: progress.ProgressSink
-    ) -> tuple[int, interface.Realised]:
-        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors."""
-        members: set[str] = set()
-        took = interface.Realised()
-        for layer in image.layers:
-            named = closures.parse_annotations(layer.descriptor.annotations or {}, self._store.store_dir)
-            if named is not None:
-                realised = await self._realiser.realise_closure(named, sink=sink)
-                members.update(realised.paths)
-                took += realised.took
-        return len(members), took
 
     async def _wait_for_cri(self, image_id: str) -> None:
         """CRI learns of new images by an event: a container that is created before that would not find its image."""

@@ -1,0 +1,186 @@
+"""Image archives of every form that tools write."""
+
+import gzip
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.images import archive, model
+from support import image_archives as made
+
+AMD64 = model.Platform("amd64", "linux")
+ARM64 = model.Platform("arm64", "linux", "v8")
+
+
+def write(directory: Path, data: bytes) -> str:
+    (directory / "image.tar").write_bytes(data)
+    return str(directory / "image.tar")
+
+
+def contents(source: archive.Archive, image: archive.ArchiveImage) -> list[bytes]:
+    """The layers' blobs, unpacked."""
+    found = []
+    for layer in image.layers:
+        with source.open_blob(layer.descriptor.digest) as blob:
+            data = blob.read()
+        assert len(data) == layer.descriptor.size
+        plain = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        assert made.digest(plain) == layer.diff_id
+        found.append(plain)
+    return found
+
+
+@pytest.mark.parametrize("by_fd", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_oci_layout(tmp_path: Path, *, packed: bool, by_fd: bool) -> None:
+    notes = {"containerd.io/snapshot/nix-closure": "/nix/store/x"}
+    data = made.tar(made.oci([b"one", b"two"], annotations=[None, notes], config={"Cmd": ["sh"]}))
+    path = write(tmp_path, gzip.compress(data) if packed else data)
+    with open(path, "rb") as file, archive.open_archive(file.fileno() if by_fd else path, label="it") as source:
+        image = source.image(AMD64)
+        assert image.names == ("docker.io/library/a:1",)
+        assert image.config.config == model.ContainerConfig(cmd=["sh"])
+        assert [layer.descriptor.annotations for layer in image.layers] == [None, notes]
+        assert {layer.descriptor.media_type for layer in image.layers} == {model.OCI_LAYER_GZIP}
+        assert contents(source, image) == [b"one", b"two"]
+        assert model.digest_of(source.read_blob(image.descriptor.digest)) == image.descriptor.digest
+        assert model.digest_of(source.read_blob(image.manifest.config.digest)) == image.manifest.config.digest
+    assert [entry.name for entry in tmp_path.iterdir()] == ["image.tar"]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_docker_archive_with_links_between_layers(tmp_path: Path, form: int) -> None:
+    deep = "d" * 60 + "/" + "e" * 60
+    files = made.docker(
+        {
+            f"{deep}/layer.tar": b"one",
+            "b/layer.tar": gzip.compress(b"two", mtime=0),
+            "./c/layer.tar": b"one",
+            "hard": b"one",
+        },
+        tags=["a:1", "team/b:2", "<none>:<none>"],
+    )
+    del files["./c/layer.tar"], files["hard"]
+    links = [made.link("c/layer.tar", "../x"), made.link("hard", "b/../plain", tarfile.LNKTYPE)]
+    # The oldest format has no room for a target that long.
+    links.append(made.link("x", "./hard" if form == tarfile.USTAR_FORMAT else f"{deep}/layer.tar"))
+    path = write(tmp_path, made.tar({**files, "plain": b"one"}, links=links, form=form))
+    with archive.open_archive(path) as source:
+        image = source.image(AMD64)
+        assert image.names == ("docker.io/library/a:1", "docker.io/team/b:2")
+        assert contents(source, image) == [b"one", b"two", b"one", b"one"]
+        assert [layer.descriptor.media_type for layer in image.layers] == [
+            model.OCI_LAYER,
+            model.OCI_LAYER_GZIP,
+            model.OCI_LAYER,
+            model.OCI_LAYER,
+        ]
+        text = source.read_blob(image.descriptor.digest)
+        assert json.loads(text)["config"]["digest"] == made.digest(files["config.json"])
+        assert model.decode(text, model.Manifest, "it") == image.manifest
+        assert source.read_blob(image.manifest.config.digest) == files["config.json"]
+
+
+def test_names_from_manifest_json_are_joined(tmp_path: Path) -> None:
+    files = made.oci(name="docker.io/library/a:1")
+    config = next(name for name, data in files.items() if b"rootfs" in data)
+    files["manifest.json"] = json.dumps([{"Config": config, "RepoTags": ["a:1", "b:2"], "Layers": []}]).encode()
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        assert source.image(AMD64).names == ("docker.io/library/a:1", "docker.io/library/b:2")
+
+
+def test_the_form_for_the_machine_is_taken_from_a_nested_index(tmp_path: Path) -> None:
+    amd, amd_blobs = made.image([b"amd"])
+    arm, arm_blobs = made.image([b"arm"], architecture="arm64")
+    inner = made.index_json(
+        made.entry(amd, platform={"os": "linux", "architecture": "amd64"}),
+        made.entry(arm, platform={"os": "linux", "architecture": "arm64", "variant": "v8"}),
+        # What build tools attach: statements about the image, for no platform.
+        made.entry(b"statement", platform={"os": "unknown", "architecture": "unknown"}),
+    )
+    outer = made.index_json({**made.entry(inner, "docker.io/library/a:1"), "mediaType": model.OCI_INDEX})
+    # The amd64 blobs are missing, as exporters of one platform leave them.
+    files = {"index.json": outer, made.blob(inner): inner, **arm_blobs}
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        image = source.image(ARM64)
+        assert image.names == ("docker.io/library/a:1",)
+        assert contents(source, image) == [b"arm"]
+        with pytest.raises(errors.InvalidArgumentError, match="has no file"):
+            source.image(AMD64)
+        with pytest.raises(errors.InvalidArgumentError) as caught:
+            source.image(model.Platform("riscv64", "linux"))
+        assert str(caught.value).endswith(
+            ": the image is for linux/amd64, linux/arm64/v8, this machine is linux/riscv64"
+        )
+    files.update(amd_blobs)
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        assert contents(source, source.image(AMD64)) == [b"amd"]
+
+
+@pytest.mark.parametrize("files", [made.oci(architecture="arm64"), made.docker({"l": b"x"}, architecture="arm64")])
+def test_an_image_for_another_machine(tmp_path: Path, files: dict[str, bytes]) -> None:
+    path = write(tmp_path, made.tar(files))
+    with archive.open_archive(path) as source, pytest.raises(errors.InvalidArgumentError) as caught:
+        source.image(AMD64)
+    assert str(caught.value) == f"{path}: the image is for linux/arm64, this machine is linux/amd64"
+
+
+def test_several_images(tmp_path: Path) -> None:
+    one, one_blobs = made.image([b"one"])
+    two, two_blobs = made.image([b"two"])
+    index = made.index_json(
+        made.entry(one, "docker.io/library/a:1"),
+        made.entry(two, "docker.io/library/b:1"),
+        made.entry(one, "docker.io/library/a:2"),
+    )
+    path = write(tmp_path, made.tar({"index.json": index, **one_blobs, **two_blobs}))
+    with archive.open_archive(path) as source:
+        first, second = source.images(AMD64)
+        assert first.names == ("docker.io/library/a:1", "docker.io/library/a:2")
+        assert contents(source, second) == [b"two"]
+        with pytest.raises(errors.InvalidArgumentError, match="holds 2 images"):
+            source.image(AMD64)
+
+
+def test_docker_schema_2_in_an_oci_layout(tmp_path: Path) -> None:
+    manifest, blobs = made.image([b"one"])
+    docker = (
+        manifest.replace(model.OCI_MANIFEST.encode(), model.DOCKER_MANIFEST.encode())
+        .replace(model.OCI_CONFIG.encode(), model.DOCKER_CONFIG.encode())
+        .replace(model.OCI_LAYER_GZIP.encode(), model.DOCKER_LAYER_GZIP.encode())
+    )
+    entry = {**made.entry(docker, "a:1"), "mediaType": model.DOCKER_MANIFEST}
+    files = {**blobs, made.blob(docker): docker, "index.json": made.index_json(entry)}
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        image = source.image(AMD64)
+        assert image.layers[0].descriptor.media_type == model.DOCKER_LAYER_GZIP
+        assert contents(source, image) == [b"one"]
+
+
+def test_a_layer_is_read_in_pieces(tmp_path: Path) -> None:
+    layer = bytes(range(256)) * 20_000  # 5 MB: more than one buffer
+    with archive.open_archive(write(tmp_path, made.tar(made.docker({"l": layer})))) as source:
+        image = source.image(AMD64)
+        with source.open_blob(image.layers[0].descriptor.digest) as blob:
+            pieces = list(iter(lambda: blob.read(100_000), b""))
+        assert b"".join(pieces) == layer
+        assert len(pieces) == -(-len(layer) // 100_000)
+
+
+def test_a_missing_file() -> None:
+    with (
+        pytest.raises(errors.NotFoundError, match="there is no image archive /nowhere/x"),
+        archive.open_archive("/nowhere/x"),
+    ):
+        pass
+
+
+def test_a_blob_that_isnt_there(tmp_path: Path) -> None:
+    with (
+        archive.open_archive(write(tmp_path, made.tar(made.oci()))) as source,
+        pytest.raises(errors.InvalidArgumentError, match="has no file"),
+    ):
+        source.open_blob("sha256:" + "0" * 64)
