@@ -142,7 +142,7 @@ class Archive:
         # The best form of each name: an archive may have one index entry for each platform.
         best: dict[str, tuple[int, ArchiveImage]] = {}
         docker_names = self._docker_names()
-        for name, descriptor in self._manifests(self._read_file("index.json")):
+        for name, descriptor in self._manifests():
             stated = descriptor.platform
             if stated is not None and platforms.rank(stated, platform) is None:
                 # Its blobs may be missing: exporters leave other platforms out but keep the index whole.
@@ -157,13 +157,14 @@ class Archive:
                 best[name] = (rank, image)
         return _merge(image for _, image in best.values()), offered
 
-    def _manifests(self, index: bytes) -> list[tuple[str, model.Descriptor]]:
-        """The manifests of an index and of those nested in it, each with the name that the outermost entry has."""
+    def _manifests(self) -> list[tuple[str, model.Descriptor]]:
+        """The manifests of the layout's index and of those nested in it, each with the name that the outermost entry has."""
         found: list[tuple[str, model.Descriptor]] = []
-        pending = [("", index, 0)]
+        pending = [("", "", 0)]
         entries = 0
         while pending:
-            name, text, depth = pending.pop()
+            name, digest, depth = pending.pop()
+            text = self.read_blob(digest) if digest else self._read_file("index.json")
             what = f"{self._files.label}: the image index"
             for entry in model.decode(text, model.Index, what).manifests:
                 entries += 1
@@ -176,7 +177,7 @@ class Archive:
                 if entry.media_type in model.MANIFEST_TYPES:
                     found.append((own, entry))
                 elif entry.media_type in model.INDEX_TYPES:
-                    pending.append((own, self.read_blob(entry.digest), depth + 1))
+                    pending.append((own, entry.digest, depth + 1))
         return found
 
     def _docker_names(self) -> dict[str, list[str]]:

@@ -1,0 +1,385 @@
+"""Pod manifests: Kubernetes' YAML (API v1, kind Pod) as values, as far as a node without a control plane can run them.
+
+What can't be honoured is refused by name and line, never passed over. Fields that only a scheduler or an API server heeds are
+accepted with a notice.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from nixlet import errors
+from nixlet.kube import quantity, yamlread
+
+_UID_MAX = 2**32 - 2
+_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_DNS_LABEL = re.compile(rf"{_LABEL}")
+_DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+_CAPABILITY = re.compile(r"ALL|(?:CAP_)?[A-Z_]+")
+
+#: Heeded by a scheduler or an API server, of which there is none.
+_CLUSTER_FIELDS = (
+    "nodeSelector",
+    "nodeName",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "priority",
+    "priorityClassName",
+    "preemptionPolicy",
+    "schedulerName",
+    "serviceAccountName",
+    "serviceAccount",
+    "automountServiceAccountToken",
+    "enableServiceLinks",
+)
+
+RESTART_POLICIES = ("Always", "OnFailure", "Never")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Port:
+    """A port that a container listens on, and where the host offers it (0: nowhere)."""
+
+    container_port: int
+    host_port: int = 0
+    host_ip: str = ""
+    protocol: str = "TCP"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """Where a container sees a volume."""
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Volume:
+    """A directory for a pod's containers: of the host, or an empty one (``host_path`` empty) that goes with the pod."""
+
+    name: str
+    host_path: str = ""
+    host_type: str = ""
+    in_memory: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Security:
+    """Whose rights a container has; None is "as the pod or the image says"."""
+
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    privileged: bool = False
+    read_only_root: bool = False
+    no_new_privileges: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    seccomp: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resources:
+    """CPU in thousandths of a core, memory in bytes; 0 is unlimited."""
+
+    cpu_request: int = 0
+    cpu_limit: int = 0
+    memory_request: int = 0
+    memory_limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Container:
+    """A container of a pod."""
+
+    name: str
+    image: str
+    pull_policy: str
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    working_dir: str = ""
+    ports: tuple[Port, ...] = ()
+    mounts: tuple[VolumeMount, ...] = ()
+    resources: Resources = Resources()
+    security: Security = Security()
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod."""
+
+    name: str
+    namespace: str = "default"
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    annotations: dict[str, str] = dataclasses.field(default_factory=dict)
+    containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    restart_policy: str = "Always"
+    hostname: str = ""
+    host_network: bool = False
+    host_pid: bool = False
+    host_ipc: bool = False
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
+    seccomp: str = ""
+    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    grace_seconds: int = 30
+
+
+def parse(text: bytes, source: str) -> tuple[list[Pod], list[str]]:
+    """Read the pods of a manifest, and what there is to say about fields that have no effect.
+
+    Raises:
+        UsageError: It is no manifest of pods, or asks for something that is not supported; file and line are named.
+    """
+    pods: list[Pod] = []
+    notices: list[str] = []
+    for document in yamlread.documents(text, source):
+        kind, version = document.required_text("kind"), document.required_text("apiVersion")
+        if (version, kind) != ("v1", "Pod"):
+            raise document.error("", f"is of kind {kind} ({version}); only Pod (v1) is supported")
+        notices += document.skip("status")
+        pods.append(_pod(document, notices))
+        document.end()
+    if not pods:
+        raise errors.UsageError(f"{source} holds no pod")
+    return pods, [f"{notice} has no effect without a cluster" for notice in notices]
+
+
+def _pod(document: yamlread.Mapping, notices: list[str]) -> Pod:
+    metadata, spec = document.mapping("metadata"), document.mapping("spec")
+    if metadata is None:
+        raise document.error("metadata", "is missing")
+    if spec is None:
+        raise document.error("spec", "is missing")
+    name = _name(metadata, "name", _DNS_SUBDOMAIN, 253)
+    namespace = _name(metadata, "namespace", _DNS_LABEL, 63) if metadata.has("namespace") else "default"
+    labels, annotations = metadata.text_map("labels"), metadata.text_map("annotations")
+    metadata.skip("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "ownerReferences")
+    metadata.end()
+    notices += spec.skip(*_CLUSTER_FIELDS)
+    if spec.boolean("hostUsers") is False:
+        raise spec.error("hostUsers", "must be true: pods in user namespaces are not supported yet")
+    security = spec.mapping("securityContext")
+    if security is None:
+        own = Security()
+        groups: tuple[int, ...] = ()
+        sysctls: dict[str, str] = {}
+    else:
+        groups = tuple(security.integers("supplementalGroups", 0, _UID_MAX))
+        sysctls = {each.required_text("name"): each.required_text("value") for each in security.mappings("sysctls")}
+        own = _security(security)
+    volumes = tuple(_volume(each) for each in spec.mappings("volumes"))
+    names = {volume.name for volume in volumes}
+    containers = tuple(_container(each, names) for each in spec.mappings("containers"))
+    init_containers = tuple(_container(each, names) for each in spec.mappings("initContainers"))
+    if not containers:
+        raise spec.error("containers", "is missing or empty")
+    everyone = [container.name for container in (*containers, *init_containers)]
+    for each in everyone:
+        if everyone.count(each) > 1:
+            raise spec.error("containers", f"has two containers named {each}")
+    pod = Pod(
+        name=name,
+        namespace=namespace,
+        labels=labels,
+        annotations=annotations,
+        containers=containers,
+        init_containers=init_containers,
+        volumes=volumes,
+        restart_policy=spec.choice("restartPolicy", RESTART_POLICIES, "Always"),
+        hostname=_name(spec, "hostname", _DNS_LABEL, 63) if spec.has("hostname") else "",
+        host_network=bool(spec.boolean("hostNetwork")),
+        host_pid=bool(spec.boolean("hostPID")),
+        host_ipc=bool(spec.boolean("hostIPC")),
+        run_as_user=own.run_as_user,
+        run_as_group=own.run_as_group,
+        supplemental_groups=groups,
+        seccomp=own.seccomp,
+        sysctls=sysctls,
+        grace_seconds=_or(spec.integer("terminationGracePeriodSeconds", 0, 2**31 - 1), 30),
+    )
+    # The host's resolv.conf is what every pod gets, which is what these two mean without a cluster's name service.
+    spec.choice("dnsPolicy", ("Default", "ClusterFirst", "ClusterFirstWithHostNet"), "ClusterFirst")
+    spec.end()
+    return pod
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _name(where: yamlread.Mapping, key: str, grammar: re.Pattern[str], limit: int) -> str:
+    value = where.required_text(key)
+    if len(value) > limit or not grammar.fullmatch(value):
+        raise where.error(
+            key, f"is {value[:80]!r}: it must have lower-case letters, digits and '-' only, {limit} characters at most"
+        )
+    return value
+
+
+def _container(item: yamlread.Mapping, volumes: set[str]) -> Container:
+    name = _name(item, "name", _DNS_LABEL, 63)
+    image = item.required_text("image")
+    tag = image.rpartition("/")[2].partition(":")[2]
+    default_policy = "Always" if "@" not in image and tag in {"", "latest"} else "IfNotPresent"
+    container = Container(
+        name=name,
+        image=image,
+        pull_policy=item.choice("imagePullPolicy", ("Always", "IfNotPresent", "Never"), default_policy),
+        command=tuple(item.texts("command") or ()),
+        args=tuple(item.texts("args") or ()),
+        env=tuple(_variable(each) for each in item.mappings("env")),
+        working_dir=item.text("workingDir"),
+        ports=tuple(_port(each) for each in item.mappings("ports")),
+        mounts=tuple(_mount(each, volumes) for each in item.mappings("volumeMounts")),
+        resources=_resources(item.mapping("resources")),
+        security=_container_security(item.mapping("securityContext")),
+        stdin=bool(item.boolean("stdin")),
+        stdin_once=bool(item.boolean("stdinOnce")),
+        tty=bool(item.boolean("tty")),
+    )
+    item.skip("terminationMessagePath", "terminationMessagePolicy")
+    item.end()
+    return container
+
+
+def _variable(item: yamlread.Mapping) -> tuple[str, str]:
+    name = item.required_text("name")
+    if not _ENV_NAME.fullmatch(name):
+        raise item.error("name", f"{name[:80]!r} is no name for an environment variable")
+    value = item.text("value")
+    item.end()
+    return name, value
+
+
+def _port(item: yamlread.Mapping) -> Port:
+    number = item.integer("containerPort", 1, 65535)
+    if number is None:
+        raise item.error("containerPort", "is missing")
+    item.skip("name")
+    port = Port(
+        container_port=number,
+        host_port=_or(item.integer("hostPort", 1, 65535), 0),
+        host_ip=item.text("hostIP"),
+        protocol=item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP"),
+    )
+    item.end()
+    return port
+
+
+def _mount(item: yamlread.Mapping, volumes: set[str]) -> VolumeMount:
+    name, path = item.required_text("name"), item.required_text("mountPath")
+    if name not in volumes:
+        raise item.error("name", f"is {name!r}, but the pod has no volume of that name")
+    if ":" in path:
+        raise item.error("mountPath", "must not contain ':'")
+    mount = VolumeMount(name, path, bool(item.boolean("readOnly")))
+    item.end()
+    return mount
+
+
+def _volume(item: yamlread.Mapping) -> Volume:
+    name = _name(item, "name", _DNS_LABEL, 63)
+    empty, host = item.mapping("emptyDir"), item.mapping("hostPath")
+    volume = Volume(name)
+    if empty is not None:
+        volume = Volume(name, in_memory=empty.choice("medium", ("", "Memory"), "") == "Memory")
+        empty.end()
+    elif host is not None:
+        path = host.required_text("path")
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise host.error("path", "must be an absolute path without '..'")
+        types = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
+        volume = Volume(name, path, host.choice("type", types, ""))
+        host.end()
+    item.end()
+    if empty is None and host is None:
+        raise item.error("", "must be an emptyDir or a hostPath")
+    return volume
+
+
+def _seccomp(context: yamlread.Mapping) -> str:
+    profile = context.mapping("seccompProfile")
+    if profile is None:
+        return ""
+    kind = profile.choice("type", ("RuntimeDefault", "Unconfined"), "")
+    profile.end()
+    return kind
+
+
+def _security(context: yamlread.Mapping) -> Security:
+    """What a pod's and a container's security context have in common."""
+    security = Security(
+        run_as_user=context.integer("runAsUser", 0, _UID_MAX),
+        run_as_group=context.integer("runAsGroup", 0, _UID_MAX),
+        seccomp=_seccomp(context),
+    )
+    context.end()
+    return security
+
+
+def _container_security(context: yamlread.Mapping | None) -> Security:
+    if context is None:
+        return Security()
+    privileged, read_only = bool(context.boolean("privileged")), bool(context.boolean("readOnlyRootFilesystem"))
+    escalation = context.boolean("allowPrivilegeEscalation")
+    capabilities = context.mapping("capabilities")
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    if capabilities is not None:
+        add, drop = _capabilities(capabilities, "add"), _capabilities(capabilities, "drop")
+        capabilities.end()
+    return dataclasses.replace(
+        _security(context),
+        privileged=privileged,
+        read_only_root=read_only,
+        no_new_privileges=escalation is False,
+        add_capabilities=add,
+        drop_capabilities=drop,
+    )
+
+
+def _capabilities(item: yamlread.Mapping, key: str) -> tuple[str, ...]:
+    names = item.texts(key) or []
+    for name in names:
+        if not _CAPABILITY.fullmatch(name):
+            raise item.error(key, f"has {name[:80]!r}, which is no capability")
+    return tuple(names)
+
+
+def _resources(item: yamlread.Mapping | None) -> Resources:
+    if item is None:
+        return Resources()
+    figures = {}
+    for key in ("requests", "limits"):
+        part = item.mapping(key)
+        for kind, scale in (("cpu", 1000), ("memory", 1)):
+            text = part.quantity(kind) if part is not None else ""
+            try:
+                figures[f"{kind}_{key[:-1]}"] = quantity.parse(text, scale) if text else 0
+            except ValueError as error:
+                assert part is not None
+                raise part.error(kind, str(error)) from error
+        if part is not None:
+            part.end()
+    item.end()
+    return Resources(**figures)
+
+
+def restart_notices(pods: Sequence[Pod]) -> list[str]:
+    """What there is to say about restart policies when nobody restarts anything."""
+    return [
+        f"pod {pod.name}: restartPolicy {pod.restart_policy}, but nothing restarts its containers without a kubelet"
+        for pod in pods
+        if pod.restart_policy != "Never"
+    ]

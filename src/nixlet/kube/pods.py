@@ -1,0 +1,260 @@
+"""Pods as the CRI sees them: what a kubelet would ask of the runtime for a manifest (Kubernetes, pkg/kubelet/kuberuntime)."""
+
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Mapping
+
+from nixlet import errors
+from nixlet.kube import manifest
+from nixlet.rpc.gen import cri_pb2
+
+POD_NAME = "io.kubernetes.pod.name"
+POD_NAMESPACE = "io.kubernetes.pod.namespace"
+POD_UID = "io.kubernetes.pod.uid"
+CONTAINER_NAME = "io.kubernetes.container.name"
+
+#: The label of what nixlet made, as opposed to a kubelet beside it.
+MADE_BY = {"nixlet.io/made-by": "nixlet"}
+
+_PROTOCOLS = {"TCP": cri_pb2.TCP, "UDP": cri_pb2.UDP, "SCTP": cri_pb2.SCTP}
+
+#: What an unprivileged container must not see or change, as kubelets have it.
+_MASKED = (
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_MIN_SHARES = 2
+_PERIOD = 100_000
+_MIN_QUOTA = 1_000
+
+# OOM scores by class of service (Kubernetes, pkg/kubelet/qos).
+_OOM_GUARANTEED = -997
+_OOM_BEST_EFFORT = 1000
+
+_REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a pod's files are.
+
+    Attributes:
+        uid: What tells this pod from others of its name.
+        log_directory: The directory of its containers' logs.
+        volumes: Volume name to directory on the host.
+    """
+
+    uid: str
+    log_directory: str
+    volumes: Mapping[str, str]
+
+
+def log_directory(root: str, pod: manifest.Pod, uid: str) -> str:
+    """Where a pod's logs are, named as kubelets name it."""
+    return os.path.join(root, f"{pod.namespace}_{pod.name}_{uid}")
+
+
+def check_host_path(volume: manifest.Volume) -> None:
+    """Make or check a hostPath volume, as its type says.
+
+    Raises:
+        FailedPreconditionError: It isn't there, or is something else.
+    """
+    path, kind = volume.host_path, volume.host_type
+    if kind == "DirectoryOrCreate":
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    elif kind == "FileOrCreate" and not os.path.lexists(path):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    tests = {
+        "Directory": stat.S_ISDIR,
+        "DirectoryOrCreate": stat.S_ISDIR,
+        "File": stat.S_ISREG,
+        "FileOrCreate": stat.S_ISREG,
+        "Socket": stat.S_ISSOCK,
+        "CharDevice": stat.S_ISCHR,
+        "BlockDevice": stat.S_ISBLK,
+    }
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path}: {error.strerror}") from error
+    if kind and not tests[kind](mode):
+        raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path} to be a {kind}")
+
+
+def sandbox_config(pod: manifest.Pod, placement: Placement) -> cri_pb2.PodSandboxConfig:
+    """What to ask of the runtime for the pod itself."""
+    node = cri_pb2.NODE
+    namespaces = cri_pb2.NamespaceOption(
+        network=node if pod.host_network else cri_pb2.POD,
+        pid=node if pod.host_pid else cri_pb2.CONTAINER,
+        ipc=node if pod.host_ipc else cri_pb2.POD,
+    )
+    privileged = any(each.security.privileged for each in (*pod.containers, *pod.init_containers))
+    security = cri_pb2.LinuxSandboxSecurityContext(
+        namespace_options=namespaces,
+        privileged=privileged,
+        supplemental_groups=pod.supplemental_groups,
+        seccomp=_seccomp("RuntimeDefault"),
+    )
+    if pod.run_as_user is not None:
+        security.run_as_user.value = pod.run_as_user
+    if pod.run_as_group is not None:
+        security.run_as_group.value = pod.run_as_group
+    linux = cri_pb2.LinuxPodSandboxConfig(security_context=security, sysctls=pod.sysctls)
+    ports = [
+        cri_pb2.PortMapping(
+            protocol=_PROTOCOLS[port.protocol],
+            container_port=port.container_port,
+            host_port=port.host_port,
+            host_ip=port.host_ip,
+        )
+        for container in pod.containers
+        for port in container.ports
+        if port.host_port and not pod.host_network
+    ]
+    return cri_pb2.PodSandboxConfig(
+        metadata=cri_pb2.PodSandboxMetadata(name=pod.name, uid=placement.uid, namespace=pod.namespace),
+        # A pod on the host's network has the host's name.
+        hostname="" if pod.host_network else pod.hostname or pod.name[:63].rstrip("-."),
+        log_directory=placement.log_directory,
+        port_mappings=ports,
+        labels={**pod.labels, **_labels(pod, placement), **MADE_BY},
+        annotations=pod.annotations,
+        linux=linux,
+    )
+
+
+def _labels(pod: manifest.Pod, placement: Placement) -> dict[str, str]:
+    return {POD_NAME: pod.name, POD_NAMESPACE: pod.namespace, POD_UID: placement.uid}
+
+
+def container_config(
+    pod: manifest.Pod, container: manifest.Container, image_ref: str, placement: Placement
+) -> cri_pb2.ContainerConfig:
+    """What to ask of the runtime for one container.
+
+    Args:
+        pod: Its pod.
+        container: The container.
+        image_ref: What the pull of its image answered.
+        placement: Where the pod's files are.
+    """
+    env = dict(container.env)
+    expanded: dict[str, str] = {}
+    for name, value in container.env:
+        expanded[name] = expand(value, expanded)
+    mounts = [
+        cri_pb2.Mount(
+            container_path=mount.path if mount.path.startswith("/") else f"/{mount.path}",
+            host_path=placement.volumes[mount.name],
+            readonly=mount.read_only,
+        )
+        for mount in container.mounts
+    ]
+    return cri_pb2.ContainerConfig(
+        metadata=cri_pb2.ContainerMetadata(name=container.name),
+        image=cri_pb2.ImageSpec(image=image_ref, user_specified_image=container.image),
+        command=[expand(word, expanded) for word in container.command],
+        args=[expand(word, expanded) for word in container.args],
+        working_dir=container.working_dir,
+        envs=[cri_pb2.KeyValue(key=name, value=expanded[name].encode()) for name in env],
+        mounts=mounts,
+        labels={**_labels(pod, placement), CONTAINER_NAME: container.name, **MADE_BY},
+        annotations={"io.kubernetes.container.terminationMessagePath": "/dev/termination-log"},
+        log_path=f"{container.name}/0.log",
+        stdin=container.stdin,
+        stdin_once=container.stdin_once,
+        tty=container.tty,
+        linux=cri_pb2.LinuxContainerConfig(
+            resources=_resources(pod, container), security_context=_security(pod, container)
+        ),
+    )
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """Expand ``$(NAME)``; ``$$`` is a dollar sign, and unknown names stay (Kubernetes, "Define Dependent Environment Variables")."""
+
+    def value(match: re.Match[str]) -> str:
+        return "$" if match[1] == "$" else variables.get(match[2], match[0])
+
+    return _REFERENCE.sub(value, text)
+
+
+def _seccomp(kind: str) -> cri_pb2.SecurityProfile:
+    profile = cri_pb2.SecurityProfile
+    return profile(profile_type=profile.RuntimeDefault if kind == "RuntimeDefault" else profile.Unconfined)
+
+
+def _security(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.LinuxContainerSecurityContext:
+    own = container.security
+    node = cri_pb2.NODE
+    context = cri_pb2.LinuxContainerSecurityContext(
+        capabilities=cri_pb2.Capability(add_capabilities=own.add_capabilities, drop_capabilities=own.drop_capabilities),
+        privileged=own.privileged,
+        namespace_options=cri_pb2.NamespaceOption(
+            network=node if pod.host_network else cri_pb2.POD,
+            pid=node if pod.host_pid else cri_pb2.CONTAINER,
+            ipc=node if pod.host_ipc else cri_pb2.POD,
+        ),
+        supplemental_groups=pod.supplemental_groups,
+        readonly_rootfs=own.read_only_root,
+        no_new_privs=own.no_new_privileges,
+        seccomp=_seccomp(own.seccomp or pod.seccomp),
+    )
+    user = pod.run_as_user if own.run_as_user is None else own.run_as_user
+    group = pod.run_as_group if own.run_as_group is None else own.run_as_group
+    if user is not None:
+        context.run_as_user.value = user
+    if group is not None:
+        context.run_as_group.value = group
+    if not own.privileged:
+        context.masked_paths.extend(_MASKED)
+        context.readonly_paths.extend(_READ_ONLY)
+    return context
+
+
+def _resources(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.LinuxContainerResources:
+    own = container.resources
+    # A limit without a request is a request as well.
+    cpu = own.cpu_request or own.cpu_limit
+    resources = cri_pb2.LinuxContainerResources(
+        cpu_shares=max(cpu * 1024 // 1000, _MIN_SHARES),
+        memory_limit_in_bytes=own.memory_limit,
+        oom_score_adj=_oom_score(pod, container),
+    )
+    if own.cpu_limit:
+        resources.cpu_period = _PERIOD
+        resources.cpu_quota = max(own.cpu_limit * _PERIOD // 1000, _MIN_QUOTA)
+    return resources
+
+
+def _oom_score(pod: manifest.Pod, container: manifest.Container) -> int:
+    everyone = [each.resources for each in (*pod.containers, *pod.init_containers)]
+    if all(each == manifest.Resources() for each in everyone):
+        return _OOM_BEST_EFFORT
+    guaranteed = all(
+        each.cpu_limit
+        and each.memory_limit
+        and each.cpu_request in {0, each.cpu_limit}
+        and each.memory_request in {0, each.memory_limit}
+        for each in everyone
+    )
+    if guaranteed:
+        return _OOM_GUARANTEED
+    capacity = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    request = container.resources.memory_request or container.resources.memory_limit
+    return min(max(1000 - 1000 * request // capacity, 1000 + _OOM_GUARANTEED), _OOM_BEST_EFFORT - 1)

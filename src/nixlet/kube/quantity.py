@@ -1,0 +1,35 @@
+"""Kubernetes' quantities: "500m", "1.5", "64Mi", "2e3" (package apimachinery/api/resource)."""
+
+import fractions
+import re
+
+_QUANTITY = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,3}))?", re.ASCII)
+
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
+
+_MAX = 2**63 - 1
+
+
+def parse(text: str, scale: int = 1) -> int:
+    """A quantity in units of 1/``scale``, rounded up.
+
+    Raises:
+        ValueError: It is no quantity, negative, or too large; the message completes "… is".
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"is {text[:40]!r}, which is no quantity")
+    number, suffix, exponent = match.groups()
+    value = fractions.Fraction(number) * scale
+    if exponent:
+        value *= fractions.Fraction(10) ** int(exponent)
+    elif suffix in _BINARY:
+        value *= 1024 ** _BINARY[suffix]
+    elif suffix:
+        value *= fractions.Fraction(10) ** _DECIMAL[suffix]
+    if value < 0:
+        raise ValueError(f"is {text[:40]!r}, which is negative")
+    if value > _MAX:
+        raise ValueError(f"is {text[:40]!r}, which is too large")
+    return -(-value.numerator // value.denominator)

@@ -1,0 +1,216 @@
+"""YAML with places: every value knows where it stands, so that an error can say the line.
+
+A mapping is read by taking its keys one after the other; what is left at the end is what nixlet does not support.
+"""
+
+import io
+from collections.abc import Iterator
+
+import yaml
+
+from nixlet import errors
+
+#: A manifest may be this large (bytes); aliases in it may not multiply it beyond this many values.
+MAX_BYTES = 1 << 20
+MAX_NODES = 50_000
+
+_TRUE, _FALSE = frozenset({"true", "True", "TRUE"}), frozenset({"false", "False", "FALSE"})
+
+
+def documents(text: bytes, source: str) -> Iterator["Mapping"]:
+    """The documents of a YAML stream, each of which must be a mapping.
+
+    Args:
+        text: The stream.
+        source: What errors call it: a file's name, or "standard input".
+
+    Raises:
+        UsageError: It is no YAML, too large, or a document is something else.
+    """
+    if len(text) > MAX_BYTES:
+        raise errors.UsageError(f"{source} is larger than {MAX_BYTES} bytes")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        nodes = list(yaml.compose_all(io.BytesIO(text), Loader=loader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise errors.UsageError(f"{source}{where}: this is no YAML: {problem}") from error
+    except RecursionError as error:
+        raise errors.UsageError(f"{source} is nested too deep") from error
+    for node in nodes:
+        if node is not None and not (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+            _check_size(node, source)
+            yield Mapping(node, "", source)
+
+
+def _check_size(node: yaml.Node, source: str) -> None:
+    """Count values as often as aliases repeat them, which is how small texts become huge."""
+    seen = 0
+    pending: list[yaml.Node] = [node]
+    while pending:
+        current = pending.pop()
+        seen += 1
+        if seen > MAX_NODES:
+            raise errors.UsageError(f"{source} has more than {MAX_NODES} values")
+        if isinstance(current, yaml.MappingNode):
+            pending.extend(part for pair in current.value for part in pair)
+        elif isinstance(current, yaml.SequenceNode):
+            pending.extend(current.value)
+
+
+class Mapping:
+    """A mapping at a path such as ``spec.containers[0]``, from which keys are taken."""
+
+    def __init__(self, node: yaml.Node, path: str, source: str) -> None:
+        self._path = path
+        self._source = source
+        self._node = node
+        self._keys: dict[str, yaml.Node] = {}
+        self._values: dict[str, yaml.Node] = {}
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error("", "must be a mapping")
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.error("", "has a key that is no text", key)
+            if key.value in self._values:
+                raise self.error(key.value, "stands there twice", key)
+            self._keys[key.value], self._values[key.value] = key, value
+
+    def error(self, key: str, problem: str, node: yaml.Node | None = None) -> errors.UsageError:
+        """An error at a key, or at this mapping itself."""
+        if node is None:
+            node = self._keys.get(key, self._node)
+        name = ".".join(part for part in (self._path, key) if part) or "the document"
+        return errors.UsageError(f"{self._source}, line {node.start_mark.line + 1}: {name} {problem}")
+
+    def _take(self, key: str) -> yaml.Node | None:
+        """The value of a key, taken; None for a missing key and for null."""
+        value = self._values.pop(key, None)
+        if value is None or (isinstance(value, yaml.ScalarNode) and value.tag == "tag:yaml.org,2002:null"):
+            return None
+        return value
+
+    def _scalar(self, key: str, tags: tuple[str, ...], wanted: str) -> str | None:
+        value = self._take(key)
+        if value is None:
+            return None
+        if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(tags):
+            raise self.error(key, f"must be {wanted}", value)
+        text: str = value.value
+        return text
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self._scalar(key, (":str",), "a string (in quotes, where it looks like a number)")
+        return default if value is None else value
+
+    def required_text(self, key: str) -> str:
+        """A string that must be there."""
+        value = self.text(key)
+        if not value:
+            raise self.error(key, "is missing")
+        return value
+
+    def quantity(self, key: str) -> str:
+        """A string or a number, as text."""
+        return self._scalar(key, (":str", ":int", ":float"), "a quantity") or ""
+
+    def boolean(self, key: str) -> bool | None:
+        """True, false, or None where nothing stands."""
+        value = self._scalar(key, (":bool",), "true or false")
+        if value is None:
+            return None
+        if value not in _TRUE | _FALSE:
+            raise self.error(key, "must be true or false")
+        return value in _TRUE
+
+    def integer(self, key: str, low: int, high: int) -> int | None:
+        """A whole number within limits, or None where nothing stands."""
+        value = self._scalar(key, (":int",), "a whole number")
+        if value is None:
+            return None
+        try:
+            number = int(value, 10)
+        except ValueError:
+            raise self.error(key, "must be a whole number") from None
+        if not low <= number <= high:
+            raise self.error(key, f"must be between {low} and {high}")
+        return number
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """One of some words."""
+        value = self.text(key, default)
+        if value not in allowed:
+            raise self.error(key, f"is {value!r}, which is none of {', '.join(allowed)}")
+        return value
+
+    def mapping(self, key: str) -> "Mapping | None":
+        """A mapping, or None where nothing stands."""
+        value = self._take(key)
+        path = ".".join(part for part in (self._path, key) if part)
+        return None if value is None else Mapping(value, path, self._source)
+
+    def mappings(self, key: str) -> list["Mapping"]:
+        """A list of mappings."""
+        path = ".".join(part for part in (self._path, key) if part)
+        return [Mapping(node, f"{path}[{number}]", self._source) for number, node in enumerate(self._items(key))]
+
+    def _items(self, key: str) -> list[yaml.Node]:
+        value = self._take(key)
+        if value is None:
+            return []
+        if not isinstance(value, yaml.SequenceNode):
+            raise self.error(key, "must be a list", value)
+        items: list[yaml.Node] = value.value
+        return items
+
+    def texts(self, key: str) -> list[str] | None:
+        """A list of strings, or None where nothing stands."""
+        if key not in self._values:
+            return None
+        values = []
+        for node in self._items(key):
+            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
+                raise self.error(key, "must be a list of strings", node)
+            values.append(node.value)
+        return values
+
+    def integers(self, key: str, low: int, high: int) -> list[int]:
+        """A list of whole numbers within limits."""
+        values = []
+        for node in self._items(key):
+            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":int") or not node.value.isdecimal():
+                raise self.error(key, "must be a list of whole numbers", node)
+            if not low <= int(node.value) <= high:
+                raise self.error(key, f"must have numbers between {low} and {high}", node)
+            values.append(int(node.value))
+        return values
+
+    def text_map(self, key: str) -> dict[str, str]:
+        """A mapping of strings to strings."""
+        inner = self.mapping(key)
+        return {} if inner is None else {name: inner.text(name) for name in inner.left()}
+
+    def left(self) -> list[str]:
+        """What has not been taken yet."""
+        return list(self._values)
+
+    def has(self, key: str) -> bool:
+        """Whether a key is there and not taken yet."""
+        return key in self._values
+
+    def skip(self, *keys: str) -> list[str]:
+        """Take keys whose values don't matter; those that were there, as paths."""
+        found = [key for key in keys if self._take(key) is not None]
+        return [".".join(part for part in (self._path, key) if part) for key in found]
+
+    def end(self) -> None:
+        """All that is supported has been taken.
+
+        Raises:
+            UsageError: Something is left; the sentence names the first of it.
+        """
+        for key in self._values:
+            raise self.error(key, "is not supported")
