@@ -64,7 +64,6 @@ class Volume:
     name: str
     host_path: str = ""
     host_type: str = ""
-    in_memory: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -227,6 +226,24 @@ def _name(where: yamlread.Mapping, key: str, grammar: re.Pattern[str], limit: in
     return value
 
 
+def checked_name(name: str, what: str) -> str:
+    """A container's name that a person chose.
+
+    Raises:
+        UsageError: It doesn't fit Kubernetes' grammar for such names.
+    """
+    if len(name) > 63 or not _DNS_LABEL.fullmatch(name):
+        raise errors.UsageError(
+            f"{what} {name[:80]!r} must have lower-case letters, digits and '-' only, 63 characters at most"
+        )
+    return name
+
+
+def escaped(text: str) -> str:
+    """Text in which no variable is to be expanded."""
+    return text.replace("$", "$$")
+
+
 def _container(item: yamlread.Mapping, volumes: set[str]) -> Container:
     name = _name(item, "name", _DNS_LABEL, 63)
     image = item.required_text("image")
@@ -293,7 +310,7 @@ def _volume(item: yamlread.Mapping) -> Volume:
     empty, host = item.mapping("emptyDir"), item.mapping("hostPath")
     volume = Volume(name)
     if empty is not None:
-        volume = Volume(name, in_memory=empty.choice("medium", ("", "Memory"), "") == "Memory")
+        empty.choice("medium", ("",), "")
         empty.end()
     elif host is not None:
         path = host.required_text("path")

@@ -82,7 +82,7 @@ def test_the_archive(build: Build, inputs: dict[str, str], tmp_path: Path) -> No
     with tarfile.open(f"{tmp_path}/out.tar") as tar:
         members = tar.getmembers()
         texts = {
-            name: json.load(tar.extractfile(name) or pytest.fail())
+            name: json.load(tar.extractfile(name) or pytest.fail(name))
             for name in ("index.json", "manifest.json", "oci-layout")
         }
     assert [m.name for m in members[:2]] == ["blobs", "blobs/sha256"]

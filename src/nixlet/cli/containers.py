@@ -1,0 +1,172 @@
+"""``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from nixlet.cli import options
+
+if TYPE_CHECKING:
+    from nixlet.cli.node import Node
+    from nixlet.rpc.gen import cri_pb2
+
+
+@click.command()
+@options.state_dir
+@options.output
+@click.option("--all", "-a", "everything", is_flag=True, help="Also those that have ended.")
+@click.option("--quiet", "-q", is_flag=True, help="Only their IDs.")
+@options.asynchronous
+async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> None:
+    """List containers."""
+    import datetime
+
+    from nixlet.cli import node, table
+    from nixlet.kube import pods
+    from nixlet.rpc.gen import cri_pb2
+
+    async with node.connected(state_dir) as connection:
+        found = [
+            container
+            for container in await connection.runtime.containers()
+            if everything or container.state == cri_pb2.CONTAINER_RUNNING
+        ]
+    rows, listed = [], []
+    for container in sorted(found, key=lambda each: each.created_at, reverse=True):
+        state = cri_pb2.ContainerState.Name(container.state).removeprefix("CONTAINER_").lower()
+        created = datetime.datetime.fromtimestamp(container.created_at / 1e9, tz=datetime.UTC)
+        image = container.image.user_specified_image or container.image.image
+        pod = container.labels.get(pods.POD_NAME, "")
+        listed.append(
+            {
+                "id": container.id,
+                "name": container.metadata.name,
+                "pod": pod,
+                "namespace": container.labels.get(pods.POD_NAMESPACE, ""),
+                "image": image,
+                "state": state,
+                "created": created.isoformat(),
+            }
+        )
+        local = f"{created.astimezone():%Y-%m-%d %H:%M:%S}"
+        rows.append((container.id[:12], _short(image), state, local, container.metadata.name, pod))
+    if quiet:
+        for each in listed:
+            click.echo(each["id"])
+    elif output == "json":
+        options.print_json(listed)
+    else:
+        table.echo(("CONTAINER ID", "IMAGE", "STATUS", "CREATED", "NAME", "POD"), rows)
+
+
+def _short(image: str) -> str:
+    """An image's reference without the hash of its store path."""
+    head, slash, name = image.rpartition("/")
+    if head.startswith("nix:0/") and len(name) > 33 and name[32] == "-":
+        return f"nix:0…{slash}{name[:6]}…{name[32:]}"
+    return image
+
+
+async def _find(connection: "Node", wanted: str) -> "cri_pb2.Container":
+    """A container by its ID or the beginning of it, its name, its pod's name, or "pod/name".
+
+    Raises:
+        NotFoundError: There is none.
+        InvalidArgumentError: There are several.
+    """
+    from nixlet import errors
+    from nixlet.kube import pods
+
+    everything = await connection.runtime.containers()
+    tests: Sequence[object] = (
+        [each for each in everything if each.id.startswith(wanted)],
+        [each for each in everything if each.metadata.name == wanted],
+        [each for each in everything if f"{each.labels.get(pods.POD_NAME)}/{each.metadata.name}" == wanted],
+        [each for each in everything if each.labels.get(pods.POD_NAME) == wanted],
+    )
+    for found in tests:
+        assert isinstance(found, list)
+        if len(found) > 1:
+            names = ", ".join(sorted(f"{each.labels.get(pods.POD_NAME)}/{each.metadata.name}" for each in found))
+            raise errors.InvalidArgumentError(f"{wanted} can mean several containers: {names}")
+        if found:
+            container: cri_pb2.Container = found[0]
+            return container
+    raise errors.NotFoundError(f"there is no container {wanted}", hint="see what there is: nixlet ps -a")
+
+
+@click.command()
+@options.state_dir
+@click.option("--follow", "-f", is_flag=True, help="Go on until the container ends.")
+@click.option("--timestamps", "-t", is_flag=True, help="Print when each line was written.")
+@click.argument("container")
+@options.asynchronous
+async def logs(container: str, state_dir: str, *, follow: bool, timestamps: bool) -> None:
+    """Print a container's output."""
+    import asyncio
+
+    from nixlet.cli import node
+    from nixlet.kube import logs as records
+
+    async with node.connected(state_dir) as connection:
+        found = await _find(connection, container)
+        status = await connection.runtime.container_status(found.id)
+        player = await connection.player()
+        waiting = asyncio.create_task(player.wait(found.id)) if follow else None
+        try:
+            async for record in records.follow(status.log_path, waiting.done if waiting else lambda: True):
+                stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
+                stream.write((f"{record.time} ".encode() if timestamps else b"") + record.text)
+                stream.flush()
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+
+
+@click.command()
+@options.state_dir
+@click.option("--time", "-t", "grace", default=10, show_default=True, help="Seconds until it is killed.")
+@click.argument("containers", nargs=-1, required=True)
+@options.asynchronous
+async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
+    """Stop containers, and the network of pods that have none running any more."""
+    from nixlet.cli import node
+    from nixlet.rpc.gen import cri_pb2
+
+    async with node.connected(state_dir) as connection:
+        for wanted in containers:
+            found = await _find(connection, wanted)
+            await connection.runtime.stop_container(found.id, grace)
+            left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
+            if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
+                await connection.runtime.stop_sandbox(found.pod_sandbox_id)
+            click.echo(wanted)
+
+
+@click.command()
+@options.state_dir
+@click.option("--force", "-f", is_flag=True, help="Also when it is running.")
+@click.argument("containers", nargs=-1, required=True)
+@options.asynchronous
+async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> None:
+    """Remove containers, and pods that have none any more."""
+    from nixlet import errors
+    from nixlet.cli import node
+    from nixlet.rpc.gen import cri_pb2
+
+    async with node.connected(state_dir) as connection:
+        player = await connection.player()
+        for wanted in containers:
+            found = await _find(connection, wanted)
+            if found.state == cri_pb2.CONTAINER_RUNNING and not force:
+                raise errors.FailedPreconditionError(
+                    f"container {wanted} is running", hint="stop it first, or remove it with --force"
+                )
+            await connection.runtime.remove_container(found.id)
+            if not await connection.runtime.containers(sandbox=found.pod_sandbox_id):
+                for sandbox in await connection.runtime.sandboxes():
+                    if sandbox.id == found.pod_sandbox_id:
+                        await player.remove(sandbox)
+            click.echo(wanted)

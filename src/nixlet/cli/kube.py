@@ -1,0 +1,151 @@
+"""``nixlet kube``: pods from Kubernetes manifests."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nixlet.cli import options
+
+if TYPE_CHECKING:
+    from nixlet.cli.node import Node
+    from nixlet.kube import manifest
+    from nixlet.kube.logs import Record
+    from nixlet.kube.player import Player, RunningContainer, RunningPod
+
+
+@click.group()
+def kube() -> None:
+    """Run pods from Kubernetes manifests."""
+
+
+def _read(file: str) -> "tuple[list[manifest.Pod], list[str]]":
+    from nixlet import errors
+    from nixlet.kube import manifest
+
+    if file == "-":
+        return manifest.parse(sys.stdin.buffer.read(), "standard input")
+    try:
+        with open(file, "rb") as stream:
+            return manifest.parse(stream.read(), file)
+    except OSError as error:
+        raise errors.UsageError(f"the manifest {file} can't be read: {error.strerror}") from error
+
+
+@kube.command()
+@options.state_dir
+@options.output
+@click.option("--replace", is_flag=True, help="Remove pods of the same names first.")
+@click.option("--wait", "-w", is_flag=True, help="Print the containers' output, wait for their end, remove the pods.")
+@click.option("--summary", is_flag=True, help="With --wait: say what it took.")
+@click.argument("file")
+@options.asynchronous
+async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: bool, summary: bool) -> int:
+    """Run the pods of a manifest FILE (- for standard input), each once.
+
+    With --wait the exit status is that of the first container that fails.
+    """
+    from nixlet.cli import node
+    from nixlet.kube import manifest
+
+    pods, notices = _read(file)
+    for notice in [*notices, *manifest.restart_notices(pods)]:
+        click.echo(f"notice: {notice}", err=True)
+    status = 0
+    played: list[RunningPod] = []
+    async with node.connected(state_dir) as connection:
+        player = await connection.player()
+        for pod in pods:
+            if replace:
+                for old in await player.find(pod.name, pod.namespace):
+                    await player.remove(old)
+            if wait:
+                status = await _run_to_end(connection, player, pod, summary=summary) or status
+            else:
+                played.append(await player.play(pod))
+    if output == "json":
+        options.print_json([_described(running) for running in played])
+    else:
+        for running in played:
+            click.echo(f"pod/{running.pod.name}")
+    return status
+
+
+def _described(running: "RunningPod") -> dict[str, Any]:
+    containers = [{"name": container.name, "id": container.id} for container in running.containers]
+    return {
+        "name": running.pod.name,
+        "namespace": running.pod.namespace,
+        "id": running.sandbox,
+        "containers": containers,
+    }
+
+
+async def _run_to_end(connection: "Node", player: "Player", pod: "manifest.Pod", *, summary: bool) -> int:
+    import asyncio
+    import time
+
+    start = time.time()
+    running = await player.play(pod)
+    first_output: list[float] = []
+    try:
+        prefixes = {each.id: f"{each.name}: " if len(running.containers) > 1 else "" for each in running.containers}
+
+        async def show(container: "RunningContainer") -> int:
+            async for record in player.output(container):
+                first_output.append(time.time())
+                _print(prefixes[container.id].encode(), record)
+            return (await player.wait(container.id)).exit_code
+
+        codes = await asyncio.gather(*(show(container) for container in running.containers))
+        if summary:
+            mounts = [await player.mounts_of(container.id) for container in running.containers]
+            _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
+    finally:
+        for sandbox in await player.find(pod.name, pod.namespace):
+            await asyncio.shield(player.remove(sandbox))
+    return next((code for code in codes if code), 0)
+
+
+def _print(prefix: bytes, record: "Record") -> None:
+    stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
+    stream.write(prefix + record.text)
+    stream.flush()
+
+
+def _summarise(connection: "Node", pod: "manifest.Pod", mounts: list[int], milliseconds: float | None) -> None:
+    from nixlet.cli import progress
+
+    click.echo("")
+    for container, count in zip(pod.containers, mounts, strict=True):
+        pulled = connection.pulled.get(container.image)
+        click.echo(f"container {container.name}")
+        if pulled is not None:
+            click.echo(f"  paths in the closure      {pulled.closure_paths}")
+            click.echo(f"  bytes fetched             {progress.human_size(pulled.fetched_bytes)}")
+            click.echo(f"  image ready after         {pulled.duration_ms} ms")
+        click.echo(f"  mounts per container      {count}")
+    if milliseconds is not None:
+        click.echo(f"  from start to output      {milliseconds:.0f} ms (pull included)")
+
+
+@kube.command()
+@options.state_dir
+@click.option("--ignore-missing", is_flag=True, help="It is no error when a pod isn't there.")
+@click.argument("file")
+@options.asynchronous
+async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
+    """Remove the pods of a manifest FILE (- for standard input)."""
+    from nixlet import errors
+    from nixlet.cli import node
+
+    pods, _ = _read(file)
+    async with node.connected(state_dir) as connection:
+        player = await connection.player()
+        for pod in pods:
+            sandboxes = await player.find(pod.name, pod.namespace)
+            if not sandboxes and not ignore_missing:
+                raise errors.NotFoundError(f"there is no pod {pod.name}", hint="see what there is: nixlet ps -a")
+            for sandbox in sandboxes:
+                await player.remove(sandbox, grace=pod.grace_seconds)
+                click.echo(f"pod/{pod.name} removed")

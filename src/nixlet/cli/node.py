@@ -1,0 +1,97 @@
+"""How verbs reach a running node."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+from nixlet import errors
+from nixlet.cli import progress
+from nixlet.containerd import client, cri
+from nixlet.kube import player
+from nixlet.node import config
+from nixlet.rpc import channel as channels
+from nixlet.rpc.gen import node_grpc, node_pb2
+from nixlet.telemetry import progress as steps
+
+
+class Node:
+    """A running node: its services, and what it says of itself."""
+
+    def __init__(
+        self, containerd_channel: channels.Channel, own_channel: channels.Channel, layout: config.Layout
+    ) -> None:
+        address = layout.containerd_socket
+        self.runtime = cri.RuntimeClient(containerd_channel, address)
+        self.containerd = client.Containerd(containerd_channel, address)
+        self.images = cri.ImageClient(own_channel, layout.node_socket)
+        self._stub = node_grpc.NodeStub(own_channel)
+        self._peer = f"the node at {layout.node_socket}"
+        #: The last event of each pull, by reference.
+        self.pulled: dict[str, node_pb2.PullEvent] = {}
+
+    async def status(self) -> node_pb2.StatusResponse:
+        """What the node says of itself."""
+        with channels.translated(self._peer):
+            return await self._stub.Status(node_pb2.StatusRequest(), timeout=10)
+
+    async def player(self) -> player.Player:
+        """What runs pods there."""
+        status = await self.status()
+        return player.Player(self.runtime, self.images, self.containerd, pods_dir=status.pod_log_dir, pull=self.pull)
+
+    async def pull(self, reference: str) -> str:
+        """Pull an image through CRI, showing the progress that the node tells; what containers are made from."""
+        with progress.shown(f"pulling {reference.rpartition('/')[2]}") as sink:
+            async with self._watched(reference, sink):
+                return await self.images.pull(reference)
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, reference: str, sink: steps.ProgressSink) -> AsyncIterator[None]:
+        with channels.translated(self._peer):
+            async with self._stub.WatchPulls.open() as stream:
+                await stream.send_message(node_pb2.WatchPullsRequest(reference=reference), end=True)
+                await stream.recv_initial_metadata()
+
+                async def watch() -> None:
+                    async for event in stream:
+                        if event.finished:
+                            self.pulled[reference] = event
+                            return
+                        sink(steps.Progress(event.stage, event.done, event.total, event.unit, event.detail))  # type: ignore[arg-type]
+
+                watching = asyncio.create_task(watch())
+                try:
+                    yield
+                    if reference.startswith("nix:0"):
+                        # The last event is posted before CRI answers, so it is on its way.
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(watching, 2)
+                finally:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
+                    with contextlib.suppress(Exception):
+                        await stream.cancel()
+
+
+@contextlib.asynccontextmanager
+async def connected(state_dir: str) -> AsyncIterator[Node]:
+    """A node by its state directory.
+
+    Raises:
+        UnavailableError: None runs there.
+    """
+    layout = config.Layout("", os.path.abspath(state_dir))
+    if not os.path.exists(layout.node_socket):
+        raise errors.UnavailableError(
+            f"no node runs at {layout.state_dir}", hint="start one (nixlet server) or say where it is: --state-dir"
+        )
+    async with channels.connect(layout.containerd_socket) as first, channels.connect(layout.node_socket) as second:
+        yield Node(first, second, layout)
+
+
+def image_reference(text: str) -> str:
+    """An image as a person names it: a path stands for the archive there, also through links such as nix-build's ``result``."""
+    if text.startswith(("/", "./", "../")) or text == "result":
+        return f"nix:0{os.path.realpath(text)}"
+    return text

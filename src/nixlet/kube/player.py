@@ -1,0 +1,220 @@
+"""Running pods through the CRI without a kubelet: each pod once, and nothing of it left when that fails."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from nixlet import errors
+from nixlet.containerd import client, cri
+from nixlet.host import files, mounts
+from nixlet.kube import logs, manifest, pods
+from nixlet.rpc.gen import cri_pb2
+
+#: Pulls an image and answers with what containers are made from.
+Pull = Callable[[str], Awaitable[str]]
+
+#: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
+_VOLUMES = ".volumes"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunningContainer:
+    """A container that was started."""
+
+    name: str
+    id: str
+    log_path: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunningPod:
+    """A pod that was started."""
+
+    pod: manifest.Pod
+    sandbox: str
+    directory: str
+    containers: tuple[RunningContainer, ...]
+
+
+class Player:
+    """Runs pods on one node."""
+
+    def __init__(
+        self,
+        runtime: cri.RuntimeClient,
+        images: cri.ImageClient,
+        containerd: client.Containerd,
+        *,
+        pods_dir: str,
+        pull: Pull,
+    ) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._containerd = containerd
+        self._pods_dir = pods_dir
+        self._pull = pull
+
+    async def play(self, pod: manifest.Pod) -> RunningPod:
+        """Start a pod: its images, its sandbox, its init containers one after the other, its containers.
+
+        Raises:
+            AlreadyExistsError: There is a pod of that name.
+            NixletError: Something can't be had or started; nothing of the pod stays.
+        """
+        if await self.find(pod.name, pod.namespace):
+            raise errors.AlreadyExistsError(
+                f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
+            )
+        # Before anything is made: a pod without its images would only have to be taken down again.
+        references = {each.name: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
+        uid = str(uuid.uuid4())
+        directory = pods.log_directory(self._pods_dir, pod, uid)
+        async with contextlib.AsyncExitStack() as undo:
+            files.make_directory(directory, mode=0o755)
+            undo.callback(remove_pod_directory, directory)
+            placement = pods.Placement(uid, directory, self._volumes(pod, directory))
+            config = pods.sandbox_config(pod, placement)
+            sandbox = await self._runtime.run_sandbox(config)
+            undo.push_async_callback(self._remove_sandbox, sandbox)
+            for each in pod.init_containers:
+                container = await self._start(pod, each, references[each.name], placement, sandbox, config)
+                status = await self.wait(container.id)
+                if status.exit_code != 0:
+                    raise errors.FailedPreconditionError(
+                        f"the init container {each.name} ended with status {status.exit_code}"
+                    )
+            containers = tuple(
+                [
+                    await self._start(pod, each, references[each.name], placement, sandbox, config)
+                    for each in pod.containers
+                ]
+            )
+            undo.pop_all()
+        return RunningPod(pod, sandbox, directory, containers)
+
+    async def _image(self, container: manifest.Container) -> str:
+        if container.pull_policy != "Always":
+            image = await self._images.status(container.image)
+            if image is not None:
+                return image.id
+            if container.pull_policy == "Never":
+                raise errors.NotFoundError(
+                    f"the image {container.image} is not here, and imagePullPolicy is Never",
+                    hint="pull or load it before",
+                )
+        return await self._pull(container.image)
+
+    @staticmethod
+    def _volumes(pod: manifest.Pod, directory: str) -> dict[str, str]:
+        places = {}
+        for volume in pod.volumes:
+            if volume.host_path:
+                pods.check_host_path(volume)
+                places[volume.name] = volume.host_path
+            else:
+                place = os.path.join(directory, _VOLUMES, volume.name)
+                os.makedirs(place)
+                os.chmod(place, 0o777)  # noqa: S103 (as kubelets do: containers of any user share it)
+                places[volume.name] = place
+        return places
+
+    async def _start(
+        self,
+        pod: manifest.Pod,
+        container: manifest.Container,
+        image_ref: str,
+        placement: pods.Placement,
+        sandbox: str,
+        sandbox_config: cri_pb2.PodSandboxConfig,
+    ) -> RunningContainer:
+        config = pods.container_config(pod, container, image_ref, placement)
+        container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
+        try:
+            await self._runtime.start_container(container_id)
+        except errors.NixletError as error:
+            raise _start_failure(container, error) from error
+        return RunningContainer(container.name, container_id, os.path.join(placement.log_directory, config.log_path))
+
+    async def wait(self, container: str) -> cri_pb2.ContainerStatus:
+        """Wait until a container has ended and CRI knows it; its status."""
+        # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
+        with contextlib.suppress(errors.NotFoundError):
+            await self._containerd.wait_task(container)
+        while True:
+            status = await self._runtime.container_status(container)
+            if status.state == cri_pb2.CONTAINER_EXITED:
+                return status
+            await asyncio.sleep(0.005)
+
+    async def output(self, container: RunningContainer) -> AsyncIterator[logs.Record]:
+        """A container's output until it ends."""
+        waiting = asyncio.create_task(self.wait(container.id))
+        try:
+            async for record in logs.follow(container.log_path, waiting.done):
+                yield record
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+
+    async def mounts_of(self, container: str) -> int:
+        """How many mounts make a container's root file system."""
+        record = await self._containerd.container(container)
+        if record is None:
+            raise errors.NotFoundError(f"container {container} does not exist")
+        return len(await self._containerd.snapshot_mounts(record.snapshotter, record.snapshot_key))
+
+    async def find(self, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:
+        """The pods of a name that nixlet made."""
+        return await self._runtime.sandboxes({pods.POD_NAME: name, pods.POD_NAMESPACE: namespace, **pods.MADE_BY})
+
+    async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int | None = None) -> None:
+        """Stop and remove a pod with all that is its: containers, network, logs, empty volumes.
+
+        Args:
+            sandbox: The pod.
+            grace: Seconds for its containers to end by themselves; None: at once.
+        """
+        if grace:
+            running = [
+                each.id
+                for each in await self._runtime.containers(sandbox=sandbox.id)
+                if each.state == cri_pb2.CONTAINER_RUNNING
+            ]
+            await asyncio.gather(*(self._runtime.stop_container(each, grace) for each in running))
+        await self._remove_sandbox(sandbox.id)
+        metadata = sandbox.metadata
+        pod = manifest.Pod(metadata.name, metadata.namespace)
+        await asyncio.to_thread(remove_pod_directory, pods.log_directory(self._pods_dir, pod, metadata.uid))
+
+    async def _remove_sandbox(self, sandbox: str) -> None:
+        with contextlib.suppress(errors.NotFoundError):
+            await self._runtime.stop_sandbox(sandbox)
+            await self._runtime.remove_sandbox(sandbox)
+
+
+def remove_pod_directory(directory: str) -> None:
+    """Delete a pod's logs and empty volumes, unless something is mounted in there."""
+    mounted = mounts.below(directory)
+    if mounted:
+        raise errors.FailedPreconditionError(f"{directory} is not removed: {mounted[-1].path} is still mounted")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_failure(container: manifest.Container, error: errors.NixletError) -> errors.NixletError:
+    """Why a container did not start, told apart as shells and container tools do: not found, or not executable."""
+    command = " ".join((*container.command, *container.args)) or "its command"
+    text = error.message
+    if "no such file or directory" in text or "executable file not found" in text:
+        return errors.CommandNotFoundError(
+            f"container {container.name} can't start: {command} is not in the image", hint=text[-300:]
+        )
+    if "permission denied" in text or "exec format error" in text:
+        return errors.NotExecutableError(
+            f"container {container.name} can't start: {command} can't be executed", hint=text[-300:]
+        )
+    return errors.FailedPreconditionError(f"container {container.name} can't start: {text}")
