@@ -133,6 +133,7 @@ let
     passAsFile = [ "copyToRoot" ];
     fromImage = if fromImage == null then "" else fromImage;
     ref = if resolvedByNix then "" else "${name}:${tag}";
+    NIX_STORE_DIR = builtins.storeDir;
     PYTHONDONTWRITEBYTECODE = "1";
   } ''
     set -- --config "$configFile" --closure "$closureInfo/store-paths" --closure-info "$closureInfo" --copy-to-root "$copyToRootPath"

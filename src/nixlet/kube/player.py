@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri
@@ -203,6 +203,14 @@ def remove_pod_directory(directory: str) -> None:
     if mounted:
         raise errors.FailedPreconditionError(f"{directory} is not removed: {mounted[-1].path} is still mounted")
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep_pod_directories(pods_dir: str, uids: Collection[str]) -> None:
+    """Delete what is left of pods that another client of the CRI removed: all but the directories of the given pods."""
+    for name in os.listdir(pods_dir):
+        if name.rpartition("_")[2] not in uids:
+            with contextlib.suppress(errors.FailedPreconditionError):
+                remove_pod_directory(os.path.join(pods_dir, name))
 
 
 def _start_failure(container: manifest.Container, error: errors.NixletError) -> errors.NixletError:

@@ -18,6 +18,7 @@ from nixlet.containerd import client, cni, cri
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, network, supervisor
 from nixlet.images import archive, loader, platforms, pulls
+from nixlet.kube import player
 from nixlet.node import config as node_config
 from nixlet.node import pause, preflight
 from nixlet.rpc import channel as channels
@@ -118,6 +119,10 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
         stack.callback(_unlink, layout.node_socket)
         child = await stack.enter_async_context(_containerd(settings, layout, programs, channel))
         await _load_pause_image(programs.pause, layout, containerd, settings.snapshotter)
+        sandboxes = await cri.RuntimeClient(channel, layout.containerd_socket).sandboxes()
+        await asyncio.to_thread(
+            player.sweep_pod_directories, layout.pods, {sandbox.metadata.uid for sandbox in sandboxes}
+        )
         # Only a node that is ready says what its children are: that is how the command line tells.
         children.append(node_service.ChildStatus("containerd", child.pid, programs.containerd.version))
         yield child

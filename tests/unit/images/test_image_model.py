@@ -14,7 +14,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 def test_unknown_fields_and_nulls_are_tolerated() -> None:
-    text = {
+    text: dict[str, object] = {
         "created": None,
         "architecture": "amd64",
         "os": "linux",

@@ -1,0 +1,25 @@
+"""What all tests share: marks by folder, and the names of what did not run."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder."""
+    for item in items:
+        if "system" in Path(str(item.path)).parts:
+            item.add_marker(pytest.mark.system)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(180))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the families of tests that did not run."""
+    left_out = terminalreporter.stats.get("deselected", [])
+    families = sorted({item.nodeid.partition("::")[0] for item in left_out})
+    if families:
+        terminalreporter.section("did not run")
+        for family in families:
+            count = sum(item.nodeid.startswith(f"{family}::") for item in left_out)
+            terminalreporter.line(f"{family}: {count} tests left out")

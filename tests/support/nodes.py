@@ -1,0 +1,187 @@
+"""Real nodes for tests: `nixlet server` as a process of its own, with everything at places of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nixlet.host import mounts, network
+from support import parts
+
+START_SECONDS = 60
+
+
+class Node:
+    """A node that a test starts, asks and stops.
+
+    Attributes:
+        data_dir: Its persistent directory.
+        state_dir: Its running directory, short since sockets lie in it.
+        log: What it printed.
+    """
+
+    def __init__(
+        self, number: int, directory: Path, *arguments: str, environment: dict[str, str] | None = None
+    ) -> None:
+        self.data_dir = directory / "data"
+        self.state_dir = Path(f"/run/nixlet-test/{number}")
+        self.bridge = f"nixtest{number}"
+        self.log = directory / "server.log"
+        self.arguments = [
+            *("--data-dir", str(self.data_dir), "--state-dir", str(self.state_dir), "--bridge", self.bridge),
+            *("--pod-cidr", f"10.163.{number}.0/24", *arguments),
+        ]
+        self.environment = {**os.environ, "NIXLET_STATE_DIR": str(self.state_dir), **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.state_dir / "containerd" / "containerd.sock"
+
+    @property
+    def node_socket(self) -> Path:
+        return self.state_dir / "containerd" / "nix-snapshotter.sock"
+
+    @property
+    def containerd_log(self) -> Path:
+        return self.data_dir / "agent" / "containerd" / "containerd.log"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the server without waiting for it."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            argv = [sys.executable, "-m", "nixlet", "server", "--snapshotter", "nix", *self.arguments]
+            self._process = subprocess.Popen(
+                argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        return self._process
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        process = self.launch()
+        deadline = time.monotonic() + START_SECONDS
+        while self.version()["node"] is None:
+            assert process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """End it in order; its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(60)
+
+    def kill(self) -> None:
+        """End it as the kernel would when memory runs out."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(60)
+
+    def run(self, *arguments: str, stdin: bytes | None = None) -> "subprocess.CompletedProcess[bytes]":
+        """Run a verb of the command line."""
+        argv = [sys.executable, "-m", "nixlet", *arguments]
+        return subprocess.run(argv, env=self.environment, input=stdin, capture_output=True, timeout=120, check=False)
+
+    def ok(self, *arguments: str, stdin: bytes | None = None) -> str:
+        """Run a verb that must work; what it printed."""
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"{arguments}: {done.stdout.decode()}{done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def version(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.ok("version", "--output", "json"))
+        return answer
+
+    def crictl(self, *arguments: str) -> str:
+        """Run the real crictl against the node; what it printed."""
+        argv = [
+            str(parts.tool("crictl")),
+            *(
+                "--runtime-endpoint",
+                f"unix://{self.containerd_socket}",
+                "--image-endpoint",
+                f"unix://{self.node_socket}",
+            ),
+            *arguments,
+        ]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout.strip()
+
+    def mounts(self) -> list[str]:
+        """The mounts of this node, by their place."""
+        places = (str(self.state_dir), str(self.data_dir))
+        return [entry.path for place in places for entry in mounts.below(place)]
+
+    def remove_all_pods(self) -> None:
+        """Remove every pod, also those that a failed test left."""
+        containers = self.ok("ps", "-aq").split()
+        if containers:
+            self.ok("rm", "-f", *containers)
+        ids = self.crictl("pods", "-q").split()
+        for each in ids:
+            self.crictl("stopp", each)
+            self.crictl("rmp", "-f", each)
+
+
+def processes_below(directory: Path) -> list[int]:
+    """The processes whose command lines name a directory."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{entry}/cmdline").read_bytes()
+                if os.fsencode(str(directory)) in command and b"pytest" not in command:
+                    found.append(int(entry))
+    return found
+
+
+@contextlib.contextmanager
+def cleaned_up(node: Node) -> Iterator[Node]:
+    """A node of which nothing stays, whatever happens to the test."""
+    try:
+        yield node
+    finally:
+        process = node._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                node.remove_all_pods()
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for pid in processes_below(node.state_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+        for place in sorted(node.mounts(), key=len, reverse=True):
+            with contextlib.suppress(Exception):
+                mounts.unmount(place)
+        network.remove_bridge(node.bridge)
+        if not node.mounts():
+            subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir)], check=False)
+
+
+def manifest(name: str, image: str, *, command: Sequence[str] = (), args: Sequence[str] = (), **more: Any) -> bytes:
+    """A pod manifest; JSON is YAML."""
+    container: dict[str, Any] = {"name": "main", "image": image, **more.pop("container", {})}
+    if command:
+        container["command"] = list(command)
+    if args:
+        container["args"] = list(args)
+    metadata = {"name": name, **more.pop("metadata", {})}
+    spec = {"restartPolicy": "Never", "containers": [container], **more}
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).encode()

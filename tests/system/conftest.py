@@ -1,0 +1,84 @@
+"""Nodes and images for the system tests; each is made once a run."""
+
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import image_archives, nodes, parts, storeimages
+
+#: The name of the ordinary image.
+ORDINARY = "localhost/ordinary:1"
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def root_rights() -> None:
+    assert os.geteuid() == 0, "system tests mount and start containers: run them as root"
+
+
+@pytest.fixture(scope="session", params=parts.CONTAINERDS)
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Node]:
+    """A running node, for each containerd."""
+    version: str = request.param
+    number = 10 + parts.CONTAINERDS.index(version)
+    directory = tmp_path_factory.mktemp(f"node-{version}")
+    made = nodes.Node(number, directory, "--containerd", str(parts.containerd(version)))
+    with nodes.cleaned_up(made):
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def any_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Node]:
+    """A running node with the system's containerd, for what doesn't depend on its version."""
+    made = nodes.Node(9, tmp_path_factory.mktemp("node"))
+    with nodes.cleaned_up(made):
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def hello() -> str:
+    """The reference of the hello image, built by Nix as the quickstart does."""
+    environment = {**os.environ, "NIX_CONFIG": "build-users-group =\nsandbox = false"}
+    argv = ["nix-build", "nix/examples/hello.nix", "-A", "image", "--no-out-link"]
+    argv += ["--argstr", "nixlet", str(ROOT / ".venv/bin/nixlet")]
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return f"nix:0{done.stdout.strip()}"
+
+
+@pytest.fixture(scope="session")
+def archives() -> Iterator[Path]:
+    """A directory below /tmp for image archives, where nodes accept them."""
+    directory = Path("/tmp/nixlet-test-images")
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+    directory.mkdir()
+    yield directory
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+@pytest.fixture(scope="session")
+def store_images(archives: Path) -> dict[int, storeimages.StoreImage]:
+    """Images by the number of paths in their closures."""
+    return {count: storeimages.make(archives, count) for count in (1, 50, 500)}
+
+
+@pytest.fixture(scope="session")
+def ordinary(archives: Path) -> Path:
+    """The archive of an ordinary image that holds busybox."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as layer:
+        layer.add(storeimages.BUSYBOX, "bin/busybox")
+        for name in ("sh", "sleep", "ls", "cat", "true", "echo"):
+            layer.addfile(image_archives.link(f"bin/{name}", "busybox"))
+    files = image_archives.oci([buffer.getvalue()], name=ORDINARY, config={"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})
+    archive = archives / "ordinary.tar"
+    archive.write_bytes(image_archives.tar(files))
+    return archive
