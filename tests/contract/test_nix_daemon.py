@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import http.server
 import os
@@ -14,6 +15,7 @@ import pytest
 from nixlet import errors
 from nixlet.store import closures, interface, paths, policy, realiser, roots
 from nixlet.store.daemon import client
+from nixlet.store.daemon import session as session_module
 from nixlet.telemetry import progress
 from support.nixstore import PrivateStore
 
@@ -218,7 +220,7 @@ async def test_waiters_share_one_task_and_one_of_them_may_leave(store: PrivateSt
 
     class Counting(client.DaemonStore):
         @contextlib.asynccontextmanager
-        async def session(self) -> AsyncIterator[client.sessions.DaemonSession]:
+        async def session(self) -> AsyncIterator[session_module.DaemonSession]:
             nonlocal opened
             opened += 1
             async with super().session() as session:
@@ -242,7 +244,7 @@ async def test_without_nix_the_sentence_says_so(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "NIX_STATE_DIR": str(tmp_path)}
     settings = client.DaemonSettings.from_environment(environment)
     # sbin directories are searched as well, so the name has to be one that nobody has.
-    settings = client.dataclasses.replace(settings, stdio=("no-nix-daemon", "--stdio"))
+    settings = dataclasses.replace(settings, stdio=("no-nix-daemon", "--stdio"))
     with pytest.raises(errors.UnavailableError, match="Nix is not installed") as caught:
         async with client.DaemonStore(settings).session():
             pass

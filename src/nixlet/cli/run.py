@@ -40,6 +40,8 @@ async def run(
     from nixlet.cli import node
     from nixlet.kube import manifest
 
+    # Options end at IMAGE; a "--" behind it only says so once more.
+    command = command[1:] if command[:1] == ("--",) else command
     policies = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
     reference = node.image_reference(image)
     own_name = name or f"run-{secrets.token_hex(4)}"

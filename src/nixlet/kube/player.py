@@ -215,7 +215,7 @@ def sweep_pod_directories(pods_dir: str, uids: Collection[str]) -> None:
 
 def _start_failure(container: manifest.Container, error: errors.NixletError) -> errors.NixletError:
     """Why a container did not start, told apart as shells and container tools do: not found, or not executable."""
-    command = " ".join((*container.command, *container.args)) or "its command"
+    command = next(iter((*container.command, *container.args)), "its command")
     text = error.message
     if "no such file or directory" in text or "executable file not found" in text:
         return errors.CommandNotFoundError(

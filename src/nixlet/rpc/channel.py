@@ -52,11 +52,14 @@ def translated(peer: str) -> Iterator[None]:
 
 
 async def wait_until_answered(call: Callable[[], Awaitable[object]]) -> None:
-    """Repeat a call until its peer answers, even if with an error of its own; for readiness. The caller limits the time."""
+    """Repeat a call until its peer answers it; for readiness. The caller limits the time.
+
+    A peer that answers with an error is not ready either: containerd's CRI does so while it takes up its pods again.
+    """
     while True:
         try:
             await call()
-        except (errors.UnavailableError, errors.DeadlineExceededError):
+        except errors.NixletError:
             await asyncio.sleep(_RETRY_INTERVAL)
         else:
             return
