@@ -141,7 +141,7 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
             await connection.runtime.stop_container(found.id, grace)
             left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
             if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
-                await connection.runtime.stop_sandbox(found.pod_sandbox_id)
+                await (await connection.player()).stop_sandbox(found.pod_sandbox_id)
             click.echo(wanted)
 
 

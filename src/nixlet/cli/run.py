@@ -78,5 +78,5 @@ async def run(
                     await asyncio.shield(player.remove(sandbox))
                 else:
                     # It stays for `nixlet logs` and `nixlet rm`, but holds no network and no process.
-                    await asyncio.shield(connection.runtime.stop_sandbox(sandbox.id))
+                    await asyncio.shield(player.stop_sandbox(sandbox.id))
     return code

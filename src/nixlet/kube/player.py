@@ -21,6 +21,11 @@ Pull = Callable[[str], Awaitable[str]]
 _VOLUMES = ".volumes"
 
 
+#: How often stopping a pod is tried, and seconds between the tries.
+_STOP_TRIES = 5
+_STOP_INTERVAL = 0.1
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunningContainer:
     """A container that was started."""
@@ -193,8 +198,23 @@ class Player:
 
     async def _remove_sandbox(self, sandbox: str) -> None:
         with contextlib.suppress(errors.NotFoundError):
-            await self._runtime.stop_sandbox(sandbox)
+            await self.stop_sandbox(sandbox)
             await self._runtime.remove_sandbox(sandbox)
+
+    async def stop_sandbox(self, sandbox: str) -> None:
+        """End a pod's containers and give its network back.
+
+        containerd fails at this when a container ends by itself at the same moment; the next try finds it ended.
+        """
+        for _ in range(_STOP_TRIES - 1):
+            try:
+                await self._runtime.stop_sandbox(sandbox)
+                return
+            except errors.NotFoundError:
+                raise
+            except errors.NixletError:
+                await asyncio.sleep(_STOP_INTERVAL)
+        await self._runtime.stop_sandbox(sandbox)
 
 
 def remove_pod_directory(directory: str) -> None:
