@@ -26,6 +26,8 @@ from nixlet.__main__ import main
 sys.exit(main())
 SCRIPT
   chmod 755 "$top/.venv/bin/nixlet"
+  # Compiled now, whatever the environment says of byte code: a program that starts often must not compile itself each time.
+  "$top/.venv/bin/python" -m compileall -q "$top/src" >&2
   echo "$wanted" >"$stamp"
 }
 

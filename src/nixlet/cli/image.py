@@ -50,7 +50,7 @@ async def load(
 ) -> None:
     """Load an image from an archive into a node's containerd; prints its name."""
     from nixlet.cli import progress
-    from nixlet.containerd import client
+    from nixlet.containerd import client, imagestore
     from nixlet.images import archive as archives
     from nixlet.images import loader, platforms, pulls, reference
     from nixlet.node import config
@@ -63,7 +63,7 @@ async def load(
     store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
     bringer = realiser.Realiser(store, roots.Roots(store.settings.gcroots, "unused"), policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:
-        containerd = client.Containerd(channel, socket, namespace or client.CRI_NAMESPACE)
+        containerd = imagestore.ImageStore(channel, socket, namespace or client.CRI_NAMESPACE)
         with archives.open_archive(path) as source, progress.shown(os.path.basename(path)) as sink:
             found = source.image(platforms.host_platform())
             own = found.names[0] if found.names else f"{reference.NIX_PREFIX}{path}"

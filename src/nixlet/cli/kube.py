@@ -9,7 +9,7 @@ from nixlet.cli import options
 
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
-    from nixlet.kube import manifest
+    from nixlet.kube import model
     from nixlet.kube.logs import Record
     from nixlet.kube.player import Player, RunningContainer, RunningPod
 
@@ -19,7 +19,7 @@ def kube() -> None:
     """Run pods from Kubernetes manifests."""
 
 
-def _read(file: str) -> "tuple[list[manifest.Pod], list[str]]":
+def _read(file: str) -> "tuple[list[model.Pod], list[str]]":
     from nixlet import errors
     from nixlet.kube import manifest
 
@@ -81,7 +81,7 @@ def _described(running: "RunningPod") -> dict[str, Any]:
     }
 
 
-async def _run_to_end(connection: "Node", player: "Player", pod: "manifest.Pod", *, summary: bool) -> int:
+async def _run_to_end(connection: "Node", player: "Player", pod: "model.Pod", *, summary: bool) -> int:
     import asyncio
     import time
 
@@ -99,7 +99,7 @@ async def _run_to_end(connection: "Node", player: "Player", pod: "manifest.Pod",
 
         codes = await asyncio.gather(*(show(container) for container in running.containers))
         if summary:
-            mounts = [await player.mounts_of(container.id) for container in running.containers]
+            mounts = [await connection.mounts_of(container.id) for container in running.containers]
             _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
     finally:
         for sandbox in await player.find(pod.name, pod.namespace):
@@ -113,7 +113,7 @@ def _print(prefix: bytes, record: "Record") -> None:
     stream.flush()
 
 
-def _summarise(connection: "Node", pod: "manifest.Pod", mounts: list[int], milliseconds: float | None) -> None:
+def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], milliseconds: float | None) -> None:
     from nixlet.cli import progress
 
     click.echo("")

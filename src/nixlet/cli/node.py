@@ -22,6 +22,7 @@ class Node:
         self, containerd_channel: channels.Channel, own_channel: channels.Channel, layout: config.Layout
     ) -> None:
         address = layout.containerd_socket
+        self._containerd_channel, self._address = containerd_channel, address
         self.runtime = cri.RuntimeClient(containerd_channel, address)
         self.containerd = client.Containerd(containerd_channel, address)
         self.images = cri.ImageClient(own_channel, layout.node_socket)
@@ -39,6 +40,16 @@ class Node:
         """What runs pods there."""
         status = await self.status()
         return player.Player(self.runtime, self.images, self.containerd, pods_dir=status.pod_log_dir, pull=self.pull)
+
+    async def mounts_of(self, container: str) -> int:
+        """How many mounts make a container's root file system."""
+        from nixlet.containerd import imagestore
+
+        record = await self.containerd.container(container)
+        if record is None:
+            raise errors.NotFoundError(f"container {container} does not exist")
+        store = imagestore.ImageStore(self._containerd_channel, self._address)
+        return len(await store.snapshot_mounts(record.snapshotter, record.snapshot_key))
 
     async def pull(self, reference: str) -> str:
         """Pull an image through CRI, showing the progress that the node tells; what containers are made from."""

@@ -1,6 +1,6 @@
 """``nixlet run``: a container by itself, as a pod of one."""
 
-import secrets
+import os
 
 import click
 
@@ -38,27 +38,27 @@ async def run(
 
     from nixlet import errors
     from nixlet.cli import node
-    from nixlet.kube import manifest
+    from nixlet.kube import model
 
     # Options end at IMAGE; a "--" behind it only says so once more.
     command = command[1:] if command[:1] == ("--",) else command
     policies = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
     reference = node.image_reference(image)
-    own_name = name or f"run-{secrets.token_hex(4)}"
+    own_name = name or f"run-{os.urandom(4).hex()}"
     pairs = []
     for text in env:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise errors.UsageError(f"--env {text!r} is not NAME=VALUE")
         pairs.append((key, value))
-    container = manifest.Container(
-        name=manifest.checked_name(own_name, "--name"),
+    container = model.Container(
+        name=model.checked_name(own_name, "--name"),
         image=reference,
         pull_policy=policies[pull],
-        args=tuple(manifest.escaped(word) for word in command),
-        env=tuple((key, manifest.escaped(value)) for key, value in pairs),
+        args=tuple(model.escaped(word) for word in command),
+        env=tuple((key, model.escaped(value)) for key, value in pairs),
     )
-    pod = manifest.Pod(own_name, containers=(container,), restart_policy="Never")
+    pod = model.Pod(own_name, containers=(container,), restart_policy="Never")
     async with node.connected(state_dir) as connection:
         player = await connection.player()
         running = await player.play(pod)

@@ -5,11 +5,11 @@ snapshot is prepared with the annotations as labels, applied by containerd's Dif
 """
 
 import asyncio
-import secrets
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
-from nixlet.containerd import client
+from nixlet.containerd import imagestore
 from nixlet.images import archive, model
 from nixlet.store import closures
 from nixlet.telemetry import progress
@@ -28,7 +28,7 @@ PINNED = {"io.cri-containerd.pinned": "pinned"}
 class Loader:
     """Loads images into one containerd for one snapshotter."""
 
-    def __init__(self, containerd: client.Containerd, snapshotter: str) -> None:
+    def __init__(self, containerd: imagestore.ImageStore, snapshotter: str) -> None:
         self._containerd = containerd
         self._snapshotter = snapshotter
 
@@ -68,7 +68,7 @@ class Loader:
             for number, descriptor in enumerate(manifest.layers):
                 references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
             await self._copy(containerd, source, image.descriptor, references)
-            target = client.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
+            target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
             await containerd.put_image(name, target, {**_MANAGED, **(labels or {})})
             for other in other_names:
                 if await containerd.image(other) is None:
@@ -78,14 +78,14 @@ class Loader:
 
     @staticmethod
     async def _copy(
-        containerd: client.Containerd, source: archive.Archive, blob: model.Descriptor, labels: Mapping[str, str]
+        containerd: imagestore.ImageStore, source: archive.Archive, blob: model.Descriptor, labels: Mapping[str, str]
     ) -> None:
         if await containerd.has_content(blob.digest):
             await containerd.label_content(blob.digest, labels)
         else:
             await containerd.write_content(blob.digest, blob.size, _chunks(source, blob.digest), labels)
 
-    async def _unpack(self, containerd: client.Containerd, layer: archive.Layer, parent: str, name: str) -> None:
+    async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
         annotations = layer.descriptor.annotations or {}
         inherited = {key: value for key, value in annotations.items() if key.startswith(_INHERITED)}
         existing = await containerd.snapshot(self._snapshotter, name)
@@ -98,18 +98,18 @@ class Loader:
 
     async def _unpack_anew(
         self,
-        containerd: client.Containerd,
+        containerd: imagestore.ImageStore,
         layer: archive.Layer,
         parent: str,
         name: str,
         inherited: Mapping[str, str],
     ) -> None:
         labels = {**inherited, _SNAPSHOT_REF: name}
-        key = f"extract-{secrets.token_hex(8)} {name}"
+        key = f"extract-{os.urandom(8).hex()} {name}"
         mounts = await containerd.prepare_snapshot(self._snapshotter, key, parent, labels)
         try:
             blob = layer.descriptor
-            applied = await containerd.apply(client.Descriptor(blob.media_type, blob.digest, blob.size), mounts)
+            applied = await containerd.apply(imagestore.Descriptor(blob.media_type, blob.digest, blob.size), mounts)
             if applied != layer.diff_id:
                 raise errors.InvalidArgumentError(
                     f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from nixlet import errors
-from nixlet.containerd import client, cri
+from nixlet.containerd import cri, imagestore
 from nixlet.images import admission, archive, loader, model, platforms, reference
 from nixlet.store import closures, interface, realiser
 from nixlet.telemetry import progress
@@ -113,7 +113,7 @@ class Puller:
         self,
         store: interface.Store,
         realise: realiser.Realiser,
-        containerd: client.Containerd,
+        containerd: imagestore.ImageStore,
         images: cri.ImageClient,
         *,
         snapshotter: str,

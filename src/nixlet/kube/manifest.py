@@ -9,12 +9,9 @@ import re
 from collections.abc import Sequence
 
 from nixlet import errors
-from nixlet.kube import quantity, yamlread
+from nixlet.kube import model, quantity, yamlread
 
 _UID_MAX = 2**32 - 2
-_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
-_DNS_LABEL = re.compile(rf"{_LABEL}")
-_DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 _CAPABILITY = re.compile(r"ALL|(?:CAP_)?[A-Z_]+")
 
@@ -35,112 +32,14 @@ _CLUSTER_FIELDS = (
     "enableServiceLinks",
 )
 
-RESTART_POLICIES = ("Always", "OnFailure", "Never")
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Port:
-    """A port that a container listens on, and where the host offers it (0: nowhere)."""
-
-    container_port: int
-    host_port: int = 0
-    host_ip: str = ""
-    protocol: str = "TCP"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class VolumeMount:
-    """Where a container sees a volume."""
-
-    name: str
-    path: str
-    read_only: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Volume:
-    """A directory for a pod's containers: of the host, or an empty one (``host_path`` empty) that goes with the pod."""
-
-    name: str
-    host_path: str = ""
-    host_type: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Security:
-    """Whose rights a container has; None is "as the pod or the image says"."""
-
-    run_as_user: int | None = None
-    run_as_group: int | None = None
-    privileged: bool = False
-    read_only_root: bool = False
-    no_new_privileges: bool = False
-    add_capabilities: tuple[str, ...] = ()
-    drop_capabilities: tuple[str, ...] = ()
-    seccomp: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Resources:
-    """CPU in thousandths of a core, memory in bytes; 0 is unlimited."""
-
-    cpu_request: int = 0
-    cpu_limit: int = 0
-    memory_request: int = 0
-    memory_limit: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Container:
-    """A container of a pod."""
-
-    name: str
-    image: str
-    pull_policy: str
-    command: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    working_dir: str = ""
-    ports: tuple[Port, ...] = ()
-    mounts: tuple[VolumeMount, ...] = ()
-    resources: Resources = Resources()
-    security: Security = Security()
-    stdin: bool = False
-    stdin_once: bool = False
-    tty: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pod:
-    """A pod."""
-
-    name: str
-    namespace: str = "default"
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    annotations: dict[str, str] = dataclasses.field(default_factory=dict)
-    containers: tuple[Container, ...] = ()
-    init_containers: tuple[Container, ...] = ()
-    volumes: tuple[Volume, ...] = ()
-    restart_policy: str = "Always"
-    hostname: str = ""
-    host_network: bool = False
-    host_pid: bool = False
-    host_ipc: bool = False
-    run_as_user: int | None = None
-    run_as_group: int | None = None
-    supplemental_groups: tuple[int, ...] = ()
-    seccomp: str = ""
-    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
-    grace_seconds: int = 30
-
-
-def parse(text: bytes, source: str) -> tuple[list[Pod], list[str]]:
+def parse(text: bytes, source: str) -> tuple[list[model.Pod], list[str]]:
     """Read the pods of a manifest, and what there is to say about fields that have no effect.
 
     Raises:
         UsageError: It is no manifest of pods, or asks for something that is not supported; file and line are named.
     """
-    pods: list[Pod] = []
+    pods: list[model.Pod] = []
     notices: list[str] = []
     for document in yamlread.documents(text, source):
         kind, version = document.required_text("kind"), document.required_text("apiVersion")
@@ -154,14 +53,14 @@ def parse(text: bytes, source: str) -> tuple[list[Pod], list[str]]:
     return pods, [f"{notice} has no effect without a cluster" for notice in notices]
 
 
-def _pod(document: yamlread.Mapping, notices: list[str]) -> Pod:
+def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
     metadata, spec = document.mapping("metadata"), document.mapping("spec")
     if metadata is None:
         raise document.error("metadata", "is missing")
     if spec is None:
         raise document.error("spec", "is missing")
-    name = _name(metadata, "name", _DNS_SUBDOMAIN, 253)
-    namespace = _name(metadata, "namespace", _DNS_LABEL, 63) if metadata.has("namespace") else "default"
+    name = _name(metadata, "name", model.DNS_SUBDOMAIN, 253)
+    namespace = _name(metadata, "namespace", model.DNS_LABEL, 63) if metadata.has("namespace") else "default"
     labels, annotations = metadata.text_map("labels"), metadata.text_map("annotations")
     metadata.skip("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "ownerReferences")
     metadata.end()
@@ -170,7 +69,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> Pod:
         raise spec.error("hostUsers", "must be true: pods in user namespaces are not supported yet")
     security = spec.mapping("securityContext")
     if security is None:
-        own = Security()
+        own = model.Security()
         groups: tuple[int, ...] = ()
         sysctls: dict[str, str] = {}
     else:
@@ -187,7 +86,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> Pod:
     for each in everyone:
         if everyone.count(each) > 1:
             raise spec.error("containers", f"has two containers named {each}")
-    pod = Pod(
+    pod = model.Pod(
         name=name,
         namespace=namespace,
         labels=labels,
@@ -195,8 +94,8 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> Pod:
         containers=containers,
         init_containers=init_containers,
         volumes=volumes,
-        restart_policy=spec.choice("restartPolicy", RESTART_POLICIES, "Always"),
-        hostname=_name(spec, "hostname", _DNS_LABEL, 63) if spec.has("hostname") else "",
+        restart_policy=spec.choice("restartPolicy", model.RESTART_POLICIES, "Always"),
+        hostname=_name(spec, "hostname", model.DNS_LABEL, 63) if spec.has("hostname") else "",
         host_network=bool(spec.boolean("hostNetwork")),
         host_pid=bool(spec.boolean("hostPID")),
         host_ipc=bool(spec.boolean("hostIPC")),
@@ -226,30 +125,12 @@ def _name(where: yamlread.Mapping, key: str, grammar: re.Pattern[str], limit: in
     return value
 
 
-def checked_name(name: str, what: str) -> str:
-    """A container's name that a person chose.
-
-    Raises:
-        UsageError: It doesn't fit Kubernetes' grammar for such names.
-    """
-    if len(name) > 63 or not _DNS_LABEL.fullmatch(name):
-        raise errors.UsageError(
-            f"{what} {name[:80]!r} must have lower-case letters, digits and '-' only, 63 characters at most"
-        )
-    return name
-
-
-def escaped(text: str) -> str:
-    """Text in which no variable is to be expanded."""
-    return text.replace("$", "$$")
-
-
-def _container(item: yamlread.Mapping, volumes: set[str]) -> Container:
-    name = _name(item, "name", _DNS_LABEL, 63)
+def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:
+    name = _name(item, "name", model.DNS_LABEL, 63)
     image = item.required_text("image")
     tag = image.rpartition("/")[2].partition(":")[2]
     default_policy = "Always" if "@" not in image and tag in {"", "latest"} else "IfNotPresent"
-    container = Container(
+    container = model.Container(
         name=name,
         image=image,
         pull_policy=item.choice("imagePullPolicy", ("Always", "IfNotPresent", "Never"), default_policy),
@@ -279,12 +160,12 @@ def _variable(item: yamlread.Mapping) -> tuple[str, str]:
     return name, value
 
 
-def _port(item: yamlread.Mapping) -> Port:
+def _port(item: yamlread.Mapping) -> model.Port:
     number = item.integer("containerPort", 1, 65535)
     if number is None:
         raise item.error("containerPort", "is missing")
     item.skip("name")
-    port = Port(
+    port = model.Port(
         container_port=number,
         host_port=_or(item.integer("hostPort", 1, 65535), 0),
         host_ip=item.text("hostIP"),
@@ -294,21 +175,21 @@ def _port(item: yamlread.Mapping) -> Port:
     return port
 
 
-def _mount(item: yamlread.Mapping, volumes: set[str]) -> VolumeMount:
+def _mount(item: yamlread.Mapping, volumes: set[str]) -> model.VolumeMount:
     name, path = item.required_text("name"), item.required_text("mountPath")
     if name not in volumes:
         raise item.error("name", f"is {name!r}, but the pod has no volume of that name")
     if ":" in path:
         raise item.error("mountPath", "must not contain ':'")
-    mount = VolumeMount(name, path, bool(item.boolean("readOnly")))
+    mount = model.VolumeMount(name, path, bool(item.boolean("readOnly")))
     item.end()
     return mount
 
 
-def _volume(item: yamlread.Mapping) -> Volume:
-    name = _name(item, "name", _DNS_LABEL, 63)
+def _volume(item: yamlread.Mapping) -> model.Volume:
+    name = _name(item, "name", model.DNS_LABEL, 63)
     empty, host = item.mapping("emptyDir"), item.mapping("hostPath")
-    volume = Volume(name)
+    volume = model.Volume(name)
     if empty is not None:
         empty.choice("medium", ("",), "")
         empty.end()
@@ -317,7 +198,7 @@ def _volume(item: yamlread.Mapping) -> Volume:
         if not path.startswith("/") or ".." in path.split("/"):
             raise host.error("path", "must be an absolute path without '..'")
         types = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
-        volume = Volume(name, path, host.choice("type", types, ""))
+        volume = model.Volume(name, path, host.choice("type", types, ""))
         host.end()
     item.end()
     if empty is None and host is None:
@@ -334,9 +215,9 @@ def _seccomp(context: yamlread.Mapping) -> str:
     return kind
 
 
-def _security(context: yamlread.Mapping) -> Security:
+def _security(context: yamlread.Mapping) -> model.Security:
     """What a pod's and a container's security context have in common."""
-    security = Security(
+    security = model.Security(
         run_as_user=context.integer("runAsUser", 0, _UID_MAX),
         run_as_group=context.integer("runAsGroup", 0, _UID_MAX),
         seccomp=_seccomp(context),
@@ -345,9 +226,9 @@ def _security(context: yamlread.Mapping) -> Security:
     return security
 
 
-def _container_security(context: yamlread.Mapping | None) -> Security:
+def _container_security(context: yamlread.Mapping | None) -> model.Security:
     if context is None:
-        return Security()
+        return model.Security()
     privileged, read_only = bool(context.boolean("privileged")), bool(context.boolean("readOnlyRootFilesystem"))
     escalation = context.boolean("allowPrivilegeEscalation")
     capabilities = context.mapping("capabilities")
@@ -374,9 +255,9 @@ def _capabilities(item: yamlread.Mapping, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _resources(item: yamlread.Mapping | None) -> Resources:
+def _resources(item: yamlread.Mapping | None) -> model.Resources:
     if item is None:
-        return Resources()
+        return model.Resources()
     figures = {}
     for key in ("requests", "limits"):
         part = item.mapping(key)
@@ -390,10 +271,10 @@ def _resources(item: yamlread.Mapping | None) -> Resources:
         if part is not None:
             part.end()
     item.end()
-    return Resources(**figures)
+    return model.Resources(**figures)
 
 
-def restart_notices(pods: Sequence[Pod]) -> list[str]:
+def restart_notices(pods: Sequence[model.Pod]) -> list[str]:
     """What there is to say about restart policies when nobody restarts anything."""
     return [
         f"pod {pod.name}: restartPolicy {pod.restart_policy}, but nothing restarts its containers without a kubelet"

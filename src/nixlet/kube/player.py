@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.host import files, mounts
-from nixlet.kube import logs, manifest, pods
+from nixlet.kube import logs, model, pods
 from nixlet.rpc.gen import cri_pb2
 
 #: Pulls an image and answers with what containers are made from.
@@ -39,7 +39,7 @@ class RunningContainer:
 class RunningPod:
     """A pod that was started."""
 
-    pod: manifest.Pod
+    pod: model.Pod
     sandbox: str
     directory: str
     containers: tuple[RunningContainer, ...]
@@ -63,7 +63,7 @@ class Player:
         self._pods_dir = pods_dir
         self._pull = pull
 
-    async def play(self, pod: manifest.Pod) -> RunningPod:
+    async def play(self, pod: model.Pod) -> RunningPod:
         """Start a pod: its images, its sandbox, its init containers one after the other, its containers.
 
         Raises:
@@ -101,7 +101,7 @@ class Player:
             undo.pop_all()
         return RunningPod(pod, sandbox, directory, containers)
 
-    async def _image(self, container: manifest.Container) -> str:
+    async def _image(self, container: model.Container) -> str:
         if container.pull_policy != "Always":
             image = await self._images.status(container.image)
             if image is not None:
@@ -114,7 +114,7 @@ class Player:
         return await self._pull(container.image)
 
     @staticmethod
-    def _volumes(pod: manifest.Pod, directory: str) -> dict[str, str]:
+    def _volumes(pod: model.Pod, directory: str) -> dict[str, str]:
         places = {}
         for volume in pod.volumes:
             if volume.host_path:
@@ -129,8 +129,8 @@ class Player:
 
     async def _start(
         self,
-        pod: manifest.Pod,
-        container: manifest.Container,
+        pod: model.Pod,
+        container: model.Container,
         image_ref: str,
         placement: pods.Placement,
         sandbox: str,
@@ -166,13 +166,6 @@ class Player:
             with contextlib.suppress(asyncio.CancelledError):
                 await waiting
 
-    async def mounts_of(self, container: str) -> int:
-        """How many mounts make a container's root file system."""
-        record = await self._containerd.container(container)
-        if record is None:
-            raise errors.NotFoundError(f"container {container} does not exist")
-        return len(await self._containerd.snapshot_mounts(record.snapshotter, record.snapshot_key))
-
     async def find(self, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:
         """The pods of a name that nixlet made."""
         return await self._runtime.sandboxes({pods.POD_NAME: name, pods.POD_NAMESPACE: namespace, **pods.MADE_BY})
@@ -193,7 +186,7 @@ class Player:
             await asyncio.gather(*(self._runtime.stop_container(each, grace) for each in running))
         await self._remove_sandbox(sandbox.id)
         metadata = sandbox.metadata
-        pod = manifest.Pod(metadata.name, metadata.namespace)
+        pod = model.Pod(metadata.name, metadata.namespace)
         await asyncio.to_thread(remove_pod_directory, pods.log_directory(self._pods_dir, pod, metadata.uid))
 
     async def _remove_sandbox(self, sandbox: str) -> None:
@@ -233,7 +226,7 @@ def sweep_pod_directories(pods_dir: str, uids: Collection[str]) -> None:
                 remove_pod_directory(os.path.join(pods_dir, name))
 
 
-def _start_failure(container: manifest.Container, error: errors.NixletError) -> errors.NixletError:
+def _start_failure(container: model.Container, error: errors.NixletError) -> errors.NixletError:
     """Why a container did not start, told apart as shells and container tools do: not found, or not executable."""
     command = next(iter((*container.command, *container.args)), "its command")
     text = error.message

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 
 from nixlet import errors
-from nixlet.kube import manifest
+from nixlet.kube import model
 from nixlet.rpc.gen import cri_pb2
 
 POD_NAME = "io.kubernetes.pod.name"
@@ -62,12 +62,12 @@ class Placement:
     volumes: Mapping[str, str]
 
 
-def log_directory(root: str, pod: manifest.Pod, uid: str) -> str:
+def log_directory(root: str, pod: model.Pod, uid: str) -> str:
     """Where a pod's logs are, named as kubelets name it."""
     return os.path.join(root, f"{pod.namespace}_{pod.name}_{uid}")
 
 
-def check_host_path(volume: manifest.Volume) -> None:
+def check_host_path(volume: model.Volume) -> None:
     """Make or check a hostPath volume, as its type says.
 
     Raises:
@@ -95,7 +95,7 @@ def check_host_path(volume: manifest.Volume) -> None:
         raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path} to be a {kind}")
 
 
-def sandbox_config(pod: manifest.Pod, placement: Placement) -> cri_pb2.PodSandboxConfig:
+def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxConfig:
     """What to ask of the runtime for the pod itself."""
     node = cri_pb2.NODE
     namespaces = cri_pb2.NamespaceOption(
@@ -138,12 +138,12 @@ def sandbox_config(pod: manifest.Pod, placement: Placement) -> cri_pb2.PodSandbo
     )
 
 
-def _labels(pod: manifest.Pod, placement: Placement) -> dict[str, str]:
+def _labels(pod: model.Pod, placement: Placement) -> dict[str, str]:
     return {POD_NAME: pod.name, POD_NAMESPACE: pod.namespace, POD_UID: placement.uid}
 
 
 def container_config(
-    pod: manifest.Pod, container: manifest.Container, image_ref: str, placement: Placement
+    pod: model.Pod, container: model.Container, image_ref: str, placement: Placement
 ) -> cri_pb2.ContainerConfig:
     """What to ask of the runtime for one container.
 
@@ -199,7 +199,7 @@ def _seccomp(kind: str) -> cri_pb2.SecurityProfile:
     return profile(profile_type=profile.RuntimeDefault if kind == "RuntimeDefault" else profile.Unconfined)
 
 
-def _security(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.LinuxContainerSecurityContext:
+def _security(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContainerSecurityContext:
     own = container.security
     node = cri_pb2.NODE
     context = cri_pb2.LinuxContainerSecurityContext(
@@ -227,7 +227,7 @@ def _security(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.Linux
     return context
 
 
-def _resources(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.LinuxContainerResources:
+def _resources(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContainerResources:
     own = container.resources
     # A limit without a request is a request as well.
     cpu = own.cpu_request or own.cpu_limit
@@ -242,9 +242,9 @@ def _resources(pod: manifest.Pod, container: manifest.Container) -> cri_pb2.Linu
     return resources
 
 
-def _oom_score(pod: manifest.Pod, container: manifest.Container) -> int:
+def _oom_score(pod: model.Pod, container: model.Container) -> int:
     everyone = [each.resources for each in (*pod.containers, *pod.init_containers)]
-    if all(each == manifest.Resources() for each in everyone):
+    if all(each == model.Resources() for each in everyone):
         return _OOM_BEST_EFFORT
     guaranteed = all(
         each.cpu_limit

@@ -14,7 +14,7 @@ import signal
 from collections.abc import AsyncIterator
 
 from nixlet import errors
-from nixlet.containerd import client, cni, cri
+from nixlet.containerd import cni, cri, imagestore
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, network, supervisor
 from nixlet.images import archive, loader, platforms, pulls
@@ -84,7 +84,7 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
         # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
         snapshotter = await _open_snapshotter(stack, layout, store, bringer, gc_roots)
         channel = await stack.enter_async_context(channels.connect(layout.containerd_socket))
-        containerd = client.Containerd(channel, layout.containerd_socket)
+        containerd = imagestore.ImageStore(channel, layout.containerd_socket)
         images = cri.ImageClient(channel, layout.containerd_socket)
         board = pulls.Board()
         puller = pulls.Puller(
@@ -113,7 +113,7 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
                     snapshots_service.SnapshotsService(snapshotter),
                     node_service.NodeService(status, lambda: children, board, snapshotter),
                 ],
-                fallback=images_service.ImageService(handing_on, puller, containerd, images).answer,
+                fallback=images_service.ImageService(handing_on, puller, images).answer,
             )
         )
         stack.callback(_unlink, layout.node_socket)
@@ -259,7 +259,7 @@ async def _containerd(
 
 
 async def _load_pause_image(
-    program: str, layout: node_config.Layout, containerd: client.Containerd, snapshotter: str
+    program: str, layout: node_config.Layout, containerd: imagestore.ImageStore, snapshotter: str
 ) -> None:
     with pause.image_archive(program, layout.images) as path, archive.open_archive(path) as source:
         image = source.image(platforms.host_platform())

@@ -5,7 +5,7 @@ nixlet has never heard of.
 """
 
 from nixlet import errors
-from nixlet.containerd import client, cri
+from nixlet.containerd import cri
 from nixlet.images import pulls, reference
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2 as pb
@@ -18,12 +18,9 @@ _PREFIXES = ("/runtime.v1.ImageService/", "/runtime.v1alpha2.ImageService/")
 class ImageService:
     """Answers what no other service of the socket does."""
 
-    def __init__(
-        self, handing_on: relay.Relay, puller: pulls.Puller, containerd: client.Containerd, images: cri.ImageClient
-    ) -> None:
+    def __init__(self, handing_on: relay.Relay, puller: pulls.Puller, images: cri.ImageClient) -> None:
         self._relay = handing_on
         self._puller = puller
-        self._containerd = containerd
         self._images = images
         self._handlers = {"PullImage": self._pull, "ImageStatus": self._status, "RemoveImage": self._remove}
 
