@@ -133,6 +133,7 @@ async def logs(container: str, state_dir: str, *, follow: bool, timestamps: bool
 async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
     """Stop containers, and the network of pods that have none running any more."""
     from nixlet.cli import node
+    from nixlet.kube import player
     from nixlet.rpc.gen import cri_pb2
 
     async with node.connected(state_dir) as connection:
@@ -141,7 +142,7 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
             await connection.runtime.stop_container(found.id, grace)
             left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
             if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
-                await (await connection.player()).stop_sandbox(found.pod_sandbox_id)
+                await player.stop_sandbox(connection.runtime, found.pod_sandbox_id)
             click.echo(wanted)
 
 

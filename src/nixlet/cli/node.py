@@ -36,6 +36,11 @@ class Node:
         with channels.translated(self._peer):
             return await self._stub.Status(node_pb2.StatusRequest(), timeout=10)
 
+    async def release_pod(self, sandbox: str) -> None:
+        """Let the node give back what a pod holds whose containers have ended; it goes on with that by itself."""
+        with channels.translated(self._peer):
+            await self._stub.ReleasePod(node_pb2.ReleasePodRequest(pod_sandbox_id=sandbox), timeout=10)
+
     async def player(self) -> player.Player:
         """What runs pods there."""
         status = await self.status()

@@ -77,6 +77,6 @@ async def run(
                 if remove:
                     await asyncio.shield(player.remove(sandbox))
                 else:
-                    # It stays for `nixlet logs` and `nixlet rm`, but holds no network and no process.
-                    await asyncio.shield(player.stop_sandbox(sandbox.id))
+                    # It stays for `nixlet logs` and `nixlet rm`, but is to hold no network and no process.
+                    await asyncio.shield(connection.release_pod(sandbox.id))
     return code

@@ -191,23 +191,24 @@ class Player:
 
     async def _remove_sandbox(self, sandbox: str) -> None:
         with contextlib.suppress(errors.NotFoundError):
-            await self.stop_sandbox(sandbox)
+            await stop_sandbox(self._runtime, sandbox)
             await self._runtime.remove_sandbox(sandbox)
 
-    async def stop_sandbox(self, sandbox: str) -> None:
-        """End a pod's containers and give its network back.
 
-        containerd fails at this when a container ends by itself at the same moment; the next try finds it ended.
-        """
-        for _ in range(_STOP_TRIES - 1):
-            try:
-                await self._runtime.stop_sandbox(sandbox)
-                return
-            except errors.NotFoundError:
-                raise
-            except errors.NixletError:
-                await asyncio.sleep(_STOP_INTERVAL)
-        await self._runtime.stop_sandbox(sandbox)
+async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
+    """End a pod's containers and give its network back.
+
+    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended.
+    """
+    for _ in range(_STOP_TRIES - 1):
+        try:
+            await runtime.stop_sandbox(sandbox)
+            return
+        except errors.NotFoundError:
+            raise
+        except errors.NixletError:
+            await asyncio.sleep(_STOP_INTERVAL)
+    await runtime.stop_sandbox(sandbox)
 
 
 def remove_pod_directory(directory: str) -> None:

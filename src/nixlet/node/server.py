@@ -7,6 +7,7 @@ not look again. On the way down containerd goes first. Pods go on without either
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -105,21 +106,23 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
             containerd_config_version=programs.containerd.config_version,
             pod_log_dir=layout.pods,
         )
+        runtime = cri.RuntimeClient(channel, layout.containerd_socket)
+        own_service = node_service.NodeService(
+            status, lambda: children, board, snapshotter, functools.partial(player.stop_sandbox, runtime)
+        )
         handing_on = relay.Relay(channel, f"containerd at {layout.containerd_socket}")
         await stack.enter_async_context(
             rpc_server.serve(
                 rpc_server.listen_unix(layout.node_socket),
-                [
-                    snapshots_service.SnapshotsService(snapshotter),
-                    node_service.NodeService(status, lambda: children, board, snapshotter),
-                ],
+                [snapshots_service.SnapshotsService(snapshotter), own_service],
                 fallback=images_service.ImageService(handing_on, puller, images).answer,
             )
         )
         stack.callback(_unlink, layout.node_socket)
-        child = await stack.enter_async_context(_containerd(settings, layout, programs, channel))
+        child = await stack.enter_async_context(_containerd(settings, layout, programs, runtime))
+        stack.push_async_callback(own_service.close)
         await _load_pause_image(programs.pause, layout, containerd, settings.snapshotter)
-        sandboxes = await cri.RuntimeClient(channel, layout.containerd_socket).sandboxes()
+        sandboxes = await runtime.sandboxes()
         await asyncio.to_thread(
             player.sweep_pod_directories, layout.pods, {sandbox.metadata.uid for sandbox in sandboxes}
         )
@@ -193,7 +196,7 @@ def _ensure_store(store: nix.DaemonStore) -> None:
 
 @contextlib.asynccontextmanager
 async def _containerd(
-    settings: node_config.Settings, layout: node_config.Layout, programs: _Programs, channel: channels.Channel
+    settings: node_config.Settings, layout: node_config.Layout, programs: _Programs, runtime: cri.RuntimeClient
 ) -> AsyncIterator[supervisor.SupervisedChild]:
     rendered = containerd_config.render(
         containerd_config.ContainerdSettings(
@@ -238,7 +241,6 @@ async def _containerd(
     ]
     if settings.debug:
         argv.append("--log-level=debug")
-    runtime = cri.RuntimeClient(channel, layout.containerd_socket)
     environment = dict(os.environ)
     # Ours: systemd waits for the node's word, not for containerd's.
     environment.pop("NOTIFY_SOCKET", None)

@@ -2,10 +2,12 @@
 
 import asyncio
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import nixlet
+from nixlet import errors
 from nixlet.images import pulls
 from nixlet.rpc import server
 from nixlet.rpc.gen import node_grpc
@@ -14,6 +16,8 @@ from nixlet.snapshots import snapshotter as snapshotter_module
 
 #: A watcher that reads slower than this many events behind misses some; progress is not history.
 _BACKLOG = 256
+
+_log = logging.getLogger("nixlet.node")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,11 +50,18 @@ class NodeService(node_grpc.NodeBase):
         children: Callable[[], Sequence[ChildStatus]],
         board: pulls.Board,
         snapshotter: snapshotter_module.Snapshotter,
+        release_pod: Callable[[str], Awaitable[None]],
     ) -> None:
         self._status = status
         self._children = children
         self._board = board
         self._snapshotter = snapshotter
+        self._release_pod = release_pod
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait for what goes on by itself."""
+        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     async def Status(self, stream: server.Stream[pb.StatusRequest, pb.StatusResponse]) -> None:
         """What the node is."""
@@ -84,6 +95,21 @@ class NodeService(node_grpc.NodeBase):
         request = await server.request(stream)
         store_paths = self._snapshotter.closure_of(request.name)
         await stream.send_message(pb.SnapshotClosureResponse(store_paths=store_paths))
+
+    async def ReleasePod(self, stream: server.Stream[pb.ReleasePodRequest, pb.ReleasePodResponse]) -> None:
+        """Give back what an ended pod holds."""
+        sandbox = (await server.request(stream)).pod_sandbox_id
+
+        async def release() -> None:
+            try:
+                await self._release_pod(sandbox)
+            except errors.NixletError as error:
+                _log.warning("pod %s keeps its network: %s", sandbox, error)
+
+        task = asyncio.create_task(release(), name=f"release {sandbox}")
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await stream.send_message(pb.ReleasePodResponse())
 
 
 def _event(event: pulls.Event) -> pb.PullEvent:

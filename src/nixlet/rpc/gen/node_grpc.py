@@ -26,6 +26,10 @@ class NodeBase(abc.ABC):
     async def SnapshotClosure(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.SnapshotClosureRequest, nixlet.rpc.gen.node_pb2.SnapshotClosureResponse]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def ReleasePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.ReleasePodRequest, nixlet.rpc.gen.node_pb2.ReleasePodResponse]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/nixlet.v1.Node/Status': grpclib.const.Handler(
@@ -45,6 +49,12 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 nixlet.rpc.gen.node_pb2.SnapshotClosureRequest,
                 nixlet.rpc.gen.node_pb2.SnapshotClosureResponse,
+            ),
+            '/nixlet.v1.Node/ReleasePod': grpclib.const.Handler(
+                self.ReleasePod,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.node_pb2.ReleasePodRequest,
+                nixlet.rpc.gen.node_pb2.ReleasePodResponse,
             ),
         }
 
@@ -69,4 +79,10 @@ class NodeStub:
             '/nixlet.v1.Node/SnapshotClosure',
             nixlet.rpc.gen.node_pb2.SnapshotClosureRequest,
             nixlet.rpc.gen.node_pb2.SnapshotClosureResponse,
+        )
+        self.ReleasePod = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/nixlet.v1.Node/ReleasePod',
+            nixlet.rpc.gen.node_pb2.ReleasePodRequest,
+            nixlet.rpc.gen.node_pb2.ReleasePodResponse,
         )
