@@ -86,7 +86,8 @@ class Archive:
         """All images, each in the form that suits a platform best; those for other platforms only are left out.
 
         Raises:
-            InvalidArgumentError: The archive is malformed or incomplete, or all of it is for other platforms.
+            InvalidArgumentError: The archive is malformed or incomplete.
+            UnsupportedError: All of it is for other platforms.
         """
         if "index.json" in self._files:
             found, offered = self._from_layout(platform)
@@ -99,7 +100,7 @@ class Archive:
         if not offered:
             raise self._files.malformed("it holds no image")
         shown = ", ".join(sorted({str(each) for each in offered})[:8])
-        raise errors.InvalidArgumentError(
+        raise errors.UnsupportedError(
             f"{self._files.label}: the image is for {shown}, this machine is {platform}",
             hint="build or save the image for this machine's platform",
         )

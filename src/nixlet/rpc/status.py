@@ -20,11 +20,14 @@ _CODES: tuple[tuple[type[errors.NixletError], Status], ...] = (
 )
 
 
+#: Between an error's sentence and its hint, since a status has room for one text.
+_HINT = "\nhint: "
+
+
 def from_error(error: errors.NixletError) -> GRPCError:
-    """The status that tells a peer of an error; the hint is part of the message, since a status has room for one text."""
+    """The status that tells a peer of an error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), Status.UNKNOWN)
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    return GRPCError(code, message)
+    return GRPCError(code, f"{error.message}{_HINT}{error.hint}" if error.hint else error.message)
 
 
 def to_error(error: GRPCError, peer: str) -> errors.NixletError:
@@ -34,7 +37,7 @@ def to_error(error: GRPCError, peer: str) -> errors.NixletError:
     gave no message.
     """
     kind = next((kind for kind, code in _CODES if code is error.status), errors.NixletError)
-    message = error.message or f"{peer} answered {error.status.name}"
-    translated = kind(message)
+    message, _, hint = (error.message or f"{peer} answered {error.status.name}").partition(_HINT)
+    translated = kind(message, hint=hint)
     translated.__cause__ = error
     return translated

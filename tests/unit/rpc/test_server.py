@@ -222,7 +222,7 @@ async def test_compressed_messages_are_refused(backend: tuple[Backend, channels.
 async def test_our_errors_become_statuses_with_their_hint(backend: tuple[Backend, channels.Channel]) -> None:
     with pytest.raises(GRPCError) as caught:
         await call(backend[1], "Refuse")
-    assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "it is not so (make it so)")
+    assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "it is not so\nhint: make it so")
 
 
 async def test_the_unexpected_is_logged_and_not_told(
