@@ -1,0 +1,177 @@
+"""The README's first command, the installed package, and that the system's own containerd isn't touched."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet.host import mounts, network
+from nixlet.rpc import server
+from support import nodes
+
+ROOT = Path(__file__).parents[2]
+SYSTEM_SOCKET = "/run/containerd/containerd.sock"
+
+
+def leftovers(directory: Path) -> dict[str, object]:
+    """What a node could leave on a machine."""
+    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=False).stdout
+    leases = Path("/run/nixlet-test/5/cni")
+    return {
+        "mounts": [
+            entry.path for entry in mounts.table() if str(directory) in entry.path or "nixlet-test/5" in entry.path
+        ],
+        "network namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
+        "bridge": network.bridge_exists("nixlet0"),
+        "rules": [line for line in rules.splitlines() if "CNI" in line or "nixlet" in line],
+        "processes": nodes.processes_below(Path("/run/nixlet-test/5")) + nodes.processes_below(directory),
+        "leases": [str(path) for path in leases.rglob("10.*")] if leases.exists() else [],
+        "interfaces": sorted(name for name in os.listdir("/sys/class/net") if name.startswith(("veth", "nixlet"))),
+    }
+
+
+def quickstart(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "NIXLET_DATA_DIR": str(directory), "NIXLET_STATE_DIR": "/run/nixlet-test/5"}
+    argv = [str(ROOT / "scripts/quickstart"), *arguments]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=170, check=False)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "data"
+    shutil.rmtree("/run/nixlet-test/5", ignore_errors=True)
+
+
+def test_the_quickstart_says_hello_and_leaves_nothing(directory: Path) -> None:
+    before = leftovers(directory)
+    done = quickstart(directory)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Hello, world!\n")
+    for line in (
+        "paths in the closure +7",
+        "bytes fetched",
+        "mounts per container +1",
+        r"from start to output +\d+ ms",
+    ):
+        assert re.search(line, done.stdout)
+    # No terminal: no escape sequences.
+    assert "\x1b" not in done.stdout + done.stderr
+    assert leftovers(directory) == before
+
+
+def test_keep_leaves_the_node_up_and_says_how_to_use_it(directory: Path) -> None:
+    before = leftovers(directory)
+    done = quickstart(directory, "--keep")
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"process (\d+)", done.stderr)
+    assert found is not None
+    try:
+        run = re.search(r"^ *(\S+/nixlet) run --rm (\S+) -- -g", done.stderr, re.MULTILINE)
+        assert run is not None
+        argv = [run[1], "run", "--rm", run[2], "--", "-g", "Hello from the store"]
+        environment = {**os.environ, "NIXLET_STATE_DIR": "/run/nixlet-test/5"}
+        output = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
+        assert output == "Hello from the store\n"
+    finally:
+        os.kill(int(found[1]), 15)
+        for _ in range(200):
+            if not Path(f"/proc/{found[1]}").exists() or "Z" in Path(f"/proc/{found[1]}/stat").read_text().split()[2]:
+                break
+            time.sleep(0.05)
+    assert leftovers(directory) == before
+
+
+def test_unknown_arguments_are_a_usage_error(directory: Path) -> None:
+    done = quickstart(directory, "--nonsense")
+    assert (done.returncode, done.stderr.startswith("error: unknown argument --nonsense\n")) == (2, True)
+
+
+@pytest.fixture
+def system_containerd() -> Iterator[None]:
+    """The system's containerd, with the system's configuration, at the system's places."""
+    if server.is_served(SYSTEM_SOCKET):
+        yield
+        return
+    made = [path for path in ("/run/containerd", "/var/lib/containerd") if not os.path.exists(path)]
+    with (
+        open("/tmp/nixlet-test-system-containerd.log", "wb") as log,
+        subprocess.Popen(["/usr/bin/containerd"], stdout=log, stderr=log) as process,
+    ):
+        try:
+            for _ in range(200):
+                if server.is_served(SYSTEM_SOCKET):
+                    break
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+    os.unlink("/tmp/nixlet-test-system-containerd.log")
+    for path in made:
+        if not mounts.below(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def ctr(*arguments: str) -> str:
+    return subprocess.run(["ctr", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def system_state() -> dict[str, object]:
+    files = [path for path in Path("/etc/containerd").rglob("*") if path.is_file()]
+    return {
+        "socket": os.stat(SYSTEM_SOCKET).st_ino,
+        "ttrpc": os.stat(f"{SYSTEM_SOCKET}.ttrpc").st_ino,
+        "namespaces": ctr("namespaces", "list", "-q"),
+        "images": ctr("images", "list"),
+        "k8s images": ctr("-n", "k8s.io", "images", "list"),
+        "containers": ctr("-n", "k8s.io", "containers", "list"),
+        "snapshots": ctr("snapshots", "list"),
+        "configuration": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "root": sorted(os.listdir("/var/lib/containerd")),
+        "cni": sorted(str(path) for path in Path("/etc/cni").rglob("*")),
+    }
+
+
+@pytest.mark.usefixtures("system_containerd")
+def test_the_systems_containerd_is_not_touched(directory: Path, ordinary: Path) -> None:
+    ctr("images", "import", str(ordinary))
+    try:
+        before = system_state()
+        assert quickstart(directory).returncode == 0
+        assert system_state() == before
+        assert "localhost/ordinary:1" in str(before["images"])
+    finally:
+        ctr("images", "remove", "--sync", "localhost/ordinary:1")
+
+
+@pytest.mark.slow
+def test_the_package_installs_into_an_empty_environment(tmp_path: Path) -> None:
+    """sdist, wheel, and what a user gets from it, with nothing but the locked requirements."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = str(tmp_path / "env/bin/python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements/runtime.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
+    nixlet = str(tmp_path / "env/bin/nixlet")
+    environment = {"PATH": os.environ["PATH"], "NIXLET_STATE_DIR": str(tmp_path)}
+    for arguments, wanted in (
+        (["version"], "nixlet 0.1.0"),
+        (["--help"], "server"),
+        (["kube", "play", "--help"], "--wait"),
+    ):
+        output = subprocess.run(
+            [nixlet, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert wanted in output.stdout
