@@ -69,6 +69,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def replace_section(path: Path, name: str, text: str) -> None:
+    """Put a benchmark's text between its marks in a document."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def write(path: Path | None, figures: object) -> None:
     """Write the figures for a program."""
     if path is not None:

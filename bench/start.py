@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import measure
 from support import image_archives, nodes, parts
@@ -123,8 +124,27 @@ def running_node(containerd: Path) -> Iterator[tuple[nodes.Node, Path]]:
             yield node, Path(directory)
 
 
+def document(report: dict[str, dict[str, Any]]) -> str:
+    """The report as a section of docs/performance.md."""
+    machine = ", ".join(f"{key} {value}" for key, value in measure.machine().items())
+    lines = ["| containerd | row | median ms | min | max |", "|---|---|---|---|---|"]
+    for version, figures in report.items():
+        for name, row in figures["rows"].items():
+            lines.append(f"| {version} | {name} | {row['median']:.0f} | {row['min']:.0f} | {row['max']:.0f} |")
+    lines += [
+        "",
+        "| containerd | Nix image / ordinary image | `nixlet run` less crictl | server at rest |",
+        "|---|---|---|---|",
+    ]
+    for version, figures in report.items():
+        resident = figures["memory"]["rss"]
+        lines.append(f"| {version} | {figures['ratio']:.2f} | {figures['longer_ms']:+.0f} ms | {resident:.0f} MB |")
+    return "\n".join([f"Machine: {machine}.", "", *lines])
+
+
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--containerd", choices=parts.CONTAINERDS, action="append", help="only these versions")
     chosen = parser.parse_args()
     report = {}
@@ -149,6 +169,8 @@ def main() -> None:
         print(f"memory of the server at rest: {at_rest['rss']:.0f} MB resident ({at_rest['pss']:.0f} MB its own)")
         report[version] = {"rows": rows, "memory": at_rest, "ratio": ratio, "longer_ms": longer}
     measure.write(chosen.json, report)
+    if chosen.docs:
+        measure.replace_section(Path("docs/performance.md"), "start", document(report))
 
 
 if __name__ == "__main__":
