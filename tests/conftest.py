@@ -8,7 +8,7 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder."""
     for item in items:
-        if "system" in Path(str(item.path)).parts:
+        if {"system", "root"} & set(Path(str(item.path)).parts):
             item.add_marker(pytest.mark.system)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(180))

@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 
 @functools.cache
 def directories() -> dict[str, Path]:
@@ -18,6 +20,12 @@ def directories() -> dict[str, Path]:
 
 #: The containerds that everything must work with, by the version that they say.
 CONTAINERDS = ("1.6.20", "1.7.35", "2.2.9", "2.4.2")
+
+#: The same as parameters of tests; a quick run has the oldest and the newest alone.
+CONTAINERD_PARAMETERS = [
+    pytest.param(version, marks=[] if version in {CONTAINERDS[0], CONTAINERDS[-1]} else pytest.mark.slow)
+    for version in CONTAINERDS
+]
 
 
 def containerd(version: str) -> Path:

@@ -22,7 +22,7 @@ def root_rights() -> None:
     assert os.geteuid() == 0, "system tests mount and start containers: run them as root"
 
 
-@pytest.fixture(scope="session", params=parts.CONTAINERDS)
+@pytest.fixture(scope="session", params=parts.CONTAINERD_PARAMETERS)
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Node]:
     """A running node, for each containerd."""
     version: str = request.param

@@ -14,7 +14,7 @@ import pytest
 from support import nodes, parts, storeimages
 
 
-@pytest.fixture(params=parts.CONTAINERDS)
+@pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
 def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.Node]:
     """A node that a test may kill."""
     made = nodes.Node(8, tmp_path, "--containerd", str(parts.containerd(request.param)))

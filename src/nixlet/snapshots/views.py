@@ -27,6 +27,9 @@ _METACOPY = "trusted.overlay.metacopy"
 #: A plain-file store path that can't be hard linked is copied up to this size (bytes); above it gets a metacopy inode.
 _COPY_LIMIT = 64 << 10
 
+#: How the name of metadata ends that is being made.
+_UNFINISHED = ".new"
+
 #: Present beside ``v`` when the view needs overlayfs's metacopy feature.
 _METACOPY_MARK = "metacopy"
 
@@ -80,7 +83,7 @@ class Views:
         mounts.mount("overlay", target, "overlay", mounts.MS_RDONLY, options)
 
     def _build(self, meta: str, names: Sequence[str]) -> None:
-        temporary = f"{meta}.new"
+        temporary = meta + _UNFINISHED
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             os.mkdir(temporary, 0o755)
@@ -147,11 +150,12 @@ class Views:
         mounts.unmount(target)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(target)
-        shutil.rmtree(self.meta_path(number), ignore_errors=True)
+        for directory in (self.meta_path(number), self.meta_path(number) + _UNFINISHED):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def numbers(self) -> set[int]:
         """The views that have a mount point or metadata here."""
-        found = (entry.removesuffix(".new").removesuffix(".meta") for entry in os.listdir(self._directory))
+        found = (entry.removesuffix(_UNFINISHED).removesuffix(".meta") for entry in os.listdir(self._directory))
         return {int(name) for name in found if name.isdigit()}
 
     def unmount_all(self) -> None:

@@ -1,0 +1,197 @@
+"""Views: what a container sees of a closure, in every form that a store path can have."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.host import mounts
+from nixlet.snapshots import views
+
+
+class Place:
+    """A store and a directory for views, the latter perhaps on a file system of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = directory / "store"
+        self.views_dir = directory / "fs" / "views"
+        self.store.mkdir()
+
+    def views(self) -> views.Views:
+        self.views_dir.mkdir(exist_ok=True)
+        return views.Views(str(self.views_dir), store_dir="/nix/store", real_store_dir=str(self.store))
+
+    def seen(self, number: int) -> Path:
+        return self.views_dir / str(number) / "v" / "nix" / "store"
+
+
+@pytest.fixture(params=["same file system", "another file system"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / "fs").mkdir()
+    if request.param != "same file system":
+        mounts.mount("tmpfs", str(tmp_path / "fs"), "tmpfs")
+    yield Place(tmp_path)
+    for entry in reversed(mounts.below(str(tmp_path))):
+        mounts.unmount(entry.path)
+
+
+def fill(store: Path) -> list[str]:
+    package = store / "pkg"
+    (package / "bin").mkdir(parents=True)
+    (package / "bin" / "tool").write_text("tool")
+    (package / "bin" / "tool").chmod(0o555)
+    (store / "empty").mkdir()
+    (store / "file").write_text("small")
+    (store / "file").chmod(0o444)
+    (store / "program").write_bytes(b"#!/bin/sh\n" + b"x" * 200_000)
+    (store / "program").chmod(0o555)
+    (store / "link").symlink_to("/nix/store/pkg/bin/tool")
+    (store / "dangling").symlink_to("/nowhere")
+    odd = "a+b-c._?=Z"
+    (store / odd).mkdir()
+    for path in (package, store / "empty", store / "file", store / "program", store / odd):
+        os.utime(path, (1, 1))
+    package.chmod(0o555)
+    (store / "secret").mkdir()
+    (store / "secret" / "key").write_text("secret")
+    return ["pkg", "empty", "file", "program", "link", "dangling", odd]
+
+
+def test_a_view_shows_exactly_its_closure(place: Place) -> None:
+    names = fill(place.store)
+    place.views().ensure(1, names)
+    seen = place.seen(1)
+    assert sorted(os.listdir(seen)) == sorted(names)
+    assert (seen / "pkg/bin/tool").read_text() == "tool"
+    assert os.listdir(seen / "empty") == []
+    assert (seen / "file").read_text() == "small"
+    assert (seen / "program").read_bytes() == (place.store / "program").read_bytes()
+    assert os.readlink(seen / "link") == "/nix/store/pkg/bin/tool"
+    assert os.readlink(seen / "dangling") == "/nowhere"
+    assert not (seen / "secret").exists()
+    for name in names:
+        here, there = os.lstat(seen / name), os.lstat(place.store / name)
+        assert stat.S_IFMT(here.st_mode) == stat.S_IFMT(there.st_mode)
+        assert (here.st_mode, here.st_uid, here.st_gid) == (there.st_mode, there.st_uid, there.st_gid)
+        # A directory's size is its file system's business.
+        assert stat.S_ISDIR(here.st_mode) or here.st_size == there.st_size
+        assert here.st_mtime == there.st_mtime
+    assert stat.S_IMODE(os.stat(seen / "pkg").st_mode) == 0o555
+    # Nobody can write to what many containers share.
+    with pytest.raises(OSError, match="Read-only"):
+        (seen / "new").write_text("x")
+
+
+def test_a_big_plain_file_is_not_copied_to_another_file_system(place: Place) -> None:
+    names = fill(place.store)
+    place.views().ensure(1, names)
+    meta = place.views_dir / "1.meta"
+    used = sum(os.lstat(base + "/" + name).st_blocks * 512 for base, _, files in os.walk(meta) for name in files)
+    linked = os.stat(meta / "v/nix/store/program").st_ino == os.stat(place.store / "program").st_ino
+    assert linked or used < 100_000
+
+
+def test_a_view_is_made_once_and_taken_away_whole(place: Place) -> None:
+    names = fill(place.store)
+    made = place.views()
+    before = len(list(mounts.table()))
+    made.ensure(1, names)
+    made.ensure(1, names)
+    assert len(list(mounts.table())) == before + 1
+    assert made.is_mounted(1)
+    assert made.numbers() == {1}
+    made.remove(1)
+    assert len(list(mounts.table())) == before
+    assert os.listdir(place.views_dir) == []
+    made.remove(1)
+    assert (place.store / "file").read_text() == "small"
+
+
+def test_a_missing_path_is_named_and_nothing_is_left(place: Place) -> None:
+    made = place.views()
+    with pytest.raises(errors.FailedPreconditionError, match="/nix/store/gone is missing from the Nix store") as caught:
+        made.ensure(1, ["gone"])
+    assert caught.value.hint == "bring it back with: nix-store --realise /nix/store/gone"
+    assert os.listdir(place.views_dir) == []
+
+
+def test_metadata_of_a_crash_is_made_anew(place: Place) -> None:
+    names = fill(place.store)
+    made = place.views()
+    (place.views_dir / "1.meta.new" / "v").mkdir(parents=True)
+    assert made.numbers() == {1}
+    made.ensure(1, names)
+    assert sorted(os.listdir(place.seen(1))) == sorted(names)
+
+
+@contextlib.contextmanager
+def container(place: Place, *layers: str) -> Iterator[Path]:
+    """A container's root over some layers, as containerd would mount it."""
+    base = place.views_dir.parent
+    for name in ("upper", "work", "root"):
+        (base / name).mkdir()
+    options = f"lowerdir={':'.join(layers)},upperdir={base}/upper,workdir={base}/work"
+    mounts.mount("overlay", str(base / "root"), "overlay", 0, options)
+    try:
+        yield base / "root"
+    finally:
+        mounts.unmount(str(base / "root"))
+
+
+def test_a_hostile_layer_reaches_nothing_through_a_view(place: Place) -> None:
+    """Layers that carry overlayfs's own attributes, above and below the view."""
+    names = fill(place.store)
+    made = place.views()
+    made.ensure(1, names)
+    hostile = place.views_dir.parent / "hostile"
+    for number, target in enumerate(
+        ("/secret", "/nix/store/secret", "/store/secret", "/v/nix/store/secret", "/../store")
+    ):
+        trap = hostile / f"trap{number}"
+        trap.mkdir(parents=True)
+        os.setxattr(trap, "trusted.overlay.redirect", target.encode())
+    file = hostile / "file-trap"
+    file.write_bytes(b"")
+    os.truncate(file, 6)
+    os.setxattr(file, "trusted.overlay.metacopy", b"")
+    os.setxattr(file, "trusted.overlay.redirect", b"/secret/key")
+    for layers in ((str(hostile), made.layer_path(1)), (made.layer_path(1), str(hostile))):
+        with container(place, *layers) as root:
+            found = []
+            for base, directories, files in os.walk(root):
+                found += [f"{base}/{name}" for name in (*directories, *files) if name in {"secret", "key"}]
+            assert found == []
+            with contextlib.suppress(OSError):
+                assert b"secret" not in (root / "file-trap").read_bytes()
+        for name in ("upper", "work", "root"):
+            os.system(f"rm -rf {place.views_dir.parent}/{name}")
+
+
+def test_an_unmounted_view_harms_no_running_container(place: Place) -> None:
+    names = fill(place.store)
+    made = place.views()
+    made.ensure(1, names)
+    with container(place, made.layer_path(1)) as root:
+        mounts.unmount(made.mount_path(1))
+        assert (root / "nix/store/pkg/bin/tool").read_text() == "tool"
+        assert (root / "nix/store/file").read_text() == "small"
+
+
+def test_the_probe_tells_a_place_that_cannot_work(tmp_path: Path) -> None:
+    views.probe(str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    mounts.mount("overlay", str(tmp_path / "merged"), "overlay", 0, options)
+    try:
+        with pytest.raises(errors.UnsupportedError, match="overlay views don't work below"):
+            views.probe(str(tmp_path / "merged"))
+        assert os.listdir(tmp_path / "merged") == []
+    finally:
+        mounts.unmount(str(tmp_path / "merged"))
+    assert mounts.below(str(tmp_path)) == []
