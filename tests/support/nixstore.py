@@ -21,7 +21,9 @@ class PrivateStore:
         (directory / "state").mkdir(parents=True)
         conf = directory / "conf"
         conf.mkdir(parents=True)
-        settings = {"build-users-group": "", "sandbox": "false", "experimental-features": "nix-command", **config}
+        # No caches but those of the test itself: tests talk to this machine only.
+        settings = {"build-users-group": "", "sandbox": "false", "substituters": ""}
+        settings |= {"experimental-features": "nix-command", **config}
         (conf / "nix.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
         self.environment = {
             "PATH": os.environ["PATH"],

@@ -37,7 +37,9 @@ class Node:
             *("--data-dir", str(self.data_dir), "--state-dir", str(self.state_dir), "--bridge", self.bridge),
             *("--pod-cidr", f"10.163.{number}.0/24", *arguments),
         ]
-        self.environment = {**os.environ, "NIXLET_STATE_DIR": str(self.state_dir), **(environment or {})}
+        # No caches: tests talk to this machine only, and Nix would try for seconds to reach what isn't there.
+        own = {"NIXLET_STATE_DIR": str(self.state_dir), "NIX_CONFIG": "substituters ="}
+        self.environment = {**os.environ, **own, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

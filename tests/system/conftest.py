@@ -46,7 +46,7 @@ def any_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Node]:
 @pytest.fixture(scope="session")
 def hello() -> str:
     """The reference of the hello image, built by Nix as the quickstart does."""
-    environment = {**os.environ, "NIX_CONFIG": "build-users-group =\nsandbox = false"}
+    environment = {**os.environ, "NIX_CONFIG": "build-users-group =\nsandbox = false\nsubstituters ="}
     argv = ["nix-build", "nix/examples/hello.nix", "-A", "image", "--no-out-link"]
     argv += ["--argstr", "nixlet", str(ROOT / ".venv/bin/nixlet")]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

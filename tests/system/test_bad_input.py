@@ -82,11 +82,7 @@ def refused(node: nodes.Node, image: str, *, status: int = 125) -> str:
         ("nix:0/etc/passwd", "there is no image archive /etc/passwd"),
         ("nix:0/tmp", "there is no image archive /tmp"),
         ("nix:0/etc/no-such-file", "there is no image archive /etc/no-such-file"),
-        pytest.param(
-            f"nix:0/nix/store/{HASH}-nowhere.tar",
-            f"{HASH}-nowhere.tar is not in the Nix store and can't be fetched",
-            marks=pytest.mark.slow,  # Nix asks its caches several times before it gives up
-        ),
+        (f"nix:0/nix/store/{HASH}-nowhere.tar", f"{HASH}-nowhere.tar is not in the Nix store and can't be fetched"),
         ("nix:0/nix/store/../../etc/passwd", "is not an image reference"),
         ("nix:0/nix/store/short-x", "is not a store path below /nix/store"),
         ("nix:0", "is not an image reference"),
@@ -139,7 +135,7 @@ def archive_with(annotations: dict[str, str], path: Path, **config: object) -> s
     "named",
     ["/etc", "../..", "--help", "/tmp/x", "/nix/store", "/nix/store/../../etc", f"/nix/store/{HASH}-a\n/etc", ""],
 )
-@pytest.mark.parametrize("form", ["closure", "paths"])
+@pytest.mark.parametrize("form", ["closure", pytest.param("paths", marks=pytest.mark.slow)])
 def test_annotations_that_name_something_else_than_store_paths(
     unchanged: nodes.Node, archives: Path, named: str, form: str
 ) -> None:

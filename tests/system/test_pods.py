@@ -94,7 +94,7 @@ def views(node: nodes.Node) -> set[str]:
     return {place for place in node.mounts() if "/views/" in place}
 
 
-@pytest.mark.parametrize("count", [1, 50, 500])
+@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow), 500])
 def test_a_container_is_one_mount_and_sees_its_closure(
     node: nodes.Node,
     count: int,
