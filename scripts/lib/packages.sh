@@ -8,11 +8,13 @@ die() {
   exit 125
 }
 
-# need_packages NAME…: installs those of Debian's packages that are missing; elsewhere it names them and stops.
+# need_packages NAME…: installs those of Debian's packages that are missing; elsewhere it names what is missing and stops.
 need_packages() {
   local missing=() name
   if ! command -v dpkg-query >/dev/null; then
-    die "this system has no dpkg; install the counterparts of these Debian packages yourself: $*"
+    for name in "$@"; do has_counterpart "$name" || missing+=("$name"); done
+    [ ${#missing[@]} -eq 0 ] && return
+    die "this is no Debian; install the counterparts of these of its packages: ${missing[*]}"
   fi
   for name in "$@"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
@@ -28,6 +30,18 @@ need_packages() {
     die "apt-get could not install ${missing[*]}: see above; is a package mirror reachable?"
   fi
   rm -f "$log"
+}
+
+# has_counterpart NAME: whether what one of Debian's packages brings is there, on a system that has it from elsewhere.
+has_counterpart() {
+  case $1 in
+    nix-bin) command -v nix-build ;;
+    busybox-static) [ -x /bin/busybox ] ;;
+    containernetworking-plugins) [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || [ -x /usr/libexec/cni/bridge ] ;;
+    python3-venv) python3 -c 'import ensurepip, venv' ;;
+    libc6-dev | libseccomp-dev) pkg-config --exists "${1%-dev}" || [ "$1" = libc6-dev ] ;;
+    *) command -v "$1" ;;
+  esac >/dev/null 2>&1
 }
 
 apt_install() {

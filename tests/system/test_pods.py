@@ -69,6 +69,14 @@ def test_the_configuration_is_what_containerd_speaks_and_causes_no_warning(node:
     ]
 
 
+def test_the_file_system_of_images_is_the_snapshotters(node: nodes.Node) -> None:
+    """Through the relay: kubelets watch the disk that this names."""
+    answer = json.loads(node.crictl("imagefsinfo"))["status"]["imageFilesystems"][0]
+    root = node.data_dir / "agent/containerd/io.containerd.snapshotter.v1.nix"
+    assert answer["fsId"]["mountpoint"] == str(root)
+    assert root.is_dir()
+
+
 @pytest.fixture
 def sleeping() -> list[str]:
     return ["/bin/sh", "-c", "echo started; exec sleep 1000"]

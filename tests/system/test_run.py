@@ -92,6 +92,28 @@ def test_images_are_listed(any_node: nodes.Node, hello: str) -> None:
     assert "nix-image-hello.tar" in any_node.ok("images")
 
 
+def test_progress_on_a_terminal(any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> None:
+    """On a terminal progress is drawn, and gone when the output comes."""
+    argv = [
+        sys.executable,
+        "-m",
+        "nixlet",
+        "run",
+        "--rm",
+        "--pull",
+        "always",
+        store_images[500].reference,
+        "/bin/echo",
+        "out",
+    ]
+    script = ["script", "--quiet", "--return", "--command", " ".join(argv), "/dev/null"]
+    done = subprocess.run(script, env={**any_node.environment, "TERM": "xterm"}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert b"pulling nix-image-500-closure.tar" in done.stdout
+    assert b"\x1b[" in done.stdout
+    assert done.stdout.rstrip().endswith(b"out")
+
+
 def test_interrupting_run_removes_the_container(any_node: nodes.Node, image: str) -> None:
     argv = [sys.executable, "-m", "nixlet", "run", "--rm", image, "--", "/bin/sh", "-c", "echo up; exec sleep 1000"]
     with subprocess.Popen(argv, env=any_node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -1,6 +1,5 @@
 """``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -117,9 +116,7 @@ async def logs(container: str, state_dir: str, *, follow: bool, timestamps: bool
         waiting = asyncio.create_task(player.wait(found.id)) if follow else None
         try:
             async for record in records.follow(status.log_path, waiting.done if waiting else lambda: True):
-                stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
-                stream.write((f"{record.time} ".encode() if timestamps else b"") + record.text)
-                stream.flush()
+                options.write_record(record, f"{record.time} ".encode() if timestamps else b"")
         finally:
             if waiting is not None:
                 waiting.cancel()

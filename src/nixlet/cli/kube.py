@@ -10,7 +10,6 @@ from nixlet.cli import options
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
     from nixlet.kube import model
-    from nixlet.kube.logs import Record
     from nixlet.kube.player import Player, RunningContainer, RunningPod
 
 
@@ -94,7 +93,7 @@ async def _run_to_end(connection: "Node", player: "Player", pod: "model.Pod", *,
         async def show(container: "RunningContainer") -> int:
             async for record in player.output(container):
                 first_output.append(time.time())
-                _print(prefixes[container.id].encode(), record)
+                options.write_record(record, prefixes[container.id].encode())
             return (await player.wait(container.id)).exit_code
 
         codes = await asyncio.gather(*(show(container) for container in running.containers))
@@ -105,12 +104,6 @@ async def _run_to_end(connection: "Node", player: "Player", pod: "model.Pod", *,
         for sandbox in await player.find(pod.name, pod.namespace):
             await asyncio.shield(player.remove(sandbox))
     return next((code for code in codes if code), 0)
-
-
-def _print(prefix: bytes, record: "Record") -> None:
-    stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
-    stream.write(prefix + record.text)
-    stream.flush()
 
 
 def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], milliseconds: float | None) -> None:

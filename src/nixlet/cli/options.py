@@ -1,12 +1,16 @@
 """Options that several verbs have."""
 
 import functools
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from nixlet.node import config
+
+if TYPE_CHECKING:
+    from nixlet.kube import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,3 +71,10 @@ def print_json(value: object) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2))
+
+
+def write_record(record: "logs.Record", prefix: bytes = b"") -> None:
+    """Hand a piece of a container's output on, to the stream that it was written to."""
+    stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
+    stream.write(prefix + record.text)
+    stream.flush()

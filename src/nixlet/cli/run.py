@@ -34,7 +34,6 @@ async def run(
     image's own arguments.
     """
     import asyncio
-    import sys
 
     from nixlet import errors
     from nixlet.cli import node
@@ -67,9 +66,7 @@ async def run(
             return 0
         try:
             async for record in player.output(running.containers[0]):
-                stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
-                stream.write(record.text)
-                stream.flush()
+                options.write_record(record)
             code = (await player.wait(running.containers[0].id)).exit_code
         finally:
             sandboxes = await player.find(pod.name, pod.namespace)

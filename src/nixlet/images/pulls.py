@@ -6,6 +6,7 @@ import dataclasses
 import os
 import stat
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 
 from nixlet import errors
@@ -127,7 +128,8 @@ class Puller:
         self._images = images
         self._archive_dirs = archive_dirs
         self._board = board
-        self._locks: dict[str, asyncio.Lock] = {}
+        # A lock lives as long as somebody holds or awaits it: references come from outside, in any number.
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def pull(self, text: str) -> Pulled:
         """Have an image ready for containers, under the very reference that was asked for.
@@ -141,7 +143,8 @@ class Puller:
             if not isinstance(wanted, reference.ArchiveReference):
                 raise errors.InvalidArgumentError(f"{text} is not a nix:0 reference")
             # Pulls of one image come one after the other: the second finds all there and takes a few milliseconds.
-            async with self._locks.setdefault(wanted.path, asyncio.Lock()):
+            lock = self._locks.setdefault(wanted.path, asyncio.Lock())
+            async with lock:
                 pulled = await self._pull(wanted, lambda step: self._board.post(Event(text, step=step)))
         except BaseException as error:
             self._board.post(Event(text, error=str(error) or type(error).__name__))

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from nixlet import errors
@@ -35,7 +36,8 @@ class ClosureKeeper:
         self._real_store_dir = real_store_dir
         self._realiser = realise
         self._roots = gc_roots
-        self._locks: dict[int, asyncio.Lock] = {}
+        # A lock lives as long as somebody holds or awaits it.
+        self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
         self._pins: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
@@ -111,7 +113,6 @@ class ClosureKeeper:
             async with self._lock(closure.id):
                 await asyncio.to_thread(self._views.remove, closure.id)
                 await self._db.write(functools.partial(self._forget, closure.id))
-            self._locks.pop(closure.id, None)
             let_go.add(closure.identity)
         recorded = {closure.identity for closure in self._db.closures()}
         for identity in let_go - recorded - self._pins.keys():
