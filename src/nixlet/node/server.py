@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import signal
@@ -18,18 +17,13 @@ from nixlet import errors
 from nixlet.containerd import cni, cri, imagestore
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, network, supervisor
-from nixlet.images import archive, loader, platforms, pulls
+from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import pause, preflight
+from nixlet.node import pause, preflight, stand
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
-from nixlet.services import images as images_service
 from nixlet.services import node as node_service
-from nixlet.services import relay
-from nixlet.services import snapshots as snapshots_service
-from nixlet.snapshots import snapshotter as snapshotter_module
-from nixlet.store import policy, realiser, roots
 from nixlet.store.daemon import client as nix
 
 #: Seconds that containerd gets to answer; it recovers its pods before it does.
@@ -79,24 +73,6 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
         _make_directories(layout)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
         stack.callback(network.remove_bridge, settings.bridge)
-        store = nix.DaemonStore(nix_settings)
-        gc_roots = roots.Roots(nix_settings.gcroots, _owner(layout.snapshotter_root))
-        bringer = realiser.Realiser(store, gc_roots, policy.Policy())
-        # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
-        snapshotter = await _open_snapshotter(stack, layout, store, bringer, gc_roots)
-        channel = await stack.enter_async_context(channels.connect(layout.containerd_socket))
-        containerd = imagestore.ImageStore(channel, layout.containerd_socket)
-        images = cri.ImageClient(channel, layout.containerd_socket)
-        board = pulls.Board()
-        puller = pulls.Puller(
-            store,
-            bringer,
-            containerd,
-            images,
-            snapshotter=settings.snapshotter,
-            archive_dirs=node_config.archive_dirs(settings, layout),
-            board=board,
-        )
         children: list[node_service.ChildStatus] = []
         status = node_service.NodeStatus(
             snapshotter=settings.snapshotter,
@@ -106,39 +82,35 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
             containerd_config_version=programs.containerd.config_version,
             pod_log_dir=layout.pods,
         )
-        runtime = cri.RuntimeClient(channel, layout.containerd_socket)
-        own_service = node_service.NodeService(
-            status, lambda: children, board, snapshotter, functools.partial(player.stop_sandbox, runtime)
-        )
-        handing_on = relay.Relay(channel, f"containerd at {layout.containerd_socket}")
-        await stack.enter_async_context(
-            rpc_server.serve(
-                rpc_server.listen_unix(layout.node_socket),
-                [snapshots_service.SnapshotsService(snapshotter), own_service],
-                fallback=images_service.ImageService(handing_on, puller, images).answer,
+        own_services: list[node_service.NodeService] = []
+
+        def own_service(stood: stand.Stand) -> list[node_service.NodeService]:
+            release = functools.partial(player.stop_sandbox, stood.runtime)
+            own_services.append(
+                node_service.NodeService(status, lambda: children, stood.board, stood.snapshotter, release)
             )
+            return own_services
+
+        place = stand.Place(
+            root=layout.snapshotter_root,
+            socket=layout.node_socket,
+            containerd_socket=layout.containerd_socket,
+            snapshotter=settings.snapshotter,
+            archive_dirs=node_config.archive_dirs(settings, layout),
         )
-        stack.callback(_unlink, layout.node_socket)
-        child = await stack.enter_async_context(_containerd(settings, layout, programs, runtime))
-        stack.push_async_callback(own_service.close)
-        await _load_pause_image(programs.pause, layout, containerd, settings.snapshotter)
-        sandboxes = await runtime.sandboxes()
+        store = nix.DaemonStore(nix_settings)
+        stood = await stand.stand(stack, place, store, nix_settings.gcroots, own_service)
+        child = await stack.enter_async_context(_containerd(settings, layout, programs, stood.runtime))
+        # Before containerd goes: what is being given back needs it.
+        stack.push_async_callback(own_services[0].close)
+        await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
+        sandboxes = await stood.runtime.sandboxes()
         await asyncio.to_thread(
             player.sweep_pod_directories, layout.pods, {sandbox.metadata.uid for sandbox in sandboxes}
         )
         # Only a node that is ready says what its children are: that is how the command line tells.
         children.append(node_service.ChildStatus("containerd", child.pid, programs.containerd.version))
         yield child
-
-
-def _owner(snapshotter_root: str) -> str:
-    """A name for this snapshotter's GC roots: two nodes on one host share a store, not their roots."""
-    return hashlib.sha256(snapshotter_root.encode()).hexdigest()[:16]
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 async def _find_programs(settings: node_config.Settings, nix_settings: nix.DaemonSettings) -> _Programs:
@@ -159,39 +131,6 @@ def _make_directories(layout: node_config.Layout) -> None:
         files.make_directory(directory, mode=0o711)
     for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
         files.make_directory(os.path.dirname(file))
-
-
-async def _open_snapshotter(
-    stack: contextlib.AsyncExitStack,
-    layout: node_config.Layout,
-    store: nix.DaemonStore,
-    bringer: realiser.Realiser,
-    gc_roots: roots.Roots,
-) -> snapshotter_module.Snapshotter:
-    await asyncio.to_thread(_ensure_store, store)
-    snapshotter = snapshotter_module.Snapshotter(
-        layout.snapshotter_root,
-        store_dir=store.store_dir,
-        real_store_dir=store.real_dir,
-        realise=bringer,
-        gc_roots=gc_roots,
-    )
-    # Views are mounted again when a container needs them, and running containers hold their own: none stays mounted
-    # for nothing when the node goes.
-    stack.callback(snapshotter.unmount_views)
-    stack.push_async_callback(snapshotter.close)
-    await snapshotter.start()
-    return snapshotter
-
-
-def _ensure_store(store: nix.DaemonStore) -> None:
-    """The store's directory, which Nix makes with its first path, is the lower layer of every view."""
-    try:
-        os.makedirs(store.real_dir, mode=0o1775, exist_ok=True)
-    except OSError as error:
-        raise errors.UnavailableError(
-            f"there is no Nix store at {store.real_dir}, and it can't be made: {error.strerror}"
-        ) from error
 
 
 @contextlib.asynccontextmanager
@@ -257,7 +196,8 @@ async def _containerd(
     ) as child:
         yield child
     for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
-        _unlink(socket)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket)
 
 
 async def _load_pause_image(

@@ -1,0 +1,148 @@
+"""The part of a node that stands by itself: the snapshotter and the image service on their socket, beside any containerd."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+
+from nixlet import errors
+from nixlet.containerd import cri, imagestore
+from nixlet.host import files
+from nixlet.images import pulls
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server as rpc_server
+from nixlet.services import images as images_service
+from nixlet.services import relay
+from nixlet.services import snapshots as snapshots_service
+from nixlet.snapshots import snapshotter as snapshotter_module
+from nixlet.store import interface, policy, realiser, roots
+
+#: The file by which a root of the Go nix-snapshotter is recognised: containerd's metastore in bbolt.
+_GO_DATABASE = "metadata.db"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a snapshotter is, and whose it is.
+
+    Attributes:
+        root: Its directory.
+        socket: Where it serves.
+        containerd_socket: The containerd that it serves; it need not be there yet.
+        snapshotter: What that containerd calls it.
+        archive_dirs: Where ``nix:0`` references may name archives outside the store.
+        serve_images: Whether the CRI image service is served, too.
+    """
+
+    root: str
+    socket: str
+    containerd_socket: str
+    snapshotter: str
+    archive_dirs: Sequence[str]
+    serve_images: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stand:
+    """What stands, and the ways to containerd."""
+
+    snapshotter: snapshotter_module.Snapshotter
+    containerd: imagestore.ImageStore
+    runtime: cri.RuntimeClient
+    board: pulls.Board
+
+
+async def stand(
+    stack: contextlib.AsyncExitStack,
+    place: Place,
+    store: interface.Store,
+    gcroots: str,
+    more_services: Callable[[Stand], Sequence[rpc_server.Servable]] = lambda _: (),
+) -> Stand:
+    """Put the snapshotter's house in order and serve it, until ``stack`` is left.
+
+    Args:
+        stack: Owns all that is made here.
+        place: Where.
+        store: The store behind it.
+        gcroots: Where the store's GC roots are kept.
+        more_services: What else is served on the socket.
+
+    Raises:
+        FailedPreconditionError: The root belongs to another process or program, or the socket is served already.
+        UnsupportedError: Views don't work below the root.
+    """
+    _check_owner(place.root)
+    files.make_directory(place.root, mode=0o700)
+    stack.enter_context(
+        files.exclusive_lock(os.path.join(place.root, "lock"), what=f"the snapshotter's root {place.root}")
+    )
+    await asyncio.to_thread(_ensure_store, store)
+    gc_roots = roots.Roots(gcroots, _owner(place.root))
+    bringer = realiser.Realiser(store, gc_roots, policy.Policy())
+    snapshotter = snapshotter_module.Snapshotter(
+        place.root,
+        store_dir=store.store_dir,
+        real_store_dir=store.real_dir,
+        realise=bringer,
+        gc_roots=gc_roots,
+    )
+    # Views are mounted again when a container needs them, and running containers hold their own: none stays mounted
+    # for nothing when the snapshotter goes.
+    stack.callback(snapshotter.unmount_views)
+    stack.push_async_callback(snapshotter.close)
+    # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
+    await snapshotter.start()
+    channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
+    containerd = imagestore.ImageStore(channel, place.containerd_socket)
+    images = cri.ImageClient(channel, place.containerd_socket)
+    board = pulls.Board()
+    made = Stand(snapshotter, containerd, cri.RuntimeClient(channel, place.containerd_socket), board)
+    fallback = None
+    if place.serve_images:
+        puller = pulls.Puller(
+            store,
+            bringer,
+            containerd,
+            images,
+            snapshotter=place.snapshotter,
+            archive_dirs=place.archive_dirs,
+            board=board,
+        )
+        handing_on = relay.Relay(channel, f"containerd at {place.containerd_socket}")
+        fallback = images_service.ImageService(handing_on, puller, images).answer
+    services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
+    sock = rpc_server.listen_unix(place.socket)
+    stack.callback(_unlink, place.socket)
+    await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback))
+    return made
+
+
+def _check_owner(root: str) -> None:
+    if os.path.exists(os.path.join(root, _GO_DATABASE)):
+        raise errors.FailedPreconditionError(
+            f"{root} belongs to the Go nix-snapshotter (it has a {_GO_DATABASE})",
+            hint="remove that snapshotter's images and containers and then the directory, or choose another root",
+        )
+
+
+def _owner(root: str) -> str:
+    """A name for this snapshotter's GC roots: two on one host share a store, not their roots."""
+    return hashlib.sha256(root.encode()).hexdigest()[:16]
+
+
+def _ensure_store(store: interface.Store) -> None:
+    """The store's directory, which Nix makes with its first path, is the lower layer of every view."""
+    try:
+        os.makedirs(store.real_dir, mode=0o1775, exist_ok=True)
+    except OSError as error:
+        raise errors.UnavailableError(
+            f"there is no Nix store at {store.real_dir}, and it can't be made: {error.strerror}"
+        ) from error
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
