@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nixlet.host import mounts, network
+from nixlet.node import stand
 from support import parts
 
 START_SECONDS = 60
@@ -53,6 +54,12 @@ class Node:
     @property
     def containerd_log(self) -> Path:
         return self.data_dir / "agent" / "containerd" / "containerd.log"
+
+    @property
+    def gc_roots(self) -> Path:
+        """Where Nix finds what this node needs."""
+        root = self.data_dir / "agent" / "containerd" / "io.containerd.snapshotter.v1.nix"
+        return Path("/nix/var/nix/gcroots/nixlet") / stand.roots_owner(str(root))
 
     @property
     def pid(self) -> int:
@@ -174,7 +181,7 @@ def cleaned_up(node: Node) -> Iterator[Node]:
                 mounts.unmount(place)
         network.remove_bridge(node.bridge)
         if not node.mounts():
-            subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir)], check=False)
+            subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir), str(node.gc_roots)], check=False)
 
 
 def manifest(name: str, image: str, *, command: Sequence[str] = (), args: Sequence[str] = (), **more: Any) -> bytes:

@@ -15,6 +15,7 @@ from nixlet import errors
 #: Verb to module in this package; each module has a click command of the verb's name (dashes as underscores).
 _VERBS = {
     "server": ("server", "Run a node: containerd, the snapshotter, the CRI image service"),
+    "snapshotter": ("snapshotter", "Run the snapshotter alone, for a containerd that is there already"),
     "kube": ("kube", "Run pods from Kubernetes manifests"),
     "run": ("run", "Run a container"),
     "ps": ("containers", "List containers"),

@@ -39,15 +39,13 @@ def write_atomically(path: str, data: bytes | str, *, mode: int = 0o644) -> None
 
 
 def make_directory(path: str, *, mode: int = 0o755) -> None:
-    """Make a directory and its parents; an existing one gets the mode when it is ours to keep closed (0700).
+    """Make a directory and its parents; one that is there stays as it is, since it may be somebody else's.
 
     Raises:
         FailedPreconditionError: Something else has that name, or the file system refuses.
     """
     try:
         os.makedirs(path, mode=mode, exist_ok=True)
-        if mode == 0o700:
-            os.chmod(path, mode)
     except OSError as error:
         raise errors.FailedPreconditionError(
             f"can't make the directory {path}: {os.strerror(error.errno or errno.EIO)}"

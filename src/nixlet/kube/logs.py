@@ -48,6 +48,7 @@ async def follow(path: str, ended: Callable[[], bool]) -> AsyncIterator[Record]:
         while True:
             # Asked before the reading: what was written before the end must not be missed.
             last = ended()
+            replaced = file is not None and _replaced(file, path)
             if file is None:
                 with contextlib.suppress(FileNotFoundError):
                     file = open(path, "rb")  # noqa: ASYNC230, SIM115 (a local log; closed below)
@@ -55,15 +56,16 @@ async def follow(path: str, ended: Callable[[], bool]) -> AsyncIterator[Record]:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     yield parse_line(line)
-            if file is not None and _replaced(file, path):
+            if (replaced or last) and rest:
+                yield parse_line(rest)
+                rest = b""
+            if file is not None and replaced:
                 file.close()
-                file, rest = None, b""
+                file = None
                 continue
             if last:
                 break
             await asyncio.sleep(_INTERVAL)
-        if rest:
-            yield parse_line(rest)
     finally:
         if file is not None:
             file.close()

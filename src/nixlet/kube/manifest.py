@@ -44,7 +44,9 @@ def parse(text: bytes, source: str) -> tuple[list[model.Pod], list[str]]:
     for document in yamlread.documents(text, source):
         kind, version = document.required_text("kind"), document.required_text("apiVersion")
         if (version, kind) != ("v1", "Pod"):
-            raise document.error("", f"is of kind {kind} ({version}); only Pod (v1) is supported")
+            raise document.error(
+                "", f"is of kind {yamlread.shown(kind)} ({yamlread.shown(version)}); only Pod (v1) is supported"
+            )
         notices += document.skip("status")
         pods.append(_pod(document, notices))
         document.end()
@@ -60,7 +62,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
     if spec is None:
         raise document.error("spec", "is missing")
     name = _name(metadata, "name", model.DNS_SUBDOMAIN, 253)
-    namespace = _name(metadata, "namespace", model.DNS_LABEL, 63) if metadata.has("namespace") else "default"
+    namespace = _optional_name(metadata, "namespace") or "default"
     labels, annotations = metadata.text_map("labels"), metadata.text_map("annotations")
     metadata.skip("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "ownerReferences")
     metadata.end()
@@ -74,18 +76,16 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         sysctls: dict[str, str] = {}
     else:
         groups = tuple(security.integers("supplementalGroups", 0, _UID_MAX))
-        sysctls = {each.required_text("name"): each.required_text("value") for each in security.mappings("sysctls")}
+        sysctls = dict(_sysctl(each) for each in security.mappings("sysctls"))
         own = _security(security)
     volumes = tuple(_volume(each) for each in spec.mappings("volumes"))
     names = {volume.name for volume in volumes}
+    _refuse_twins(spec, "volumes", [volume.name for volume in volumes])
     containers = tuple(_container(each, names) for each in spec.mappings("containers"))
     init_containers = tuple(_container(each, names) for each in spec.mappings("initContainers"))
     if not containers:
         raise spec.error("containers", "is missing or empty")
-    everyone = [container.name for container in (*containers, *init_containers)]
-    for each in everyone:
-        if everyone.count(each) > 1:
-            raise spec.error("containers", f"has two containers named {each}")
+    _refuse_twins(spec, "containers", [container.name for container in (*containers, *init_containers)])
     pod = model.Pod(
         name=name,
         namespace=namespace,
@@ -95,7 +95,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         init_containers=init_containers,
         volumes=volumes,
         restart_policy=spec.choice("restartPolicy", model.RESTART_POLICIES, "Always"),
-        hostname=_name(spec, "hostname", model.DNS_LABEL, 63) if spec.has("hostname") else "",
+        hostname=_optional_name(spec, "hostname"),
         host_network=bool(spec.boolean("hostNetwork")),
         host_pid=bool(spec.boolean("hostPID")),
         host_ipc=bool(spec.boolean("hostIPC")),
@@ -116,13 +116,38 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
+def _refuse_twins(spec: yamlread.Mapping, key: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise spec.error(key, f"has two {key} named {name}")
+        seen.add(name)
+
+
 def _name(where: yamlread.Mapping, key: str, grammar: re.Pattern[str], limit: int) -> str:
-    value = where.required_text(key)
+    return _checked_name(where, key, where.required_text(key), grammar, limit)
+
+
+def _optional_name(where: yamlread.Mapping, key: str) -> str:
+    name = where.text(key)
+    return _checked_name(where, key, name, model.DNS_LABEL, 63) if name else ""
+
+
+def _checked_name(where: yamlread.Mapping, key: str, value: str, grammar: re.Pattern[str], limit: int) -> str:
     if len(value) > limit or not grammar.fullmatch(value):
+        signs = "digits, '-' and '.'" if grammar is model.DNS_SUBDOMAIN else "digits and '-'"
         raise where.error(
-            key, f"is {value[:80]!r}: it must have lower-case letters, digits and '-' only, {limit} characters at most"
+            key,
+            f"is {value[:80]!r}: it must have lower-case letters, {signs} only, begin and end with a letter or a digit,"
+            f" and have {limit} characters at most",
         )
     return value
+
+
+def _sysctl(item: yamlread.Mapping) -> tuple[str, str]:
+    name, value = item.required_text("name"), item.required_text("value")
+    item.end()
+    return name, value
 
 
 def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:
@@ -190,8 +215,11 @@ def _volume(item: yamlread.Mapping) -> model.Volume:
     name = _name(item, "name", model.DNS_LABEL, 63)
     empty, host = item.mapping("emptyDir"), item.mapping("hostPath")
     volume = model.Volume(name)
+    if empty is not None and host is not None:
+        raise item.error("", "must not be both an emptyDir and a hostPath")
     if empty is not None:
-        empty.choice("medium", ("",), "")
+        if medium := empty.text("medium"):
+            raise empty.error("medium", f"is {medium[:80]!r}, which is not supported")
         empty.end()
     elif host is not None:
         path = host.required_text("path")

@@ -118,7 +118,8 @@ def checked_name(name: str, what: str) -> str:
     """
     if len(name) > 63 or not DNS_LABEL.fullmatch(name):
         raise errors.UsageError(
-            f"{what} {name[:80]!r} must have lower-case letters, digits and '-' only, 63 characters at most"
+            f"{what} {name[:80]!r} must have lower-case letters, digits and '-' only, begin and end with a letter or a"
+            " digit, and have 63 characters at most"
         )
     return name
 

@@ -37,6 +37,7 @@ _MASKED = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 _MIN_SHARES = 2
+_MAX_SHARES = 262_144
 _PERIOD = 100_000
 _MIN_QUOTA = 1_000
 
@@ -44,7 +45,7 @@ _MIN_QUOTA = 1_000
 _OOM_GUARANTEED = -997
 _OOM_BEST_EFFORT = 1000
 
-_REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
+_REFERENCE = re.compile(r"\$(\$|\(([^)]*)\))")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,10 +75,6 @@ def check_host_path(volume: model.Volume) -> None:
         FailedPreconditionError: It isn't there, or is something else.
     """
     path, kind = volume.host_path, volume.host_type
-    if kind == "DirectoryOrCreate":
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    elif kind == "FileOrCreate" and not os.path.lexists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     tests = {
         "Directory": stat.S_ISDIR,
         "DirectoryOrCreate": stat.S_ISDIR,
@@ -88,11 +85,17 @@ def check_host_path(volume: model.Volume) -> None:
         "BlockDevice": stat.S_ISBLK,
     }
     try:
+        if kind == "DirectoryOrCreate" and not os.path.lexists(path):
+            os.makedirs(path, mode=0o755, exist_ok=True)
+        elif kind == "FileOrCreate" and not os.path.lexists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         mode = os.stat(path).st_mode
     except OSError as error:
         raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path}: {error.strerror}") from error
     if kind and not tests[kind](mode):
-        raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path} to be a {kind}")
+        raise errors.FailedPreconditionError(
+            f"the volume {volume.name} needs {path} to be a {kind.removesuffix('OrCreate')}"
+        )
 
 
 def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxConfig:
@@ -232,7 +235,7 @@ def _resources(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxConta
     # A limit without a request is a request as well.
     cpu = own.cpu_request or own.cpu_limit
     resources = cri_pb2.LinuxContainerResources(
-        cpu_shares=max(cpu * 1024 // 1000, _MIN_SHARES),
+        cpu_shares=min(max(cpu * 1024 // 1000, _MIN_SHARES), _MAX_SHARES),
         memory_limit_in_bytes=own.memory_limit,
         oom_score_adj=_oom_score(pod, container),
     )

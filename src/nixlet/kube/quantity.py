@@ -10,6 +10,9 @@ _BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
 
 _MAX = 2**63 - 1
 
+#: No figure that fits needs more characters.
+_MAX_LENGTH = 64
+
 
 def parse(text: str, scale: int = 1) -> int:
     """A quantity in units of 1/``scale``, rounded up.
@@ -17,7 +20,7 @@ def parse(text: str, scale: int = 1) -> int:
     Raises:
         ValueError: It is no quantity, negative, or too large; the message completes "… is".
     """
-    match = _QUANTITY.fullmatch(text)
+    match = _QUANTITY.fullmatch(text) if len(text) <= _MAX_LENGTH else None
     if match is None:
         raise ValueError(f"is {text[:40]!r}, which is no quantity")
     number, suffix, exponent = match.groups()

@@ -14,6 +14,8 @@ from nixlet import errors
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 
+_SHOWN = 80
+
 _TRUE, _FALSE = frozenset({"true", "True", "TRUE"}), frozenset({"false", "False", "FALSE"})
 
 
@@ -47,17 +49,36 @@ def documents(text: bytes, source: str) -> Iterator["Mapping"]:
 
 def _check_size(node: yaml.Node, source: str) -> None:
     """Count values as often as aliases repeat them, which is how small texts become huge."""
-    seen = 0
+    seen = 1
     pending: list[yaml.Node] = [node]
     while pending:
         current = pending.pop()
-        seen += 1
+        inner: list[yaml.Node] = []
+        if isinstance(current, yaml.MappingNode):
+            inner = [part for pair in current.value for part in pair]
+        elif isinstance(current, yaml.SequenceNode):
+            inner = current.value
+        # Counted before they are queued: a long list of aliases of itself would fill the memory otherwise.
+        seen += len(inner)
         if seen > MAX_NODES:
             raise errors.UsageError(f"{source} has more than {MAX_NODES} values")
-        if isinstance(current, yaml.MappingNode):
-            pending.extend(part for pair in current.value for part in pair)
-        elif isinstance(current, yaml.SequenceNode):
-            pending.extend(current.value)
+        pending.extend(inner)
+
+
+def shown(text: str) -> str:
+    """Foreign text for a sentence: as it stands where it is short and printable, else quoted and shortened."""
+    return text if len(text) <= _SHOWN and text.isprintable() else repr(text[:_SHOWN])
+
+
+def _whole_number(text: str) -> int | None:
+    """A decimal number. Zeros in front are refused: they mean octal to some readers of YAML, and nothing to others."""
+    digits = text.lstrip("+-")
+    if digits.startswith("0") and digits != "0":
+        return None
+    try:
+        return int(text, 10)
+    except ValueError:
+        return None
 
 
 class Mapping:
@@ -82,8 +103,11 @@ class Mapping:
         """An error at a key, or at this mapping itself."""
         if node is None:
             node = self._keys.get(key, self._node)
-        name = ".".join(part for part in (self._path, key) if part) or "the document"
+        name = self._below(key) or "the document"
         return errors.UsageError(f"{self._source}, line {node.start_mark.line + 1}: {name} {problem}")
+
+    def _below(self, key: str) -> str:
+        return ".".join(part for part in (self._path, shown(key)) if part)
 
     def _take(self, key: str) -> yaml.Node | None:
         """The value of a key, taken; None for a missing key and for null."""
@@ -104,6 +128,8 @@ class Mapping:
     def text(self, key: str, default: str = "") -> str:
         """A string."""
         value = self._scalar(key, (":str",), "a string (in quotes, where it looks like a number)")
+        if value is not None and "\0" in value:
+            raise self.error(key, "must not contain a NUL character")
         return default if value is None else value
 
     def required_text(self, key: str) -> str:
@@ -131,10 +157,9 @@ class Mapping:
         value = self._scalar(key, (":int",), "a whole number")
         if value is None:
             return None
-        try:
-            number = int(value, 10)
-        except ValueError:
-            raise self.error(key, "must be a whole number") from None
+        number = _whole_number(value)
+        if number is None:
+            raise self.error(key, "must be a whole number")
         if not low <= number <= high:
             raise self.error(key, f"must be between {low} and {high}")
         return number
@@ -143,18 +168,18 @@ class Mapping:
         """One of some words."""
         value = self.text(key, default)
         if value not in allowed:
-            raise self.error(key, f"is {value!r}, which is none of {', '.join(allowed)}")
+            raise self.error(key, f"is {value[:_SHOWN]!r}, which is none of {', '.join(allowed)}")
         return value
 
     def mapping(self, key: str) -> "Mapping | None":
         """A mapping, or None where nothing stands."""
         value = self._take(key)
-        path = ".".join(part for part in (self._path, key) if part)
+        path = self._below(key)
         return None if value is None else Mapping(value, path, self._source)
 
     def mappings(self, key: str) -> list["Mapping"]:
         """A list of mappings."""
-        path = ".".join(part for part in (self._path, key) if part)
+        path = self._below(key)
         return [Mapping(node, f"{path}[{number}]", self._source) for number, node in enumerate(self._items(key))]
 
     def _items(self, key: str) -> list[yaml.Node]:
@@ -174,6 +199,8 @@ class Mapping:
         for node in self._items(key):
             if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
                 raise self.error(key, "must be a list of strings", node)
+            if "\0" in node.value:
+                raise self.error(key, "must not contain a NUL character", node)
             values.append(node.value)
         return values
 
@@ -181,11 +208,14 @@ class Mapping:
         """A list of whole numbers within limits."""
         values = []
         for node in self._items(key):
-            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":int") or not node.value.isdecimal():
+            number = None
+            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int"):
+                number = _whole_number(node.value)
+            if number is None:
                 raise self.error(key, "must be a list of whole numbers", node)
-            if not low <= int(node.value) <= high:
+            if not low <= number <= high:
                 raise self.error(key, f"must have numbers between {low} and {high}", node)
-            values.append(int(node.value))
+            values.append(number)
         return values
 
     def text_map(self, key: str) -> dict[str, str]:
@@ -197,14 +227,9 @@ class Mapping:
         """What has not been taken yet."""
         return list(self._values)
 
-    def has(self, key: str) -> bool:
-        """Whether a key is there and not taken yet."""
-        return key in self._values
-
     def skip(self, *keys: str) -> list[str]:
         """Take keys whose values don't matter; those that were there, as paths."""
-        found = [key for key in keys if self._take(key) is not None]
-        return [".".join(part for part in (self._path, key) if part) for key in found]
+        return [self._below(key) for key in keys if self._take(key) is not None]
 
     def end(self) -> None:
         """All that is supported has been taken.

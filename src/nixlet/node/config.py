@@ -11,6 +11,9 @@ from nixlet import errors
 DEFAULT_DATA_DIR = "/var/lib/nixlet"
 DEFAULT_STATE_DIR = "/run/nixlet"
 
+#: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
+DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)
+
 #: Unix socket paths end at 108 bytes (unix(7)); containerd's shims add to ours.
 _MAX_STATE_DIR = 60
 
@@ -172,4 +175,4 @@ class Layout:
 
 def archive_dirs(settings: Settings, layout: Layout) -> tuple[str, ...]:
     """The directories below which ``nix:0`` references may name archives outside the store."""
-    return tuple(settings.archive_dirs) or (layout.images, "/tmp")  # noqa: S108 (k3s's own test names an archive there)
+    return tuple(settings.archive_dirs) or (layout.images, *DEFAULT_ARCHIVE_DIRS)

@@ -80,7 +80,7 @@ async def stand(
         files.exclusive_lock(os.path.join(place.root, "lock"), what=f"the snapshotter's root {place.root}")
     )
     await asyncio.to_thread(_ensure_store, store)
-    gc_roots = roots.Roots(gcroots, _owner(place.root))
+    gc_roots = roots.Roots(gcroots, roots_owner(place.root))
     bringer = realiser.Realiser(store, gc_roots, policy.Policy())
     snapshotter = snapshotter_module.Snapshotter(
         place.root,
@@ -128,7 +128,7 @@ def _check_owner(root: str) -> None:
         )
 
 
-def _owner(root: str) -> str:
+def roots_owner(root: str) -> str:
     """A name for this snapshotter's GC roots: two on one host share a store, not their roots."""
     return hashlib.sha256(root.encode()).hexdigest()[:16]
 

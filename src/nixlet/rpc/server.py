@@ -7,12 +7,13 @@ import logging
 import os
 import socket
 import stat
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 import grpclib.server
 from grpclib import const, protocol
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import GRPCError
 
 from nixlet import errors
 from nixlet.host import files
@@ -66,7 +67,7 @@ def _with_statuses(path: str, handle: _Handle, count: "_Running") -> _Handle:
             except NotImplementedError as error:
                 # grpclib's word for a compressed message; gRPC wants this code for it.
                 raise GRPCError(const.Status.UNIMPLEMENTED, "compressed messages are not supported") from error
-            except (GRPCError, StreamTerminatedError, TimeoutError):
+            except GRPCError:
                 raise
             except Exception as error:
                 _log.exception("%s failed", path)
@@ -126,10 +127,13 @@ class _Server(grpclib.server.Server):
     def __init__(self, mapping: _Mapping) -> None:
         super().__init__((), codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
         self._mapping = mapping
+        self._connections: weakref.WeakSet[transport.LimitedProtocol] = weakref.WeakSet()
 
     def _protocol_factory(self) -> protocol.H2Protocol:
         made = super()._protocol_factory()
-        return transport.LimitedProtocol(made.handler, made.config, made.h2_config)
+        connection = transport.LimitedProtocol(made.handler, made.config, made.h2_config)
+        self._connections.add(connection)
+        return connection
 
     async def start_on(self, sock: socket.socket) -> None:
         """Serve on a listening unix socket."""
@@ -140,6 +144,11 @@ class _Server(grpclib.server.Server):
         """Take no more connections."""
         assert self._server is not None
         self._server.close()
+
+    def close_connections(self) -> None:
+        """Close what is still connected: grpclib would leave it open, and go on answering."""
+        for connection in list(self._connections):
+            connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -165,10 +174,13 @@ async def serve(
         yield
     finally:
         server.stop_listening()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(running.idle.wait(), _GRACE)
-        server.close()
-        await server.wait_closed()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(running.idle.wait(), _GRACE)
+        finally:
+            server.close()
+            server.close_connections()
+            await server.wait_closed()
 
 
 @contextlib.contextmanager

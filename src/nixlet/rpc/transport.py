@@ -7,11 +7,12 @@ version moves them.
 import types
 from typing import Any
 
-from grpclib import protocol
+from grpclib import client, protocol
 from grpclib.const import Status
 from grpclib.encoding.base import StatusDetailsCodecBase
 from grpclib.encoding.proto import ProtoCodec
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.metadata import Deadline
 from grpclib.utils import Wrapper
 
 #: No message may be larger (bytes), in either direction: containerd's own limit on its sockets.
@@ -64,6 +65,9 @@ class _Stream(protocol.Stream):
 def _create_stream(
     connection: protocol.Connection, *, stream_id: int | None = None, wrapper: Wrapper | None = None
 ) -> protocol.Stream:
+    if connection.is_closing():
+        # A peer can accept and close before the first call gets here; the connection has no transport then.
+        raise StreamTerminatedError("Connection lost")
     return _Stream(
         connection,
         connection._connection,  # noqa: SLF001
@@ -80,3 +84,18 @@ class LimitedProtocol(protocol.H2Protocol):
         """Take up a new connection."""
         super().connection_made(transport)
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Close the connection; the calls on it end on both sides."""
+        # Only a connection that was made has a processor.
+        if hasattr(self, "processor"):
+            self.processor.close("the server stopped")
+
+
+def announce_deadline(call: "client.Stream[Any, Any]", deadline: Deadline | None) -> None:
+    """Tell a call's peer of a deadline that the caller keeps itself; before the request is sent.
+
+    A deadline given to the call starts a timer of its own. In a call that is made to answer another, that timer would fire
+    together with the answered call's, and who comes first would decide about the status.
+    """
+    call._deadline = deadline  # noqa: SLF001

@@ -1,14 +1,12 @@
 """A relay of gRPC calls, byte for byte: messages, metadata, deadline, cancellation, statuses and trailers stay as they are."""
 
-import contextlib
-
 from grpclib import client
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from nixlet import errors
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server
+from nixlet.rpc import server, transport
 
 
 class Relay:
@@ -26,26 +24,23 @@ class Relay:
 
     async def answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
         """Answer a call with one request by what the backend says, be it one message or many."""
-        # A client that gives up resets its stream, which cancels this task, which resets the backend's stream.
-        async with self._channel.request(
-            path, Cardinality.UNARY_STREAM, bytes, bytes, deadline=stream.deadline, metadata=stream.metadata
-        ) as call:
-            try:
+        # A client that gives up resets its stream, and a deadline that passes is noticed by the server: both cancel this task,
+        # which resets the backend's stream.
+        call = self._channel.request(path, Cardinality.UNARY_STREAM, bytes, bytes, metadata=stream.metadata)
+        try:
+            async with call:
+                transport.announce_deadline(call, stream.deadline)
                 await self._pass_on(call, stream, request)
-            except GRPCError as error:
-                await stream.send_trailing_metadata(
-                    status=error.status,
-                    status_message=error.message,
-                    status_details=error.details,
-                    metadata=call.trailing_metadata,
-                )
-                with contextlib.suppress(GRPCError, StreamTerminatedError):
-                    await call.cancel()
-            except (OSError, StreamTerminatedError) as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                reason = getattr(error, "strerror", None) or str(error)
-                raise errors.UnavailableError(f"{self._peer} can't be reached: {reason}") from error
+        except GRPCError as error:
+            await stream.send_trailing_metadata(
+                status=error.status,
+                status_message=error.message,
+                status_details=error.details,
+                metadata=call.trailing_metadata,
+            )
+        except (OSError, StreamTerminatedError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise errors.UnavailableError(f"{self._peer} can't be reached: {reason}") from error
 
     @staticmethod
     async def _pass_on(

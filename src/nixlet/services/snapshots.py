@@ -93,9 +93,7 @@ class SnapshotsService(containerd_snapshots_grpc.SnapshotsBase):
     async def List(self, stream: server.Stream[pb.ListSnapshotsRequest, pb.ListSnapshotsResponse]) -> None:
         """All snapshots, in pages."""
         request = await server.request(stream)
-        if any(request.filters):
-            raise errors.UnimplementedError("this snapshotter lists without filters; containerd filters by itself")
-        async for page in self._snapshotter.pages():
+        async for page in self._snapshotter.pages(request.filters):
             await stream.send_message(pb.ListSnapshotsResponse(info=[_info(info) for info in page]))
 
     async def Usage(self, stream: server.Stream[pb.UsageRequest, pb.UsageResponse]) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.snapshots import disk, keeper, model
+from nixlet.snapshots import disk, filters, keeper, model
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import views as views_module
 from nixlet.store import closures, realiser, roots
@@ -27,6 +27,9 @@ T = TypeVar("T")
 STRATEGY = "view"
 
 _PAGE = 100
+
+#: Labels in one page of a list: a message may have 16 MiB, and one snapshot's labels 4 MiB.
+_PAGE_BYTES = 8 << 20
 
 _log = logging.getLogger("nixlet.snapshots")
 
@@ -163,12 +166,29 @@ class Snapshotter:
             await self._uncancelled(self._db.write(change), f"update {name}")
         return self._db.info(self._db.get(name))
 
-    async def pages(self) -> AsyncIterator[list[model.Info]]:
-        """All snapshots, in pages."""
+    async def pages(self, wanted: Sequence[str] = ()) -> AsyncIterator[list[model.Info]]:
+        """The snapshots that filters ask for, in pages of some number and size (bytes of labels).
+
+        Raises:
+            InvalidArgumentError: A filter is malformed.
+        """
+        selected = filters.parse(wanted)
         after = 0
-        while page := self._db.page(after, _PAGE):
-            yield [self._db.info(row) for row in page]
-            after = page[-1].id
+        page: list[model.Info] = []
+        size = 0
+        while rows := self._db.page(after, _PAGE):
+            after = rows[-1].id
+            for row in rows:
+                info = self._db.info(row)
+                if not selected(info):
+                    continue
+                if page and (len(page) == _PAGE or size + len(row.labels) > _PAGE_BYTES):
+                    yield page
+                    page, size = [], 0
+                page.append(info)
+                size += len(row.labels)
+        if page:
+            yield page
 
     async def usage(self, key: str) -> model.Usage:
         """What a snapshot takes of the disk; measured at commit, and afresh for an active one."""

@@ -54,7 +54,7 @@ class ClosureReference:
 def parse_annotations(
     annotations: Mapping[str, str], store_dir: str = paths.DEFAULT_STORE_DIR
 ) -> ClosureReference | None:
-    """The closure that a layer's annotations (or the labels made from them) name, or None if it is an ordinary layer.
+    """The closure that a layer's annotations (or the labels made from them) name, or None if they name no store path.
 
     Raises:
         InvalidArgumentError: The annotations name something else than store paths, too many of them, or are of a form
@@ -77,12 +77,14 @@ def parse_annotations(
             if not (number.isascii() and number.isdecimal()) or len(number) > 9 or str(int(number)) != number:
                 raise errors.InvalidArgumentError(f"the annotation {paths.shown(key)} has no number at its end")
             numbered[int(number)] = value
+    if not numbered:
+        return None
     _check_count(len(numbered))
     listed = dict.fromkeys(paths.parse(numbered[number], store_dir) for number in sorted(numbered))
     return ClosureReference(None, tuple(listed))
 
 
-def parse_store_paths(text: bytes, store_dir: str = paths.DEFAULT_STORE_DIR) -> tuple[paths.StorePath, ...]:
+def parse_store_paths(text: bytes | str, store_dir: str = paths.DEFAULT_STORE_DIR) -> tuple[paths.StorePath, ...]:
     """The paths that a closureInfo's ``store-paths`` lists, one a line, without repetitions.
 
     Raises:
@@ -90,7 +92,8 @@ def parse_store_paths(text: bytes, store_dir: str = paths.DEFAULT_STORE_DIR) -> 
     """
     if len(text) > MAX_LIST_BYTES:
         raise errors.InvalidArgumentError(f"the list of store paths is larger than {MAX_LIST_BYTES} bytes")
-    lines = [line for line in text.decode(errors="replace").split("\n") if line]
+    decoded = text if isinstance(text, str) else text.decode(errors="replace")
+    lines = [line for line in decoded.split("\n") if line]
     _check_count(len(lines))
     return tuple(dict.fromkeys(paths.parse(line, store_dir) for line in lines))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from nixlet.store import paths
@@ -56,8 +56,20 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection deleted: full paths (unfinished ones among them), and how many bytes that freed."""
+
+    paths: tuple[str, ...]
+    freed_bytes: int
+
+
+#: Content in pieces: what is at hand, or what comes from elsewhere bit by bit.
+Chunks = Iterable[bytes] | AsyncIterable[bytes]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Realised:
-    """What realising took: how many paths were fetched, and how many compressed bytes."""
+    """What realising took: how many paths were fetched, and how many bytes (compressed, where the store knows them)."""
 
     fetched_paths: int = 0
     fetched_bytes: int = 0
@@ -85,7 +97,7 @@ class StoreSession(Protocol):
         """Have paths in the store, with all that they refer to.
 
         Raises:
-            NotFoundError: Some can't be had; the sentence names one, and the store's reason.
+            NotFoundError: Some can't be had; the sentence names up to three, and the store's reason.
         """
         ...
 

@@ -48,6 +48,20 @@ def parse(text: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
     return StorePath(text)
 
 
+def parse_below(text: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[StorePath, str]:
+    """Split a path at or below a store path: the store path, and what follows it ("" or "bin/sh").
+
+    Raises:
+        InvalidArgumentError: It does not lead into a store path of that store, or has components like "..".
+    """
+    name, _, rest = text.removeprefix(f"{store_dir}/").partition("/")
+    if rest and {"", ".", ".."} & set(rest.split("/")):
+        raise errors.InvalidArgumentError(f"{shown(text)} is not a plain path below a store path")
+    if not text.startswith(f"{store_dir}/"):
+        raise errors.InvalidArgumentError(f"{shown(text)} is not below {store_dir}")
+    return parse(f"{store_dir}/{name}", store_dir), rest
+
+
 def from_name(name: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
     """The store path with a base name; raises as ``parse`` does."""
     return parse(f"{store_dir}/{name}", store_dir)
@@ -58,3 +72,22 @@ def encode_nix32(digest: bytes) -> str:
     number = int.from_bytes(digest, "little")
     length = (len(digest) * 8 + 4) // 5
     return "".join(NIX32[number >> 5 * position & 31] for position in reversed(range(length)))
+
+
+def decode_nix32(text: str) -> bytes:
+    """The bytes that Nix's base 32 stands for.
+
+    Raises:
+        InvalidArgumentError: The text has other characters, or bits that belong to no byte.
+    """
+    number = 0
+    for character in text:
+        digit = NIX32.find(character)
+        if digit < 0:
+            raise errors.InvalidArgumentError(f"{shown(text)} is not Nix's base 32")
+        number = number << 5 | digit
+    length = len(text) * 5 // 8
+    # Only as many characters as the bytes need, and nothing in the bits that are left over.
+    if number >> length * 8 or (length * 8 + 4) // 5 != len(text):
+        raise errors.InvalidArgumentError(f"{shown(text)} is not Nix's base 32 of whole bytes")
+    return number.to_bytes(length, "little")

@@ -7,7 +7,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 
 from nixlet import errors
 from nixlet.store import paths
@@ -22,30 +23,31 @@ class Roots:
     def __init__(self, gcroots: str, owner: str) -> None:
         """The roots of ``owner`` (a file name) below ``gcroots`` ("/nix/var/nix/gcroots")."""
         self._directory = os.path.join(gcroots, "nixlet", owner)
+        # Threads take turns: adding and removing rename in and out of the same places.
+        self._lock = threading.Lock()
 
     def add(self, name: str, rooted: Iterable[paths.StorePath]) -> None:
         """Root paths under a name, in the place of what was rooted under it before. The paths need not exist yet.
 
         Raises:
             PermissionDeniedError: The directory can't be written.
+            FailedPreconditionError: The file system is full, or another such trouble.
         """
-        target = os.path.join(self._directory, name)
-        try:
-            os.makedirs(self._directory, exist_ok=True)
+        target = self._entry(name)
+        links = {path.name: str(path) for path in rooted}
+        with self._changing():
+            if self._links(target) == links:
+                return
             # Nix counts roots in the temporary directory as well: there is no moment without them.
-            temporary = tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._directory)
-        except OSError as error:
-            raise errors.PermissionDeniedError(
-                f"can't make GC roots in {self._directory}: {error.strerror}", hint="run nixlet as root"
-            ) from error
-        try:
-            os.chmod(temporary, 0o755)  # noqa: S103 (roots are no secret: users ask Nix who holds a path)
-            for path in rooted:
-                os.symlink(path, os.path.join(temporary, path.name))
-            self._exchange(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            temporary = self._temporary()
+            try:
+                os.chmod(temporary, 0o755)  # noqa: S103 (roots are no secret: users ask Nix who holds a path)
+                for base_name, path in links.items():
+                    os.symlink(path, os.path.join(temporary, base_name))
+                self._exchange(temporary, target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
 
     def _exchange(self, temporary: str, target: str) -> None:
         old = f"{temporary}.old"
@@ -55,12 +57,18 @@ class Roots:
         shutil.rmtree(old, ignore_errors=True)
 
     def remove(self, name: str) -> None:
-        """Let go what is rooted under a name."""
-        shutil.rmtree(os.path.join(self._directory, name), ignore_errors=True)
-        # The owner's directory goes with its last root, so that nothing stays behind on a node that is taken down.
-        with contextlib.suppress(OSError):
-            os.rmdir(self._directory)
-            os.rmdir(os.path.dirname(self._directory))
+        """Let go what is rooted under a name, if anything is; raises as ``add`` does."""
+        target = self._entry(name)
+        with self._changing():
+            if os.path.isdir(target):
+                # At once, and not link by link: an interrupted removal leaves nothing under the name.
+                temporary = self._temporary()
+                os.rename(target, temporary)
+                shutil.rmtree(temporary, ignore_errors=True)
+            # The owner's directory goes with its last root, so that nothing stays behind on a node that is taken down.
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
+                os.rmdir(os.path.dirname(self._directory))
 
     def names(self) -> list[str]:
         """The names under which something is rooted."""
@@ -70,15 +78,47 @@ class Roots:
             return []
 
     def discard_unfinished(self) -> None:
-        """Remove what a crash left half-made; for a time when nobody adds roots."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove what a crash left half-made."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._directory):
                 if name.startswith(_UNFINISHED):
                     shutil.rmtree(os.path.join(self._directory, name), ignore_errors=True)
 
     def paths(self, name: str) -> list[str]:
         """The base names of what is rooted under a name."""
+        return sorted(self._links(self._entry(name)) or ())
+
+    def _entry(self, name: str) -> str:
+        # A directory of this name is going to be removed with all that is in it.
+        if not name or "/" in name or name.startswith("."):
+            raise errors.InvalidArgumentError(f"{paths.shown(name)} can't be the name of a GC root")
+        return os.path.join(self._directory, name)
+
+    @staticmethod
+    def _links(directory: str) -> dict[str, str] | None:
         try:
-            return sorted(os.listdir(os.path.join(self._directory, name)))
+            return {name: os.readlink(os.path.join(directory, name)) for name in os.listdir(directory)}
         except FileNotFoundError:
-            return []
+            return None
+
+    def _temporary(self) -> str:
+        for _ in range(10):
+            # Another owner's last root may take the common directory away at any of these steps.
+            with contextlib.suppress(FileNotFoundError):
+                os.makedirs(self._directory, exist_ok=True)
+                return tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._directory)
+        raise FileNotFoundError(2, "the directory vanishes again and again", self._directory)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except PermissionError as error:
+            raise errors.PermissionDeniedError(
+                f"can't change the GC roots in {self._directory}: {error.strerror}", hint="run nixlet as root"
+            ) from error
+        except OSError as error:
+            raise errors.FailedPreconditionError(
+                f"can't change the GC roots in {self._directory}: {error.strerror}"
+            ) from error

@@ -1,9 +1,8 @@
-"""gRPC over unix sockets: sockets, limits, statuses, unknown methods, and the relay."""
+"""gRPC over unix sockets: limits, statuses, unknown methods, and the relay."""
 
 import asyncio
 import contextlib
-import os
-import socket
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from grpclib import const
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.metadata import Deadline
 
 from nixlet import errors
 from nixlet.rpc import channel as channels
@@ -44,8 +44,12 @@ class Backend:
 
     async def fail(self, stream: Any) -> None:
         await stream.recv_message()
+        await stream.send_initial_metadata()
         await stream.send_trailing_metadata(
-            status=Status.NOT_FOUND, status_message="no such thing: 100 %", status_details=b"\x08\x05detail"
+            status=Status.NOT_FOUND,
+            status_message="no such thing: 100 %",
+            status_details=b"\x08\x05detail",
+            metadata={"x-last": "2"},
         )
 
     async def hang(self, stream: Any) -> None:
@@ -84,6 +88,17 @@ async def serving(path: Path, *handlers: Any, fallback: Any = None) -> AsyncIter
         yield channel
 
 
+@contextlib.asynccontextmanager
+async def relaying(path: Path, channel: channels.Channel, peer: str = "the backend") -> AsyncIterator[channels.Channel]:
+    handing_on = relay.Relay(channel, peer)
+
+    async def fallback(path: str, stream: Any) -> None:
+        await handing_on.answer(path, stream, await stream.recv_message())
+
+    async with serving(path, fallback=fallback) as relayed:
+        yield relayed
+
+
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncIterator[tuple[Backend, channels.Channel]]:
     handler = Backend()
@@ -93,12 +108,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[tuple[Backend, channels.Chann
 
 @pytest.fixture
 async def relayed(backend: tuple[Backend, channels.Channel], tmp_path: Path) -> AsyncIterator[channels.Channel]:
-    handing_on = relay.Relay(backend[1], "the backend")
-
-    async def fallback(path: str, stream: Any) -> None:
-        await handing_on.answer(path, stream, await stream.recv_message())
-
-    async with serving(tmp_path / "d" / "r.sock", fallback=fallback) as channel:
+    async with relaying(tmp_path / "d" / "r.sock", backend[1]) as channel:
         yield channel
 
 
@@ -114,6 +124,15 @@ async def call(
         messages = [message async for message in stream]
         await stream.recv_trailing_metadata()
         return messages, stream.initial_metadata, stream.trailing_metadata
+
+
+async def exchange(request: Any, *, deadline: Deadline | None = None) -> None:
+    """Make a call step by step; its deadline is told to the server, and not watched here."""
+    async with request as stream:
+        transport.announce_deadline(stream, deadline)
+        await stream.send_message(b"", end=True)
+        await stream.recv_message()
+        await stream.recv_trailing_metadata()
 
 
 async def test_the_relay_keeps_messages_metadata_and_trailers(
@@ -137,12 +156,19 @@ async def test_the_relay_keeps_streams(relayed: channels.Channel) -> None:
     assert messages == [b"\x00", b"\x01", b"\x02"]
 
 
-async def test_the_relay_keeps_statuses_and_their_details(relayed: channels.Channel) -> None:
+async def test_the_relay_keeps_statuses_and_their_details(
+    relayed: channels.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = relayed.request("/test.Backend/Fail", Cardinality.UNARY_UNARY, bytes, bytes)
     with pytest.raises(GRPCError) as caught:
-        await call(relayed, "Fail")
+        await exchange(request)
     assert caught.value.status is Status.NOT_FOUND
     assert caught.value.message == "no such thing: 100 %"
     assert caught.value.details == b"\x08\x05detail"
+    assert request.trailing_metadata is not None
+    assert request.trailing_metadata["x-last"] == "2"
+    # That the backend says no is nothing to report.
+    assert not caplog.records
 
 
 async def test_the_backend_itself_says_that_a_method_is_unknown(relayed: channels.Channel) -> None:
@@ -160,6 +186,17 @@ async def test_a_deadline_ends_the_call_at_the_backend(
     await asyncio.wait_for(backend[0].cancelled.wait(), 10)
 
 
+async def test_a_deadline_that_the_client_does_not_watch_is_answered_as_such(
+    relayed: channels.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        request = relayed.request("/test.Backend/Hang", Cardinality.UNARY_UNARY, bytes, bytes)
+        with pytest.raises(GRPCError) as caught:
+            await exchange(request, deadline=Deadline.from_timeout(0.05))
+        assert caught.value.status is Status.DEADLINE_EXCEEDED
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_a_client_that_gives_up_ends_the_call_at_the_backend(
     backend: tuple[Backend, channels.Channel], relayed: channels.Channel
 ) -> None:
@@ -172,17 +209,34 @@ async def test_a_client_that_gives_up_ends_the_call_at_the_backend(
 
 
 async def test_a_backend_that_is_away_is_named(tmp_path: Path) -> None:
-    async with channels.connect(str(tmp_path / "nobody.sock")) as nobody:
-        handing_on = relay.Relay(nobody, "containerd at /run/x.sock")
-
-        async def fallback(path: str, stream: Any) -> None:
-            await handing_on.answer(path, stream, await stream.recv_message())
-
-        async with serving(tmp_path / "d" / "r.sock", fallback=fallback) as channel:
-            with pytest.raises(GRPCError) as caught:
-                await call(channel, "Echo")
+    async with (
+        channels.connect(str(tmp_path / "nobody.sock")) as nobody,
+        relaying(tmp_path / "d" / "r.sock", nobody, "containerd at /run/x.sock") as channel,
+    ):
+        with pytest.raises(GRPCError) as caught:
+            await call(channel, "Echo")
     assert caught.value.status is Status.UNAVAILABLE
     assert "containerd at /run/x.sock can't be reached" in (caught.value.message or "")
+
+
+async def test_an_answer_beyond_the_limit_is_not_handed_on(tmp_path: Path) -> None:
+    class Huge(Backend):
+        async def echo(self, stream: Any) -> None:
+            await stream.recv_message()
+            await stream.send_initial_metadata()
+            size = transport.MAX_MESSAGE + 1
+            await stream._stream.send_data(b"\x00" + size.to_bytes(4, "big") + bytes(size))
+
+    async with (
+        serving(tmp_path / "d" / "b.sock", Huge()) as channel,
+        relaying(tmp_path / "d" / "r.sock", channel) as relayed,
+    ):
+        # More than once, and then another call: what nobody reads must not use up the connections' windows.
+        for _ in range(2):
+            with pytest.raises(GRPCError) as caught:
+                await call(relayed, "Echo")
+            assert caught.value.status is Status.RESOURCE_EXHAUSTED
+        assert len((await call(relayed, "Many"))[0]) == 3
 
 
 async def refusal(channel: channels.Channel, head: bytes) -> Status:
@@ -267,38 +321,82 @@ async def test_running_calls_may_end_when_the_server_stops(tmp_path: Path) -> No
         assert (await running)[0] == [b"done"]
 
 
-def test_a_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
-    with server.listen_unix(str(tmp_path / "d" / "s.sock")):
-        assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
-        assert (tmp_path / "d" / "s.sock").stat().st_mode & 0o777 == 0o600
+async def test_calls_that_go_on_are_ended_and_connections_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_GRACE", 0.05)
+    backend, path = Backend(), str(tmp_path / "d" / "s.sock")
+    async with channels.connect(path) as channel:
+        async with server.serve(server.listen_unix(path), [backend]):
+            running = asyncio.create_task(call(channel, "Hang"))
+            await asyncio.wait_for(backend.started.wait(), 10)
+        with pytest.raises(StreamTerminatedError):
+            await asyncio.wait_for(running, 10)
+        assert backend.cancelled.is_set()
+        # Nor does the old connection lead to a server that has stopped.
+        with pytest.raises(ConnectionRefusedError):
+            await call(channel, "Echo")
+    assert not backend.seen
 
 
-def test_a_served_socket_is_not_taken_over(tmp_path: Path) -> None:
-    path = str(tmp_path / "d" / "s.sock")
-    with server.listen_unix(path), pytest.raises(errors.FailedPreconditionError, match="another process serves"):
-        server.listen_unix(path)
-    # Closed and left behind: stale, so it is replaced.
-    assert os.path.exists(path)
-    server.listen_unix(path).close()
+async def test_a_client_that_gives_up_does_not_end_what_the_service_shields(tmp_path: Path) -> None:
+    started, release, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        await release.wait()
+        done.set()
+
+    class Shielding(Backend):
+        async def echo(self, stream: Any) -> None:
+            await stream.recv_message()
+            self.work = asyncio.create_task(work())
+            try:
+                await asyncio.shield(self.work)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+
+    handler = Shielding()
+    async with serving(tmp_path / "d" / "s.sock", handler) as channel:
+        client = asyncio.create_task(call(channel, "Echo"))
+        await asyncio.wait_for(started.wait(), 10)
+        client.cancel()
+        await asyncio.wait_for(handler.cancelled.wait(), 10)
+        release.set()
+        await asyncio.wait_for(done.wait(), 10)
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(errors.FailedPreconditionError, match="is no socket"):
-        server.listen_unix(str(tmp_path / "file"))
-    assert (tmp_path / "file").read_text() == "precious"
+@pytest.mark.parametrize("raised", [TimeoutError("secret"), StreamTerminatedError("secret"), OSError("secret")])
+async def test_what_happened_elsewhere_is_not_taken_for_the_calls_own_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: Exception
+) -> None:
+    class Broken(Backend):
+        async def echo(self, stream: Any) -> None:
+            await stream.recv_message()
+            raise raised
+
+    async with serving(tmp_path / "d" / "s.sock", Broken()) as channel:
+        with pytest.raises(GRPCError) as caught:
+            await call(channel, "Echo")
+    assert (caught.value.status, caught.value.message) == (Status.INTERNAL, f"internal error: {type(raised).__name__}")
+    assert [record.name for record in caplog.records] == ["nixlet.rpc"]
 
 
-def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
-    with pytest.raises(errors.FailedPreconditionError, match="can't listen on"):
-        server.listen_unix(str(tmp_path / ("x" * 120)))
-
-
-def test_is_served(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    assert not server.is_served(path)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(path)
-        assert not server.is_served(path)
-        sock.listen()
-        assert server.is_served(path)
+async def test_calls_beyond_the_limit_wait_and_huge_headers_end_the_connection(
+    backend: tuple[Backend, channels.Channel],
+) -> None:
+    handler, channel = backend
+    await call(channel, "Many")
+    calls = [asyncio.create_task(call(channel, "Hang")) for _ in range(110)]
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(call(channel, "Echo"), 0.3)
+    for each in calls:
+        each.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert not handler.seen
+    assert (await call(channel, "Echo", b"x"))[0] == [b"re:x"]
+    with pytest.raises(StreamTerminatedError):
+        await call(channel, "Echo", x_long="v" * (64 << 10))
+    assert len(handler.seen) == 1

@@ -1,5 +1,7 @@
 """The daemon's log records as progress: which activities matter to a person who waits for paths, and how far they are."""
 
+import collections
+
 from nixlet.telemetry import progress
 
 # Types of activities and of results that carry figures (Nix: enum ActivityType, enum ResultType).
@@ -13,6 +15,9 @@ _SET_EXPECTED = 106
 #: Every so many figures one is passed on: a big closure makes 18,000 of them.
 _EVERY = 16
 
+#: So many lines of the log are kept, in case one says why a path can't be had.
+_KEPT_LINES = 64
+
 
 class Activities:
     """Follows the activities of one request and sums up what they report."""
@@ -21,16 +26,31 @@ class Activities:
         self._sink = sink
         self._stage = stage
         self._types: dict[int, int] = {}
-        self._bytes: dict[int, int] = {}
-        self._expected_bytes = 0
+        self._transferred: dict[int, int] = {}
+        self._copied: dict[int, int] = {}
+        self._expected: dict[int, int] = {}
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._paths = (0, 0)
         self._detail = ""
         self._count = 0
 
     @property
     def fetched_bytes(self) -> int:
-        """Compressed bytes that were fetched, over all transfers."""
-        return sum(self._bytes.values())
+        """Compressed bytes that were fetched over the network."""
+        return sum(self._transferred.values())
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of archives, unpacked, that came into the store; a cache in a directory is read without transfers."""
+        return sum(self._copied.values())
+
+    def said_about(self, word: str) -> str:
+        """The last line of the log that has a word in it, or an empty string."""
+        return next((line for line in reversed(self._lines) if word in line), "")
+
+    def line(self, text: str) -> None:
+        """A line for a person."""
+        self._lines.append(text.removeprefix("warning: "))
 
     def started(self, number: int, kind: int, fields: list[int | str]) -> None:
         """An activity began."""
@@ -43,15 +63,17 @@ class Activities:
         activity = self._types.get(number)
         figures = [field for field in fields if isinstance(field, int)]
         if kind == _PROGRESS and activity == _COPY_PATHS and len(figures) >= 2:
-            self._paths = (figures[0], figures[1])
-            self._sink(progress.Progress(self._stage, *self._paths, "paths", self._detail))
-        elif kind == _PROGRESS and activity == _FILE_TRANSFER and figures:
-            self._bytes[number] = figures[0]
+            if self._paths != (figures[0], figures[1]):
+                self._paths = (figures[0], figures[1])
+                self._sink(progress.Progress(self._stage, *self._paths, "paths", self._detail))
+        elif kind == _PROGRESS and activity in {_FILE_TRANSFER, _COPY_PATH} and figures:
+            (self._transferred if activity == _FILE_TRANSFER else self._copied)[number] = figures[0]
             self._tell_bytes()
-        elif kind == _SET_EXPECTED and len(figures) >= 2 and figures[0] == _FILE_TRANSFER:
-            self._expected_bytes = figures[1]
+        elif kind == _SET_EXPECTED and len(figures) >= 2:
+            self._expected[figures[0]] = figures[1]
 
     def _tell_bytes(self) -> None:
         self._count += 1
         if self._count % _EVERY == 1:
-            self._sink(progress.Progress(self._stage, self.fetched_bytes, self._expected_bytes, "bytes", self._detail))
+            kind, done = (_FILE_TRANSFER, self.fetched_bytes) if self._transferred else (_COPY_PATH, self.copied_bytes)
+            self._sink(progress.Progress(self._stage, done, self._expected.get(kind, 0), "bytes", self._detail))

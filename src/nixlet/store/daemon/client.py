@@ -17,6 +17,9 @@ _DEFAULT_STATE_DIR = "/nix/var/nix"
 #: Seconds for a daemon to take part in the handshake.
 _OPEN_TIMEOUT = 30.0
 
+#: How much is kept of what a ``--stdio`` child complains about (bytes).
+_KEPT_COMPLAINTS = 4096
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DaemonSettings:
@@ -128,7 +131,7 @@ class DaemonStore:
         assert child.stdout is not None
         assert child.stderr is not None
         # What it complains about must not fill its pipe; some of it says why a handshake failed.
-        complaints = asyncio.create_task(child.stderr.read(), name="stderr of nix-daemon")
+        complaints = asyncio.create_task(_last_words(child.stderr), name="stderr of nix-daemon")
         stack.callback(complaints.cancel)
         try:
             return await self._handshake(connections.Connection(child.stdout, child.stdin))
@@ -146,4 +149,15 @@ class DaemonStore:
                 await connection.handshake()
         except TimeoutError as error:
             raise errors.UnavailableError("the Nix daemon does not answer") from error
+        except connections.DaemonError as error:
+            raise errors.PermissionDeniedError(
+                f"the Nix daemon refuses the connection: {error}", hint="look at allowed-users in nix.conf"
+            ) from error
         return connection
+
+
+async def _last_words(stream: asyncio.StreamReader) -> bytes:
+    kept = b""
+    while data := await stream.read(_KEPT_COMPLAINTS):
+        kept = (kept + data)[-_KEPT_COMPLAINTS:]
+    return kept

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from nixlet import errors
-from nixlet.store.daemon import wire
+from nixlet.store.daemon import nar, wire
 
 T = TypeVar("T")
 
@@ -16,7 +16,11 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LogSink(Protocol):
-    """Who wants the daemon's activities."""
+    """Who wants the daemon's log."""
+
+    def line(self, text: str) -> None:
+        """A line for a person."""
+        ...
 
     def started(self, number: int, kind: int, fields: list[int | str]) -> None:
         """An activity began."""
@@ -32,14 +36,14 @@ class DaemonError(errors.NixletError):
 
 
 class Connection:
-    """A connection, good for one request after the other. What cuts a request short makes it useless for more."""
+    """A connection, good for one request after the other. What cuts a request short closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._stream = reader
         self._writer = writer
         self._reader = wire.Reader()
         self._lock = asyncio.Lock()
-        self._broken = False
+        self._closed = False
         self.minor = 0
         self.nix_version = ""
         #: Whether the daemon trusts us to add unsigned paths; None where it doesn't say (before 1.35).
@@ -88,7 +92,7 @@ class Connection:
         async with self._whole():
             encoded = [wire.integer(operation) + body for body in bodies]
             self.requests += len(encoded)
-            writing = asyncio.create_task(self._write_all(encoded))
+            writing = asyncio.create_task(self._write_all(encoded), name="requests to the Nix daemon")
             replies: list[T | DaemonError] = []
             try:
                 for _ in encoded:
@@ -98,20 +102,46 @@ class Connection:
                         replies.append(error)
                 await writing
             finally:
+                # Whatever went wrong with writing went wrong with reading as well, and is told from there.
                 writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
             return replies
 
-    async def request_framed(self, operation: int, body: bytes, data: bytes, parser: Callable[[wire.Reader], T]) -> T:
-        """Send a request that is followed by data in frames."""
+    async def request_framed(
+        self,
+        operation: int,
+        body: bytes,
+        data: Iterable[bytes] | AsyncIterable[bytes],
+        parser: Callable[[wire.Reader], T],
+    ) -> T:
+        """Send a request that is followed by data in frames.
+
+        All of the data is sent, also when the daemon refuses it at once: it reads to the end before it answers.
+        """
         async with self._whole():
             self.requests += 1
             self._writer.write(wire.integer(operation) + body)
-            for start in range(0, len(data), _CHUNK):
-                frame = data[start : start + _CHUNK]
-                self._writer.write(wire.integer(len(frame)) + frame)
-                await self._writer.drain()
+            async with contextlib.aclosing(_each(data)) as chunks:
+                async for chunk in chunks:
+                    for start in range(0, len(chunk), _CHUNK):
+                        frame = chunk[start : start + _CHUNK]
+                        self._writer.write(wire.integer(len(frame)) + frame)
+                        await self._writer.drain()
             self._writer.write(wire.integer(0))
             return await self._reply(parser, None)
+
+    async def request_archive(self, operation: int, body: bytes) -> AsyncGenerator[bytes, None]:
+        """Send a request whose reply is an archive, which comes as it is and tells its end by its grammar."""
+        async with self._whole():
+            self.requests += 1
+            self._writer.write(wire.integer(operation) + body)
+            await self._read_log(None)
+            scanner = nar.Scanner()
+            while not scanner.finished:
+                data = self._reader.take() or await self._receive()
+                if scanner.feed(data) < len(data):
+                    raise wire.ProtocolError("the Nix daemon sent something after an archive")
+                yield data
 
     async def _write_all(self, encoded: list[bytes]) -> None:
         for start in range(0, len(encoded), 64):
@@ -122,17 +152,23 @@ class Connection:
     async def _whole(self) -> AsyncIterator[None]:
         """One request at a time, and none after one that was cut short: its reply would be taken for the next one's."""
         async with self._lock:
-            if self._broken:
-                raise errors.UnavailableError("the connection to the Nix daemon is broken")
-            self._broken = True
+            if self._closed:
+                raise errors.UnavailableError("the connection to the Nix daemon broke in an earlier request")
             try:
                 yield
             except DaemonError:
-                self._broken = False
                 raise
-            except (ConnectionError, BrokenPipeError) as error:
+            except OSError as error:
+                self.close()
                 raise errors.UnavailableError("the Nix daemon closed the connection") from error
-            self._broken = False
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close it; the daemon gives up what it does for us."""
+        self._closed = True
+        self._writer.close()
 
     async def _reply(self, parser: Callable[[wire.Reader], T], sink: LogSink | None) -> T:
         await self._read_log(sink)
@@ -143,10 +179,13 @@ class Connection:
             try:
                 return self._reader.parse(parser)
             except wire.NeedMore:
-                data = await self._stream.read(_CHUNK)
-                if not data:
-                    raise errors.UnavailableError("the Nix daemon closed the connection") from None
-                self._reader.feed(data)
+                self._reader.feed(await self._receive())
+
+    async def _receive(self) -> bytes:
+        data = await self._stream.read(_CHUNK)
+        if not data:
+            raise errors.UnavailableError("the Nix daemon closed the connection")
+        return data
 
     async def _read_log(self, sink: LogSink | None) -> None:
         """Read log records up to the one that says that the reply follows.
@@ -159,12 +198,23 @@ class Connection:
                 raise wire.ProtocolError("the Nix daemon asks for data in a way that only old versions do")
 
 
+async def _each(data: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    if isinstance(data, AsyncIterable):
+        async for chunk in data:
+            yield chunk
+    else:
+        for chunk in data:
+            yield chunk
+
+
 def _record(reader: wire.Reader, sink: LogSink | None) -> int:
     kind = reader.integer()
     if kind == wire.STDERR_NEXT:
-        reader.string()
+        text = reader.string()
+        if sink is not None:
+            sink.line(plain(text))
     elif kind == wire.STDERR_ERROR:
-        raise DaemonError(_plain(reader.error()))
+        raise DaemonError(plain(reader.error()))
     elif kind == wire.START_ACTIVITY:
         number, _level, activity, _text = reader.integer(), reader.integer(), reader.integer(), reader.string()
         fields = reader.fields()
@@ -183,7 +233,7 @@ def _record(reader: wire.Reader, sink: LogSink | None) -> int:
     return kind
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
     """A message of Nix without colours, on one line, without its own "error:"."""
     text = " ".join(_ANSI.sub("", message).split())
     return text.removeprefix("error: ")

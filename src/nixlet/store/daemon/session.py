@@ -1,6 +1,7 @@
 """What nixlet asks of a Nix daemon, over one connection."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.store import interface, paths
@@ -12,16 +13,25 @@ _ADD_TO_STORE = 7
 _ADD_TEXT_TO_STORE = 8
 _BUILD_PATHS = 9
 _ADD_TEMP_ROOT = 11
+_FIND_ROOTS = 14
 _SET_OPTIONS = 19
 _COLLECT_GARBAGE = 20
 _QUERY_PATH_INFO = 26
 _QUERY_VALID_PATHS = 31
+_NAR_FROM_PATH = 38
+_ADD_TO_STORE_NAR = 39
 _QUERY_MISSING = 40
+_BUILD_PATHS_WITH_RESULTS = 46
 
 #: How many downloads a daemon before 2.16 runs side by side: it takes the number of build jobs for that.
 _JOBS = 16
 
+_DELETE_DEAD = 2
 _DELETE_SPECIFIC = 3
+_NO_LIMIT = (1 << 64) - 1
+
+#: How many of the paths that can't be had a sentence names.
+_NAMED = 3
 
 
 class DaemonSession:
@@ -74,14 +84,14 @@ class DaemonSession:
             if isinstance(reply, connection.DaemonError):
                 raise reply
 
-    async def plan(self, wanted: Collection[paths.StorePath]) -> interface.Plan:
+    async def plan(self, wanted: Collection[paths.StorePath], sink: connection.LogSink | None = None) -> interface.Plan:
         """What realising would take."""
 
         def parse(reader: wire.Reader) -> interface.Plan:
             sets = [frozenset(self._paths(reader.strings())) for _ in range(3)]
             return interface.Plan(sets[0], sets[1], sets[2], reader.integer(), reader.integer())
 
-        return await self._connection.request(_QUERY_MISSING, wire.strings(wanted), parse)
+        return await self._connection.request(_QUERY_MISSING, wire.strings(wanted), parse, sink)
 
     async def realise(
         self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
@@ -95,21 +105,35 @@ class DaemonSession:
         missing = set(wanted) - await self.present(wanted)
         if not missing:
             return interface.Realised()
-        plan = await self.plan(missing)
-        sink(progress.Progress("realising", 0, len(plan.will_substitute), "paths"))
+        planning = activity.Activities(progress.ignore, "")
+        fetched, download_size = len(missing), 0
+        # A cache that doesn't answer can make the plan fail, and realising still succeed with another one.
+        with contextlib.suppress(connection.DaemonError):
+            plan = await self.plan(missing, planning)
+            fetched, download_size = max(fetched, len(plan.will_substitute)), plan.download_size
+        sink(progress.Progress("realising", 0, fetched, "paths"))
         activities = activity.Activities(sink, "realising")
-        reason = ""
-        try:
-            body = wire.strings(sorted(missing)) + wire.integer(0)
-            await self._connection.request(_BUILD_PATHS, body, wire.Reader.integer, activities)
-        except connection.DaemonError as error:
-            reason = error.message
-        left = missing - await self.present(missing)
+        reasons = await self._build(missing, activities)
+        left = sorted(missing - await self.present(missing))
         if left:
-            raise _unobtainable(sorted(left), reason)
-        fetched = len(plan.will_substitute)
+            # What the log says (no trusted signature, no answer) tells more than that there is no substituter.
+            said = (log.said_about(left[0].hash_part) for log in (activities, planning))
+            raise _unobtainable(left, next(filter(None, said), reasons.get(left[0], "")))
         sink(progress.Progress("realising", fetched, fetched, "paths"))
-        return interface.Realised(fetched, max(activities.fetched_bytes, 0) or plan.download_size)
+        fetched_bytes = activities.fetched_bytes or download_size or activities.copied_bytes
+        return interface.Realised(fetched, fetched_bytes)
+
+    async def _build(self, missing: Collection[paths.StorePath], log: connection.LogSink) -> dict[str, str]:
+        """Have the daemon realise paths; its reasons for those where it failed."""
+        body = wire.strings(sorted(missing)) + wire.integer(0)
+        try:
+            if self._connection.minor < 34:
+                await self._connection.request(_BUILD_PATHS, body, wire.Reader.integer, log)
+                return {}
+            results = await self._connection.request(_BUILD_PATHS_WITH_RESULTS, body, wire.Reader.build_results, log)
+        except connection.DaemonError as error:
+            return dict.fromkeys(missing, error.message)
+        return {result.path: connection.plain(result.error) for result in results if result.error}
 
     async def path_infos(self, wanted: Iterable[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
         """What is known of valid paths; all requests are under way at once."""
@@ -144,8 +168,11 @@ class DaemonSession:
         reply = await self._connection.request(_ADD_TEXT_TO_STORE, body, wire.Reader.string)
         return paths.parse(reply, self._store_dir)
 
-    async def add_nar(self, name: str, nar: bytes, references: Collection[paths.StorePath] = ()) -> paths.StorePath:
+    async def add_nar(
+        self, name: str, nar: bytes | interface.Chunks, references: Collection[paths.StorePath] = ()
+    ) -> paths.StorePath:
         """Add content that determines its own name, from its archive."""
+        chunks = [nar] if isinstance(nar, bytes) else nar
         body = wire.string(name) + wire.string("fixed:r:sha256") + wire.strings(references) + wire.integer(0)
 
         def parse(reader: wire.Reader) -> str:
@@ -153,19 +180,60 @@ class DaemonSession:
             self._parse_info(reader)
             return path
 
-        reply = await self._connection.request_framed(_ADD_TO_STORE, body, nar, parse)
+        reply = await self._connection.request_framed(_ADD_TO_STORE, body, chunks, parse)
         return paths.parse(reply, self._store_dir)
+
+    async def import_nar(
+        self, info: interface.PathInfo, nar: interface.Chunks, *, check_signatures: bool = True
+    ) -> None:
+        """Add a path that another store has, from its archive and what that store knows of it.
+
+        Raises:
+            NixletError: The daemon refuses it: no trusted signature, another hash than announced, a missing reference.
+        """
+        body = wire.string(info.path) + wire.string(info.deriver) + wire.string(info.nar_hash)
+        body += wire.strings(sorted(info.references)) + wire.integer(info.registration_time)
+        body += wire.integer(info.nar_size) + wire.integer(info.ultimate) + wire.strings(sorted(info.signatures))
+        body += wire.string(info.content_address) + wire.integer(0) + wire.integer(not check_signatures)
+        await self._connection.request_framed(_ADD_TO_STORE_NAR, body, nar, lambda _: None)
+
+    async def nar(self, path: paths.StorePath) -> AsyncGenerator[bytes, None]:
+        """The archive of a path, in pieces. Who stops before its end and closes the iterator loses the session.
+
+        Raises:
+            NotFoundError: The path is not valid.
+        """
+        # Asked for a path that isn't valid, old daemons just close the connection.
+        await self.path_infos([path])
+        async with contextlib.aclosing(self._connection.request_archive(_NAR_FROM_PATH, wire.string(path))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def find_roots(self) -> list[tuple[str, paths.StorePath]]:
+        """What keeps paths alive: links, or what Nix calls other roots ("{temp:42}"), and the path of each."""
+
+        def parse(reader: wire.Reader) -> list[tuple[str, str]]:
+            return [(reader.string(), reader.string()) for _ in range(reader.count())]
+
+        found = await self._connection.request(_FIND_ROOTS, b"", parse)
+        return [(link, paths.parse(target, self._store_dir)) for link, target in found]
+
+    async def collect_garbage(self) -> interface.Collected:
+        """Delete all that no root reaches."""
+        return await self._collect(_DELETE_DEAD, ())
 
     async def delete(self, doomed: Collection[paths.StorePath]) -> int:
         """Delete paths that nothing needs; the bytes that were freed."""
-        body = wire.integer(_DELETE_SPECIFIC) + wire.strings(doomed)
-        body += wire.integer(0) + wire.integer((1 << 64) - 1) + wire.integer(0) * 3
+        return (await self._collect(_DELETE_SPECIFIC, doomed)).freed_bytes
 
-        def parse(reader: wire.Reader) -> int:
-            reader.strings()
-            freed = reader.integer()
+    async def _collect(self, action: int, doomed: Collection[paths.StorePath]) -> interface.Collected:
+        body = wire.integer(action) + wire.strings(doomed)
+        body += wire.integer(0) + wire.integer(_NO_LIMIT) + wire.integer(0) * 3
+
+        def parse(reader: wire.Reader) -> interface.Collected:
+            collected = interface.Collected(tuple(reader.strings()), reader.integer())
             reader.integer()
-            return freed
+            return collected
 
         return await self._connection.request(_COLLECT_GARBAGE, body, parse)
 
@@ -187,9 +255,11 @@ class DaemonSession:
 
 
 def _unobtainable(left: Sequence[paths.StorePath], reason: str) -> errors.NotFoundError:
-    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    which = f"paths {', '.join(left[:_NAMED])}{more} are" if len(left) > 1 else f"path {left[0]} is"
     why = f": {reason}" if reason else ""
     return errors.NotFoundError(
-        f"the store path {left[0]}{more} is not in the Nix store and can't be fetched{why}",
-        hint=f"copy it here (nix copy --from STORE {left[0]}) or add a cache that has it to nix.conf's substituters",
+        f"the store {which} not in the Nix store and can't be fetched{why}",
+        hint=f"see what Nix says (nix-store --realise {left[0]}), copy it here (nix copy --from STORE {left[0]}),"
+        " or add a cache that has it to nix.conf's substituters",
     )

@@ -6,7 +6,7 @@ Nothing here does I/O. ``Reader`` parses from a buffer that the connection feeds
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from nixlet import errors
 
@@ -19,7 +19,7 @@ SERVER_MAGIC = 0x6478696F
 PROTOCOL = 1 << 8 | 35
 MIN_PROTOCOL = 1 << 8 | 27
 
-#: A string from a daemon may be this long (bytes): error messages with build logs, closures' names.
+#: A string from a daemon may be this long (bytes): error messages with build logs.
 MAX_STRING = 64 << 20
 MAX_LIST = 1 << 22
 
@@ -33,6 +33,14 @@ STOP_ACTIVITY = 0x53544F50
 RESULT = 0x52534C54
 
 _INT = struct.Struct("<Q")
+
+
+class BuildResult(NamedTuple):
+    """How one path fared when it was to be realised; ``error`` is empty where it is there now."""
+
+    path: str
+    status: int
+    error: str
 
 
 class NeedMore(Exception):
@@ -61,11 +69,14 @@ def strings(values: Iterable[str]) -> bytes:
 
 
 class Reader:
-    """Parses what has been received."""
+    """Parses what has been received; strings longer than ``max_string`` bytes are taken for garbage."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_string: int = MAX_STRING) -> None:
+        self._max_string = max_string
         self._data = bytearray()
         self._position = 0
+        #: Lists of the value at hand, by where they begin: the strings so far, how many there are, where the next begins.
+        self._lists: dict[int, tuple[list[str], int, int]] = {}
 
     def feed(self, data: bytes) -> None:
         """Take up what came."""
@@ -84,10 +95,18 @@ class Reader:
         except NeedMore:
             self._position = start
             raise
+        self._lists.clear()
         if self._position > 1 << 16 or self._position == len(self._data):
             del self._data[: self._position]
             self._position = 0
         return value
+
+    def take(self) -> bytes:
+        """Whatever is left, not parsed."""
+        data = self._data[self._position :]
+        self._data.clear()
+        self._position = 0
+        return bytes(data)
 
     def integer(self) -> int:
         """An integer."""
@@ -101,7 +120,7 @@ class Reader:
     def bytes(self) -> bytes:
         """A string as bytes."""
         length = self.integer()
-        if length > MAX_STRING:
+        if length > self._max_string:
             raise ProtocolError(f"the Nix daemon sent a string of {length} bytes, which can't be")
         padded = length + (-length % 8)
         if self._position + padded > len(self._data):
@@ -124,8 +143,34 @@ class Reader:
         return value
 
     def strings(self) -> list[str]:
-        """A list or set of strings."""
-        return [self.string() for _ in range(self.count())]
+        """A list or set of strings; when it is parsed again because more has come, it goes on where it stopped."""
+        start = self._position
+        if start in self._lists:
+            values, count, position = self._lists[start]
+        else:
+            values, count = [], self.count()
+            position = self._position
+        self._position = position
+        try:
+            while len(values) < count:
+                values.append(self.string())
+                position = self._position
+        finally:
+            self._lists[start] = (values, count, position)
+        return values
+
+    def build_results(self) -> list[BuildResult]:
+        """The reply to BuildPathsWithResults, as protocols 1.34 and 1.35 have it."""
+        results = []
+        for _ in range(self.count()):
+            path, status, error = self.string(), self.integer(), self.string()
+            for _ in ("times built", "not deterministic", "start", "stop"):
+                self.integer()
+            for _ in range(self.count()):  # outputs, which only derivations have
+                self.string()
+                self.string()
+            results.append(BuildResult(path, status, error))
+        return results
 
     def fields(self) -> list[int | str]:
         """The fields of a log record: integers (0) and strings (1)."""

@@ -1,0 +1,230 @@
+"""The relay in front of the real containerd of each version: what a client gets is what containerd says, byte for byte."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from google.protobuf import empty_pb2
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError
+
+from nixlet.containerd import config
+from nixlet.host import process
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server, transport
+from nixlet.rpc.gen import containerd_version_grpc, cri_grpc
+from nixlet.rpc.gen import cri_pb2 as pb
+from nixlet.services import relay
+from support import image_archives, parts
+
+IMAGE = "docker.io/library/relayed:1"
+
+_SERVICE = "/runtime.v1.ImageService"
+
+
+@dataclasses.dataclass(frozen=True)
+class Doors:
+    """Both ways to one containerd, and what went through the relay."""
+
+    direct: channels.Channel
+    relayed: channels.Channel
+    seen: list[str]
+
+
+def private_configuration(version: int, directory: Path) -> dict[str, Any]:
+    """The node's configuration of containerd with a snapshotter of containerd's own: nothing lies at the system's paths."""
+    settings = config.ContainerdSettings(
+        version=version,
+        root=f"{directory}/root",
+        state=f"{directory}/state",
+        address=f"{directory}/c.sock",
+        opt_dir=f"{directory}/opt",
+        snapshotter="native",
+        snapshotter_address="",
+        snapshotter_root="",
+        sandbox_image="localhost/pause:1",
+        cni_bin_dir=f"{directory}/cni",
+        cni_conf_dir=f"{directory}/net.d",
+        runc="/usr/sbin/runc",
+        runc_root=f"{directory}/state/runc",
+        nri_socket=f"{directory}/nri.sock",
+        restrict_oom_score_adj=True,
+        architecture="amd64",
+    )
+    table: dict[str, Any] = tomllib.loads(config.render(settings))
+    del table["proxy_plugins"]
+    return table
+
+
+@contextlib.asynccontextmanager
+async def running_containerd(version: str, directory: Path) -> AsyncIterator[channels.Channel]:
+    program = await config.ask(str(parts.containerd(version)))
+    file = directory / "config.toml"
+    file.write_text(tomli_w.dumps(private_configuration(program.config_version, directory)))
+    socket = f"{directory}/c.sock"
+    argv = [program.path, f"--config={file}", f"--address={socket}", f"--root={directory}/root"]
+    argv.append(f"--state={directory}/state")
+    environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+    with (directory / "containerd.log").open("wb") as log:
+        async with (
+            process.start(argv, env=environment, stdout=log.fileno(), stderr=process.STDOUT, grace=10),
+            channels.connect(socket) as channel,
+        ):
+            await _until_ready(channel, directory / "containerd.log")
+            archive = directory / "image.tar"
+            layer = image_archives.tar({"hello": b"hello"})
+            archive.write_bytes(image_archives.tar(image_archives.oci([layer], name=IMAGE)))
+            ctr = os.path.join(os.path.dirname(program.path), "ctr")
+            importing = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--snapshotter", "native", str(archive)]
+            (await process.run(importing, timeout=30)).check()
+            yield channel
+
+
+async def _until_ready(channel: channels.Channel, log: Path) -> None:
+    version = containerd_version_grpc.VersionStub(channel)
+    images = cri_grpc.ImageServiceStub(channel)
+
+    async def ask() -> None:
+        with channels.translated("containerd"):
+            await version.Version(empty_pb2.Empty())
+            await images.ListImages(pb.ListImagesRequest())
+
+    try:
+        async with asyncio.timeout(30):
+            await channels.wait_until_answered(ask)
+    except TimeoutError:
+        pytest.fail(log.read_text())
+
+
+@pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
+async def doors(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Doors]:
+    seen: list[str] = []
+    async with running_containerd(request.param, tmp_path) as direct:
+        handing_on = relay.Relay(direct, "containerd")
+
+        async def fallback(path: str, stream: "server.Stream[bytes, bytes]") -> None:
+            seen.append(path)
+            await handing_on.answer(path, stream, await server.request(stream))
+
+        socket = str(tmp_path / "d" / "r.sock")
+        async with (
+            server.serve(server.listen_unix(socket), [], fallback=fallback),
+            channels.connect(socket) as relayed,
+        ):
+            yield Doors(direct, relayed, seen)
+
+
+async def ask(channel: channels.Channel, path: str, request: bytes = b"") -> bytes:
+    """The bytes of a method's one answer."""
+    async with channel.request(path, Cardinality.UNARY_UNARY, bytes, bytes, timeout=20) as call:
+        await call.send_message(request, end=True)
+        message = await call.recv_message()
+        assert message is not None
+        return message
+
+
+async def refusal(channel: channels.Channel, path: str, request: bytes = b"") -> tuple[Status, str | None, Any]:
+    with pytest.raises(GRPCError) as caught:
+        await ask(channel, path, request)
+    return caught.value.status, caught.value.message, caught.value.details
+
+
+async def listed(channel: channels.Channel) -> bytes:
+    """The answer to ListImages as soon as it has the image: CRI hears of it by an event."""
+    async with asyncio.timeout(20):
+        while IMAGE.encode() not in (answer := await ask(channel, f"{_SERVICE}/ListImages")):
+            await asyncio.sleep(0.05)
+        return answer
+
+
+def without_times(answer: bytes) -> bytes:
+    """An answer to ImageFsInfo without the moment when it was asked."""
+    parsed = pb.ImageFsInfoResponse.FromString(answer)
+    assert len(parsed.image_filesystems) == 1
+    assert parsed.SerializeToString() == answer
+    for usage in (*parsed.image_filesystems, *parsed.container_filesystems):
+        usage.timestamp = 0
+    return parsed.SerializeToString()
+
+
+async def test_answers_are_the_same_bytes(doors: Doors) -> None:
+    images = await listed(doors.direct)
+    assert await ask(doors.relayed, f"{_SERVICE}/ListImages") == images
+    parsed = pb.ListImagesResponse.FromString(images)
+    assert [list(image.repo_tags) for image in parsed.images] == [[IMAGE]]
+
+    for verbose in (False, True):
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=IMAGE), verbose=verbose).SerializeToString()
+        theirs = await ask(doors.direct, f"{_SERVICE}/ImageStatus", request)
+        assert await ask(doors.relayed, f"{_SERVICE}/ImageStatus", request) == theirs
+        status = pb.ImageStatusResponse.FromString(theirs)
+        assert status.image.repo_tags == [IMAGE]
+        assert bool(status.info) is verbose
+
+    theirs, ours = [await ask(channel, f"{_SERVICE}/ImageFsInfo") for channel in (doors.direct, doors.relayed)]
+    assert without_times(ours) == without_times(theirs)
+    methods = ["ListImages", "ImageStatus", "ImageStatus", "ImageFsInfo"]
+    assert doors.seen == [f"{_SERVICE}/{method}" for method in methods]
+
+
+async def test_errors_are_containerds_own(doors: Doors, caplog: pytest.LogCaptureFixture) -> None:
+    request = pb.PullImageRequest(image=pb.ImageSpec(image="NOT A REFERENCE")).SerializeToString()
+    theirs = await refusal(doors.direct, f"{_SERVICE}/PullImage", request)
+    assert theirs[0] is not Status.OK
+    assert "NOT A REFERENCE" in (theirs[1] or "")
+    assert await refusal(doors.relayed, f"{_SERVICE}/PullImage", request) == theirs
+    assert not [record for record in caplog.records if record.name.startswith("nixlet")]
+
+
+@pytest.mark.parametrize("path", [f"{_SERVICE}/NoSuchMethod", "/runtime.v1alpha9.ImageService/ListImages"])
+async def test_unknown_methods_are_refused_in_containerds_words(doors: Doors, path: str) -> None:
+    theirs = await refusal(doors.direct, path)
+    assert theirs[0] is Status.UNIMPLEMENTED
+    assert "unknown" in (theirs[1] or "")
+    assert await refusal(doors.relayed, path) == theirs
+    assert doors.seen == [path]
+
+
+async def test_a_message_beyond_the_limit_does_not_reach_containerd(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Our own client would not send it; the limit at hand is the server's.
+    monkeypatch.setattr(transport.RawCodec, "encode", lambda _self, message, _type: message)
+    status, message, _ = await refusal(doors.relayed, f"{_SERVICE}/ListImages", bytes(17 << 20))
+    assert status is Status.RESOURCE_EXHAUSTED
+    assert str(17 << 20) in (message or "")
+    assert doors.seen == [f"{_SERVICE}/ListImages"]
+    # The connection outlives the refusal, and what was sent in vain doesn't use up its window.
+    await ask(doors.relayed, f"{_SERVICE}/ListImages")
+
+
+async def test_containerd_going_away_is_told(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as backend:
+        direct = await backend.enter_async_context(running_containerd(parts.CONTAINERDS[0], tmp_path))
+        handing_on = relay.Relay(direct, f"containerd at {tmp_path}/c.sock")
+
+        async def fallback(path: str, stream: "server.Stream[bytes, bytes]") -> None:
+            await handing_on.answer(path, stream, await server.request(stream))
+
+        socket = str(tmp_path / "d" / "r.sock")
+        async with (
+            server.serve(server.listen_unix(socket), [], fallback=fallback),
+            channels.connect(socket) as relayed,
+        ):
+            # A stream that containerd never ends by itself, and on which nothing happens here.
+            events = asyncio.create_task(refusal(relayed, "/containerd.services.events.v1.Events/Subscribe"))
+            await ask(relayed, f"{_SERVICE}/ListImages")
+            assert not events.done()
+            await backend.aclose()
+            during = await asyncio.wait_for(events, 10)
+            afterwards = await refusal(relayed, f"{_SERVICE}/ListImages")
+    for status, message, _ in (during, afterwards):
+        assert status is Status.UNAVAILABLE
+        assert f"containerd at {tmp_path}/c.sock" in (message or "")

@@ -1,0 +1,54 @@
+"""Errors become statuses and statuses errors, without a loss where both have a word for it."""
+
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nixlet import errors
+from nixlet.rpc import status
+
+BOTH_WAYS = {
+    errors.NotFoundError: Status.NOT_FOUND,
+    errors.AlreadyExistsError: Status.ALREADY_EXISTS,
+    errors.InvalidArgumentError: Status.INVALID_ARGUMENT,
+    errors.FailedPreconditionError: Status.FAILED_PRECONDITION,
+    errors.PermissionDeniedError: Status.PERMISSION_DENIED,
+    errors.UnavailableError: Status.UNAVAILABLE,
+    errors.UnimplementedError: Status.UNIMPLEMENTED,
+    errors.CallCancelledError: Status.CANCELLED,
+    errors.DeadlineExceededError: Status.DEADLINE_EXCEEDED,
+    errors.NixletError: Status.UNKNOWN,
+}
+
+
+@pytest.mark.parametrize(("kind", "code"), BOTH_WAYS.items())
+@pytest.mark.parametrize("hint", ["", "do this: 100 %"])
+def test_there_and_back(kind: type[errors.NixletError], code: Status, hint: str) -> None:
+    sent = status.from_error(kind("it is so", hint=hint))
+    assert sent.status is code
+    received = status.to_error(sent, "the peer")
+    assert (type(received), received.message, received.hint) == (kind, "it is so", hint)
+    assert received.__cause__ is sent
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UnsupportedError("x"), Status.FAILED_PRECONDITION),
+        (errors.UsageError("x"), Status.INVALID_ARGUMENT),
+        (errors.CommandFailedError("x", returncode=1), Status.UNKNOWN),
+    ],
+)
+def test_kinds_that_grpc_has_no_word_for(error: errors.NixletError, code: Status) -> None:
+    assert status.from_error(error).status is code
+
+
+@pytest.mark.parametrize("code", [Status.INTERNAL, Status.ABORTED, Status.RESOURCE_EXHAUSTED, Status.DATA_LOSS])
+def test_codes_that_we_have_no_word_for(code: Status) -> None:
+    received = status.to_error(GRPCError(code, "too much"), "the peer")
+    assert (type(received), received.message) == (errors.NixletError, "too much")
+
+
+def test_a_status_without_a_message_names_the_peer() -> None:
+    received = status.to_error(GRPCError(Status.ABORTED), "containerd at /run/c.sock")
+    assert received.message == "containerd at /run/c.sock answered ABORTED"

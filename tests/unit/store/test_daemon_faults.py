@@ -1,0 +1,301 @@
+"""What a Nix daemon won't do on command: break off, talk nonsense, fail in the middle. A fake one on a real socket."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.store import paths
+from nixlet.store.daemon import client, wire
+from nixlet.telemetry import progress
+
+PRESENT = paths.from_name("0" * 32 + "-present")
+ABSENT = paths.from_name("1" * 32 + "-absent")
+LAST = wire.integer(wire.STDERR_LAST)
+
+Script = Callable[["Peer"], Awaitable[None]]
+
+
+def failure(message: str) -> bytes:
+    head = wire.string("Error") + wire.integer(0) + wire.string("Error") + wire.string(message) + wire.integer(0)
+    return wire.integer(wire.STDERR_ERROR) + head + wire.integer(1) + wire.integer(0) + wire.string("while testing")
+
+
+class Peer:
+    """The fake daemon's end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def integer(self) -> int:
+        return int.from_bytes(await self.reader.readexactly(8), "little")
+
+    async def string(self) -> str:
+        length = await self.integer()
+        return (await self.reader.readexactly(length + -length % 8))[:length].decode()
+
+    async def strings(self) -> list[str]:
+        return [await self.string() for _ in range(await self.integer())]
+
+    def send(self, *parts: bytes) -> None:
+        self.writer.write(b"".join(parts))
+
+    async def greet(self, version: int = 1 << 8 | 35) -> None:
+        assert await self.integer() == wire.CLIENT_MAGIC
+        self.send(wire.integer(wire.SERVER_MAGIC), wire.integer(version))
+        minor = min(await self.integer(), version) & 0xFF
+        assert (await self.integer(), await self.integer()) == (0, 0)
+        if minor >= 33:
+            self.send(wire.string("fake 1.0"))
+        if minor >= 35:
+            self.send(wire.integer(1))
+        self.send(LAST)
+        assert await self.integer() == 19  # SetOptions
+        for _ in range(12):
+            await self.integer()
+        assert await self.integer() == 0
+        self.send(LAST)
+
+    async def valid_paths(self, *answer: str) -> list[str]:
+        assert await self.integer() == 31
+        asked = await self.strings()
+        assert await self.integer() == 0
+        self.send(LAST, wire.strings(answer))
+        return asked
+
+    async def ended(self) -> bool:
+        return await self.reader.read() == b""
+
+
+@contextlib.asynccontextmanager
+async def daemon(tmp_path: Path, script: Script) -> AsyncIterator[client.DaemonStore]:
+    """A store kept by a daemon that follows a script; what the script raises fails the test."""
+    done: list[asyncio.Future[None]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.append(result)
+        try:
+            await script(Peer(reader, writer))
+        except Exception as error:  # noqa: BLE001
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+        writer.close()
+
+    socket = str(tmp_path / "socket")
+    async with await asyncio.start_unix_server(serve, socket):
+        yield client.DaemonStore(client.DaemonSettings(socket=socket, stdio=("no-nix-daemon",)))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*done)
+
+
+async def test_an_error_leaves_the_connection_good(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert (await peer.integer(), await peer.strings(), await peer.integer()) == (31, [PRESENT], 0)
+        peer.send(failure("\x1b[31;1merror:\x1b[0m the \x1b[1mdatabase\x1b[0m\n  is busy"))
+        assert await peer.valid_paths(PRESENT) == [PRESENT]
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(errors.NixletError) as caught:
+            await session.present([PRESENT])
+        assert caught.value.message == "the database is busy"
+        assert await session.present([PRESENT]) == {PRESENT}
+
+
+@pytest.mark.parametrize(
+    ("garbage", "message"),
+    [
+        (b"", "closed the connection"),
+        (LAST[:5], "closed the connection"),
+        (LAST + wire.integer(2) + wire.string(PRESENT), "closed the connection"),
+        (wire.integer(0x1234), "unknown record 0x1234"),
+        (wire.integer(wire.STDERR_READ), "only old versions"),
+        (LAST + wire.integer(1 << 50), "a list of"),
+        (LAST + wire.integer(1) + wire.integer(1 << 50), "a string of"),
+        (wire.integer(wire.STDERR_NEXT) + wire.integer(1) + b"\xff" * 8, "padding"),
+    ],
+)
+async def test_what_cuts_a_reply_short_closes_the_connection(tmp_path: Path, garbage: bytes, message: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert await peer.integer() == 31
+        await peer.strings()
+        await peer.integer()
+        peer.send(garbage)
+        peer.writer.write_eof()
+        assert await peer.ended()
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(errors.UnavailableError, match=message):
+            await session.present([PRESENT])
+        with pytest.raises(errors.UnavailableError, match="broke in an earlier request"):
+            await session.present([PRESENT])
+        assert session.requests == 2  # SetOptions and the one that failed
+
+
+async def test_giving_up_in_the_middle_closes_the_connection(tmp_path: Path) -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert await peer.integer() == 31
+        await peer.strings()
+        await peer.integer()
+        peer.send(LAST + wire.integer(1))
+        asked.set()
+        assert await peer.ended()
+        gone.set()
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        request = asyncio.create_task(session.present([PRESENT]))
+        await asked.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        # The daemon learns of it at once, and not when the session ends.
+        async with asyncio.timeout(10):
+            await gone.wait()
+        with pytest.raises(errors.UnavailableError, match="broke in an earlier request"):
+            await session.present([PRESENT])
+
+
+async def test_a_daemon_that_dies_among_many_requests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        for _ in range(3):
+            assert await peer.integer() == 11
+            await peer.string()
+            peer.send(LAST, wire.integer(1))
+        await peer.writer.drain()
+        peer.writer.transport.abort()
+
+    many = [paths.from_name(f"{number:032}-x") for number in range(20_000)]
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(errors.UnavailableError, match="the Nix daemon closed the connection"):
+            await session.hold(many)
+    assert caplog.records == []
+
+
+async def test_one_bad_answer_among_many_is_told_after_the_last(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        for answer in (LAST + wire.integer(1), failure("no such path"), LAST + wire.integer(1)):
+            assert await peer.integer() == 11
+            await peer.string()
+            peer.send(answer)
+        await peer.valid_paths()
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(errors.NixletError, match="no such path"):
+            await session.hold([PRESENT, ABSENT, PRESENT])
+        assert await session.present([]) == set()
+
+
+async def test_a_failing_plan_does_not_stop_the_work(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(1 << 8 | 33)  # so old that results don't come by path
+        assert (await peer.integer(), await peer.string()) == (11, ABSENT)
+        peer.send(LAST, wire.integer(1))
+        await peer.valid_paths()
+        assert (await peer.integer(), await peer.strings()) == (40, [ABSENT])
+        peer.send(failure("unable to download"))
+        assert (await peer.integer(), await peer.strings(), await peer.integer()) == (9, [ABSENT], 0)
+        started = wire.integer(wire.START_ACTIVITY) + wire.integer(7) + wire.integer(3)
+        peer.send(started, wire.integer(101), wire.string("fetching"), wire.integer(0), wire.integer(0))
+        done = wire.integer(wire.RESULT) + wire.integer(7) + wire.integer(105) + wire.integer(1)
+        peer.send(done, wire.integer(0), wire.integer(4321), wire.integer(wire.STOP_ACTIVITY), wire.integer(7))
+        peer.send(LAST, wire.integer(1))
+        await peer.valid_paths(ABSENT)
+
+    steps: list[progress.Progress] = []
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        took = await session.realise([ABSENT], steps.append)
+    assert (took.fetched_paths, took.fetched_bytes) == (1, 4321)
+    assert [(step.done, step.total, step.unit) for step in steps] == [
+        (0, 1, "paths"),
+        (4321, 0, "bytes"),
+        (1, 1, "paths"),
+    ]
+
+
+async def test_the_archive_of_a_path_ends_where_it_ends(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert (await peer.integer(), await peer.string()) == (26, PRESENT)
+        known = [wire.string(""), wire.string("00"), wire.strings([]), *map(wire.integer, (1, 2, 0)), wire.strings([])]
+        peer.send(LAST, wire.integer(1), *known, wire.string(""))
+        assert (await peer.integer(), await peer.string()) == (38, PRESENT)
+        link = [wire.string(word) for word in ("nix-archive-1", "(", "type", "symlink", "target", "x", ")")]
+        peer.send(LAST, *link, wire.string("and more"))
+        assert await peer.ended()
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(wire.ProtocolError, match="sent something after an archive"):
+            async for _ in session.nar(PRESENT):
+                pass
+
+
+async def test_paths_of_another_store_are_refused(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        await peer.valid_paths("/etc/passwd")
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(errors.InvalidArgumentError, match="'/etc/passwd' is not a store path"):
+            await session.present([PRESENT])
+
+
+@pytest.mark.parametrize(
+    ("greeting", "kind", "message"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", errors.UnavailableError, "served by something else"),
+        (b"", errors.UnavailableError, "closed the connection"),
+        (
+            wire.integer(wire.SERVER_MAGIC) + wire.integer(1 << 8 | 26),
+            errors.UnavailableError,
+            r"1\.26, older than 1\.27",
+        ),
+        (wire.integer(wire.SERVER_MAGIC) + wire.integer(2 << 8), errors.UnavailableError, r"speaks protocol 2\.0"),
+        (
+            wire.integer(wire.SERVER_MAGIC) + wire.integer(1 << 8 | 32) + failure("user 'x' is not allowed to connect"),
+            errors.PermissionDeniedError,
+            "refuses the connection: user 'x' is not allowed",
+        ),
+    ],
+)
+async def test_a_handshake_that_fails_says_why(
+    tmp_path: Path, greeting: bytes, kind: type[errors.NixletError], message: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        peer.send(greeting)
+        await peer.writer.drain()
+        peer.writer.write_eof()
+        await peer.reader.read()
+
+    async with daemon(tmp_path, script) as store:
+        with pytest.raises(kind, match=message):
+            async with store.session():
+                pass
+
+
+async def test_content_that_breaks_off_closes_the_connection(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert await peer.integer() == 7
+        await peer.reader.read()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"the beginning"
+        raise ValueError("the disk is gone")
+
+    async with daemon(tmp_path, script) as store, store.session() as session:
+        with pytest.raises(ValueError, match="the disk is gone"):
+            await session.add_nar("x", chunks())
+        with pytest.raises(errors.UnavailableError, match="broke in an earlier request"):
+            await session.present([])

@@ -1,0 +1,164 @@
+"""GC roots as directories of symlinks, the fewest that keep a closure, and which paths a policy lets through."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixlet import errors
+from nixlet.store import interface, paths, policy, roots
+
+
+def made(number: int) -> paths.StorePath:
+    return paths.from_name(f"{paths.encode_nix32(number.to_bytes(20, 'big'))}-p{number}")
+
+
+def known(number: int, references: Iterable[int] = (), **fields: Any) -> interface.PathInfo:
+    return interface.PathInfo(made(number), "", "", frozenset(map(made, references)), 0, 0, **fields)
+
+
+@pytest.fixture
+def gc_roots(tmp_path: Path) -> roots.Roots:
+    return roots.Roots(str(tmp_path), "node")
+
+
+def test_links_lead_to_the_paths(gc_roots: roots.Roots, tmp_path: Path) -> None:
+    gc_roots.add("layer", [made(1), made(2)])
+    directory = tmp_path / "nixlet" / "node" / "layer"
+    assert {name: os.readlink(directory / name) for name in os.listdir(directory)} == {
+        made(1).name: made(1),
+        made(2).name: made(2),
+    }
+    assert gc_roots.names() == ["layer"]
+    assert gc_roots.paths("layer") == sorted([made(1).name, made(2).name])
+
+
+def test_the_same_again_changes_nothing(gc_roots: roots.Roots, tmp_path: Path) -> None:
+    gc_roots.add("layer", [made(1)])
+    before = os.stat(tmp_path / "nixlet" / "node" / "layer").st_ino
+    gc_roots.add("layer", [made(1), made(1)])
+    assert os.stat(tmp_path / "nixlet" / "node" / "layer").st_ino == before
+    gc_roots.add("layer", [made(2)])
+    assert gc_roots.paths("layer") == [made(2).name]
+    assert os.listdir(tmp_path / "nixlet" / "node") == ["layer"]
+
+
+def test_the_last_one_takes_the_directories_along(gc_roots: roots.Roots, tmp_path: Path) -> None:
+    other = roots.Roots(str(tmp_path), "other")
+    gc_roots.add("a", [made(1)])
+    gc_roots.add("b", [])
+    other.add("c", [made(1)])
+    gc_roots.remove("a")
+    assert gc_roots.names() == ["b"]
+    gc_roots.remove("b")
+    gc_roots.remove("b")
+    assert os.listdir(tmp_path / "nixlet") == ["other"]
+    other.remove("c")
+    assert os.listdir(tmp_path) == []
+    assert gc_roots.names() == gc_roots.paths("a") == []
+
+
+def test_what_a_crash_left_is_discarded(gc_roots: roots.Roots, tmp_path: Path) -> None:
+    gc_roots.add("layer", [made(1)])
+    (tmp_path / "nixlet" / "node" / ".new-crashed").mkdir()
+    assert gc_roots.names() == ["layer"]
+    gc_roots.discard_unfinished()
+    assert os.listdir(tmp_path / "nixlet" / "node") == ["layer"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", ".new-x"])
+def test_a_name_that_leads_elsewhere_is_refused(gc_roots: roots.Roots, name: str) -> None:
+    for action in (lambda: gc_roots.add(name, []), lambda: gc_roots.remove(name), lambda: gc_roots.paths(name)):
+        with pytest.raises(errors.InvalidArgumentError, match="can't be the name of a GC root"):
+            action()
+
+
+def test_threads_and_owners_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    shared = roots.Roots(str(tmp_path), "shared")
+
+    def work(own: roots.Roots) -> None:
+        try:
+            for number in range(40):
+                for gc_roots in (own, shared):
+                    gc_roots.add("layer", [made(number)])
+                    gc_roots.remove("layer")
+        except (errors.NixletError, OSError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(roots.Roots(str(tmp_path), f"o{number}"),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nixlet").write_text("in the way")
+    with pytest.raises(errors.FailedPreconditionError, match=f"can't change the GC roots in {tmp_path}/nixlet/node"):
+        roots.Roots(str(tmp_path), "node").add("layer", [made(1)])
+
+
+def test_a_read_only_file_system_is_told() -> None:
+    # Nothing can be made in /proc, by nobody.
+    with pytest.raises(
+        (errors.FailedPreconditionError, errors.PermissionDeniedError), match="can't change the GC roots"
+    ):
+        roots.Roots("/proc", "node").add("layer", [made(1)])
+
+
+@given(st.dictionaries(st.integers(0, 12), st.sets(st.integers(0, 14), max_size=4), max_size=12))
+def test_the_top_paths_reach_every_member(graph: dict[int, set[int]]) -> None:
+    infos = {made(number): known(number, references) for number, references in graph.items()}
+    tops = interface.top_paths(infos)
+    reached: set[paths.StorePath] = set()
+    pending = list(tops)
+    while pending:
+        path = pending.pop()
+        if path in infos and path not in reached:
+            reached.add(path)
+            pending.extend(infos[path].references)
+    assert reached == infos.keys()
+    assert len(set(tops)) == len(tops)
+
+
+def test_only_what_nothing_refers_to_needs_a_root() -> None:
+    chain = {made(n): known(n, [n, n + 1, 99]) for n in range(5)}
+    assert interface.top_paths(chain) == (made(0),)
+    circle = {made(0): known(0, [1]), made(1): known(1, [0])}
+    assert len(interface.top_paths(circle)) == 1
+    assert interface.top_paths({}) == ()
+
+
+def test_deny_wants_somebody_to_vouch_for_each_path() -> None:
+    deny = policy.Policy("deny")
+    deny.check([known(1, ultimate=True), known(2, signatures=frozenset({"k:s"})), known(3, content_address="text:x")])
+    with pytest.raises(errors.PermissionDeniedError, match=f"{made(4)} is unsigned") as caught:
+        deny.check([known(1, ultimate=True), known(4)])
+    assert "nix store sign" in caught.value.hint
+    policy.Policy("allow").check([known(4)])
+    assert (deny.restricts, policy.Policy().restricts) == (True, False)
+
+
+def test_an_interrupted_add_leaves_the_old_roots(
+    gc_roots: roots.Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc_roots.add("layer", [made(1)])
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "symlink", full)
+    with pytest.raises(errors.FailedPreconditionError, match="No space left on device"):
+        gc_roots.add("layer", [made(2)])
+    assert gc_roots.paths("layer") == [made(1).name]
+    assert os.listdir(tmp_path / "nixlet" / "node") == ["layer"]
+    shutil.rmtree(tmp_path / "nixlet")

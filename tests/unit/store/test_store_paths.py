@@ -1,0 +1,123 @@
+"""The grammar of store paths, and Nix's base 32."""
+
+import base64
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixlet import errors
+from nixlet.store import paths
+
+HASH = "0123456789abcdfghijklmnpqrsvwxyz"
+NAME_CHARACTERS = "abcXYZ019+-._?="
+
+
+def is_name(name: str) -> bool:
+    return name not in {".", ".."} and not name.startswith((".-", "..-"))
+
+
+@given(
+    st.text(paths.NIX32, min_size=32, max_size=32), st.text(NAME_CHARACTERS, min_size=1, max_size=211).filter(is_name)
+)
+def test_what_fits_the_grammar_is_taken(digest: str, name: str) -> None:
+    parsed = paths.parse(f"/nix/store/{digest}-{name}")
+    assert (parsed, parsed.name, parsed.hash_part) == (f"/nix/store/{digest}-{name}", f"{digest}-{name}", digest)
+    assert parsed == paths.from_name(parsed.name)
+    assert {parsed: 1}[paths.StorePath(str(parsed))] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "/nix/store",
+        "/nix/store/",
+        f"{HASH}-name",
+        f"/nix/store/{HASH}",
+        f"/nix/store/{HASH}-",
+        f"/nix/store/{HASH}name",
+        f"/nix/store/{HASH[:-1]}-name",
+        f"/nix/store/{HASH.replace('0', 'e')}-name",
+        f"/nix/store/{HASH.upper()}-name",
+        f"/nix/store/{HASH}-na me",
+        f"/nix/store/{HASH}-name\n",
+        f"/nix/store/{HASH}-n\x00",
+        f"/nix/store/{HASH}-ä",
+        f"/nix/store/{HASH}-.",
+        f"/nix/store/{HASH}-..",
+        f"/nix/store/{HASH}-.-x",
+        f"/nix/store/{HASH}-..-x",
+        f"/nix/store/{HASH}-{'n' * 212}",
+        f"/nix/store/{HASH}-name/bin",
+        f"/nix/store/../store/{HASH}-name",
+        f"/nix/store//{HASH}-name",
+        f"/other/store/{HASH}-name",
+        f"--option/nix/store/{HASH}-name",
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="is not a store path below /nix/store"):
+        paths.parse(text)
+
+
+def test_the_sentence_shows_the_text_shortened_and_escaped() -> None:
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        paths.parse("/nix/store/\x1b[31m" + "x" * 10_000)
+    assert "\x1b" not in caught.value.message
+    assert r"\x1b[31mxxx" in caught.value.message
+    assert len(caught.value.message) < 250
+
+
+def test_another_store_has_its_own_paths() -> None:
+    assert paths.parse(f"/srv/store/{HASH}-x", "/srv/store").name == f"{HASH}-x"
+    with pytest.raises(errors.InvalidArgumentError, match="below /srv/store"):
+        paths.parse(f"/nix/store/{HASH}-x", "/srv/store")
+
+
+@pytest.mark.parametrize("rest", ["", "bin", "bin/sh", "share/doc/.hidden", "a/...", "-x"])
+def test_a_path_below_a_store_path_is_split(rest: str) -> None:
+    root = f"/nix/store/{HASH}-pkg"
+    assert paths.parse_below(f"{root}/{rest}" if rest else root) == (root, rest)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/nix/store",
+        "/etc/passwd",
+        f"/nix/store/{HASH}-pkg/../x",
+        f"/nix/store/{HASH}-pkg/bin/..",
+        f"/nix/store/{HASH}-pkg/./x",
+        f"/nix/store/{HASH}-pkg//x",
+        f"/nix/store/{HASH}-pkg/bin/",
+        f"{HASH}-pkg/bin",
+        f"/nix/store/nix/store/{HASH}-pkg",
+        "/nix/store/name/bin",
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_not_split(text: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError):
+        paths.parse_below(text)
+
+
+@given(st.binary(max_size=64))
+def test_nix32_is_reversible(data: bytes) -> None:
+    assert paths.decode_nix32(paths.encode_nix32(data)) == data
+
+
+def test_nix32_is_that_of_nix() -> None:
+    digest = base64.b16decode("BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD")
+    command = ["nix-hash", "--type", "sha256", "--to-base32", digest.hex()]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    assert paths.encode_nix32(digest) == printed
+    assert paths.decode_nix32(printed) == digest
+
+
+@pytest.mark.parametrize("text", ["e", "0E", "0", "000", "zz", "0\n", "é0"])
+def test_what_is_not_nix32_is_refused(text: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="is not Nix's base 32"):
+        paths.decode_nix32(text)
