@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from nixlet import errors
 from nixlet.containerd import cni, cri, imagestore
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, network, supervisor
+from nixlet.host import files, network, sdnotify, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
@@ -50,7 +50,7 @@ async def run(settings: node_config.Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings.checked()) as containerd:
+    async with running(settings.checked()) as containerd, sdnotify.Notifier(os.environ).ready():
         _log.info("the node is ready")
         dying = asyncio.create_task(containerd.died(), name="containerd died")
         stopping = asyncio.create_task(stop.wait(), name="signal")

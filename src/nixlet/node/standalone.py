@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from nixlet import errors
+from nixlet.host import sdnotify
 from nixlet.node import config as node_config
 from nixlet.node import preflight, stand
 from nixlet.store import external
@@ -107,5 +108,6 @@ async def run(settings: StandaloneSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         await stand.stand(stack, place, store, nix_settings.gcroots)
         _log.info("serving", extra=dataclasses.asdict(place) | {"archive_dirs": list(place.archive_dirs)})
-        await stop.wait()
+        async with sdnotify.Notifier(os.environ).ready():
+            await stop.wait()
         _log.info("stopping; snapshots stay")

@@ -58,9 +58,12 @@ class NodeService(node_grpc.NodeBase):
         self._snapshotter = snapshotter
         self._release_pod = release_pod
         self._releasing: set[asyncio.Task[None]] = set()
+        self._watches: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wait for what goes on by itself."""
+        """End the watches, which would go on for ever, and wait for what goes on by itself."""
+        for watch in self._watches:
+            watch.cancel()
         await asyncio.gather(*self._releasing, return_exceptions=True)
 
     async def Status(self, stream: server.Stream[pb.StatusRequest, pb.StatusResponse]) -> None:
@@ -80,13 +83,23 @@ class NodeService(node_grpc.NodeBase):
         """The pulls as they go on."""
         request = await server.request(stream)
         queue: asyncio.Queue[pulls.Event] = asyncio.Queue(_BACKLOG)
-        with self._board.watched_by(queue):
-            # The watcher may pull when it knows that nothing will be missed: the headers tell it so.
-            await stream.send_initial_metadata()
+
+        async def watch() -> None:
             while True:
                 event = await queue.get()
                 if request.reference in {"", event.reference}:
                     await stream.send_message(_event(event))
+
+        with self._board.watched_by(queue):
+            # The watcher may pull when it knows that nothing will be missed: the headers tell it so.
+            await stream.send_initial_metadata()
+            watching = asyncio.create_task(watch(), name="watch pulls")
+            self._watches.add(watching)
+            try:
+                await asyncio.wait({watching})
+            finally:
+                watching.cancel()
+                self._watches.discard(watching)
 
     async def SnapshotClosure(
         self, stream: server.Stream[pb.SnapshotClosureRequest, pb.SnapshotClosureResponse]
