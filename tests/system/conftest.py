@@ -1,5 +1,6 @@
 """Nodes and images for the system tests; each is made once a run."""
 
+import fcntl
 import io
 import os
 import subprocess
@@ -18,8 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def root_rights() -> None:
+def machine() -> Iterator[None]:
+    """The machine for ourselves: the tests have directories, bridges and addresses that two runs would share."""
     assert os.geteuid() == 0, "system tests mount and start containers: run them as root"
+    with open("/run/nixlet-test.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session", params=parts.CONTAINERD_PARAMETERS)

@@ -27,7 +27,7 @@ def short() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("test", ["TestFreshInstances", "TestSharedInstance"])
+@pytest.mark.parametrize("test", [pytest.param("TestFreshInstances", marks=pytest.mark.slow), "TestSharedInstance"])
 def test_containerds_suite(short: Path, test: str) -> None:
     program = str(parts.directories()["conformance"] / "conformance")
     environment = {**os.environ, "NIXLET": f"{sys.executable} -m nixlet snapshotter", "TMPDIR": str(short)}

@@ -62,7 +62,12 @@ class Connection:
             magic, version = await self._parse(lambda reader: (reader.integer(), reader.integer()))
             if magic != wire.SERVER_MAGIC:
                 raise wire.ProtocolError("the Nix daemon's socket is served by something else")
-            if version >> 8 != 1 or version < wire.MIN_PROTOCOL:
+            if version >> 8 > 1:
+                raise wire.ProtocolError(
+                    f"the Nix daemon speaks protocol {version >> 8}.{version & 0xFF}, which is newer than nixlet",
+                    hint="update nixlet",
+                )
+            if version < wire.MIN_PROTOCOL:
                 raise wire.ProtocolError(
                     f"the Nix daemon speaks protocol {version >> 8}.{version & 0xFF}, older than 1.{wire.MIN_PROTOCOL & 0xFF}",
                     hint="update Nix to 2.4 or later",

@@ -1,0 +1,211 @@
+"""Containers' logs: the CRI's form, and following a file that grows, moves and shrinks."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixlet.kube import logs
+
+TIME = "2026-01-02T03:04:05.123456789Z"
+
+
+def entry(text: str, tag: str = "F", stream: str = "stdout") -> str:
+    return f"{TIME} {stream} {tag} {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "stream", "text"),
+    [
+        (entry("hello"), "stdout", b"hello\n"),
+        (entry("oops", stream="stderr"), "stderr", b"oops\n"),
+        (entry("a  b "), "stdout", b"a  b \n"),
+        (entry(" F stdout "), "stdout", b" F stdout \n"),
+        (entry(""), "stdout", b"\n"),
+        (f"{TIME} stdout F", "stdout", b"\n"),
+        (entry("half", "P"), "stdout", b"half"),
+        (entry("half", "P:more"), "stdout", b"half"),
+        (entry("whole", "F:more"), "stdout", b"whole\n"),
+        (entry("carriage\r"), "stdout", b"carriage\r\n"),
+    ],
+)
+def test_a_line(line: str, stream: str, text: bytes) -> None:
+    assert logs.parse_line(line.encode()) == logs.Record(TIME, stream, text)
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"words\n", b"{}\n", b"a stdin F text\n", b"a stdout\n", b"\xff\xfe\n"])
+def test_a_malformed_line_is_shown_as_it_stands(line: bytes) -> None:
+    assert logs.parse_line(line) == logs.Record("", "stdout", line)
+
+
+@given(st.binary().filter(lambda text: b"\n" not in text), st.sampled_from(["stdout", "stderr"]), st.booleans())
+def test_any_output_comes_back(text: bytes, stream: str, partial: bool) -> None:
+    line = f"{TIME} {stream} {'P' if partial else 'F'} ".encode() + text + b"\n"
+    assert logs.parse_line(line) == logs.Record(TIME, stream, text if partial else text + b"\n")
+
+
+class Follower:
+    """Follows a log; what came is awaited piece by piece, so that no test depends on time."""
+
+    def __init__(self, path: Path) -> None:
+        self.over = False
+        self._records = logs.follow(str(path), lambda: self.over)
+
+    async def texts(self, count: int) -> list[bytes]:
+        async with asyncio.timeout(5):
+            return [(await anext(self._records)).text for _ in range(count)]
+
+    async def rest(self) -> list[bytes]:
+        self.over = True
+        async with asyncio.timeout(5):
+            return [record.text async for record in self._records]
+
+    async def close(self) -> None:
+        assert hasattr(self._records, "aclose")
+        await self._records.aclose()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "0.log"
+
+
+@pytest.fixture
+async def follower(log: Path) -> AsyncIterator[Follower]:
+    made = Follower(log)
+    yield made
+    await made.close()
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+async def nothing_comes(follower: Follower, meanwhile: str, log: Path) -> list[bytes]:
+    """Write when the follower has had its looks at the log, and see what it says then."""
+    waiting = asyncio.create_task(follower.texts(1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    append(log, meanwhile)
+    return await waiting
+
+
+async def test_what_was_written_before_the_end_is_read(log: Path, follower: Follower) -> None:
+    log.write_text("".join(entry(f"line {number}") for number in range(5000)))
+    assert await follower.rest() == [f"line {number}\n".encode() for number in range(5000)]
+
+
+async def test_lines_come_as_they_are_written(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    assert await nothing_comes(follower, entry("two"), log) == [b"two\n"]
+    append(log, entry("three"))
+    assert await follower.rest() == [b"three\n"]
+
+
+async def test_a_line_that_is_half_written_is_waited_for(log: Path, follower: Follower) -> None:
+    whole = entry("a line in two pieces")
+    log.write_text(whole[:50])
+    assert await nothing_comes(follower, whole[50:], log) == [b"a line in two pieces\n"]
+    assert await follower.rest() == []
+
+
+async def test_partial_records_have_no_newline(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one, ", "P") + entry("two, ", "P") + entry("three"))
+    assert b"".join(await follower.rest()) == b"one, two, three\n"
+
+
+async def test_a_last_line_without_a_newline(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one") + entry("cut off").rstrip("\n"))
+    assert await follower.rest() == [b"one\n", b"cut off\n"]
+
+
+async def test_a_log_that_appears_later(log: Path, follower: Follower) -> None:
+    assert await nothing_comes(follower, entry("at last"), log) == [b"at last\n"]
+    assert await follower.rest() == []
+
+
+async def test_a_log_that_never_appears(follower: Follower) -> None:
+    assert await follower.rest() == []
+
+
+async def test_rotation(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    # Written, rotated and written again between two looks: nothing of it may be missed.
+    append(log, entry("two"))
+    log.rename(log.with_suffix(".1"))
+    append(log, entry("three"))
+    assert await follower.texts(2) == [b"two\n", b"three\n"]
+    append(log, entry("four"))
+    assert await follower.rest() == [b"four\n"]
+
+
+async def test_rotation_just_before_the_end(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    append(log, entry("two").rstrip("\n"))
+    log.rename(log.with_suffix(".1"))
+    append(log, entry("three"))
+    assert await follower.rest() == [b"two\n", b"three\n"]
+
+
+async def test_what_is_written_while_the_log_is_being_rotated(
+    log: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    look = logs._replaced
+
+    def rotate_then_look(*args: object) -> bool:
+        # The writer's last word in the old file falls between the follower's reading and its looking.
+        monkeypatch.undo()
+        append(log, entry("two"))
+        log.rename(log.with_suffix(".1"))
+        append(log, entry("three"))
+        return look(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(logs, "_replaced", rotate_then_look)
+    assert await follower.texts(2) == [b"two\n", b"three\n"]
+
+
+async def test_a_log_that_is_moved_away_is_read_on_until_another_takes_its_name(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    moved = log.with_suffix(".1")
+    log.rename(moved)
+    assert await nothing_comes(follower, entry("two"), moved) == [b"two\n"]
+    append(log, entry("three"))
+    assert await follower.rest() == [b"three\n"]
+
+
+async def test_truncation(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one") + entry("two"))
+    assert await follower.texts(2) == [b"one\n", b"two\n"]
+    os.truncate(log, 0)
+    append(log, entry("three"))
+    assert await follower.texts(1) == [b"three\n"]
+    assert await follower.rest() == []
+
+
+async def test_a_follower_that_is_given_up_holds_no_file(log: Path) -> None:
+    log.write_text(entry("one"))
+    follower = Follower(log)
+    assert await follower.texts(1) == [b"one\n"]
+    assert str(log) in open_files()
+    await follower.close()
+    assert str(log) not in open_files()
+
+
+def open_files() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return found
