@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.host import mounts, network
+from nixlet.node import stand
 from nixlet.rpc import server
 from support import nodes
 
@@ -46,6 +47,8 @@ def quickstart(directory: Path, *arguments: str) -> "subprocess.CompletedProcess
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "data"
+    root = tmp_path / "data/agent/containerd/io.containerd.snapshotter.v1.nix"
+    shutil.rmtree(Path("/nix/var/nix/gcroots/nixlet") / stand.roots_owner(str(root)), ignore_errors=True)
     shutil.rmtree("/run/nixlet-test/5", ignore_errors=True)
 
 
