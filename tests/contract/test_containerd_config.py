@@ -57,7 +57,9 @@ async def test_every_value_arrives_and_nothing_is_warned_of(version: str, tmp_pa
     lost = {path: value for path, value in wanted.items() if found.get(path) != value}
     if version == "1.6.20":
         # It has no exports yet and asks for the directory that they would name at the very place where ours is.
-        lost = {path: value for path, value in lost.items() if path[:3] != ("proxy_plugins", "nix", "exports")}
+        # Nor has it the Transfer service, for which 1.7 wants a table in the same version of the configuration.
+        unknown = {("proxy_plugins", "nix", "exports"), ("plugins", "io.containerd.transfer.v1.local", "unpack_config")}
+        lost = {path: value for path, value in lost.items() if path[:3] not in unknown}
     assert not lost
     # What is not ours must not be taken up from the system's directory either.
     assert not [path for path, value in found.items() if value == "/run/containerd/containerd.sock"]

@@ -29,7 +29,7 @@ class ContainerdSettings:
         root: Its persistent data.
         state: Its running state.
         address: Its socket; ttrpc's is beside it.
-        opt_dir: Its directory for installed programs, which must not be the system's.
+        opt_dir: Its directory for installed programs and NRI plugins, which must not be the system's.
         snapshotter: The snapshotter for images and containers.
         snapshotter_address: The socket of the proxy plugin that is that snapshotter.
         snapshotter_root: Where that plugin keeps its files; CRI reports this file system as the images'.
@@ -138,6 +138,11 @@ def _common_plugins(settings: ContainerdSettings) -> Table:
     return {"io.containerd.internal.v1.opt": {"path": settings.opt_dir}}
 
 
+def _transfer(settings: ContainerdSettings) -> Table:
+    platform = f"linux/{settings.architecture}"
+    return {"unpack_config": [{"platform": platform, "snapshotter": settings.snapshotter, "differ": "walking"}]}
+
+
 def _top(settings: ContainerdSettings) -> Table:
     return {"version": settings.version, "root": settings.root, "state": settings.state}
 
@@ -160,7 +165,12 @@ def _render_2(settings: ContainerdSettings) -> Table:
             "runtimes": _runtimes(settings),
         },
     }
-    plugins = {**_common_plugins(settings), "io.containerd.grpc.v1.cri": cri}
+    plugins = {
+        **_common_plugins(settings),
+        "io.containerd.grpc.v1.cri": cri,
+        # For 1.7, whose Transfer service would unpack to overlayfs; 1.6 has none and passes the table over.
+        "io.containerd.transfer.v1.local": _transfer(settings),
+    }
     return {
         **_top(settings),
         **_sockets(settings),
@@ -178,14 +188,19 @@ def _plugins_of_containerd_2(settings: ContainerdSettings) -> Table:
         "containerd": {"default_runtime_name": "runc", "runtimes": _runtimes(settings)},
         "cni": {"bin_dirs": [settings.cni_bin_dir], "conf_dir": settings.cni_conf_dir},
     }
-    unpack = {"platform": f"linux/{settings.architecture}", "snapshotter": settings.snapshotter, "differ": "walking"}
+    nri = {
+        "socket_path": settings.nri_socket,
+        # What lies in these directories is started with containerd; the system's plugins are for the system's containerd.
+        "plugin_path": f"{settings.opt_dir}/nri/plugins",
+        "plugin_config_path": f"{settings.opt_dir}/nri/conf.d",
+    }
     return {
         **_common_plugins(settings),
         "io.containerd.cri.v1.images": images,
         "io.containerd.cri.v1.runtime": runtime,
         "io.containerd.grpc.v1.cri": _streaming(),
-        "io.containerd.nri.v1.nri": {"socket_path": settings.nri_socket},
-        "io.containerd.transfer.v1.local": {"unpack_config": [unpack]},
+        "io.containerd.nri.v1.nri": nri,
+        "io.containerd.transfer.v1.local": _transfer(settings),
     }
 
 
