@@ -1,15 +1,51 @@
-"""The rendered configuration, loaded by the real containerd of each version."""
+"""The rendered configuration, loaded by the real containerd of each version, which is then started and asked."""
 
+import asyncio
+import dataclasses
+import hashlib
+import os
 import re
 import subprocess
 import tomllib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nixlet.containerd import config
-from support import parts
+from nixlet import errors
+from nixlet.containerd import cni, config, cri, imagestore
+from nixlet.host import process
+from nixlet.rpc import channel as channels
+from nixlet.rpc.gen import (
+    containerd_content_grpc,
+    containerd_content_pb2,
+    containerd_leases_grpc,
+    containerd_leases_pb2,
+    cri_grpc,
+    cri_pb2,
+)
+from support import image_archives, parts
+
+# An overlay on the root directory, in a mount namespace of its own: what a program changes outside of its directory $1 is
+# found in $over/upper, and what lies in $1/bait seems to be the system's.
+BOX = """
+own=$1; over=$own/over; shift
+mkdir $over; mount -t tmpfs none $over; mkdir $over/work $over/root; cp -a $own/bait $over/upper
+mount -t overlay none -o lowerdir=/,upperdir=$over/upper,workdir=$over/work $over/root
+for each in proc sys dev; do mount --rbind /$each $over/root/$each; done
+mount --bind $own $over/root$own
+exec chroot $over/root "$@"
+"""
+
+#: The system's own, none of which is ours: a plugin that leaves a trace, and a drop-in that no containerd can read.
+BAIT = {
+    "opt/nri/plugins/10-bait": "#!/bin/sh\ntouch /bait-was-taken\n",
+    "etc/containerd/conf.d/bait.toml": "this is no TOML [",
+}
+
+#: What containerd warns of because of the machine, whatever its configuration.
+OF_THE_MACHINE = re.compile("fsverity|devmapper|blockfile|btrfs|zfs|erofs|cgroup")
 
 
 def settings_for(version: int, directory: Path) -> config.ContainerdSettings:
@@ -70,3 +106,169 @@ def test_the_rendered_files_are_as_committed(tmp_path: Path) -> None:
         text = config.render(settings_for(version, Path("/n")))
         golden = Path(__file__).parent / "golden" / f"containerd-v{version}.toml"
         assert text == golden.read_text(), f"if this is meant, write {golden.name} anew"
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxed:
+    """A containerd that runs with a rendered configuration, and nothing of which gets out."""
+
+    program: config.ContainerdProgram
+    directory: Path
+    child: process.Child
+
+    @property
+    def address(self) -> str:
+        return f"{self.directory}/state/c.sock"
+
+    async def changed(self) -> set[str]:
+        """The files, sockets and links that it made, changed or removed outside of its directory."""
+        argv = ["nsenter", f"--target={self.child.pid}", "--mount", "find", f"{self.directory}/over/upper"]
+        found = (await process.run([*argv, "!", "-type", "d", "-printf", "%P\n"], timeout=20)).check()
+        return set(found.stdout.decode().split("\n")) - {"", *BAIT}
+
+    def warnings(self) -> list[str]:
+        lines = (self.directory / "log").read_text().splitlines()
+        return [line for line in lines if "level=info" not in line and not OF_THE_MACHINE.search(line)]
+
+
+@pytest.fixture(params=parts.CONTAINERDS)
+async def boxed(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Boxed]:
+    program = await config.ask(str(parts.containerd(request.param)))
+    (tmp_path / "config.toml").write_text(config.render(settings_for(program.config_version, tmp_path)))
+    network = cni.render(name="nixlet", bridge="nixtest0", pod_cidr="10.163.0.0/24", data_dir=f"{tmp_path}/cni")
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "net.d" / cni.FILE_NAME).write_text(network)
+    for name, text in BAIT.items():
+        bait = tmp_path / "bait" / name
+        bait.parent.mkdir(parents=True)
+        bait.write_text(text)
+        bait.chmod(0o755)
+    argv = ["unshare", "--mount", "--propagation=private", "sh", "-euc", BOX, "sh", str(tmp_path)]
+    argv += [program.path, f"--config={tmp_path}/config.toml"]
+    with (tmp_path / "log").open("wb") as log:
+        async with (
+            process.start(argv, stdout=log.fileno(), stderr=log.fileno(), grace=20) as child,
+            channels.connect(f"{tmp_path}/state/c.sock") as channel,
+        ):
+            ready = asyncio.create_task(channels.wait_until_answered(cri.RuntimeClient(channel, "c.sock").version))
+            ended = asyncio.create_task(child.wait())
+            try:
+                await asyncio.wait({ready, ended}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+                assert ready.done(), (tmp_path / "log").read_text()
+                yield Boxed(program, tmp_path, child)
+            finally:
+                for task in (ready, ended):
+                    task.cancel()
+                await asyncio.wait({ready, ended})
+    assert child.returncode == 0
+
+
+async def test_it_starts_without_a_warning_and_stays_in_its_directories(boxed: Boxed) -> None:
+    async with channels.connect(boxed.address) as channel:
+        version = await cri.RuntimeClient(channel, boxed.address).version()
+        assert (version.runtime_name, version.runtime_api_version) == ("containerd", "v1")
+        status = (await cri_grpc.RuntimeServiceStub(channel).Status(cri_pb2.StatusRequest())).status
+        # The network is ready when the CNI configuration was read.
+        ready = {each.type for each in status.conditions if each.status}
+        assert {"RuntimeReady", "NetworkReady"} <= ready, status
+    assert boxed.warnings() == []
+    assert await boxed.changed() == set()
+    sockets = {each.name for each in (boxed.directory / "state").iterdir() if each.is_socket()}
+    assert sockets == {"c.sock", "c.sock.ttrpc", *(["nri.sock"] if boxed.program.config_version > 2 else [])}
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 700_000):
+        yield data[start : start + 700_000]
+
+
+async def test_content(boxed: Boxed) -> None:
+    # Pieces of more than a message may have, and of less.
+    big, other = os.urandom(2_500_000), b"other"
+    digest = image_archives.digest(big)
+    async with channels.connect(boxed.address) as channel:
+        contents = containerd_content_grpc.ContentStub(channel)
+
+        async def labels(digest: str) -> dict[str, str]:
+            request, metadata = containerd_content_pb2.InfoRequest(digest=digest), {"containerd-namespace": "k8s.io"}
+            return dict((await contents.Info(request, metadata=metadata)).info.labels)
+
+        async with imagestore.ImageStore(channel, boxed.address).leased() as store:
+            assert not await store.has_content(digest)
+            with pytest.raises(errors.NotFoundError):
+                await store.read_content(digest)
+            await store.write_content(digest, len(big), pieces(big), {"a": "1"})
+            assert await store.has_content(digest)
+            assert hashlib.sha256(await store.read_content(digest)).digest() == hashlib.sha256(big).digest()
+            assert (await labels(digest))["a"] == "1"
+            # A second time it only gets the labels.
+            await store.write_content(digest, len(big), pieces(big), {"b": "2"})
+            assert {"a": "1", "b": "2"}.items() <= (await labels(digest)).items()
+            with pytest.raises(errors.NixletError, match="unexpected commit digest"):
+                await store.write_content(image_archives.digest(b"wrong"), len(other), pieces(other), {})
+            with pytest.raises(errors.NixletError, match="size"):
+                await store.write_content(image_archives.digest(other), len(other) + 1, pieces(other), {})
+            assert not await store.has_content(image_archives.digest(other))
+            await store.write_content(image_archives.digest(b""), 0, pieces(b""), {})
+            assert await store.read_content(image_archives.digest(b"")) == b""
+
+
+async def test_images_and_snapshots(boxed: Boxed) -> None:
+    layer = image_archives.tar({"greeting": b"hello"})
+    digest = image_archives.digest(layer)
+    blob = imagestore.Descriptor("application/vnd.oci.image.layer.v1.tar", digest, len(layer))
+    async with channels.connect(boxed.address) as channel:
+        async with imagestore.ImageStore(channel, boxed.address).leased() as store:
+            assert await store.version()
+            assert await store.snapshot("native", digest) is None
+            await store.write_content(digest, len(layer), pieces(layer), {})
+            mounts = await store.prepare_snapshot("native", "key", "", {"containerd.io/gc.root": "now"})
+            assert await store.snapshot_mounts("native", "key") == mounts
+            assert await store.apply(blob, mounts) == digest
+            assert (Path(mounts[0].source) / "greeting").read_bytes() == b"hello"
+            with pytest.raises(errors.AlreadyExistsError):
+                await store.prepare_snapshot("native", "key", "", {})
+            await store.commit_snapshot("native", digest, "key", {"containerd.io/snapshot/a.b": "1"})
+            await store.label_snapshot("native", digest, {"containerd.io/snapshot/c.d": "2"})
+            info = await store.snapshot("native", digest)
+            assert info is not None
+            assert {"containerd.io/snapshot/a.b": "1", "containerd.io/snapshot/c.d": "2"}.items() <= info.labels.items()
+            for _ in range(2):
+                await store.remove_snapshot("native", digest)
+            assert await store.snapshot("native", digest) is None
+
+            assert await store.image("localhost/a:1") is None
+            for size in (1, len(layer)):
+                await store.put_image("localhost/a:1", dataclasses.replace(blob, size=size), {"size": str(size)})
+                image = await store.image("localhost/a:1")
+                assert image is not None
+                assert (image.target.digest, image.target.size, image.labels["size"]) == (digest, size, str(size))
+            assert await store.container("nobody") is None
+            with pytest.raises(errors.NotFoundError):
+                await store.wait_task("nobody")
+            assert len(await leases(channel)) == 1
+        assert await leases(channel) == []
+        with pytest.raises(errors.UsageError, match="mine"):
+            async with store.leased():
+                raise errors.UsageError("mine")
+        assert await leases(channel) == []
+
+
+async def leases(channel: channels.Channel) -> list[str]:
+    """The leases of a containerd, each of which must end by itself one day."""
+    stub = containerd_leases_grpc.LeasesStub(channel)
+    metadata = {"containerd-namespace": "k8s.io"}
+    found = (await stub.List(containerd_leases_pb2.ListRequest(), metadata=metadata)).leases
+    assert all("containerd.io/gc.expire" in lease.labels for lease in found)
+    return [lease.id for lease in found]
+
+
+async def test_that_containerd_died_does_not_hide_why_loading_failed(boxed: Boxed) -> None:
+    async def load(store: imagestore.ImageStore) -> None:
+        async with store.leased():
+            assert await boxed.child.stop(20) == 0
+            raise errors.UsageError("mine")
+
+    async with channels.connect(boxed.address) as channel:
+        with pytest.raises(errors.UsageError, match="mine"):
+            await load(imagestore.ImageStore(channel, boxed.address))

@@ -168,7 +168,7 @@ def _render_2(settings: ContainerdSettings) -> Table:
     plugins = {
         **_common_plugins(settings),
         "io.containerd.grpc.v1.cri": cri,
-        # For 1.7, whose Transfer service would unpack to overlayfs; 1.6 has none and passes the table over.
+        # For 1.7, whose Transfer service would refuse every snapshotter but overlayfs; 1.6 has none and passes the table over.
         "io.containerd.transfer.v1.local": _transfer(settings),
     }
     return {

@@ -71,7 +71,8 @@ class ImageStore(client.Containerd):
         try:
             yield holder
         finally:
-            with contextlib.suppress(errors.NotFoundError), self._translated():
+            # A lease that can't be deleted ends by itself, and must not hide why the work under it failed.
+            with contextlib.suppress(errors.NixletError), self._translated():
                 await self._leases.Delete(containerd_leases_pb2.DeleteRequest(id=name), metadata=self._metadata)
 
     # Images.

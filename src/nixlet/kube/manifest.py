@@ -5,6 +5,7 @@ accepted with a notice.
 """
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Sequence
 
@@ -164,7 +165,7 @@ def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:
         env=tuple(_variable(each) for each in item.mappings("env")),
         working_dir=item.text("workingDir"),
         ports=tuple(_port(each) for each in item.mappings("ports")),
-        mounts=tuple(_mount(each, volumes) for each in item.mappings("volumeMounts")),
+        mounts=_mounts(item, volumes),
         resources=_resources(item.mapping("resources")),
         security=_container_security(item.mapping("securityContext")),
         stdin=bool(item.boolean("stdin")),
@@ -190,14 +191,35 @@ def _port(item: yamlread.Mapping) -> model.Port:
     if number is None:
         raise item.error("containerPort", "is missing")
     item.skip("name")
+    host_ip = item.text("hostIP")
+    if host_ip and not _is_address(host_ip):
+        raise item.error("hostIP", f"is {host_ip[:80]!r}, which is no IP address")
     port = model.Port(
         container_port=number,
         host_port=_or(item.integer("hostPort", 1, 65535), 0),
-        host_ip=item.text("hostIP"),
+        host_ip=host_ip,
         protocol=item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP"),
     )
     item.end()
     return port
+
+
+def _is_address(text: str) -> bool:
+    try:
+        # A zone is part of an address to ipaddress, but to no port mapping.
+        return not getattr(ipaddress.ip_address(text), "scope_id", None)
+    except ValueError:
+        return False
+
+
+def _mounts(item: yamlread.Mapping, volumes: set[str]) -> tuple[model.VolumeMount, ...]:
+    mounts = tuple(_mount(each, volumes) for each in item.mappings("volumeMounts"))
+    seen: set[str] = set()
+    for mount in mounts:
+        if mount.path in seen:
+            raise item.error("volumeMounts", f"has two mounts at {yamlread.shown(mount.path)}")
+        seen.add(mount.path)
+    return mounts
 
 
 def _mount(item: yamlread.Mapping, volumes: set[str]) -> model.VolumeMount:
@@ -287,8 +309,8 @@ def _resources(item: yamlread.Mapping | None) -> model.Resources:
     if item is None:
         return model.Resources()
     figures = {}
-    for key in ("requests", "limits"):
-        part = item.mapping(key)
+    parts = {key: item.mapping(key) for key in ("requests", "limits")}
+    for key, part in parts.items():
         for kind, scale in (("cpu", 1000), ("memory", 1)):
             text = part.quantity(kind) if part is not None else ""
             try:
@@ -299,6 +321,9 @@ def _resources(item: yamlread.Mapping | None) -> model.Resources:
         if part is not None:
             part.end()
     item.end()
+    for kind in ("cpu", "memory"):
+        if 0 < figures[f"{kind}_limit"] < figures[f"{kind}_request"] and (requests := parts["requests"]) is not None:
+            raise requests.error(kind, "must not be more than the limit")
     return model.Resources(**figures)
 
 

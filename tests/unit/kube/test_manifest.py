@@ -191,6 +191,17 @@ def test_escalation_is_forbidden_only_where_false_stands() -> None:
         assert pod.containers[0].security.no_new_privileges is expected
 
 
+@pytest.mark.parametrize("address", ["", "0.0.0.0", "127.0.0.1", "::1", "::"])
+def test_addresses_of_the_host(address: str) -> None:
+    port = parse_one(with_container(ports=[{"containerPort": 80, "hostIP": address}])).containers[0].ports[0]
+    assert port.host_ip == address
+
+
+def test_a_request_may_be_all_of_the_limit_or_stand_alone() -> None:
+    for requests, limits in (({"cpu": "1000m"}, {"cpu": 1}), ({"memory": "8Gi"}, {"cpu": 1}), ({"cpu": 4}, {})):
+        parse_one(with_container(resources={"requests": requests, "limits": limits}))
+
+
 def test_several_documents_are_several_pods() -> None:
     one, two = json.dumps(MINIMAL), json.dumps(MINIMAL | {"metadata": {"name": "other"}})
     pods, _ = manifest.parse(f"---\n{one}\n---\n# nothing here\n---\n~\n---\n{two}\n...\n".encode(), "pod.yaml")

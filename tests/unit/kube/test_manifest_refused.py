@@ -76,6 +76,26 @@ def test_the_pod_that_the_cases_add_to_is_good() -> None:
             f"{C}.volumeMounts[0].name is 'data', but the pod has no volume of that name",
         ),
         ("volumeMounts: [{name: data}]", 9, f"{C}.volumeMounts[0].mountPath is missing"),
+        (
+            "ports: [{containerPort: 80, hostIP: localhost}]",
+            9,
+            f"{C}.ports[0].hostIP is 'localhost', which is no IP address",
+        ),
+        (
+            "ports: [{containerPort: 80, hostIP: 'fe80::1%eth0'}]",
+            9,
+            f"{C}.ports[0].hostIP is 'fe80::1%eth0', which is no IP address",
+        ),
+        (
+            "resources:\n      requests: {memory: 1025Mi}\n      limits: {memory: 1Gi}",
+            10,
+            f"{C}.resources.requests.memory must not be more than the limit",
+        ),
+        (
+            "resources: {limits: {cpu: 1}, requests: {cpu: 1001m}}",
+            9,
+            f"{C}.resources.requests.cpu must not be more than the limit",
+        ),
         ("resources: {limits: {cpu: lots}}", 9, f"{C}.resources.limits.cpu is 'lots', which is no quantity"),
         ("resources: {limits: {cpu: -1}}", 9, f"{C}.resources.limits.cpu is '-1', which is negative"),
         ("resources: {requests: {memory: 10E}}", 9, f"{C}.resources.requests.memory is '10E', which is too large"),
@@ -173,6 +193,10 @@ def test_a_mount() -> None:
     pod = POD + "    volumeMounts:\n    - {name: v, mountPath: MOUNT}\n  volumes: [{name: v, emptyDir: {}}]\n"
     mount = f"pod.yaml, line 10: {C}.volumeMounts[0]"
     assert refusal(pod.replace("MOUNT", "'/a:ro'")) == f"{mount}.mountPath must not contain ':'"
+    assert (
+        refusal(pod.replace("{name: v, mountPath: MOUNT}", "{name: v, mountPath: /a}\n    - {name: v, mountPath: /a}"))
+        == f"pod.yaml, line 9: {C}.volumeMounts has two mounts at /a"
+    )
     assert refusal(pod.replace("MOUNT", "/a, subPath: b")) == f"{mount}.subPath is not supported"
     assert refusal(pod.replace("MOUNT", "/a, mountPropagation: None")) == f"{mount}.mountPropagation is not supported"
 
