@@ -40,12 +40,6 @@ class RuntimeClient:
         with channels.translated(self._peer):
             return (await self._stub.ListPodSandbox(cri_pb2.ListPodSandboxRequest(filter=filters))).items
 
-    async def sandbox_status(self, sandbox: str) -> cri_pb2.PodSandboxStatus:
-        """What is known of a pod."""
-        with channels.translated(self._peer):
-            request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
-            return (await self._stub.PodSandboxStatus(request)).status
-
     async def create_container(
         self, sandbox: str, config: cri_pb2.ContainerConfig, sandbox_config: cri_pb2.PodSandboxConfig
     ) -> str:

@@ -12,14 +12,7 @@ from typing import NamedTuple
 from nixlet import errors
 
 MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_REMOUNT = 32
-MS_BIND = 4096
-MS_REC = 16384
-MS_PRIVATE = 1 << 18
 
-MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 #: The kernel copies at most one page of options and cuts what is longer without a word, which can mount the wrong layers.

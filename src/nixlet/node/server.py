@@ -10,13 +10,12 @@ import dataclasses
 import functools
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator
 
 from nixlet import errors
 from nixlet.containerd import cni, cri, imagestore
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, network, sdnotify, supervisor
+from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
@@ -46,10 +45,7 @@ async def run(settings: node_config.Settings) -> None:
     Raises:
         NixletError: It can't start, or containerd died.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = signals.stop_requested()
     async with running(settings.checked()) as containerd, sdnotify.Notifier(os.environ).ready():
         _log.info("the node is ready")
         dying = asyncio.create_task(containerd.died(), name="containerd died")

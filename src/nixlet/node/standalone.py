@@ -1,18 +1,16 @@
 """The snapshotter alone, as a proxy plugin of somebody else's containerd: what nix-snapshotter is, with its configuration."""
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
-import signal
 import tomllib
 from collections.abc import Mapping
 
 import msgspec
 
 from nixlet import errors
-from nixlet.host import sdnotify
+from nixlet.host import sdnotify, signals
 from nixlet.node import config as node_config
 from nixlet.node import preflight, stand
 from nixlet.store import external
@@ -88,10 +86,7 @@ async def run(settings: StandaloneSettings) -> None:
     Raises:
         NixletError: It can't start.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = signals.stop_requested()
     preflight.check_root()
     nix_settings = nix.DaemonSettings.from_environment(os.environ)
     preflight.check_nix(nix_settings.stdio[0], nix_settings.socket)
