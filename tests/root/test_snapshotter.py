@@ -1,9 +1,11 @@
 """The snapshotter with a real, private Nix store and real mounts, without containerd."""
 
 import asyncio
+import contextlib
 import os
+import stat
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,14 @@ LAYER = "containerd.io/snapshot/nix-layer"
 PATH = "containerd.io/snapshot/nix-store-path."
 
 
+async def nothing_to_check() -> None:
+    pass
+
+
 class Rig:
-    def __init__(self, directory: Path, store: PrivateStore) -> None:
+    def __init__(self, directory: Path, store: PrivateStore, strategy: str) -> None:
+        self.strategy = strategy
+        self.check_targets = nothing_to_check
         self.root = directory / "root"
         self.store = store
         self.daemon = client.DaemonStore(store.settings)
@@ -35,6 +43,8 @@ class Rig:
             real_store_dir=self.store.store_dir,
             realise=bringer,
             gc_roots=self.roots,
+            strategy=self.strategy,
+            check_targets=self.check_targets,
         )
 
     async def reopen(self) -> None:
@@ -49,7 +59,7 @@ class Rig:
         if labelled:
             labels |= {LAYER: "true"} | {f"{PATH}{number}": path for number, path in enumerate(paths)}
         key = f"ns/1/extract-1 {name}"
-        (mount,) = await self.snapshotter.prepare(key, parent, labels)
+        mount = (await self.snapshotter.prepare(key, parent, labels))[0]
         upper = mount.source if mount.type == "bind" else option(mount, "upperdir")
         for path in paths:
             os.makedirs(upper + path)
@@ -61,11 +71,11 @@ def option(mount: model.Mount, name: str) -> str:
     return value
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+@pytest.fixture(params=["view", "bind"])
+async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     store = PrivateStore(tmp_path / "nix")
     store.add("seed", "so that the store is there")
-    made = Rig(tmp_path, store)
+    made = Rig(tmp_path, store, request.param)
     await made.snapshotter.start()
     yield made
     await made.snapshotter.close()
@@ -74,32 +84,54 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     store.remove()
 
 
-def content(rig: Rig, mount: model.Mount) -> list[str]:
-    """The names that a container would see in the store."""
-    target = rig.root.parent / "mnt"
-    target.mkdir(exist_ok=True)
-    mounts.mount("overlay", str(target), "overlay", 0, ",".join(mount.options))
+@contextlib.contextmanager
+def seen(rig: Rig, made: Sequence[model.Mount]) -> Iterator[Path]:
+    """What a container would see: the mounts made as containerd makes them."""
+    root = rig.root.parent / "mnt"
+    root.mkdir(exist_ok=True)
     try:
-        return sorted(os.listdir(str(target) + rig.store.store_dir))
+        for mount in made:
+            target = str(root) + mount.target
+            if mount.type == "overlay":
+                mounts.mount("overlay", target, "overlay", 0, ",".join(mount.options))
+            else:
+                assert mount.options == ("ro", "rbind")
+                mounts.mount(mount.source, target, "", mounts.MS_BIND | mounts.MS_REC)
+        yield root
     finally:
-        mounts.unmount(str(target))
+        for entry in reversed(mounts.below(str(root))):
+            mounts.unmount(entry.path)
 
 
-async def test_one_mount_shows_the_closure(rig: Rig) -> None:
-    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+def content(rig: Rig, made: Sequence[model.Mount]) -> dict[str, list[str]]:
+    """The store paths that a container would see, with the names in each."""
+    with seen(rig, made) as root:
+        store = str(root) + rig.store.store_dir
+        return {name: sorted(os.listdir(f"{store}/{name}")) for name in os.listdir(store)}
+
+
+def shown(**paths: str) -> dict[str, list[str]]:
+    """The content of store paths with one file each."""
+    return {os.path.basename(path): [name] for name, path in paths.items()}
+
+
+async def test_a_container_sees_the_closure(rig: Rig) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"g": "2"})
     await rig.layer("layer", [one, two])
-    (mount,) = await rig.snapshotter.prepare("container", "layer", {})
-    assert mount.type == "overlay"
-    assert content(rig, mount) == sorted([os.path.basename(one), os.path.basename(two)])
-    assert await rig.snapshotter.mounts("container") == [mount]
+    made = await rig.snapshotter.prepare("container", "layer", {})
+    assert made[0].type == "overlay"
+    # Plain options, which every containerd knows: one mount for a view, one more for each path with bind mounts.
+    assert {each.target for each in made[1:]} == (set() if rig.strategy == "view" else {one, two})
+    assert content(rig, made) == shown(f=one, g=two)
+    assert await rig.snapshotter.mounts("container") == made
 
 
 async def test_a_view_of_a_nix_layer_is_read_only_and_shows_the_closure(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("layer", [one])
-    (mount,) = await rig.snapshotter.view("look", "layer", {})
-    assert not any(each.startswith("upperdir") for each in mount.options)
-    assert content(rig, mount) == [os.path.basename(one)]
+    made = await rig.snapshotter.view("look", "layer", {})
+    assert not any(each.startswith("upperdir") for each in made[0].options)
+    assert content(rig, made) == shown(f=one)
 
 
 async def test_the_closure_survives_commits_and_updates_without_labels(rig: Rig) -> None:
@@ -109,8 +141,8 @@ async def test_the_closure_survives_commits_and_updates_without_labels(rig: Rig)
     await rig.snapshotter.commit("layer", "ns/1/extract-1 layer", {})
     await rig.snapshotter.update("layer", {}, None)
     assert rig.snapshotter.closure_of("layer") == (one,)
-    (mount,) = await rig.snapshotter.prepare("container", "layer", {})
-    assert content(rig, mount) == [os.path.basename(one)]
+    made = await rig.snapshotter.prepare("container", "layer", {})
+    assert content(rig, made) == shown(f=one)
 
 
 async def test_labels_of_a_containers_own_snapshot_select_nothing(rig: Rig) -> None:
@@ -122,50 +154,133 @@ async def test_labels_of_a_containers_own_snapshot_select_nothing(rig: Rig) -> N
         ("ns/1/extract-x", {LAYER: "true", f"{PATH}0": two}),
         ("ns/1/container", {LAYER: "true", f"{PATH}0": two, model.SNAPSHOT_REF_LABEL: "y"}),
     ):
-        (mount,) = await rig.snapshotter.prepare(key, "layer", labels)
-        assert content(rig, mount) == [os.path.basename(one)]
+        made = await rig.snapshotter.prepare(key, "layer", labels)
+        assert content(rig, made) == shown(f=one)
 
 
 async def test_a_layer_that_was_unpacked_without_labels_is_mended(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("layer", [one], labelled=False)
-    (mount,) = await rig.snapshotter.prepare("before", "layer", {})
-    assert mount.type == "overlay"
+    made = await rig.snapshotter.prepare("before", "layer", {})
+    assert [mount.type for mount in made] == ["overlay"]
     assert rig.snapshotter.closure_of("layer") == ()
     await rig.snapshotter.update("layer", {LAYER: "true", f"{PATH}0": one}, [f"labels.{LAYER}", f"labels.{PATH}0"])
     assert rig.snapshotter.closure_of("layer") == (one,)
-    (mount,) = await rig.snapshotter.prepare("after", "layer", {})
-    assert (await rig.snapshotter.mounts("before"))[0].options != mount.options
-    assert content(rig, mount) == [os.path.basename(one)]
+    made = await rig.snapshotter.prepare("after", "layer", {})
+    assert (await rig.snapshotter.mounts("before"))[0].options != made[0].options
+    assert content(rig, made) == shown(f=one)
 
 
 async def test_images_that_share_a_closure_share_its_view(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("a", [one])
     await rig.layer("b", [one])
-    (first,) = await rig.snapshotter.prepare("c1", "a", {})
-    (second,) = await rig.snapshotter.prepare("c2", "b", {})
+    first, *_ = await rig.snapshotter.prepare("c1", "a", {})
+    second, *_ = await rig.snapshotter.prepare("c2", "b", {})
     assert option(first, "lowerdir").split(":")[0] == option(second, "lowerdir").split(":")[0]
-    assert len(mounts.below(str(rig.root))) == 1
+    assert len(mounts.below(str(rig.root))) == (1 if rig.strategy == "view" else 0)
 
 
 async def test_two_nix_layers_with_an_ordinary_one_between(rig: Rig) -> None:
-    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
-    await rig.layer("a", [one])
-    (mount,) = await rig.snapshotter.prepare("ns/1/extract-2 b", "a", {model.SNAPSHOT_REF_LABEL: "b"})
+    one, two, three = (rig.store.add(name, {"f": name}) for name in ("one", "two", "three"))
+    await rig.layer("a", [one, three])
+    mount, *_ = await rig.snapshotter.prepare("ns/1/extract-2 b", "a", {model.SNAPSHOT_REF_LABEL: "b"})
     edited = Path(option(mount, "upperdir") + one)
     edited.mkdir(parents=True)
     (edited / "g").write_text("added")
+    # The layer also removes a store path, and has a directory by the name of one that no closure here brings along.
+    os.mknod(option(mount, "upperdir") + three, stat.S_IFCHR, 0)
+    foreign = rig.store.add("foreign", {"f": "secret"})
+    Path(option(mount, "upperdir") + foreign).mkdir()
     await rig.snapshotter.commit("b", "ns/1/extract-2 b", {})
     await rig.layer("c", [two], "b")
-    (mount,) = await rig.snapshotter.prepare("container", "c", {})
-    assert content(rig, mount) == sorted([os.path.basename(one), os.path.basename(two)])
-    target = rig.root.parent / "mnt"
-    mounts.mount("overlay", str(target), "overlay", 0, ",".join(mount.options))
-    try:
-        assert sorted(os.listdir(str(target) + one)) == ["f", "g"]
-    finally:
-        mounts.unmount(str(target))
+    made = await rig.snapshotter.prepare("container", "c", {})
+    assert content(rig, made) == {
+        # A bind mount covers what an ordinary layer adds to a store path.
+        os.path.basename(one): ["f", "g"] if rig.strategy == "view" else ["f"],
+        os.path.basename(two): ["f"],
+        os.path.basename(foreign): [],
+    }
+
+
+@pytest.mark.parametrize("kind", ["opaque", "link", "file"])
+async def test_an_ordinary_layer_that_hides_the_store_hides_it(rig: Rig, kind: str) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    await rig.layer("a", [one])
+    mount, *_ = await rig.snapshotter.prepare("ns/1/extract-2 b", "a", {model.SNAPSHOT_REF_LABEL: "b"})
+    above = Path(option(mount, "upperdir") + rig.store.store_dir)
+    above.parent.mkdir(parents=True)
+    if kind == "opaque":
+        above.mkdir()
+        os.setxattr(above, "trusted.overlay.opaque", b"y")
+    elif kind == "link":
+        above.symlink_to(rig.store.store_dir)
+    else:
+        above.write_text("")
+    await rig.snapshotter.commit("b", "ns/1/extract-2 b", {})
+    made = await rig.snapshotter.prepare("container", "b", {})
+    assert len(made) == 1
+    with seen(rig, made) as root:
+        store = Path(str(root) + rig.store.store_dir)
+        assert store.is_symlink() if kind == "link" else store.is_file() if kind == "file" else not os.listdir(store)
+
+
+async def test_paths_of_every_form_and_name(rig: Rig) -> None:
+    names: dict[str, str | dict[str, str]] = {
+        "plain-file": "text",
+        "a+b-c.d_e?f=g": {"f": "1"},
+        "x" * 150: {"f": "1"},
+        "nothing-in-it": {},
+    }
+    paths = {name: rig.store.add(name, content) for name, content in names.items()}
+    source = rig.store.directory / "sources" / "link"
+    source.symlink_to(paths["plain-file"])
+    # Nix adds what a link points to; a link itself comes from a build.
+    drv = (
+        f'derivation {{ name = "link"; system = builtins.currentSystem; builder = "/bin/sh";'
+        f' args = [ "-c" "/bin/ln -s {paths["plain-file"]} $out" ]; }}'
+    )
+    link = rig.store.nix("nix-build", "--no-out-link", "-E", drv)
+    await rig.layer("layer", [*paths.values(), link])
+    made = await rig.snapshotter.prepare("container", "layer", {})
+    with seen(rig, made) as root:
+        assert len(os.listdir(str(root) + rig.store.store_dir)) == 5
+        assert Path(str(root) + paths["plain-file"]).read_text() == "text"
+        assert os.readlink(str(root) + link) == paths["plain-file"]
+        assert os.listdir(str(root) + paths["nothing-in-it"]) == []
+        for name in ("a+b-c.d_e?f=g", "x" * 150):
+            assert os.listdir(str(root) + paths[name]) == ["f"]
+
+
+async def test_a_snapshot_keeps_its_strategy(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    await rig.layer("layer", [one])
+    before = await rig.snapshotter.prepare("before", "layer", {})
+    rig.strategy = "bind" if rig.strategy == "view" else "view"
+    await rig.reopen()
+    assert await rig.snapshotter.mounts("before") == before
+    after = await rig.snapshotter.prepare("after", "layer", {})
+    assert len(after) != len(before)
+    assert content(rig, before) == content(rig, after) == shown(f=one)
+
+
+async def test_bind_mounts_are_refused_to_a_client_that_drops_their_targets(tmp_path: Path, rig: Rig) -> None:
+    async def check() -> None:
+        raise errors.UnsupportedError("containerd is version 1.6.20")
+
+    one = rig.store.add("one", {"f": "1"})
+    await rig.snapshotter.close()
+    rig.check_targets = check
+    rig.snapshotter = rig.open()
+    await rig.snapshotter.start()
+    await rig.layer("layer", [one])
+    if rig.strategy == "view":
+        assert content(rig, await rig.snapshotter.prepare("container", "layer", {})) == shown(f=one)
+    else:
+        with pytest.raises(errors.UnsupportedError, match=r"version 1\.6\.20"):
+            await rig.snapshotter.prepare("container", "layer", {})
+        # What has no closure needs no targets.
+        assert len(await rig.snapshotter.prepare("plain", "", {})) == 1
 
 
 async def test_a_collected_path_is_told_with_the_way_back(rig: Rig) -> None:
@@ -188,8 +303,8 @@ async def test_a_collected_path_is_told_with_the_way_back(rig: Rig) -> None:
     (rig.store.directory / "sources" / "again" / "one").mkdir()
     (rig.store.directory / "sources" / "again" / "one" / "f").write_text("1")
     assert rig.store.nix("nix-store", "--add", str(rig.store.directory / "sources/again/one")) == one
-    (mount,) = await rig.snapshotter.mounts("before")
-    assert content(rig, mount) == [os.path.basename(one)]
+    made = await rig.snapshotter.mounts("before")
+    assert content(rig, made) == shown(f=one)
 
 
 async def test_roots_protect_while_a_layer_needs_them_and_go_with_it(rig: Rig) -> None:
@@ -222,8 +337,8 @@ async def test_what_a_crash_leaves_is_swept_and_what_was_acknowledged_stays(rig:
     assert sorted(os.listdir(rig.root / "snapshots")) == ["1", "2"]
     assert {name.partition(".")[0] for name in os.listdir(rig.root / "views")} == {"1"}
     assert len(rig.roots.names()) == 1
-    (mount,) = await rig.snapshotter.mounts("container")
-    assert content(rig, mount) == [os.path.basename(one)]
+    made = await rig.snapshotter.mounts("container")
+    assert content(rig, made) == shown(f=one)
 
 
 async def test_mount_forms_of_ordinary_snapshots(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.snapshots import views
+from nixlet.snapshots import model, views
 
 
 class Place:
@@ -102,7 +102,7 @@ def test_a_view_is_made_once_and_taken_away_whole(place: Place) -> None:
     made.ensure(1, names)
     made.ensure(1, names)
     assert len(list(mounts.table())) == before + 1
-    assert made.is_mounted(1)
+    assert made.is_ready(1, model.Strategy.VIEW)
     assert made.numbers() == {1}
     made.remove(1)
     assert len(list(mounts.table())) == before
@@ -179,19 +179,3 @@ def test_an_unmounted_view_harms_no_running_container(place: Place) -> None:
         mounts.unmount(made.mount_path(1))
         assert (root / "nix/store/pkg/bin/tool").read_text() == "tool"
         assert (root / "nix/store/file").read_text() == "small"
-
-
-def test_the_probe_tells_a_place_that_cannot_work(tmp_path: Path) -> None:
-    views.probe(str(tmp_path))
-    assert os.listdir(tmp_path) == []
-    for name in ("lower", "upper", "work", "merged"):
-        (tmp_path / name).mkdir()
-    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    mounts.mount("overlay", str(tmp_path / "merged"), "overlay", 0, options)
-    try:
-        with pytest.raises(errors.UnsupportedError, match="overlay views don't work below"):
-            views.probe(str(tmp_path / "merged"))
-        assert os.listdir(tmp_path / "merged") == []
-    finally:
-        mounts.unmount(str(tmp_path / "merged"))
-    assert mounts.below(str(tmp_path)) == []

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,110 +14,52 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.node import stand, standalone
+from nixlet.node import standalone
 from nixlet.rpc import server
-from support import nodes, parts, storeimages
-
-DIRECTORY = Path("/run/nixlet-test/4")
-
-
-@contextlib.contextmanager
-def running(argv: list[str], socket: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program that serves a socket, ended in order."""
-    # A containerd takes the shim from its path; the one beside it is of its own version.
-    environment = {**os.environ, "PATH": f"{Path(argv[0]).parent}:{os.environ['PATH']}"}
-    with log.open("ab") as out, subprocess.Popen(argv, env=environment, stdout=out, stderr=out) as process:
-        try:
-            for _ in range(600):
-                if server.is_served(str(socket)) or process.poll() is not None:
-                    break
-                time.sleep(0.05)
-            assert process.poll() is None, log.read_text()
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
+from support import alone, parts, storeimages
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
-    yield tmp_path
-    for pid in nodes.processes_below(DIRECTORY):
-        os.kill(pid, 9)
-    for entry in reversed([*mounts.below(str(tmp_path)), *mounts.below(str(DIRECTORY))]):
-        mounts.unmount(entry.path)
-    roots = Path("/nix/var/nix/gcroots/nixlet") / stand.roots_owner(f"{tmp_path}/snapshots")
-    subprocess.run(["rm", "-rf", str(DIRECTORY), str(roots)], check=True)
-
-
-def configuration(place: Path) -> Path:
-    """A config.toml as nix-snapshotter has it."""
-    file = place / "config.toml"
-    file.write_text(
-        f'address = "{DIRECTORY}/s/nix.sock"\nroot = "{place}/snapshots"\n'
-        f'[image_service]\nenable = true\ncontainerd_address = "{DIRECTORY}/containerd.sock"\n'
-    )
-    return file
-
-
-def snapshotter(place: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "nixlet", "snapshotter", "--config", str(configuration(place)), *arguments]
-
-
-def containerd(place: Path, version: str) -> list[str]:
-    """A containerd with a configuration that somebody else wrote: version 2, which all of them read."""
-    file = place / "containerd.toml"
-    file.write_text(
-        f'version = 2\nroot = "{place}/root"\nstate = "{DIRECTORY}/state"\n'
-        f'[grpc]\n  address = "{DIRECTORY}/containerd.sock"\n'
-        f'[ttrpc]\n  address = "{DIRECTORY}/containerd.sock.ttrpc"\n'
-        f'[plugins."io.containerd.internal.v1.opt"]\n  path = "{place}/opt"\n'
-        f'[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n'
-        f'[proxy_plugins.nix]\n  type = "snapshot"\n  address = "{DIRECTORY}/s/nix.sock"\n'
-        f'  [proxy_plugins.nix.exports]\n    root = "{place}/snapshots"\n'
-    )
-    socket = f"--address={DIRECTORY}/containerd.sock"
-    return [
-        str(parts.containerd(version)),
-        f"--config={file}",
-        socket,
-        f"--root={place}/root",
-        f"--state={DIRECTORY}/state",
-    ]
+def place(tmp_path: Path) -> Iterator[alone.Alone]:
+    with alone.cleaned_up(4, tmp_path) as made:
+        yield made
 
 
 @pytest.mark.parametrize("version", parts.CONTAINERD_PARAMETERS)
+@pytest.mark.parametrize("strategy", ["view", "bind"])
 def test_any_containerd_runs_containers_through_it(
-    place: Path, version: str, store_images: dict[int, storeimages.StoreImage]
+    place: alone.Alone, version: str, strategy: str, store_images: dict[int, storeimages.StoreImage]
 ) -> None:
     image = store_images[50]
-    ctr = [str(parts.containerd(version).parent / "ctr"), "-a", f"{DIRECTORY}/containerd.sock"]
-    run = [*ctr, "run", "--rm", "--snapshotter", "nix", "localhost/nix:1"]
-    load = [sys.executable, "-m", "nixlet", "image", "load", "--address", f"{DIRECTORY}/containerd.sock"]
-    load += ["--namespace", "default", "--ref", "localhost/nix:1", str(image.archive)]
-    nix_socket, socket, log = DIRECTORY / "s" / "nix.sock", DIRECTORY / "containerd.sock", place / "log"
-    with running(snapshotter(place), nix_socket, log), running(containerd(place, version), socket, log):
-        done = subprocess.run(load, capture_output=True, text=True, check=False)
+    run = ["run", "--rm", "--snapshotter", "nix", "localhost/nix:1"]
+    options = ("--strategy", strategy)
+    with place.serving(*options), place.containerd(version) as ctr:
+        place.load(image, "localhost/nix:1")
+        look = [*ctr, *run, "a", "/bin/ls", "/nix/store"]
+        done = subprocess.run(look, capture_output=True, text=True, check=False)
+        if (version, strategy) == ("1.6.20", "bind"):
+            assert done.returncode != 0
+            assert "is version 1.6.20~ds1, which can't bind store paths into containers" in done.stderr
+            return
         assert done.returncode == 0, done.stderr
-        listed = subprocess.run([*run, "a", "/bin/ls", "/nix/store"], capture_output=True, text=True, check=True).stdout
-        assert sorted(listed.split()) == sorted(path.name for path in image.paths)
-        assert len([entry for entry in mounts.below(f"{place}/snapshots") if "/views/" in entry.path]) == 1
-    assert mounts.below(str(place)) == []
+        assert sorted(done.stdout.split()) == sorted(path.name for path in image.paths)
+        views = [entry for entry in mounts.below(str(place.root)) if "/views/" in entry.path]
+        assert len(views) == (1 if strategy == "view" else 0)
+    assert mounts.below(str(place.directory)) == []
     # SIGTERM removed nothing: the same again after a restart.
-    with running(snapshotter(place), nix_socket, log), running(containerd(place, version), socket, log):
-        shown = subprocess.run([*run, "b", "/bin/cat", image.link], capture_output=True, text=True, check=True).stdout
-        assert shown == "a plain file\n"
+    with place.serving(*options), place.containerd(version) as ctr:
+        argv = [*ctr, *run, "b", "/bin/cat", image.link]
+        assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "a plain file\n"
 
 
-def test_the_image_service_serves_at_once_and_finds_containerd_later(place: Path, hello: str) -> None:
-    crictl = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{DIRECTORY}/s/nix.sock", "--timeout", "20s"]
-    crictl += ["--runtime-endpoint", f"unix://{DIRECTORY}/containerd.sock"]
-    with running(snapshotter(place), DIRECTORY / "s" / "nix.sock", place / "log"):
+def test_the_image_service_serves_at_once_and_finds_containerd_later(place: alone.Alone, hello: str) -> None:
+    crictl = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{place.socket}", "--timeout", "20s"]
+    crictl += ["--runtime-endpoint", f"unix://{place.containerd_socket}"]
+    with place.serving():
         early = subprocess.run([*crictl, "pull", hello], capture_output=True, text=True, check=False)
         assert early.returncode != 0
-        assert f"containerd at {DIRECTORY}/containerd.sock can't be reached" in early.stderr
-        with running(containerd(place, "1.6.20"), DIRECTORY / "containerd.sock", place / "log"):
+        assert f"containerd at {place.containerd_socket} can't be reached" in early.stderr
+        with place.containerd("1.6.20"):
             subprocess.run([*crictl, "pull", hello], capture_output=True, text=True, check=True)
             images = json.loads(
                 subprocess.run([*crictl, "images", "-o", "json"], capture_output=True, check=True).stdout
@@ -124,37 +67,91 @@ def test_the_image_service_serves_at_once_and_finds_containerd_later(place: Path
             assert f"{hello}:latest" in [name for image in images["images"] for name in image["repoTags"]]
 
 
-def test_a_second_one_names_the_first(place: Path) -> None:
-    with running(snapshotter(place), DIRECTORY / "s" / "nix.sock", place / "log") as first:
-        second = subprocess.run(snapshotter(place), capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 125
-        assert f"the snapshotter's root {place}/snapshots is in use by process {first.pid}" in second.stderr
-        other = subprocess.run(
-            snapshotter(place, "--root", f"{place}/other"), capture_output=True, text=True, timeout=60, check=False
-        )
-        assert f"another process serves the socket {DIRECTORY}/s/nix.sock" in other.stderr
-        assert server.is_served(f"{DIRECTORY}/s/nix.sock")
-
-
-def test_a_root_of_the_go_program_is_left_alone(place: Path) -> None:
-    (place / "snapshots").mkdir()
-    (place / "snapshots" / "metadata.db").write_bytes(b"theirs")
-    done = subprocess.run(snapshotter(place), capture_output=True, text=True, timeout=60, check=False)
+def refused(place: alone.Alone, *arguments: str) -> str:
+    """What a snapshotter says that can't start."""
+    argv = place.snapshotter(*arguments)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 125
-    assert "belongs to the Go nix-snapshotter" in done.stderr
-    assert os.listdir(place / "snapshots") == ["metadata.db"]
+    return done.stderr
 
 
-def test_settings(tmp_path: Path, place: Path) -> None:
-    settings = standalone.read_settings(str(configuration(place)), {"root": "/elsewhere", "address": None})
+def test_a_second_one_names_the_first(place: alone.Alone) -> None:
+    with place.serving() as first:
+        assert f"the snapshotter's root {place.root} is in use by process {first.pid}" in refused(place)
+        other = refused(place, "--root", f"{place.directory}/other")
+        assert f"another process serves the socket {place.socket}" in other
+        assert server.is_served(str(place.socket))
+
+
+def test_a_root_of_the_go_program_is_left_alone(place: alone.Alone) -> None:
+    place.root.mkdir()
+    (place.root / "metadata.db").write_bytes(b"theirs")
+    assert "belongs to the Go nix-snapshotter" in refused(place)
+    assert os.listdir(place.root) == ["metadata.db"]
+
+
+def test_a_containerd_that_would_not_see_the_views_is_told(place: alone.Alone) -> None:
+    with place.containerd("1.6.20"):
+        argv = ["unshare", "--mount", *place.snapshotter()]
+        with place.log.open("ab") as log, subprocess.Popen(argv, stdout=log, stderr=log) as elsewhere:
+            try:
+                for _ in range(600):
+                    if "another mount namespace" in place.log.read_text() or elsewhere.poll() is not None:
+                        break
+                    time.sleep(0.05)
+            finally:
+                elsewhere.terminate()
+    assert "is in another mount namespace than nixlet and won't see its views" in place.log.read_text()
+
+
+def test_no_call_fails_while_a_service_manager_restarts_it(place: alone.Alone) -> None:
+    """containerd goes on calling while the snapshotter comes and goes five times; the manager keeps the socket."""
+    with (
+        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager,
+        place.containerd("2.4.2") as ctr,
+    ):
+        manager.bind(f"{place.run}/notify")
+        manager.settimeout(20)
+        told = {"NOTIFY_SOCKET": f"{place.run}/notify"}
+        with place.serving(environment=told):
+            message, (kept,), *_ = socket.recv_fds(manager, 200, 1)
+            assert message == b"FDSTORE=1\nFDNAME=nixlet"
+            assert manager.recv(200) == b"READY=1"
+        assert manager.recv(200) == b"STOPPING=1"
+        listening = socket.socket(fileno=kept)
+        with listening, (place.directory / "calls").open("w") as log:
+            # containerd's own client makes them, through containerd, one after the other.
+            calls = f"n=0; while [ ! -e {place.run}/end ]; do n=$((n+1)); {' '.join(ctr)} snapshots --snapshotter nix"
+            calls += ' prepare "key-$n" >/dev/null && echo "made $n"; done'
+            with subprocess.Popen(["sh", "-c", calls], stdout=log, stderr=log) as calling:
+                for _ in range(5):
+                    with place.serving(environment=told, listening=listening):
+                        while manager.recv(200) != b"READY=1":
+                            pass
+                        time.sleep(0.3)
+                    assert manager.recv(200) == b"STOPPING=1"
+                (place.run / "end").touch()
+                with place.serving(listening=listening):
+                    assert calling.wait(30) == 0
+        # A call that failed would have said why; containerd itself only warns of the old cgroups.
+        lines = [line for line in (place.directory / "calls").read_text().splitlines() if "DEPRECATION" not in line]
+    assert len(lines) > 20
+    assert lines == [f"made {number + 1}" for number in range(len(lines))]
+
+
+def test_settings(tmp_path: Path, place: alone.Alone) -> None:
+    place.snapshotter()
+    settings = standalone.read_settings(f"{place.directory}/config.toml", {"root": "/elsewhere", "address": None})
     # The command line wins over the file.
-    assert (settings.root, settings.address) == ("/elsewhere", f"{DIRECTORY}/s/nix.sock")
-    assert settings.image_service.containerd_address == f"{DIRECTORY}/containerd.sock"
+    assert (settings.root, settings.address) == ("/elsewhere", str(place.socket))
+    assert settings.image_service.containerd_address == str(place.containerd_socket)
+    assert settings.strategy == "auto"
     for text, sentence in (
         ("adress = 1", "unknown field `adress`"),
         ("[image_service]\nenabled = true", r"unknown field `enabled` - at `\$.image_service`"),
         ("root = 5", r"Expected `str`, got `int` - at `\$.root`"),
         ("root = [", "is no TOML: Invalid value"),
+        ("strategy = 'best'", r"Invalid enum value 'best' - at `\$.strategy`"),
     ):
         (tmp_path / "bad.toml").write_text(text)
         with pytest.raises(errors.UsageError, match=sentence):
@@ -164,26 +161,59 @@ def test_settings(tmp_path: Path, place: Path) -> None:
     assert standalone.read_settings(None, {}).address == "/run/nix-snapshotter/nix-snapshotter.sock"
 
 
-def test_an_external_builder_brings_missing_paths(place: Path, archives: Path) -> None:
+def crictl_pull(place: alone.Alone, reference: str) -> "subprocess.CompletedProcess[str]":
+    argv = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{place.socket}", "pull", reference]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_an_external_builder_brings_missing_paths(place: alone.Alone, archives: Path) -> None:
     """The program is called with a link's name and a store path, and makes the path valid."""
     image = storeimages.make(archives, 4)
-    calls = place / "calls"
-    builder = place / "builder"
+    calls = place.directory / "calls"
+    builder = place.directory / "builder"
     builder.write_text(f'#!/bin/sh\necho "$2" >>{calls}\nexec nix-store --add-root "$1" --realise "$2"\n')
     builder.chmod(0o755)
-    configuration(place)
-    with (place / "config.toml").open("r+") as file:
-        text = file.read()
-        file.seek(0)
-        file.write(f'external_builder = "{builder}"\n{text}')
-    argv = [sys.executable, "-m", "nixlet", "snapshotter", "--config", str(place / "config.toml")]
-    crictl = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{DIRECTORY}/s/nix.sock"]
-    with (
-        running(argv, DIRECTORY / "s" / "nix.sock", place / "log"),
-        running(containerd(place, "1.6.20"), DIRECTORY / "containerd.sock", place / "log"),
-    ):
-        subprocess.run([*crictl, "pull", image.reference], capture_output=True, check=True)
+    with place.serving(settings=f'external_builder = "{builder}"\n'), place.containerd("1.6.20"):
+        assert crictl_pull(place, image.reference).returncode == 0
         missing = f"nix:0/nix/store/{'0' * 32}-nowhere.tar"
-        done = subprocess.run([*crictl, "pull", missing], capture_output=True, text=True, check=False)
-        assert done.returncode != 0
+        assert crictl_pull(place, missing).returncode != 0
     assert calls.read_text() == f"{missing.removeprefix('nix:0')}\n"
+
+
+def unsigned_path() -> str:
+    """A store path that came in by an import: nobody signed it, its name is not that of its content, and it wasn't built here."""
+    text = (
+        f'derivation {{ name = "unsigned"; system = builtins.currentSystem; builder = "/bin/sh"; x = "{time.time()}";'
+    )
+    text += ' args = [ "-c" "echo x >$out" ]; }'
+    environment = {**os.environ, "NIX_CONFIG": "build-users-group =\nsandbox = false\nsubstituters ="}
+
+    def nix(*argv: str, given: bytes = b"") -> bytes:
+        return subprocess.run(argv, env=environment, input=given, capture_output=True, check=True).stdout
+
+    path = nix("nix-build", "--no-out-link", "-E", text).decode().strip()
+    exported = nix("nix-store", "--export", path)
+    nix("nix-store", "--delete", path)
+    nix("nix-store", "--import", given=exported)
+    return path
+
+
+def test_paths_that_nobody_vouches_for_can_be_refused(place: alone.Alone) -> None:
+    path = unsigned_path()
+    (place.directory / "closure").write_text(f"{path}\n")
+    archive = f"/tmp/{place.directory.name}-unsigned.tar"
+    (place.directory / "config").write_text("{}")
+    build = [sys.executable, "-m", "nixlet", "image", "build", "--config", f"{place.directory}/config"]
+    build += ["--closure", f"{place.directory}/closure", archive]
+    try:
+        subprocess.run(build, capture_output=True, check=True)
+        with place.serving("--unsigned-paths", "deny"), place.containerd("1.6.20"):
+            done = crictl_pull(place, f"nix:0{archive}")
+            assert done.returncode != 0
+            assert f"the store path {path} is unsigned, and unsigned_paths is set to deny" in done.stderr
+            assert f"nix store sign {path}" in done.stderr
+            assert not place.gc_roots.exists() or os.listdir(place.gc_roots) == []
+        with place.serving(), place.containerd("1.6.20"):
+            assert crictl_pull(place, f"nix:0{archive}").returncode == 0
+    finally:
+        Path(archive).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """containerd's API, as far as loading images and watching containers needs it; see https://pkg.go.dev/github.com/containerd/containerd/api."""
 
 import contextlib
+import re
 
 from google.protobuf import empty_pb2
 
@@ -35,6 +36,20 @@ class Containerd:
         """What version it says it is; also the question whether it answers."""
         with self._translated():
             return (await self._version.Version(empty_pb2.Empty(), timeout=10)).version
+
+    async def check_mount_targets(self) -> None:
+        """Check that it can make mounts below a snapshot's root: containerd 1.6 drops the targets of mounts.
+
+        Raises:
+            UnsupportedError: It can't; all mounts would land on the root itself.
+        """
+        version = await self.version()
+        numbers = re.match(r"v?(\d+)\.(\d+)", version)
+        if numbers is None or (int(numbers[1]), int(numbers[2])) < (1, 7):
+            raise errors.UnsupportedError(
+                f"{self._peer} is version {version}, which can't bind store paths into containers",
+                hint="use containerd 1.7 or later, or the strategy view",
+            )
 
     # Containers and tasks.
 

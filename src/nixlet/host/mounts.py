@@ -12,6 +12,11 @@ from typing import NamedTuple
 from nixlet import errors
 
 MS_RDONLY = 1
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+
+_CLONE_NEWNS = 0x00020000
 
 UMOUNT_NOFOLLOW = 8
 
@@ -39,6 +44,8 @@ def _libc() -> ctypes.CDLL:
     libc.mount.restype = ctypes.c_int
     libc.umount2.argtypes = (text, ctypes.c_int)
     libc.umount2.restype = ctypes.c_int
+    libc.unshare.argtypes = (ctypes.c_int,)
+    libc.unshare.restype = ctypes.c_int
     return libc
 
 
@@ -67,6 +74,27 @@ def unmount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     """
     if _libc().umount2(os.fsencode(target), flags) != 0 and ctypes.get_errno() not in {errno.EINVAL, errno.ENOENT}:
         raise _refused(f"can't unmount {target}")
+
+
+def unshare() -> None:
+    """Go on in a mount namespace of our own, whose mounts nobody else sees (unshare(2)); for programs of one thread.
+
+    Raises:
+        FailedPreconditionError: The kernel refused.
+    """
+    if _libc().unshare(_CLONE_NEWNS) != 0:
+        raise _refused("can't make a mount namespace")
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+
+
+def shares_namespace(pid: int) -> bool:
+    """Whether a process sees the mounts that we see (mount_namespaces(7)).
+
+    Raises:
+        OSError: There is no such process, or it isn't ours to look at.
+    """
+    ours, theirs = os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 
 def _refused(what: str) -> errors.FailedPreconditionError:

@@ -4,7 +4,13 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+
+#: The first descriptor that a service manager hands over (SD_LISTEN_FDS_START).
+_FIRST_FD = 3
+
+#: Seconds that a message may wait for room in the manager's queue.
+_PATIENCE = 0.2
 
 
 class Notifier:
@@ -27,7 +33,26 @@ class Notifier:
                 contextlib.suppress(OSError),
                 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
             ):
+                # A manager that doesn't listen must not hold us up.
+                sock.settimeout(_PATIENCE)
                 sock.sendto(state.encode(), self._address)
+
+    def keep(self, sock: socket.socket) -> bool:
+        """Give a listening socket to the manager, which hands it to our next start; whether there is one to take it.
+
+        It needs ``FileDescriptorStoreMax=`` in the unit, else the manager closes it again without a word.
+        """
+        if not self._address:
+            return False
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager,
+        ):
+            manager.settimeout(_PATIENCE)
+            manager.connect(self._address)
+            socket.send_fds(manager, [b"FDSTORE=1\nFDNAME=nixlet"], [sock.fileno()])
+            return True
+        return False
 
     @contextlib.asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
@@ -46,3 +71,16 @@ class Notifier:
             self.tell("WATCHDOG=1")
             # Half of the time that the manager allows, as its documentation advises.
             await asyncio.sleep(self.watchdog / 2)
+
+
+def inherited_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """The sockets that a service manager hands to this process (sd_listen_fds(3)); children don't hear of them any more."""
+    count, owner = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if owner != str(os.getpid()) or not count.isdecimal():
+        return []
+    sockets = [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + int(count))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+    return sockets

@@ -97,6 +97,9 @@ async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.Su
         store = nix.DaemonStore(nix_settings)
         stood = await stand.stand(stack, place, store, nix_settings.gcroots, own_service)
         child = await stack.enter_async_context(_containerd(settings, layout, programs, stood.runtime))
+        # The probe ran beside containerd's start.
+        await stood.snapshotter.strategy()
+        stand.check_mount_namespace(layout.containerd_socket)
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(own_services[0].close)
         await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.host import files
+from nixlet.host import files, mounts, sdnotify
 from nixlet.images import pulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
 from nixlet.services import relay
 from nixlet.services import snapshots as snapshots_service
+from nixlet.snapshots import faults
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.store import interface, policy, realiser, roots
 
@@ -34,6 +35,8 @@ class Place:
         snapshotter: What that containerd calls it.
         archive_dirs: Where ``nix:0`` references may name archives outside the store.
         serve_images: Whether the CRI image service is served, too.
+        strategy: How containers get to see closures: "auto", "view" or "bind".
+        unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
     """
 
     root: str
@@ -42,6 +45,8 @@ class Place:
     snapshotter: str
     archive_dirs: Sequence[str]
     serve_images: bool = True
+    strategy: str = "auto"
+    unsigned_paths: policy.UnsignedPaths = "allow"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,8 +77,8 @@ async def stand(
 
     Raises:
         FailedPreconditionError: The root belongs to another process or program, or the socket is served already.
-        UnsupportedError: Views don't work below the root.
     """
+    inherited = sdnotify.inherited_sockets(os.environ)
     _check_owner(place.root)
     files.make_directory(place.root, mode=0o700)
     stack.enter_context(
@@ -81,13 +86,18 @@ async def stand(
     )
     await asyncio.to_thread(_ensure_store, store)
     gc_roots = roots.Roots(gcroots, roots_owner(place.root))
-    bringer = realiser.Realiser(store, gc_roots, policy.Policy())
+    bringer = realiser.Realiser(store, gc_roots, policy.Policy(place.unsigned_paths))
+    channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
+    containerd = imagestore.ImageStore(channel, place.containerd_socket)
     snapshotter = snapshotter_module.Snapshotter(
         place.root,
         store_dir=store.store_dir,
         real_store_dir=store.real_dir,
         realise=bringer,
         gc_roots=gc_roots,
+        strategy=place.strategy,
+        check_targets=containerd.check_mount_targets,
+        faults=faults.Faults(os.environ.get("NIXLET_FAULT_POINT", "")),
     )
     # Views are mounted again when a container needs them, and running containers hold their own: none stays mounted
     # for nothing when the snapshotter goes.
@@ -95,8 +105,6 @@ async def stand(
     stack.push_async_callback(snapshotter.close)
     # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
     await snapshotter.start()
-    channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
-    containerd = imagestore.ImageStore(channel, place.containerd_socket)
     images = cri.ImageClient(channel, place.containerd_socket)
     board = pulls.Board()
     made = Stand(snapshotter, containerd, cri.RuntimeClient(channel, place.containerd_socket), board)
@@ -114,10 +122,28 @@ async def stand(
         handing_on = relay.Relay(channel, f"containerd at {place.containerd_socket}")
         fallback = images_service.ImageService(handing_on, puller, images).answer
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
-    sock = rpc_server.listen_unix(place.socket)
-    stack.callback(_unlink, place.socket)
+    sock = rpc_server.listen_unix(place.socket, inherited)
+    # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
+    if not sdnotify.Notifier(os.environ).keep(sock):
+        stack.callback(_unlink, place.socket)
     await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback))
     return made
+
+
+def check_mount_namespace(containerd_socket: str) -> None:
+    """Check that containerd sees the mounts that we make.
+
+    Raises:
+        UnavailableError: containerd isn't there.
+        FailedPreconditionError: It is in another mount namespace, where views would be missing.
+    """
+    pid = rpc_server.peer_of(containerd_socket)
+    with contextlib.suppress(OSError):
+        if not mounts.shares_namespace(pid):
+            raise errors.FailedPreconditionError(
+                f"containerd (process {pid}) is in another mount namespace than nixlet and won't see its views",
+                hint="remove options such as PrivateMounts=, PrivateTmp= and ProtectSystem= from both services",
+            )
 
 
 def _check_owner(root: str) -> None:

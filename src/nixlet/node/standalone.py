@@ -1,11 +1,13 @@
 """The snapshotter alone, as a proxy plugin of somebody else's containerd: what nix-snapshotter is, with its configuration."""
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
 import tomllib
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -13,7 +15,7 @@ from nixlet import errors
 from nixlet.host import sdnotify, signals
 from nixlet.node import config as node_config
 from nixlet.node import preflight, stand
-from nixlet.store import external
+from nixlet.store import external, policy
 from nixlet.store.daemon import client as nix
 
 #: Where nix-snapshotter looks for its configuration, and what it takes where that says nothing.
@@ -21,6 +23,9 @@ DEFAULT_CONFIG = "/etc/nix-snapshotter/config.toml"
 _DEFAULT_ADDRESS = "/run/nix-snapshotter/nix-snapshotter.sock"
 _DEFAULT_ROOT = "/var/lib/containerd/io.containerd.snapshotter.v1.nix"
 _DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
+
+#: Seconds between two looks for a containerd that isn't there yet.
+_LOOK_AGAIN = 1.0
 
 _log = logging.getLogger("nixlet.node")
 
@@ -40,12 +45,16 @@ class StandaloneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         root: The snapshotter's directory.
         external_builder: A program that brings missing paths, called with OUT_LINK and STORE_PATH.
         image_service: The CRI image service.
+        strategy: How containers get to see closures; nixlet's own, as the next.
+        unsigned_paths: Whether images may name store paths that nobody vouches for.
     """
 
     address: str = _DEFAULT_ADDRESS
     root: str = _DEFAULT_ROOT
     external_builder: str = ""
     image_service: ImageServiceSettings = msgspec.field(default_factory=ImageServiceSettings)
+    strategy: Literal["auto", "view", "bind"] = "auto"
+    unsigned_paths: policy.UnsignedPaths = "allow"
 
 
 def read_settings(path: str | None, overrides: Mapping[str, str | None]) -> StandaloneSettings:
@@ -73,7 +82,10 @@ def read_settings(path: str | None, overrides: Mapping[str, str | None]) -> Stan
     try:
         settings = msgspec.convert(table, StandaloneSettings)
     except msgspec.ValidationError as error:
-        known = "address, root, external_builder, image_service.enable, image_service.containerd_address"
+        known = (
+            "address, root, external_builder, image_service.enable, image_service.containerd_address,"
+            " strategy, unsigned_paths"
+        )
         raise errors.UsageError(f"{path or DEFAULT_CONFIG}: {error}", hint=f"the keys are {known}") from error
     return msgspec.structs.replace(
         settings, root=os.path.abspath(settings.root), address=os.path.abspath(settings.address)
@@ -99,10 +111,32 @@ async def run(settings: StandaloneSettings) -> None:
         snapshotter="nix",
         archive_dirs=node_config.DEFAULT_ARCHIVE_DIRS,
         serve_images=settings.image_service.enable,
+        strategy=settings.strategy,
+        unsigned_paths=settings.unsigned_paths,
     )
     async with contextlib.AsyncExitStack() as stack:
-        await stand.stand(stack, place, store, nix_settings.gcroots)
-        _log.info("serving", extra=dataclasses.asdict(place) | {"archive_dirs": list(place.archive_dirs)})
+        stood = await stand.stand(stack, place, store, nix_settings.gcroots)
+        strategy = await stood.snapshotter.strategy()
+        _log.info(
+            "serving",
+            extra=dataclasses.asdict(place) | {"archive_dirs": list(place.archive_dirs), "strategy": strategy.value},
+        )
+        looking = asyncio.create_task(_look_for_containerd(place.containerd_socket), name="look for containerd")
+        stack.callback(looking.cancel)
         async with sdnotify.Notifier(os.environ).ready():
             await stop.wait()
         _log.info("stopping; snapshots stay")
+
+
+async def _look_for_containerd(address: str) -> None:
+    """Say so when containerd can't see our mounts; it may come later than we."""
+    while True:
+        try:
+            stand.check_mount_namespace(address)
+        except errors.UnavailableError:
+            await asyncio.sleep(_LOOK_AGAIN)
+        except errors.FailedPreconditionError as error:
+            _log.error("%s; %s", error, error.hint)
+            return
+        else:
+            return

@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 import stat
+import struct
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grpclib.server
@@ -31,6 +32,9 @@ Fallback = Callable[[str, "grpclib.server.Stream[bytes, bytes]"], Awaitable[None
 
 #: Seconds that running calls get to end when the server stops.
 _GRACE = 5.0
+
+#: Seconds that clients get to close their connections; Go's do so at once, others may not know how.
+_PARTING = 0.3
 
 _log = logging.getLogger("nixlet.rpc")
 
@@ -145,6 +149,16 @@ class _Server(grpclib.server.Server):
         assert self._server is not None
         self._server.close()
 
+    def go_away(self) -> None:
+        """Ask all peers to make their next calls on new connections."""
+        for connection in list(self._connections):
+            connection.go_away()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is open."""
+        return any(not connection.connection.is_closing() for connection in self._connections)
+
     def close_connections(self) -> None:
         """Close what is still connected: grpclib would leave it open, and go on answering."""
         for connection in list(self._connections):
@@ -177,6 +191,13 @@ async def serve(
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(running.idle.wait(), _GRACE)
+            # A client that is told goes elsewhere without a call lost: to who has the same listening socket next.
+            server.go_away()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PARTING):
+                    while server.is_connected:
+                        await asyncio.sleep(0.01)
+                    await running.idle.wait()
         finally:
             server.close()
             server.close_connections()
@@ -192,12 +213,19 @@ def _umask(mask: int) -> Any:
         os.umask(old)
 
 
-def listen_unix(path: str) -> socket.socket:
+def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.socket:
     """A listening socket of mode 0600 in a directory of mode 0700, in the place of one that nobody serves any more.
+
+    Args:
+        path: The socket's path.
+        inherited: Listening sockets that a service manager kept; one of that path is taken.
 
     Raises:
         FailedPreconditionError: Another process serves that socket, or something else has its name.
     """
+    for kept in inherited:
+        if kept.getsockname() == path and os.path.exists(path):
+            return kept
     files.make_directory(os.path.dirname(path), mode=0o700)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -218,6 +246,19 @@ def listen_unix(path: str) -> socket.socket:
         sock.close()
         raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
     return sock
+
+
+def peer_of(path: str) -> int:
+    """The process that listens on a unix socket (SO_PEERCRED of unix(7)), by number.
+
+    Raises:
+        UnavailableError: Nobody does.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+        number = probe.connect_ex(path)
+        if number:
+            raise errors.UnavailableError(f"{path} can't be reached: {os.strerror(number)}")
+        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 def is_served(path: str) -> bool:

@@ -14,9 +14,14 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import Deadline
 from grpclib.utils import Wrapper
+from hyperframe import frame
 
 #: No message may be larger (bytes), in either direction: containerd's own limit on its sockets.
 MAX_MESSAGE = 16 << 20
+
+
+#: A GOAWAY frame that refuses no stream yet: the first of two of a graceful shutdown.
+_GO_AWAY = frame.GoAwayFrame(0, last_stream_id=2**31 - 1, error_code=0).serialize()
 
 
 class RawCodec(ProtoCodec):
@@ -84,6 +89,11 @@ class LimitedProtocol(protocol.H2Protocol):
         """Take up a new connection."""
         super().connection_made(transport)
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]
+
+    def go_away(self) -> None:
+        """Ask the peer to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""
+        if not self.connection.is_closing():
+            self.connection._transport.write(_GO_AWAY)  # noqa: SLF001
 
     def close(self) -> None:
         """Close the connection; the calls on it end on both sides."""

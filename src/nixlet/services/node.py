@@ -73,7 +73,7 @@ class NodeService(node_grpc.NodeBase):
         response = pb.StatusResponse(
             version=nixlet.__version__,
             pid=os.getpid(),
-            strategy=snapshotter_module.STRATEGY,
+            strategy=(await self._snapshotter.strategy()).value,
             children=children,
             **dataclasses.asdict(self._status),
         )

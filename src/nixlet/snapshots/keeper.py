@@ -10,7 +10,9 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from nixlet import errors
+from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
+from nixlet.snapshots import model
 from nixlet.snapshots import views as views_module
 from nixlet.store import closures, realiser, roots
 
@@ -29,7 +31,9 @@ class ClosureKeeper:
         real_store_dir: str,
         realise: realiser.Realiser,
         gc_roots: roots.Roots,
+        faults: faults_module.Faults,
     ) -> None:
+        self._faults = faults
         self._db = database
         self._views = views
         self._store_dir = store_dir
@@ -39,6 +43,8 @@ class ClosureKeeper:
         # A lock lives as long as somebody holds or awaits it.
         self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
         self._pins: dict[str, int] = {}
+        # Closures to the mtime of the store's directory (ns) when all of their paths were last seen in it.
+        self._complete: dict[int, int] = {}
 
     @contextlib.asynccontextmanager
     async def realised(
@@ -55,6 +61,7 @@ class ClosureKeeper:
             realised = await self._realiser.realise_closure(reference, root_name=identity)
             names = [path.name for path in realised.paths]
             annotations = json.dumps(reference.annotations())
+            self._faults.reach("closure-realised")
             yield lambda: self._db.insert_closure(identity, annotations, names)
         finally:
             self._pins[identity] -= 1
@@ -62,29 +69,30 @@ class ClosureKeeper:
                 del self._pins[identity]
                 let_go(self.drop_unused((identity,)), f"dropping the roots of {identity}")
 
-    async def ensure_view(self, number: int) -> str:
-        """The layer that shows a closure: its view is mounted, and all of its paths are in the store.
+    async def ensure_shown(self, number: int, strategy: model.Strategy) -> str:
+        """The layer that shows a closure: it can be mounted, and all of the closure's paths are in the store.
 
         Raises:
             FailedPreconditionError: A path is missing and can't be realised again, or the view can't be mounted.
         """
-        closure = self._db.closure(number)
-        layer = self._views.layer_path(number)
+        layer = self._views.layer_path(number, strategy)
         # Whatever adds or deletes a store path changes the mtime of the store's directory: the look at each path is
-        # needed once per such change, and two stat calls suffice otherwise.
-        if self._views.is_mounted(number) and self._store_mtime() == closure.store_mtime:
+        # needed once per such change, and three stat calls suffice otherwise.
+        if self._views.is_ready(number, strategy) and self._store_mtime() == self._complete.get(number):
             return layer
         async with self._lock(number):
+            closure = self._db.closure(number)
             mtime = self._store_mtime()
             missing = await asyncio.to_thread(self._missing, closure.names)
             if missing:
                 _log.warning("%d store paths of closure %d are missing; realising them again", len(missing), number)
                 await self._realise_again(closure, missing[0])
-                # overlayfs caches what it has looked up: a view from before would still show the path as empty.
-                await asyncio.to_thread(self._views.remove, number)
+                # overlayfs caches what it has looked up: a view from before would still show the path as empty. Its
+                # metadata stays, since running containers' clones of the view need it.
+                await asyncio.to_thread(self._views.unmount, number)
                 mtime = self._store_mtime()
-            await asyncio.to_thread(self._views.ensure, number, closure.names)
-            await self._db.write(lambda _: self._db.set_store_mtime(number, mtime))
+            await asyncio.to_thread(self._views.ensure, number, closure.names, strategy)
+            self._complete[number] = mtime
         return layer
 
     def _lock(self, number: int) -> asyncio.Lock:
@@ -112,11 +120,15 @@ class ClosureKeeper:
                 continue
             async with self._lock(closure.id):
                 await asyncio.to_thread(self._views.remove, closure.id)
+                self._faults.reach("view-removed")
+                self._complete.pop(closure.id, None)
                 await self._db.write(functools.partial(self._forget, closure.id))
+                self._faults.reach("closure-forgotten")
             let_go.add(closure.identity)
         recorded = {closure.identity for closure in self._db.closures()}
         for identity in let_go - recorded - self._pins.keys():
             await asyncio.to_thread(self._roots.remove, identity)
+            self._faults.reach("root-removed")
 
     def _forget(self, number: int, _: object) -> None:
         self._db.delete_closure(number)

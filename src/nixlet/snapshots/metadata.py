@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from nixlet import errors
+from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import model
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ _MIGRATIONS = (
     CREATE INDEX snapshots_parent ON snapshots (parent);
     CREATE INDEX snapshots_closure ON snapshots (closure);
     """,
+    # When all paths of a closure were last seen is known in memory only.
+    "ALTER TABLE closures DROP COLUMN store_mtime;",
 )
 
 
@@ -81,26 +84,29 @@ class Closure(NamedTuple):
         identity: What tells closures apart.
         reference: How the image named it, for realising it again.
         names: The base names of its store paths.
-        store_mtime: The mtime of the store's directory (ns) when all of its paths were last seen there.
     """
 
     id: int
     identity: str
     reference: str
     names: tuple[str, ...]
-    store_mtime: int
 
 
 class Metadata:
     """The database; one instance for the life of the snapshotter, used in the event loop's thread only."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, faults: faults_module.Faults | None = None) -> None:
         """Open or create it.
+
+        Args:
+            path: The file.
+            faults: Where tests can have the process killed.
 
         Raises:
             FailedPreconditionError: It is damaged, foreign, or of a later nixlet.
         """
         self._path = path
+        self._faults = faults or faults_module.Faults()
         self._pending: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
@@ -166,6 +172,7 @@ class Metadata:
                     db.execute("ROLLBACK TO change")
                     results.append((future, None, error))
                 db.execute("RELEASE change")
+            self._faults.reach("changes-made")
             db.execute("COMMIT")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
@@ -340,10 +347,6 @@ class Metadata:
         """Let a committed snapshot bring a closure along."""
         self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (closure, row.id))
 
-    def set_store_mtime(self, closure: int, mtime: int) -> None:
-        """Note when all paths of a closure were seen in the store."""
-        self._db.execute("UPDATE closures SET store_mtime = ? WHERE id = ?", (mtime, closure))
-
     def delete_closure(self, closure: int) -> None:
         """Forget a closure that no snapshot brings along."""
         self._db.execute("DELETE FROM closures WHERE id = ?", (closure,))
@@ -354,7 +357,7 @@ def _row(row: Sequence[Any]) -> Row:
 
 
 def _closure(row: Sequence[Any]) -> Closure:
-    return Closure(row[0], row[1], row[2], tuple(row[3].split("\n")) if row[3] else (), row[4])
+    return Closure(row[0], row[1], row[2], tuple(row[3].split("\n")) if row[3] else ())
 
 
 def database_path(root: str) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from nixlet import errors
 
 #: Labels of one snapshot may take this many bytes, keys and values together; gRPC's limit is 16 MiB a message.
 MAX_LABEL_BYTES = 4 << 20
@@ -23,6 +25,13 @@ class Kind(enum.IntEnum):
     VIEW = 1
     ACTIVE = 2
     COMMITTED = 3
+
+
+class Strategy(enum.StrEnum):
+    """How a container gets to see the closures of its layers; in the order in which they are preferred."""
+
+    VIEW = "view"
+    BIND = "bind"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +57,10 @@ class Info:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount that a client has to make, in order, to see a snapshot: type, source, and options as mount(8) takes them."""
+    """One mount that a client has to make, in order, to see a snapshot: type, source, and options as mount(8) takes them.
+
+    The target is a path below the snapshot's root; empty for the root itself.
+    """
 
     type: str
     source: str
@@ -71,3 +83,49 @@ def is_unpack(key: str, labels: Mapping[str, str]) -> bool:
     container's ID as their key and no chain ID to be committed as.
     """
     return key.rsplit("/", 1)[-1].startswith(UNPACK_KEY_PREFIX) and bool(labels.get(SNAPSHOT_REF_LABEL))
+
+
+def check_key(key: str) -> None:
+    """Check a snapshot's key or name.
+
+    Raises:
+        InvalidArgumentError: It is empty.
+    """
+    if not key:
+        raise errors.InvalidArgumentError("a snapshot's key or name can't be empty")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Check the labels of one snapshot.
+
+    Raises:
+        InvalidArgumentError: They are too large.
+    """
+    size = sum(len(key) + len(value) for key, value in labels.items())
+    if size > MAX_LABEL_BYTES:
+        raise errors.InvalidArgumentError(f"the snapshot's labels take {size} bytes, more than {MAX_LABEL_BYTES}")
+
+
+def updated_labels(
+    current: Mapping[str, str], labels: Mapping[str, str], fields: Sequence[str] | None
+) -> dict[str, str]:
+    """The labels after an update of the fields named ("labels", "labels.KEY"); of all without fields.
+
+    Raises:
+        InvalidArgumentError: A field can't be changed.
+    """
+    if not fields:
+        return dict(labels)
+    new = dict(current)
+    for field in fields:
+        if field == "labels":
+            new = dict(labels)
+        elif field.startswith("labels."):
+            key = field.removeprefix("labels.")
+            if labels.get(key):
+                new[key] = labels[key]
+            else:
+                new.pop(key, None)
+        else:
+            raise errors.InvalidArgumentError(f"the field {field} of a snapshot can't be changed")
+    return new

@@ -16,15 +16,13 @@ from typing import TypeVar
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.snapshots import disk, filters, keeper, model
+from nixlet.snapshots import composer, disk, filters, keeper, model, probe
+from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import views as views_module
 from nixlet.store import closures, realiser, roots
 
 T = TypeVar("T")
-
-#: The one way in which this snapshotter makes a container's root; recorded with each active snapshot.
-STRATEGY = "view"
 
 _PAGE = 100
 
@@ -34,11 +32,24 @@ _PAGE_BYTES = 8 << 20
 _log = logging.getLogger("nixlet.snapshots")
 
 
+async def _no_check() -> None:
+    pass
+
+
 class Snapshotter:
     """All snapshots below one root directory."""
 
     def __init__(
-        self, root: str, *, store_dir: str, real_store_dir: str, realise: realiser.Realiser, gc_roots: roots.Roots
+        self,
+        root: str,
+        *,
+        store_dir: str,
+        real_store_dir: str,
+        realise: realiser.Realiser,
+        gc_roots: roots.Roots,
+        strategy: str = "auto",
+        check_targets: Callable[[], Awaitable[None]] = _no_check,
+        faults: faults_module.Faults | None = None,
     ) -> None:
         """Open the snapshots below ``root``.
 
@@ -48,6 +59,9 @@ class Snapshotter:
             real_store_dir: The directory on this host with the store's files.
             realise: Brings closures into the store.
             gc_roots: Keeps them there.
+            strategy: How containers get to see closures: one of ``probe.CHOICES``.
+            check_targets: Raises when the client can't mount below a snapshot's root, which bind mounts need.
+            faults: Where tests can have the process killed.
 
         Raises:
             FailedPreconditionError: The directory or its database can't be used.
@@ -58,13 +72,18 @@ class Snapshotter:
             )
         self.root = root
         self._store_dir = store_dir
+        self._real_store_dir = real_store_dir
+        self._wanted = strategy
+        self._faults = faults or faults_module.Faults()
         files.make_directory(root, mode=0o700)
         self._snapshots = os.path.join(root, "snapshots")
         views_dir = os.path.join(root, "views")
         files.make_directory(self._snapshots, mode=0o700)
         files.make_directory(views_dir, mode=0o700)
-        self._views = views_module.Views(views_dir, store_dir=store_dir, real_store_dir=real_store_dir)
-        self._db = metadata_module.Metadata(metadata_module.database_path(root))
+        self._views = views_module.Views(
+            views_dir, store_dir=store_dir, real_store_dir=real_store_dir, faults=self._faults
+        )
+        self._db = metadata_module.Metadata(metadata_module.database_path(root), self._faults)
         self._closures = keeper.ClosureKeeper(
             self._db,
             self._views,
@@ -72,23 +91,36 @@ class Snapshotter:
             real_store_dir=real_store_dir,
             realise=realise,
             gc_roots=gc_roots,
+            faults=self._faults,
+        )
+        self._composer = composer.Composer(
+            self._db,
+            self._closures,
+            root=root,
+            store_dir=store_dir,
+            real_store_dir=real_store_dir,
+            check_targets=check_targets,
         )
         self._unfinished: set[str] = set()
         self._tasks: set[asyncio.Task[object]] = set()
-        # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
-        self._overlay_options = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
+        self._chosen: asyncio.Task[model.Strategy] | None = None
 
     async def start(self) -> None:
-        """Finish or undo what a crash cut off.
-
-        Raises:
-            UnsupportedError: Views don't work on this kernel or below this directory.
-        """
-        await asyncio.to_thread(views_module.probe, self.root)
+        """Finish or undo what a crash cut off, and begin to find out which strategy works here."""
+        self._chosen = self._task(probe.choose(self._wanted, self.root, self._real_store_dir), "choosing a strategy")
         await self._closures.discard_unfinished()
         swept = await self._sweep()
         if swept:
             _log.info("swept what an earlier run left behind: %s", ", ".join(swept))
+
+    async def strategy(self) -> model.Strategy:
+        """How new containers get to see closures.
+
+        Raises:
+            UnsupportedError: No strategy works here, or not the one that was asked for.
+        """
+        assert self._chosen is not None, "start() comes first"
+        return await asyncio.shield(self._chosen)
 
     async def close(self) -> None:
         """Wait for what is running and close the database. Snapshots and views stay."""
@@ -115,19 +147,20 @@ class Snapshotter:
         row = self._db.get(key)
         if row.kind is model.Kind.COMMITTED:
             raise errors.FailedPreconditionError(f"snapshot {key} is committed and has no mounts of its own")
-        return await self._mounts(row)
+        return await self._composer.mounts(row)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
         """Turn an active snapshot into a committed one, under its final name."""
-        _check_key(name)
-        _check_labels(labels)
+        model.check_key(name)
+        model.check_labels(labels)
         row = self._db.get(key)
         if row.kind is model.Kind.ACTIVE:
             if row.closure is not None:
                 await asyncio.to_thread(self._check_mount_points, row.id, self._db.closure(row.closure))
-            usage = await asyncio.to_thread(disk.usage, self._upper(row.id))
+            usage = await asyncio.to_thread(disk.usage, self._composer.upper(row.id))
         else:
             usage = model.Usage(0, 0)  # refused below, after the checks that come first
+        self._faults.reach("usage-measured")
         await self._uncancelled(
             self._db.write(lambda _: self._db.commit_snapshot(name, key, labels, usage)), f"commit {key}"
         )
@@ -135,6 +168,7 @@ class Snapshotter:
     async def remove(self, key: str) -> None:
         """Forget a snapshot; its disk space is freed in the background."""
         row = await self._uncancelled(self._db.write(lambda _: self._db.remove_snapshot(key)), f"remove {key}")
+        self._faults.reach("removal-recorded")
         self._background(self._free(row.id, closure_changed=row.closure is not None), f"free {row.id}")
 
     async def stat(self, key: str) -> model.Info:
@@ -149,8 +183,8 @@ class Snapshotter:
         """
         row = self._db.get(name)
         current = dict(self._db.info(row).labels)
-        new = _updated_labels(current, labels, fields)
-        _check_labels(new)
+        new = model.updated_labels(current, labels, fields)
+        model.check_labels(new)
         reference = None
         if row.kind is model.Kind.COMMITTED and row.closure is None:
             reference = closures.parse_annotations(new, self._store_dir)
@@ -194,7 +228,7 @@ class Snapshotter:
         """What a snapshot takes of the disk; measured at commit, and afresh for an active one."""
         row = self._db.get(key)
         if row.kind is model.Kind.ACTIVE:
-            return await asyncio.to_thread(disk.usage, self._upper(row.id))
+            return await asyncio.to_thread(disk.usage, self._composer.upper(row.id))
         return model.Usage(row.size, row.inodes)
 
     async def cleanup(self) -> None:
@@ -219,23 +253,27 @@ class Snapshotter:
     # Making snapshots.
 
     async def _create(self, key: str, parent: str, labels: Mapping[str, str], kind: model.Kind) -> list[model.Mount]:
-        _check_key(key)
-        _check_labels(labels)
+        model.check_key(key)
+        model.check_labels(labels)
         if any(label in labels for label in model.ID_MAPPING_LABELS):
             raise errors.FailedPreconditionError(
                 "pods in user namespaces are not supported by this snapshotter yet",
                 hint="run the pod without hostUsers: false",
             )
+        strategy = await self.strategy()
         reference = None
         if kind is model.Kind.ACTIVE and model.is_unpack(key, labels):
             reference = closures.parse_annotations(labels, self._store_dir)
         if reference is None:
-            row = await self._uncancelled(self._insert(key, parent, labels, kind, None), f"prepare {key}")
+            row = await self._uncancelled(self._insert(key, parent, labels, kind, strategy, None), f"prepare {key}")
         else:
             async with self._closures.realised(reference, self._background) as record:
-                row = await self._uncancelled(self._insert(key, parent, labels, kind, record), f"prepare {key}")
+                row = await self._uncancelled(
+                    self._insert(key, parent, labels, kind, strategy, record), f"prepare {key}"
+                )
+        self._faults.reach("snapshot-recorded")
         try:
-            return await self._mounts(row)
+            return await self._composer.mounts(row)
         except BaseException:
             # Without mounts the caller has no snapshot: it must not find the key taken when it tries again.
             with contextlib.suppress(errors.NixletError):
@@ -248,6 +286,7 @@ class Snapshotter:
         parent: str,
         labels: Mapping[str, str],
         kind: model.Kind,
+        strategy: model.Strategy,
         record_closure: Callable[[], int] | None,
     ) -> metadata_module.Row:
         temporary = tempfile.mkdtemp(prefix="new-", dir=self._snapshots)
@@ -257,16 +296,18 @@ class Snapshotter:
             os.mkdir(upper, 0o755)
             if kind is model.Kind.ACTIVE:
                 os.mkdir(os.path.join(temporary, "work"), 0o711)
+            self._faults.reach("directory-made")
 
             def change(_: object) -> metadata_module.Row:
                 closure = None if record_closure is None else record_closure()
-                row = self._db.insert_snapshot(key, kind, parent, labels, closure, STRATEGY)
+                row = self._db.insert_snapshot(key, kind, parent, labels, closure, strategy)
                 if row.parent is not None:
                     # The root directory's owner comes from the topmost layer, so it must be the parent's.
-                    owner = os.stat(self._upper(row.parent))
+                    owner = os.stat(self._composer.upper(row.parent))
                     if (owner.st_uid, owner.st_gid) != (0, 0):
                         os.chown(upper, owner.st_uid, owner.st_gid)
                 os.rename(temporary, os.path.join(self._snapshots, str(row.id)))
+                self._faults.reach("directory-renamed")
                 return row
 
             return await self._db.write(change)
@@ -276,37 +317,13 @@ class Snapshotter:
         finally:
             self._unfinished.discard(os.path.basename(temporary))
 
-    def _upper(self, number: int) -> str:
-        return os.path.join(self._snapshots, str(number), "fs")
-
-    async def _mounts(self, row: metadata_module.Row) -> list[model.Mount]:
-        layers = self._db.chain(row.parent)
-        directory = os.path.join(self._snapshots, str(row.id))
-        upper = os.path.join(directory, "fs")
-        lower: list[str] = []
-        for layer in layers:
-            # A view stands directly above its own layer, whose empty mount points it fills, and below all later layers.
-            if layer.closure is not None:
-                lower.append(await self._closures.ensure_view(layer.closure))
-            lower.append(self._upper(layer.id))
-        if row.kind is model.Kind.ACTIVE:
-            if not lower:
-                return [model.Mount("bind", upper, ("rw", "rbind"))]
-            writable: tuple[str, ...] = (f"workdir={directory}/work", f"upperdir={upper}")
-        elif len(lower) < 2:
-            return [model.Mount("bind", lower[0] if lower else upper, ("ro", "rbind"))]
-        else:
-            writable = ()
-        options = (*self._overlay_options, *writable, f"lowerdir={':'.join(lower)}")
-        return [model.Mount("overlay", "overlay", options)]
-
     def _check_mount_points(self, number: int, closure: metadata_module.Closure) -> None:
         """Refuse a layer with mount points that its closure doesn't fill.
 
         Layers of equal content are one snapshot in containerd, whichever image's labels came first: a closure that
         doesn't belong to a layer would leave the containers of another image with empty directories.
         """
-        directory = self._upper(number)
+        directory = self._composer.upper(number)
         with contextlib.suppress(FileNotFoundError):
             for part in self._store_dir.strip("/").split("/"):
                 # The layer's content is foreign: a link in it would lead this look astray, on the host.
@@ -343,6 +360,7 @@ class Snapshotter:
 
     async def _free(self, number: int, *, closure_changed: bool) -> None:
         await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, str(number)))
+        self._faults.reach("directory-freed")
         if closure_changed:
             await self._closures.drop_unused()
 
@@ -354,34 +372,3 @@ class Snapshotter:
             await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, name))
             swept.append(f"snapshot directory {name}")
         return swept + await self._closures.sweep()
-
-
-def _check_key(key: str) -> None:
-    if not key:
-        raise errors.InvalidArgumentError("a snapshot's key or name can't be empty")
-
-
-def _check_labels(labels: Mapping[str, str]) -> None:
-    size = sum(len(key) + len(value) for key, value in labels.items())
-    if size > model.MAX_LABEL_BYTES:
-        raise errors.InvalidArgumentError(f"the snapshot's labels take {size} bytes, more than {model.MAX_LABEL_BYTES}")
-
-
-def _updated_labels(
-    current: Mapping[str, str], labels: Mapping[str, str], fields: Sequence[str] | None
-) -> dict[str, str]:
-    if not fields:
-        return dict(labels)
-    new = dict(current)
-    for field in fields:
-        if field == "labels":
-            new = dict(labels)
-        elif field.startswith("labels."):
-            key = field.removeprefix("labels.")
-            if labels.get(key):
-                new[key] = labels[key]
-            else:
-                new.pop(key, None)
-        else:
-            raise errors.InvalidArgumentError(f"the field {field} of a snapshot can't be changed")
-    return new

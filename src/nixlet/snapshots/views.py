@@ -1,5 +1,8 @@
 """Views: a read-only picture of exactly one closure, made of directory redirects (docs/architecture.md, "The view").
 
+Skeletons are their siblings for the strategy of bind mounts: the same tree without redirects, whose empty directories are
+the mount points.
+
 The metadata of a view is a small directory tree with one empty directory for each store path that is a directory; the
 attribute ``trusted.overlay.redirect`` tells overlayfs where its content lies in the next lower layer, which is the store
 itself (kernel documentation, filesystems/overlayfs, "redirect_dir"). Containers get the subdirectory ``v`` of the mounted
@@ -17,6 +20,8 @@ from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.host import files, mounts
+from nixlet.snapshots import faults as faults_module
+from nixlet.snapshots import model
 
 #: The part of a mounted view that containers get as a layer.
 LAYER = "v"
@@ -34,17 +39,26 @@ _UNFINISHED = ".new"
 _METACOPY_MARK = "metacopy"
 
 
-class Views:
-    """The views below one directory: number N is mounted at ``N``, its metadata is ``N.meta``."""
+#: How the names of a view's metadata and of a skeleton end.
+_META = ".meta"
+_SKELETON = ".skeleton"
 
-    def __init__(self, directory: str, *, store_dir: str, real_store_dir: str) -> None:
+
+class Views:
+    """The views below one directory: number N is mounted at ``N``, its metadata is ``N.meta``, its skeleton ``N.skeleton``."""
+
+    def __init__(
+        self, directory: str, *, store_dir: str, real_store_dir: str, faults: faults_module.Faults | None = None
+    ) -> None:
         """A directory for the views.
 
         Args:
             directory: Where they are kept; on a file system that has trusted attributes.
             store_dir: The store's path as containers see it ("/nix/store").
             real_store_dir: The directory on this host that holds its files.
+            faults: Where tests can have the process killed.
         """
+        self._faults = faults or faults_module.Faults()
         self._directory = directory
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
@@ -53,36 +67,48 @@ class Views:
         """Where a view is mounted."""
         return os.path.join(self._directory, str(number))
 
-    def layer_path(self, number: int) -> str:
+    def layer_path(self, number: int, strategy: model.Strategy = model.Strategy.VIEW) -> str:
         """What stands in a container's list of lower layers."""
-        return os.path.join(self._directory, str(number), LAYER)
+        whole = self.mount_path(number) if strategy is model.Strategy.VIEW else self._skeleton_path(number)
+        return os.path.join(whole, LAYER)
 
     def meta_path(self, number: int) -> str:
         """Where a view's metadata is."""
-        return os.path.join(self._directory, f"{number}.meta")
+        return os.path.join(self._directory, f"{number}{_META}")
 
-    def is_mounted(self, number: int) -> bool:
-        """Whether a view is mounted; two stat calls."""
-        return mounts.is_mount_point(self.mount_path(number))
+    def _skeleton_path(self, number: int) -> str:
+        return os.path.join(self._directory, f"{number}{_SKELETON}")
 
-    def ensure(self, number: int, names: Sequence[str]) -> None:
-        """Have a view mounted, building what is missing.
+    def is_ready(self, number: int, strategy: model.Strategy) -> bool:
+        """Whether a view is mounted, or a skeleton is there; two stat calls."""
+        if strategy is model.Strategy.VIEW:
+            return mounts.is_mount_point(self.mount_path(number))
+        return os.path.isdir(self._skeleton_path(number))
+
+    def ensure(self, number: int, names: Sequence[str], strategy: model.Strategy = model.Strategy.VIEW) -> None:
+        """Have a view mounted, or a skeleton built.
 
         Raises:
             FailedPreconditionError: A store path is missing, or the kernel refuses the mount.
         """
-        if self.is_mounted(number):
+        if self.is_ready(number, strategy):
+            return
+        if strategy is model.Strategy.BIND:
+            self._build(self._skeleton_path(number), names, redirects=False)
+            self._faults.reach("skeleton-built")
             return
         meta, target = self.meta_path(number), self.mount_path(number)
         if not os.path.isdir(meta):
-            self._build(meta, names)
+            self._build(meta, names, redirects=True)
+            self._faults.reach("view-built")
         os.makedirs(target, mode=0o755, exist_ok=True)
         options = f"lowerdir={meta}:{self._real_store_dir},redirect_dir=follow"
         if os.path.exists(os.path.join(meta, _METACOPY_MARK)):
             options += ",metacopy=on"
         mounts.mount("overlay", target, "overlay", mounts.MS_RDONLY, options)
+        self._faults.reach("view-mounted")
 
-    def _build(self, meta: str, names: Sequence[str]) -> None:
+    def _build(self, meta: str, names: Sequence[str], *, redirects: bool) -> None:
         temporary = meta + _UNFINISHED
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -91,7 +117,7 @@ class Views:
             os.makedirs(layer + self._store_dir, mode=0o755)
             for name in names:
                 try:
-                    self._add(temporary, name)
+                    self._add(temporary, name, redirects=redirects)
                 except FileNotFoundError as error:
                     raise missing_path(os.path.join(self._store_dir, name)) from error
             # The attributes of a merged directory come from here; fixed times keep them the same in every view.
@@ -105,21 +131,24 @@ class Views:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def _add(self, meta: str, name: str) -> None:
+    def _add(self, meta: str, name: str, *, redirects: bool) -> None:
         source = os.path.join(self._real_store_dir, name)
         target = os.path.join(meta, LAYER) + os.path.join(self._store_dir, name)
         status = os.lstat(source)
         if stat.S_ISDIR(status.st_mode):
             os.mkdir(target)
-            os.setxattr(target, _REDIRECT, os.fsencode(f"/{name}"))
+            if redirects:
+                os.setxattr(target, _REDIRECT, os.fsencode(f"/{name}"))
             self._copy_attributes(status, target)
         elif stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(source), target)
             os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
         else:
-            self._add_file(meta, name, source, target, status)
+            self._add_file(meta, name, source, target, status, redirects=redirects)
 
-    def _add_file(self, meta: str, name: str, source: str, target: str, status: os.stat_result) -> None:
+    def _add_file(
+        self, meta: str, name: str, source: str, target: str, status: os.stat_result, *, redirects: bool
+    ) -> None:
         try:
             os.link(source, target)
             return
@@ -127,7 +156,8 @@ class Views:
             # Another file system or another mount of the same one, too many links, or a kernel that protects links.
             if error.errno not in {errno.EXDEV, errno.EMLINK, errno.EPERM}:
                 raise
-        if status.st_size <= _COPY_LIMIT:
+        if status.st_size <= _COPY_LIMIT or not redirects:
+            # For a skeleton, files are copied however large: not every containerd can bind a file to a file.
             shutil.copyfile(source, target)
         else:
             with open(target, "xb") as file:
@@ -144,24 +174,28 @@ class Views:
         os.chmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
+    def unmount(self, number: int) -> None:
+        """Unmount a view, keeping its metadata; running containers keep their own clone of the mount."""
+        mounts.unmount(self.mount_path(number))
+
     def remove(self, number: int) -> None:
-        """Unmount a view and delete its metadata; running containers keep their own clone of the mount."""
-        target = self.mount_path(number)
-        mounts.unmount(target)
+        """Unmount a view and delete what it was made of; for closures that no container needs any more."""
+        self.unmount(number)
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(target)
-        for directory in (self.meta_path(number), self.meta_path(number) + _UNFINISHED):
+            os.rmdir(self.mount_path(number))
+        for directory in (self.meta_path(number), self._skeleton_path(number)):
             shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(directory + _UNFINISHED, ignore_errors=True)
 
     def numbers(self) -> set[int]:
-        """The views that have a mount point or metadata here."""
-        found = (entry.removesuffix(_UNFINISHED).removesuffix(".meta") for entry in os.listdir(self._directory))
+        """The views that have a mount point, metadata or a skeleton here."""
+        found = (entry.partition(".")[0] for entry in os.listdir(self._directory))
         return {int(name) for name in found if name.isdigit()}
 
     def unmount_all(self) -> None:
         """Unmount every view, keeping the metadata."""
         for number in self.numbers():
-            mounts.unmount(self.mount_path(number))
+            self.unmount(number)
 
 
 def missing_path(path: str) -> errors.FailedPreconditionError:
@@ -169,39 +203,3 @@ def missing_path(path: str) -> errors.FailedPreconditionError:
     return errors.FailedPreconditionError(
         f"the store path {path} is missing from the Nix store", hint=f"bring it back with: nix-store --realise {path}"
     )
-
-
-def probe(directory: str) -> None:
-    """Try the mechanism for real: mount a tiny view, read a file through a container's kind of overlay over it.
-
-    Args:
-        directory: A directory on the file system where views and snapshots will be.
-
-    Raises:
-        UnsupportedError: It doesn't work here; the sentence says at which point.
-    """
-    with contextlib.ExitStack() as cleanup:
-        base = os.path.join(directory, f".probe-{os.getpid()}")
-        shutil.rmtree(base, ignore_errors=True)
-        for part in ("store/pkg/bin", "views", "fs", "upper", "work", "root"):
-            os.makedirs(os.path.join(base, part))
-        cleanup.callback(shutil.rmtree, base, ignore_errors=True)
-        with open(os.path.join(base, "store/pkg/bin/hello"), "w", encoding="ascii") as file:
-            file.write("hello")
-        views = Views(os.path.join(base, "views"), store_dir="/nix/store", real_store_dir=os.path.join(base, "store"))
-        try:
-            views.ensure(1, ["pkg"])
-            cleanup.callback(views.remove, 1)
-            root = os.path.join(base, "root")
-            options = f"lowerdir={views.layer_path(1)}:{base}/fs,upperdir={base}/upper,workdir={base}/work"
-            mounts.mount("overlay", root, "overlay", 0, options)
-            cleanup.callback(mounts.unmount, root)
-            with open(os.path.join(root, "nix/store/pkg/bin/hello"), encoding="ascii") as file:
-                content = file.read()
-        except (errors.NixletError, OSError) as error:
-            raise errors.UnsupportedError(
-                f"overlay views don't work below {directory}: {error}",
-                hint="use a directory on a file system such as ext4, xfs, btrfs or tmpfs, that is no overlay itself",
-            ) from error
-        if content != "hello":
-            raise errors.UnsupportedError(f"overlay views below {directory} show wrong content")

@@ -7,6 +7,9 @@ from typing import Literal
 from nixlet import errors
 from nixlet.store import interface
 
+#: Whether images may name store paths that nobody vouches for.
+UnsignedPaths = Literal["allow", "deny"]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
@@ -17,7 +20,7 @@ class Policy:
             when it fetches), or to be named by its own content; "allow" takes what the store holds.
     """
 
-    unsigned_paths: Literal["allow", "deny"] = "allow"
+    unsigned_paths: UnsignedPaths = "allow"
 
     @property
     def restricts(self) -> bool:

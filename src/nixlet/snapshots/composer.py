@@ -1,0 +1,94 @@
+"""The mounts of a snapshot: its own directory over those of its layers, each Nix layer preceded by its closure."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+from nixlet import errors
+from nixlet.host import mounts
+from nixlet.snapshots import binds, keeper, metadata, model
+
+
+class Composer:
+    """Says what a client has to mount to see a snapshot."""
+
+    def __init__(
+        self,
+        database: metadata.Metadata,
+        closures: keeper.ClosureKeeper,
+        *,
+        root: str,
+        store_dir: str,
+        real_store_dir: str,
+        check_targets: Callable[[], Awaitable[None]],
+    ) -> None:
+        """A composer for the snapshots below a root.
+
+        Args:
+            database: Their database.
+            closures: Their closures.
+            root: The directory.
+            store_dir: The store as containers see it.
+            real_store_dir: The directory on this host with the store's files.
+            check_targets: Raises when the client can't mount below a snapshot's root.
+        """
+        self._db = database
+        self._closures = closures
+        self._root = root
+        self._snapshots = os.path.join(root, "snapshots")
+        self._store_dir = store_dir
+        self._real_store_dir = real_store_dir
+        self._check_targets = check_targets
+        # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
+        self._overlay_options = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
+
+    def upper(self, number: int) -> str:
+        """The directory with a snapshot's own content."""
+        return os.path.join(self._snapshots, str(number), "fs")
+
+    async def mounts(self, row: metadata.Row) -> list[model.Mount]:
+        """The mounts of an active or view snapshot; its closures are complete then.
+
+        Raises:
+            FailedPreconditionError: A store path is missing and can't be brought back, the layers are too many, or the
+                client can't make bind mounts below a root.
+        """
+        strategy = model.Strategy(row.strategy)
+        layers: list[binds.Lower] = []
+        for layer in self._db.chain(row.parent):
+            # A closure stands directly above its own layer, whose empty mount points it fills, and below all later ones.
+            if layer.closure is not None:
+                shown = await self._closures.ensure_shown(layer.closure, strategy)
+                layers.append(binds.Lower(shown, skeleton=strategy is model.Strategy.BIND))
+            layers.append(binds.Lower(self.upper(layer.id), skeleton=False))
+        root = self._root_mount(row, [layer.directory for layer in layers])
+        if not any(layer.skeleton for layer in layers):
+            return [root]
+        await self._check_targets()
+        bound = await asyncio.to_thread(
+            binds.binds, layers, store_dir=self._store_dir, real_store_dir=self._real_store_dir
+        )
+        return [root, *bound]
+
+    def _root_mount(self, row: metadata.Row, lower: list[str]) -> model.Mount:
+        directory = os.path.join(self._snapshots, str(row.id))
+        upper = self.upper(row.id)
+        if row.kind is model.Kind.ACTIVE:
+            if not lower:
+                return model.Mount("bind", upper, ("rw", "rbind"))
+            writable: tuple[str, ...] = (f"workdir={directory}/work", f"upperdir={upper}")
+        elif len(lower) < 2:
+            return model.Mount("bind", lower[0] if lower else upper, ("ro", "rbind"))
+        else:
+            writable = ()
+        options = (*self._overlay_options, *writable, f"lowerdir={':'.join(lower)}")
+        # containerd mounts long lists relative to the directory that all layers have in common.
+        prefix = len(self._root) + 1
+        size = sum(len(os.fsencode(option)) + 1 for option in options) - (prefix * len(lower) if len(lower) > 1 else 0)
+        if size > mounts.MAX_OPTIONS:
+            raise errors.FailedPreconditionError(
+                f"the snapshot {row.key} has {len(lower)} layers, whose names take {size} bytes and the kernel mounts"
+                f" {mounts.MAX_OPTIONS}",
+                hint="build the image with fewer layers",
+            )
+        return model.Mount("overlay", "overlay", options)

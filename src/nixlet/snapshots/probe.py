@@ -1,0 +1,146 @@
+"""Which strategies work here: found by mounting a small one and reading it back, never by comparing version numbers.
+
+The probe is a program of its own (``python -m nixlet.snapshots.probe``) in a mount namespace of its own: nothing of it can
+stay behind in ours. It takes some tenths of a second, so its findings are kept, for one boot of the kernel and for the
+devices that they were made on.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+
+from nixlet import errors
+from nixlet.host import files, mounts, process
+from nixlet.snapshots import model
+from nixlet.snapshots import views as views_module
+
+#: What a person may ask for; "auto" is the first of the strategies that works.
+CHOICES = ("auto", *(strategy.value for strategy in model.Strategy))
+
+_FILE = "probe.json"
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+#: Seconds for a few mounts; a disk that sleeps must have the time to wake up.
+_TIMEOUT = 60.0
+
+#: Strategies, with the reason why they don't work here; empty for those that do.
+Findings = Mapping[str, str]
+
+
+async def findings(root: str, real_store_dir: str) -> Findings:
+    """Which strategies work below a snapshotter's root, with the reasons of those that don't.
+
+    Args:
+        root: The snapshotter's directory; the findings are kept there.
+        real_store_dir: The directory with the store's files.
+
+    Raises:
+        CommandFailedError: The probe itself failed.
+    """
+    path = os.path.join(root, _FILE)
+    here = _circumstances(root, real_store_dir)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(_read(path))
+        if kept["circumstances"] == here:
+            return {strategy.value: str(kept["findings"][strategy.value]) for strategy in model.Strategy}
+    argv = [sys.executable, "-m", "nixlet.snapshots.probe", root, real_store_dir]
+    done = (await process.run(argv, timeout=_TIMEOUT)).check()
+    found: dict[str, str] = json.loads(done.stdout)
+    files.write_atomically(path, json.dumps({"circumstances": here, "findings": found}), mode=0o600)
+    return found
+
+
+async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
+    """The strategy to use: the one that is wanted, or the first that works.
+
+    Raises:
+        UnsupportedError: It doesn't work here, or none does; the sentence says why.
+    """
+    found = await findings(root, real_store_dir)
+    candidates = list(model.Strategy) if wanted == "auto" else [model.Strategy(wanted)]
+    for strategy in candidates:
+        if not found[strategy.value]:
+            return strategy
+    reasons = "; ".join(f"{strategy.value}: {found[strategy.value]}" for strategy in candidates)
+    raise errors.UnsupportedError(
+        f"containers can't be given a root file system below {root} ({reasons})",
+        hint="use a directory on a file system such as ext4, xfs, btrfs or tmpfs that is no overlay itself, such as a volume",
+    )
+
+
+def _circumstances(root: str, real_store_dir: str) -> list[object]:
+    """What the findings hold for."""
+    return [_read(_BOOT_ID).strip(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
+
+
+def probe(root: str, real_store_dir: str) -> Findings:
+    """Try each strategy; blocks, and mounts in the process's own mount namespace.
+
+    What is made below ``root`` is removed again, and the mounts end with the namespace.
+    """
+    found = {}
+    for strategy in model.Strategy:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=root, ignore_cleanup_errors=True) as base:
+            try:
+                _try(base, real_store_dir, strategy)
+                found[strategy.value] = ""
+            except (errors.NixletError, OSError) as error:
+                found[strategy.value] = str(error)
+            finally:
+                for entry in reversed(mounts.below(base)):
+                    mounts.unmount(entry.path)
+    return found
+
+
+def _try(base: str, real_store_dir: str, strategy: model.Strategy) -> None:
+    """Make a container's root over a store of one path, and over the real store, and look into both."""
+    own_store = os.path.join(base, "store")
+    os.makedirs(os.path.join(own_store, "pkg/bin"))
+    with open(os.path.join(own_store, "pkg/bin/hello"), "w", encoding="ascii") as file:
+        file.write("hello")
+    _look(base, "own", own_store, ["pkg"], strategy, lambda store: _read(os.path.join(store, "pkg/bin/hello")))
+    # The real store may lie on file systems that a view can't be stacked upon.
+    with os.scandir(real_store_dir) as entries:
+        example = next((entry.name for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+    names = [example] if example else []
+    _look(base, "real", real_store_dir, names, strategy, lambda store: sorted(os.listdir(os.path.join(store, *names))))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _look(
+    base: str, name: str, store: str, names: list[str], strategy: model.Strategy, look: Callable[[str], object]
+) -> None:
+    here = os.path.join(base, name)
+    for part in ("views", "fs", "upper", "work", "root"):
+        os.makedirs(os.path.join(here, part))
+    views = views_module.Views(os.path.join(here, "views"), store_dir="/nix/store", real_store_dir=store)
+    views.ensure(1, names, strategy)
+    root = os.path.join(here, "root")
+    options = f"lowerdir={views.layer_path(1, strategy)}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
+    mounts.mount("overlay", root, "overlay", 0, options)
+    if strategy is model.Strategy.BIND:
+        for each in names:
+            mounts.mount(f"{store}/{each}", f"{root}/nix/store/{each}", "", mounts.MS_BIND)
+    shown = os.path.join(root, "nix/store")
+    same = look(shown) == look(store) if names else not os.listdir(shown)
+    if not same:
+        raise errors.UnsupportedError(f"a container would see wrong content over the store {store}")
+
+
+def main() -> None:
+    """Probe in a mount namespace of this process's own, and print the findings as JSON."""
+    root, real_store_dir = sys.argv[1:]
+    mounts.unshare()
+    json.dump(probe(root, real_store_dir), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The probe of strategies: what it finds, where it looks, and how long it keeps that."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.host import mounts
+from nixlet.snapshots import model, probe
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "store" / "pkg" / "bin").mkdir(parents=True)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def on_overlay(tmp_path: Path) -> Iterator[Path]:
+    """A directory on an overlay, as a container's own root is."""
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    mounts.mount("overlay", str(tmp_path / "merged"), "overlay", 0, options)
+    yield tmp_path / "merged"
+    mounts.unmount(str(tmp_path / "merged"))
+
+
+async def test_both_strategies_work_here_and_nothing_is_left(root: Path, store: Path) -> None:
+    before = list(mounts.table())
+    assert await probe.findings(str(root), str(store)) == {"view": "", "bind": ""}
+    assert await probe.choose("auto", str(root), str(store)) is model.Strategy.VIEW
+    assert await probe.choose("bind", str(root), str(store)) is model.Strategy.BIND
+    assert os.listdir(root) == ["probe.json"]
+    assert list(mounts.table()) == before
+    assert os.listdir(store) == ["pkg"]
+
+
+async def test_findings_are_kept_for_one_boot_and_one_device(root: Path, store: Path) -> None:
+    await probe.findings(str(root), str(store))
+    kept = json.loads((root / "probe.json").read_text())
+    kept["findings"]["view"] = "so it was found"
+    (root / "probe.json").write_text(json.dumps(kept))
+    assert (await probe.findings(str(root), str(store)))["view"] == "so it was found"
+    assert await probe.choose("auto", str(root), str(store)) is model.Strategy.BIND
+    changes: list[object] = [
+        {**kept, "circumstances": ["another boot", *kept["circumstances"][1:]]},
+        {"circumstances": 1},
+        [],
+    ]
+    for changed in changes:
+        (root / "probe.json").write_text(json.dumps(changed))
+        assert (await probe.findings(str(root), str(store)))["view"] == ""
+
+
+async def test_snapshots_on_an_overlay_are_refused(on_overlay: Path, store: Path) -> None:
+    with pytest.raises(
+        errors.UnsupportedError, match=f"can't be given a root file system below {on_overlay}"
+    ) as caught:
+        await probe.choose("auto", str(on_overlay), str(store))
+    assert caught.value.hint is not None
+    assert "volume" in caught.value.hint
+    assert os.listdir(on_overlay) == ["probe.json"]
+
+
+async def test_a_store_on_an_overlay_is_too_deep_for_views_but_can_be_bound(root: Path, on_overlay: Path) -> None:
+    (on_overlay / "pkg" / "bin").mkdir(parents=True)
+    found = await probe.findings(str(root), str(on_overlay))
+    assert found["bind"] == ""
+    assert await probe.choose("auto", str(root), str(on_overlay)) is model.Strategy("bind" if found["view"] else "view")
+    with pytest.raises(errors.UnsupportedError, match="stacked too deep"):
+        await probe.choose("view", str(root), str(on_overlay))
