@@ -83,8 +83,8 @@ class Composer:
             writable = ()
         options = (*self._overlay_options, *writable, f"lowerdir={':'.join(lower)}")
         # containerd mounts long lists relative to the directory that all layers have in common.
-        prefix = len(self._root) + 1
-        size = sum(len(os.fsencode(option)) + 1 for option in options) - (prefix * len(lower) if len(lower) > 1 else 0)
+        shared = len(os.path.commonpath(lower)) + 1 if len(lower) > 1 else 0
+        size = sum(len(os.fsencode(option)) + 1 for option in options) - shared * len(lower)
         if size > mounts.MAX_OPTIONS:
             raise errors.FailedPreconditionError(
                 f"the snapshot {row.key} has {len(lower)} layers, whose names take {size} bytes and the kernel mounts"

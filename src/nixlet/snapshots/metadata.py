@@ -53,8 +53,11 @@ _MIGRATIONS = (
 )
 
 
+_SELECT = "SELECT s.*, coalesce(p.key, '') FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent"
+
+
 class Row(NamedTuple):
-    """A snapshot as stored."""
+    """A snapshot as stored, and the name of its parent."""
 
     id: int
     key: str
@@ -67,6 +70,12 @@ class Row(NamedTuple):
     strategy: str
     size: int
     inodes: int
+    parent_key: str
+
+    def info(self) -> model.Info:
+        """The snapshot as clients see it."""
+        labels = json.loads(self.labels)
+        return model.Info(self.key, self.parent_key, self.kind, self.created, self.updated, labels)
 
 
 class Layer(NamedTuple):
@@ -194,7 +203,7 @@ class Metadata:
 
     def find(self, key: str) -> Row | None:
         """The snapshot of that key or name."""
-        row = self._db.execute("SELECT * FROM snapshots WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute(f"{_SELECT} WHERE s.key = ?", (key,)).fetchone()
         return None if row is None else _row(row)
 
     def get(self, key: str) -> Row:
@@ -211,21 +220,10 @@ class Metadata:
     def named(self, name: str) -> Row | None:
         """The committed snapshot that a client of containerd knows by a name; containerd puts "<namespace>/<n>/" before it."""
         row = self._db.execute(
-            "SELECT * FROM snapshots WHERE kind = ? AND (key = ? OR substr(key, -length(?) - 1) = '/' || ?) LIMIT 1",
+            f"{_SELECT} WHERE s.kind = ? AND (s.key = ? OR substr(s.key, -length(?) - 1) = '/' || ?) LIMIT 1",
             (int(model.Kind.COMMITTED), name, name, name),
         ).fetchone()
         return None if row is None else _row(row)
-
-    def key_of(self, snapshot: int | None) -> str:
-        """The key of a snapshot by number; empty for none."""
-        if snapshot is None:
-            return ""
-        return str(self._db.execute("SELECT key FROM snapshots WHERE id = ?", (snapshot,)).fetchone()[0])
-
-    def info(self, row: Row) -> model.Info:
-        """The snapshot as clients see it."""
-        labels = json.loads(row.labels)
-        return model.Info(row.key, self.key_of(row.parent), row.kind, row.created, row.updated, labels)
 
     def chain(self, parent: int | None) -> list[Layer]:
         """A snapshot's committed ancestors, nearest first."""
@@ -240,7 +238,7 @@ class Metadata:
 
     def page(self, after: int, limit: int) -> list[Row]:
         """Snapshots by number, for listing in pages."""
-        rows = self._db.execute("SELECT * FROM snapshots WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        rows = self._db.execute(f"{_SELECT} WHERE s.id > ? ORDER BY s.id LIMIT ?", (after, limit))
         return [_row(row) for row in rows]
 
     def snapshot_ids(self) -> set[int]:

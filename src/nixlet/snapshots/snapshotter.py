@@ -173,7 +173,7 @@ class Snapshotter:
 
     async def stat(self, key: str) -> model.Info:
         """What is known of a snapshot."""
-        return self._db.info(self._db.get(key))
+        return self._db.get(key).info()
 
     async def update(self, name: str, labels: Mapping[str, str], fields: Sequence[str] | None) -> model.Info:
         """Change a snapshot's labels: all, or the fields named ("labels", "labels.KEY").
@@ -182,7 +182,7 @@ class Snapshotter:
         unpacked by a client which passes no annotations on. A closure that is there stays.
         """
         row = self._db.get(name)
-        current = dict(self._db.info(row).labels)
+        current = dict(row.info().labels)
         new = model.updated_labels(current, labels, fields)
         model.check_labels(new)
         reference = None
@@ -190,7 +190,7 @@ class Snapshotter:
             reference = closures.parse_annotations(new, self._store_dir)
         if reference is None:
             await self._uncancelled(self._db.write(lambda _: self._db.set_labels(self._db.get(name), new)), name)
-            return self._db.info(self._db.get(name))
+            return self._db.get(name).info()
         async with self._closures.realised(reference, self._background) as record:
 
             def change(_: object) -> None:
@@ -198,7 +198,7 @@ class Snapshotter:
                 self._db.set_labels(self._db.get(name), new)
 
             await self._uncancelled(self._db.write(change), f"update {name}")
-        return self._db.info(self._db.get(name))
+        return self._db.get(name).info()
 
     async def pages(self, wanted: Sequence[str] = ()) -> AsyncIterator[list[model.Info]]:
         """The snapshots that filters ask for, in pages of some number and size (bytes of labels).
@@ -213,7 +213,7 @@ class Snapshotter:
         while rows := self._db.page(after, _PAGE):
             after = rows[-1].id
             for row in rows:
-                info = self._db.info(row)
+                info = row.info()
                 if not selected(info):
                     continue
                 if page and (len(page) == _PAGE or size + len(row.labels) > _PAGE_BYTES):

@@ -1,6 +1,7 @@
 """The snapshotter's database: grouped commits, semantics of each change, refusals."""
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ async def commit(db: metadata.Metadata, name: str, key: str) -> None:
 async def test_commit_replaces_labels_and_times(database: metadata.Metadata) -> None:
     row = await insert(database, "a")
     await commit(database, "layer", "a")
-    info = database.info(database.get("layer"))
+    info = database.get("layer").info()
     assert info.kind is model.Kind.COMMITTED
     assert info.labels == {"done": "yes"}
     assert info.created == info.updated > row.created
@@ -140,3 +141,25 @@ def test_a_database_of_a_later_nixlet_is_refused(tmp_path: Path) -> None:
     later.close()
     with pytest.raises(errors.FailedPreconditionError, match="later nixlet"):
         metadata.Metadata(str(path))
+
+
+async def test_an_earlier_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "nixlet.db"
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        # As the first version wrote it.
+        old.executescript(
+            "CREATE TABLE closures (id INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL UNIQUE,"
+            " reference TEXT NOT NULL, paths TEXT NOT NULL, store_mtime INTEGER NOT NULL DEFAULT 0) STRICT;"
+            "CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL,"
+            " parent INTEGER REFERENCES snapshots (id), created INTEGER NOT NULL, updated INTEGER NOT NULL,"
+            " labels TEXT NOT NULL, closure INTEGER REFERENCES closures (id), strategy TEXT NOT NULL DEFAULT '',"
+            " size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0) STRICT;"
+            "INSERT INTO closures VALUES (3, 'c', '{}', 'a\nb', 7);"
+            "INSERT INTO snapshots VALUES (5, 'layer', 3, NULL, 1, 2, '{}', 3, 'view', 4096, 1);"
+            f"PRAGMA application_id = {0x6E69786C}; PRAGMA user_version = 1;"
+        )
+    database = metadata.Metadata(str(path))
+    assert database.closure(3) == metadata.Closure(3, "c", "{}", ("a", "b"))
+    assert database.get("layer").closure == 3
+    await insert(database, "a", "layer")
+    database.close()
