@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -339,6 +340,56 @@ async def test_what_a_crash_leaves_is_swept_and_what_was_acknowledged_stays(rig:
     assert len(rig.roots.names()) == 1
     made = await rig.snapshotter.mounts("container")
     assert content(rig, made) == shown(f=one)
+
+
+async def test_a_directory_that_a_power_cut_took_is_made_again(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await rig.snapshotter.prepare("a", "", {})
+    await rig.snapshotter.commit("layer", "a", {})
+    made = await rig.snapshotter.prepare("container", "layer", {})
+    for number in (1, 2):
+        shutil.rmtree(rig.root / "snapshots" / str(number))
+    await rig.reopen()
+    assert await rig.snapshotter.mounts("container") == made
+    with seen(rig, made) as root:
+        assert os.listdir(root) == []
+    assert "layer 1 has lost its content" in caplog.text
+    assert "snapshot 2 has lost its content" in caplog.text
+
+
+async def test_cleaning_up_takes_nothing_from_those_who_work_meanwhile(rig: Rig) -> None:
+    """Layers of shared closures and containers come and go in many hands, while a collector sweeps again and again."""
+    paths = [rig.store.add(f"p{number}", {"f": str(number)}) for number in range(2)]
+    working = True
+
+    async def work(hand: int) -> None:
+        for turn in range(6):
+            path, name = paths[(hand + turn) % 2], f"{hand}-{turn}"
+            await rig.layer(name, [path])
+            made = await rig.snapshotter.prepare(f"container {name}", name, {})
+            directory = Path(option(made[0], "upperdir"))
+            assert directory.is_dir()
+            assert os.listdir(f"{option(made[0], 'lowerdir').split(':')[0]}{rig.store.store_dir}") == [
+                os.path.basename(path)
+            ]
+            await rig.snapshotter.remove(f"container {name}")
+            if turn < 5:
+                await rig.snapshotter.remove(name)
+
+    async def sweep() -> None:
+        while working:
+            await rig.snapshotter.cleanup()
+            await asyncio.sleep(0)
+
+    sweeping = asyncio.create_task(sweep())
+    await asyncio.gather(*(work(hand) for hand in range(8)))
+    working = False
+    await sweeping
+    await rig.snapshotter.cleanup()
+    left = [info.name async for page in rig.snapshotter.pages() for info in page]
+    assert len(left) == len(os.listdir(rig.root / "snapshots")) == 8
+    assert len(rig.roots.names()) == 2
+    await asyncio.to_thread(rig.store.nix, "nix-store", "--gc")
+    assert all(os.path.exists(path) for path in paths)
 
 
 async def test_mount_forms_of_ordinary_snapshots(rig: Rig) -> None:

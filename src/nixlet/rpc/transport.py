@@ -4,6 +4,7 @@ This is the one module that leans on grpclib's insides; it was written against g
 version moves them.
 """
 
+import asyncio
 import types
 from typing import Any
 
@@ -82,12 +83,41 @@ def _create_stream(
     )
 
 
+class _GatheringTransport:
+    """A transport that sends what is written in one turn of the event loop at once.
+
+    A call's headers, message and trailers are three writes, each of which would wake the peer up.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._pending:
+            self._loop.call_soon(self._send)
+        self._pending.append(data)
+
+    def _send(self) -> None:
+        if self._pending:
+            data, self._pending = b"".join(self._pending), []
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(protocol.H2Protocol):
     """An HTTP/2 connection whose streams refuse messages beyond the limit."""
 
     def connection_made(self, transport: Any) -> None:
         """Take up a new connection."""
-        super().connection_made(transport)
+        super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]
 
     def go_away(self) -> None:

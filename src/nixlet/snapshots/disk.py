@@ -1,5 +1,7 @@
-"""What snapshots take of the disk, and freeing it. All functions here block: call them in a thread."""
+"""The directories of snapshots: made in advance, measured, deleted. What walks a tree blocks: call it in a thread."""
 
+import collections
+import itertools
 import os
 import shutil
 import stat
@@ -7,6 +9,9 @@ import stat
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import model
+
+#: How many directories are made in advance; as many as containers that may start at the same moment.
+_SPARES = 16
 
 
 def usage(directory: str) -> model.Usage:
@@ -36,3 +41,42 @@ def remove_tree(path: str) -> None:
     if mounted:
         raise errors.FailedPreconditionError(f"{path} is not removed: {mounted[-1].path} is still mounted")
     shutil.rmtree(path, ignore_errors=True)
+
+
+class Spares:
+    """Empty directories for snapshots, made in advance: making three takes a file system as long as a durable commit."""
+
+    def __init__(self, directory: str) -> None:
+        """Keep them in a directory, on the file system of the snapshots; what is there already is left over and goes."""
+        shutil.rmtree(directory, ignore_errors=True)
+        os.mkdir(directory, 0o700)
+        self._directory = directory
+        self._ready: collections.deque[str] = collections.deque()
+        self._names = itertools.count(1)
+        self._refilling = False
+
+    def take(self) -> str:
+        """A directory with an empty ``fs`` and ``work``, for the caller to move away or to delete."""
+        return self._ready.popleft() if self._ready else self._make()
+
+    def claim_refill(self) -> bool:
+        """Whether it is time to refill, which is up to the caller then."""
+        if self._refilling or len(self._ready) >= _SPARES // 2:
+            return False
+        self._refilling = True
+        return True
+
+    def refill(self) -> None:
+        """Make as many as should be there; blocks."""
+        try:
+            while len(self._ready) < _SPARES:
+                self._ready.append(self._make())
+        finally:
+            self._refilling = False
+
+    def _make(self) -> str:
+        path = os.path.join(self._directory, str(next(self._names)))
+        os.mkdir(path, 0o700)
+        os.mkdir(os.path.join(path, "fs"), 0o755)
+        os.mkdir(os.path.join(path, "work"), 0o711)
+        return path

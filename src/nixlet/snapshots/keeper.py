@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -41,7 +40,7 @@ class ClosureKeeper:
         self._realiser = realise
         self._roots = gc_roots
         # A lock lives as long as somebody holds or awaits it.
-        self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[int | str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._pins: dict[str, int] = {}
         # Closures to the mtime of the store's directory (ns) when all of their paths were last seen in it.
         self._complete: dict[int, int] = {}
@@ -56,7 +55,9 @@ class ClosureKeeper:
         refers to it the root is dropped again afterwards, by work that is given to ``let_go``.
         """
         identity = reference.identity
-        self._pins[identity] = self._pins.get(identity, 0) + 1
+        # Not while the same closure is just being let go.
+        async with self._lock(identity):
+            self._pins[identity] = self._pins.get(identity, 0) + 1
         try:
             realised = await self._realiser.realise_closure(reference, root_name=identity)
             names = [path.name for path in realised.paths]
@@ -95,8 +96,9 @@ class ClosureKeeper:
             self._complete[number] = mtime
         return layer
 
-    def _lock(self, number: int) -> asyncio.Lock:
-        return self._locks.setdefault(number, asyncio.Lock())
+    def _lock(self, closure: int | str) -> asyncio.Lock:
+        """The lock for what is done to a closure's view (by number), or to its record and roots (by identity)."""
+        return self._locks.setdefault(closure, asyncio.Lock())
 
     def _store_mtime(self) -> int:
         return os.stat(self._real_store_dir).st_mtime_ns
@@ -114,24 +116,26 @@ class ClosureKeeper:
 
     async def drop_unused(self, identities: Iterable[str] = ()) -> None:
         """Drop closures that no snapshot needs, with their views and roots, and the given roots if nothing records them."""
-        let_go = set(identities)
-        for closure in self._db.unused_closures():
-            if closure.identity in self._pins:
-                continue
+        unused = {closure.identity: closure.id for closure in self._db.unused_closures()}
+        for identity in {*identities, *unused}:
+            async with self._lock(identity):
+                if identity not in self._pins:
+                    await self._drop(identity)
+
+    async def _drop(self, identity: str) -> None:
+        """Drop a closure, unless a snapshot needs it; nobody takes it up meanwhile."""
+        closure = self._db.closure_named(identity)
+        if closure is not None:
+            if self._db.is_used(closure.id):
+                return
             async with self._lock(closure.id):
                 await asyncio.to_thread(self._views.remove, closure.id)
                 self._faults.reach("view-removed")
                 self._complete.pop(closure.id, None)
-                await self._db.write(functools.partial(self._forget, closure.id))
+                await self._db.write(lambda _: self._db.delete_closure(closure.id))
                 self._faults.reach("closure-forgotten")
-            let_go.add(closure.identity)
-        recorded = {closure.identity for closure in self._db.closures()}
-        for identity in let_go - recorded - self._pins.keys():
-            await asyncio.to_thread(self._roots.remove, identity)
-            self._faults.reach("root-removed")
-
-    def _forget(self, number: int, _: object) -> None:
-        self._db.delete_closure(number)
+        await asyncio.to_thread(self._roots.remove, identity)
+        self._faults.reach("root-removed")
 
     async def discard_unfinished(self) -> None:
         """Remove what a crash left half-made; before anything else is done."""
@@ -140,12 +144,14 @@ class ClosureKeeper:
     async def sweep(self) -> list[str]:
         """Remove views and roots that the database doesn't know; what was removed, in words."""
         await self.drop_unused()
-        known = {closure.id: closure.identity for closure in self._db.closures()}
+        # Looked at before the database is: what is made meanwhile is known there, and not seen here.
+        numbers = await asyncio.to_thread(self._views.numbers)
         swept = []
-        for number in await asyncio.to_thread(self._views.numbers) - known.keys():
+        for number in numbers - {closure.id for closure in self._db.closures()}:
             await asyncio.to_thread(self._views.remove, number)
             swept.append(f"view {number}")
-        for name in set(await asyncio.to_thread(self._roots.names)) - set(known.values()) - self._pins.keys():
-            await asyncio.to_thread(self._roots.remove, name)
+        names = set(await asyncio.to_thread(self._roots.names))
+        for name in names - {closure.identity for closure in self._db.closures()} - self._pins.keys():
+            await self.drop_unused([name])
             swept.append(f"GC root {name}")
         return swept

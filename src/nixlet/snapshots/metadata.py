@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: "nixl", so that a database of another program is recognised (sqlite's PRAGMA application_id).
 _APPLICATION_ID = 0x6E69786C
 
+#: The write-ahead log's length (bytes): the 1,000 pages after which sqlite makes a checkpoint, with their headers.
+_LOG_SIZE = 1_000 * (4096 + 24) + 32
+
 #: The schema's steps; a database at version N has had the first N applied.
 _MIGRATIONS = (
     """
@@ -139,6 +142,8 @@ class Metadata:
                 f"{self._path} was written by a later nixlet (schema {version}, this one knows {len(_MIGRATIONS)})",
                 hint="run that nixlet, or choose another root for the snapshotter",
             )
+        # Nobody else opens it: no locks are taken for each statement, and there is no shared memory beside it.
+        run("PRAGMA locking_mode = EXCLUSIVE")
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("PRAGMA foreign_keys = ON")
@@ -146,6 +151,9 @@ class Metadata:
             self._db.executescript(
                 f"BEGIN; {script} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
             )
+        # A write, so that the log is there.
+        run(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+        _extend(f"{self._path}-wal")
 
     def close(self) -> None:
         """Write what is pending and close."""
@@ -241,6 +249,10 @@ class Metadata:
         rows = self._db.execute(f"{_SELECT} WHERE s.id > ? ORDER BY s.id LIMIT ?", (after, limit))
         return [_row(row) for row in rows]
 
+    def rows(self) -> Iterator[Row]:
+        """All snapshots."""
+        return map(_row, self._db.execute(f"{_SELECT} ORDER BY s.id").fetchall())
+
     def snapshot_ids(self) -> set[int]:
         """The numbers of all snapshots."""
         return {row[0] for row in self._db.execute("SELECT id FROM snapshots")}
@@ -249,6 +261,15 @@ class Metadata:
         """A closure by number."""
         row = self._db.execute("SELECT * FROM closures WHERE id = ?", (number,)).fetchone()
         return _closure(row)
+
+    def closure_named(self, identity: str) -> Closure | None:
+        """A closure by identity."""
+        row = self._db.execute("SELECT * FROM closures WHERE identity = ?", (identity,)).fetchone()
+        return None if row is None else _closure(row)
+
+    def is_used(self, closure: int) -> bool:
+        """Whether a snapshot brings a closure along."""
+        return bool(self._db.execute("SELECT 1 FROM snapshots WHERE closure = ? LIMIT 1", (closure,)).fetchone())
 
     def closures(self) -> Iterator[Closure]:
         """All closures."""
@@ -293,13 +314,14 @@ class Metadata:
             parent_id = row.id
         if self.find(key) is not None:
             raise errors.AlreadyExistsError(f"snapshot {key} exists already")
-        now = time.time_ns()
-        self._db.execute(
+        now, text = time.time_ns(), json.dumps(dict(labels))
+        cursor = self._db.execute(
             "INSERT INTO snapshots (key, kind, parent, created, updated, labels, closure, strategy)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, int(kind), parent_id, now, now, json.dumps(dict(labels)), closure, strategy),
+            (key, int(kind), parent_id, now, now, text, closure, strategy),
         )
-        return self.get(key)
+        assert cursor.lastrowid is not None
+        return Row(cursor.lastrowid, key, kind, parent_id, now, now, text, closure, strategy, 0, 0, parent)
 
     def commit_snapshot(self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage) -> None:
         """Turn an active snapshot into a committed one; its labels become those of the call, its closure stays.
@@ -348,6 +370,18 @@ class Metadata:
     def delete_closure(self, closure: int) -> None:
         """Forget a closure that no snapshot brings along."""
         self._db.execute("DELETE FROM closures WHERE id = ?", (closure,))
+
+
+def _extend(log: str) -> None:
+    """Let the write-ahead log have the length from the start to which it grows before it is used again from its beginning.
+
+    A commit that makes a file longer costs the file system a commit of its own journal; one that writes over what is there
+    doesn't. What stands behind the last valid frame is ignored (https://www.sqlite.org/fileformat2.html, 4.4).
+    """
+    with open(log, "ab") as file:
+        file.write(bytes(max(0, _LOG_SIZE - file.tell())))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _row(row: Sequence[Any]) -> Row:

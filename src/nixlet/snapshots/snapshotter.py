@@ -1,6 +1,6 @@
 """The snapshotter: containerd's snapshot semantics, with closures as views.
 
-Snapshot N lives in ``snapshots/N`` (``fs``, and ``work`` for what can be written), view M in ``views/M``. The database is the
+Snapshot N lives in ``snapshots/N`` (its content in ``fs``, overlayfs's ``work`` beside it), view M in ``views/M``. The database is the
 truth: a directory, view or GC root that it doesn't know is left over from a crash and is swept at the start.
 """
 
@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -25,6 +24,9 @@ from nixlet.store import closures, realiser, roots
 T = TypeVar("T")
 
 _PAGE = 100
+
+#: Seconds that removed snapshots wait for being deleted from the disk.
+_FREE_LATER = 0.1
 
 #: Labels in one page of a list: a message may have 16 MiB, and one snapshot's labels 4 MiB.
 _PAGE_BYTES = 8 << 20
@@ -101,15 +103,19 @@ class Snapshotter:
             real_store_dir=real_store_dir,
             check_targets=check_targets,
         )
-        self._unfinished: set[str] = set()
+        self._spares = disk.Spares(os.path.join(root, "spare"))
+        #: Snapshots whose directories are to be deleted, and whether a closure may be let go with them.
+        self._removed: dict[int, bool] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._chosen: asyncio.Task[model.Strategy] | None = None
 
     async def start(self) -> None:
         """Finish or undo what a crash cut off, and begin to find out which strategy works here."""
         self._chosen = self._task(probe.choose(self._wanted, self.root, self._real_store_dir), "choosing a strategy")
+        self._refill_spares()
         await self._closures.discard_unfinished()
         swept = await self._sweep()
+        await asyncio.to_thread(self._restore, {row.id: row.kind for row in self._db.rows()})
         if swept:
             _log.info("swept what an earlier run left behind: %s", ", ".join(swept))
 
@@ -161,15 +167,15 @@ class Snapshotter:
         else:
             usage = model.Usage(0, 0)  # refused below, after the checks that come first
         self._faults.reach("usage-measured")
-        await self._uncancelled(
-            self._db.write(lambda _: self._db.commit_snapshot(name, key, labels, usage)), f"commit {key}"
-        )
+        await self._db.write(lambda _: self._db.commit_snapshot(name, key, labels, usage))
 
     async def remove(self, key: str) -> None:
         """Forget a snapshot; its disk space is freed in the background."""
         row = await self._uncancelled(self._db.write(lambda _: self._db.remove_snapshot(key)), f"remove {key}")
         self._faults.reach("removal-recorded")
-        self._background(self._free(row.id, closure_changed=row.closure is not None), f"free {row.id}")
+        if not self._removed:
+            self._background(self._free(), "freeing removed snapshots")
+        self._removed[row.id] = row.closure is not None
 
     async def stat(self, key: str) -> model.Info:
         """What is known of a snapshot."""
@@ -189,7 +195,7 @@ class Snapshotter:
         if row.kind is model.Kind.COMMITTED and row.closure is None:
             reference = closures.parse_annotations(new, self._store_dir)
         if reference is None:
-            await self._uncancelled(self._db.write(lambda _: self._db.set_labels(self._db.get(name), new)), name)
+            await self._db.write(lambda _: self._db.set_labels(self._db.get(name), new))
             return self._db.get(name).info()
         async with self._closures.realised(reference, self._background) as record:
 
@@ -289,13 +295,10 @@ class Snapshotter:
         strategy: model.Strategy,
         record_closure: Callable[[], int] | None,
     ) -> metadata_module.Row:
-        temporary = tempfile.mkdtemp(prefix="new-", dir=self._snapshots)
-        self._unfinished.add(os.path.basename(temporary))
+        temporary = self._spares.take()
+        self._refill_spares()
+        upper = os.path.join(temporary, "fs")
         try:
-            upper = os.path.join(temporary, "fs")
-            os.mkdir(upper, 0o755)
-            if kind is model.Kind.ACTIVE:
-                os.mkdir(os.path.join(temporary, "work"), 0o711)
             self._faults.reach("directory-made")
 
             def change(_: object) -> metadata_module.Row:
@@ -314,8 +317,6 @@ class Snapshotter:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        finally:
-            self._unfinished.discard(os.path.basename(temporary))
 
     def _check_mount_points(self, number: int, closure: metadata_module.Closure) -> None:
         """Refuse a layer with mount points that its closure doesn't fill.
@@ -358,17 +359,37 @@ class Snapshotter:
 
         self._task(work, name).add_done_callback(report)
 
-    async def _free(self, number: int, *, closure_changed: bool) -> None:
-        await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, str(number)))
-        self._faults.reach("directory-freed")
-        if closure_changed:
+    async def _free(self) -> None:
+        """Delete the directories of removed snapshots, one after the other, a little later: calls come first."""
+        await asyncio.sleep(_FREE_LATER)
+        removed, self._removed = self._removed, {}
+        for number in removed:
+            await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, str(number)))
+            self._faults.reach("directory-freed")
+        if any(removed.values()):
             await self._closures.drop_unused()
+
+    def _restore(self, kinds: Mapping[int, model.Kind]) -> None:
+        """Make directories again that a power cut took: what the database says is on the disk before they are."""
+        for number in sorted(kinds.keys() - {int(name) for name in os.listdir(self._snapshots) if name.isdigit()}):
+            os.rename(self._spares.take(), os.path.join(self._snapshots, str(number)))
+            if kinds[number] is model.Kind.COMMITTED:
+                _log.error(
+                    "layer %d has lost its content, as after a power cut; remove its image and pull it again", number
+                )
+            else:
+                _log.warning("snapshot %d has lost its content, as after a power cut", number)
+
+    def _refill_spares(self) -> None:
+        if self._spares.claim_refill():
+            self._background(asyncio.to_thread(self._spares.refill), "making spare directories")
 
     async def _sweep(self) -> list[str]:
         """Remove directories, views and roots that the database doesn't know; what was removed, in words."""
-        swept = []
-        known = {str(number) for number in self._db.snapshot_ids()} | self._unfinished
-        for name in set(await asyncio.to_thread(os.listdir, self._snapshots)) - known:
+        # Looked at before the database is: what is made meanwhile is known there, and not seen here.
+        present = await asyncio.to_thread(os.listdir, self._snapshots)
+        unknown = sorted(set(present) - {str(number) for number in self._db.snapshot_ids() | self._removed.keys()})
+        for name in unknown:
             await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, name))
-            swept.append(f"snapshot directory {name}")
+        swept = [f"snapshot directory {name}" for name in unknown]
         return swept + await self._closures.sweep()

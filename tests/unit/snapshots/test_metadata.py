@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,11 +107,13 @@ async def test_numbers_are_never_used_again(database: metadata.Metadata) -> None
 
 
 async def test_what_was_acknowledged_is_there_after_a_reopening(tmp_path: Path) -> None:
-    path = str(tmp_path / "nixlet.db")
-    first = metadata.Metadata(path)
+    first = metadata.Metadata(str(tmp_path / "nixlet.db"))
     await insert(first, "a")
-    # Not closed: as after a SIGKILL.
-    second = metadata.Metadata(path)
+    # The files as they are without a closing, as after a SIGKILL.
+    (tmp_path / "later").mkdir()
+    for file in tmp_path.glob("nixlet.db*"):
+        shutil.copy(file, tmp_path / "later")
+    second = metadata.Metadata(str(tmp_path / "later" / "nixlet.db"))
     assert second.get("a").key == "a"
     second.close()
     first.close()
