@@ -5,10 +5,18 @@ import itertools
 import os
 import shutil
 import stat
+import sys
+import time
 
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import model
+
+#: So many inodes are looked at without a thread.
+_FEW = 16
+
+#: Seconds between two of the directories that are made in advance: calls come first.
+_BREATH = 0.002
 
 #: How many directories are made in advance; as many as containers that may start at the same moment.
 _SPARES = 16
@@ -16,18 +24,29 @@ _SPARES = 16
 
 def usage(directory: str) -> model.Usage:
     """What a tree takes, as du(1) counts: blocks of 512 bytes, each inode once."""
-    size = 0
-    seen: set[tuple[int, int]] = set()
-    pending = [directory]
+    counted = _count(directory, sys.maxsize)
+    assert counted is not None
+    return counted
+
+
+def small_usage(directory: str) -> model.Usage | None:
+    """The same for a tree of a few files, which takes less time than giving the work to a thread; None for a larger one."""
+    return _count(directory, _FEW)
+
+
+def _count(directory: str, limit: int) -> model.Usage | None:
     status = os.lstat(directory)
-    seen.add((status.st_dev, status.st_ino))
-    size += status.st_blocks * 512
+    size = status.st_blocks * 512
+    seen = {(status.st_dev, status.st_ino)}
+    pending = [directory]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
                 if (status.st_dev, status.st_ino) in seen:
                     continue
+                if len(seen) == limit:
+                    return None
                 seen.add((status.st_dev, status.st_ino))
                 size += status.st_blocks * 512
                 if stat.S_ISDIR(status.st_mode):
@@ -71,6 +90,7 @@ class Spares:
         try:
             while len(self._ready) < _SPARES:
                 self._ready.append(self._make())
+                time.sleep(_BREATH)
         finally:
             self._refilling = False
 

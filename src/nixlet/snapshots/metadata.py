@@ -171,7 +171,7 @@ class Metadata:
             loop.call_soon(self._flush)
         self._pending.append((change, future))
         # A caller that is cancelled here loses the answer, never the change.
-        return await asyncio.shield(future)
+        return await future
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []

@@ -163,7 +163,10 @@ class Snapshotter:
         if row.kind is model.Kind.ACTIVE:
             if row.closure is not None:
                 await asyncio.to_thread(self._check_mount_points, row.id, self._db.closure(row.closure))
-            usage = await asyncio.to_thread(disk.usage, self._composer.upper(row.id))
+            upper = self._composer.upper(row.id)
+            usage = disk.small_usage(upper)
+            if usage is None:
+                usage = await asyncio.to_thread(disk.usage, upper)
         else:
             usage = model.Usage(0, 0)  # refused below, after the checks that come first
         self._faults.reach("usage-measured")
@@ -271,7 +274,7 @@ class Snapshotter:
         if kind is model.Kind.ACTIVE and model.is_unpack(key, labels):
             reference = closures.parse_annotations(labels, self._store_dir)
         if reference is None:
-            row = await self._uncancelled(self._insert(key, parent, labels, kind, strategy, None), f"prepare {key}")
+            row = await self._insert(key, parent, labels, kind, strategy, None)
         else:
             async with self._closures.realised(reference, self._background) as record:
                 row = await self._uncancelled(
