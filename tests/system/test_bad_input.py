@@ -295,7 +295,7 @@ def test_a_data_directory_on_an_overlay(tmp_path: Path) -> None:
     mounts.mount("overlay", str(tmp_path / "merged"), "overlay", 0, options)
     try:
         sentence = start_refused(tmp_path / "merged")
-        assert sentence.startswith(f"overlay views don't work below {tmp_path}/merged/data")
+        assert sentence.startswith(f"containers can't be given a root file system below {tmp_path}/merged/data")
     finally:
         mounts.unmount(str(tmp_path / "merged"))
 
