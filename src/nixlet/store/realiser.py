@@ -120,7 +120,9 @@ class Realiser:
             if reference.closure_info is not None:
                 members = await asyncio.to_thread(self._read_store_paths, reference.closure_info)
                 loose = await self._loose(session, reference.closure_info, members)
-                took += await session.realise(members, sink)
+                # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
+                if loose:
+                    took += await session.realise(sorted(loose), sink)
             if self._policy.restricts:
                 self._policy.check((await session.path_infos(members)).values())
             if root_name is not None:
