@@ -1,0 +1,36 @@
+"""The benchmarks of the snapshotter run through, with small numbers: their figures are for the machine they are made on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nixlet.host import mounts
+from support import parts
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["calls", "closures"])
+def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
+    before = list(mounts.table())
+    argv = [sys.executable, f"{ROOT}/bench/{name}.py", "--quick", "--json", f"{tmp_path}/figures.json"]
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    if name == "calls":
+        assert all(row["nixlet"]["p50"] > 0 for row in figures["calls"]["16"].values())
+        assert figures["scale"]["nixlet"]["40"]["rss_mb"] > 0
+    else:
+        assert (
+            figures["beside"]["10"]["nixlet"]["host_mounts"]
+            < figures["beside"]["10"]["Go nix-snapshotter"]["host_mounts"]
+        )
+    assert list(mounts.table()) == before
+    assert not Path("/run/nixlet-test/b").exists()
