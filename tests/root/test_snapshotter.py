@@ -253,6 +253,19 @@ async def test_paths_of_every_form_and_name(rig: Rig) -> None:
             assert os.listdir(str(root) + paths[name]) == ["f"]
 
 
+@pytest.mark.slow
+async def test_a_path_of_100_000_files(rig: Rig) -> None:
+    """Nothing is done for each file: the closure is shown by one view, or one bind mount."""
+    big = rig.store.add("big", {f"file-{number}": "" for number in range(100_000)})
+    await rig.layer("layer", [big])
+    made = await rig.snapshotter.prepare("container", "layer", {})
+    assert len(made) == (1 if rig.strategy == "view" else 2)
+    (tree,) = [*rig.root.glob("views/*.meta"), *rig.root.glob("views/*.skeleton")]
+    assert [files for _, _, files in os.walk(tree) if files] == []
+    with seen(rig, made) as root:
+        assert len(os.listdir(str(root) + big)) == 100_000
+
+
 async def test_a_snapshot_keeps_its_strategy(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("layer", [one])
