@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
-    before = list(mounts.table())
     argv = [sys.executable, f"{ROOT}/bench/{name}.py", "--quick", "--json", f"{tmp_path}/figures.json"]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -32,5 +31,6 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
             figures["beside"]["10"]["nixlet"]["host_mounts"]
             < figures["beside"]["10"]["Go nix-snapshotter"]["host_mounts"]
         )
-    assert list(mounts.table()) == before
+    # Others mount as well meanwhile; what a benchmark mounts lies below directories of its own.
+    assert [entry.path for entry in mounts.table() if f"nixlet-{name}-" in entry.path] == []
     assert not Path("/run/nixlet-test/b").exists()

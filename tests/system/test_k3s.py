@@ -109,10 +109,8 @@ def registry(directory: Path) -> Iterator[None]:
             process.terminate()
 
 
-def test_an_image_with_annotations_from_a_registry(
-    node: nodes.Node, tmp_path: Path, store_images: dict[int, storeimages.StoreImage]
-) -> None:
-    image = store_images[50]
+def test_an_image_with_annotations_from_a_registry(node: nodes.Node, tmp_path: Path, archives: Path) -> None:
+    image = storeimages.make(archives, 12)
     reference = f"{ADDRESS}/nix:1"
     push = [
         "skopeo",

@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 from nixlet import errors
 from nixlet.host import mounts
@@ -54,12 +55,23 @@ def _count(directory: str, limit: int) -> model.Usage | None:
     return model.Usage(size, len(seen))
 
 
-def remove_tree(path: str) -> None:
-    """Delete a snapshot's directory, unless something is mounted in it."""
-    mounted = mounts.below(path)
-    if mounted:
-        raise errors.FailedPreconditionError(f"{path} is not removed: {mounted[-1].path} is still mounted")
-    shutil.rmtree(path, ignore_errors=True)
+def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: None) -> None:
+    """Delete the directories of snapshots, but none in which something is mounted; ``removed`` is called after each.
+
+    Raises:
+        FailedPreconditionError: Something is mounted in one of them; the others are gone.
+    """
+    mounted = [entry.path for entry in mounts.table()]
+    left = []
+    for path in paths:
+        inside = [each for each in mounted if each == path or each.startswith(f"{path}/")]
+        if inside:
+            left.append(inside[-1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            removed()
+    if left:
+        raise errors.FailedPreconditionError(f"a removed snapshot's directory stays, since {left[0]} is still mounted")
 
 
 class Spares:

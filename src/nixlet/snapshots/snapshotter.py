@@ -6,6 +6,7 @@ truth: a directory, view or GC root that it doesn't know is left over from a cra
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -366,11 +367,12 @@ class Snapshotter:
         """Delete the directories of removed snapshots, one after the other, a little later: calls come first."""
         await asyncio.sleep(_FREE_LATER)
         removed, self._removed = self._removed, {}
-        for number in removed:
-            await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, str(number)))
-            self._faults.reach("directory-freed")
-        if any(removed.values()):
-            await self._closures.drop_unused()
+        paths = [os.path.join(self._snapshots, str(number)) for number in removed]
+        try:
+            await asyncio.to_thread(disk.remove_trees, paths, functools.partial(self._faults.reach, "directory-freed"))
+        finally:
+            if any(removed.values()):
+                await self._closures.drop_unused()
 
     def _restore(self, kinds: Mapping[int, model.Kind]) -> None:
         """Make directories again that a power cut took: what the database says is on the disk before they are."""
@@ -392,7 +394,6 @@ class Snapshotter:
         # Looked at before the database is: what is made meanwhile is known there, and not seen here.
         present = await asyncio.to_thread(os.listdir, self._snapshots)
         unknown = sorted(set(present) - {str(number) for number in self._db.snapshot_ids() | self._removed.keys()})
-        for name in unknown:
-            await asyncio.to_thread(disk.remove_tree, os.path.join(self._snapshots, name))
+        await asyncio.to_thread(disk.remove_trees, [os.path.join(self._snapshots, name) for name in unknown])
         swept = [f"snapshot directory {name}" for name in unknown]
         return swept + await self._closures.sweep()
