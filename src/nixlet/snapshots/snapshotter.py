@@ -5,6 +5,7 @@ truth: a directory, view or GC root that it doesn't know is left over from a cra
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -74,6 +75,8 @@ class Snapshotter:
             gc_roots=gc_roots,
         )
         self._unfinished: set[str] = set()
+        #: How many roots were made for containers and layers, by strategy.
+        self.roots_made: collections.Counter[str] = collections.Counter()
         self._tasks: set[asyncio.Task[object]] = set()
         # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
         self._overlay_options = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
@@ -203,6 +206,10 @@ class Snapshotter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sweep()
 
+    def counts(self) -> Mapping[model.Kind, int]:
+        """How many snapshots there are of each kind."""
+        return self._db.counts()
+
     def closure_of(self, name: str) -> tuple[str, ...]:
         """The store paths that a committed snapshot and its ancestors bring along, sorted.
 
@@ -283,6 +290,7 @@ class Snapshotter:
         layers = self._db.chain(row.parent)
         directory = os.path.join(self._snapshots, str(row.id))
         upper = os.path.join(directory, "fs")
+        self.roots_made[row.strategy] += 1
         lower: list[str] = []
         for layer in layers:
             # A view stands directly above its own layer, whose empty mount points it fills, and below all later layers.
