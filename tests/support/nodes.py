@@ -39,7 +39,11 @@ class Node:
             *("--pod-cidr", f"10.163.{number}.0/24", *arguments),
         ]
         # No caches: tests talk to this machine only, and Nix would try for seconds to reach what isn't there.
-        own = {"NIXLET_STATE_DIR": str(self.state_dir), "NIX_CONFIG": "substituters ="}
+        own = {
+            "NIXLET_STATE_DIR": str(self.state_dir),
+            "NIX_CONFIG": "substituters =",
+            "NIXLET_CONFIG_FILE": "/dev/null",
+        }
         self.environment = {**os.environ, **own, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -156,6 +160,16 @@ def processes_below(directory: Path) -> list[int]:
     return found
 
 
+def with_descendants(pids: Sequence[int]) -> list[int]:
+    """Processes and all that they started, the deepest last: a shim's containers don't name the node's directory."""
+    found = list(pids)
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                found.extend(map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split()))
+    return found
+
+
 @contextlib.contextmanager
 def cleaned_up(node: Node) -> Iterator[Node]:
     """A node of which nothing stays, whatever happens to the test."""
@@ -172,7 +186,7 @@ def cleaned_up(node: Node) -> Iterator[Node]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in processes_below(node.state_dir):
+        for pid in with_descendants(processes_below(node.state_dir)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)

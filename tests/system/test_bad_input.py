@@ -306,7 +306,9 @@ def test_a_data_directory_on_an_overlay(tmp_path: Path) -> None:
         (["--pod-cidr", "10.0.0.0/33"], "--pod-cidr '10.0.0.0/33' is not a network"),
         (["--bridge", "a/b"], "--bridge 'a/b' is no interface name"),
         (["--state-dir", "/run/" + "x" * 80], "is longer than 60 characters"),
-        (["--snapshotter", "zfs"], 'the snapshotter "zfs" is not supported'),
+        (["--snapshotter", "Zfs"], "--snapshotter 'Zfs' is no snapshotter's name"),
+        (["--strategy", "best"], "--strategy 'best' is not known"),
+        (["--selinux"], "--selinux is not supported yet"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, arguments: list[str], sentence: str) -> None:

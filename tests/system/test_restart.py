@@ -101,7 +101,7 @@ def test_an_orderly_stop_leaves_running_pods_alone(
 
 
 def test_the_node_ends_when_containerd_dies_and_says_why(tmp_path: Path) -> None:
-    node = nodes.Node(8, tmp_path)
+    node = nodes.Node(8, tmp_path, "--containerd-restart", "never")
     with nodes.cleaned_up(node):
         node.start()
         (containerd,) = [each for each in nodes.processes_below(node.state_dir) if _name(each) == "containerd"]

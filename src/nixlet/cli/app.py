@@ -15,15 +15,24 @@ from nixlet import errors
 #: Verb to module in this package; each module has a click command of the verb's name (dashes as underscores).
 _VERBS = {
     "server": ("server", "Run a node: containerd, the snapshotter, the CRI image service"),
+    "agent": ("agent", "Run a node without what only a server has"),
     "snapshotter": ("snapshotter", "Run the snapshotter alone, for a containerd that is there already"),
     "kube": ("kube", "Run pods from Kubernetes manifests"),
     "run": ("run", "Run a container"),
+    "exec": ("exec", "Run a further process in a container"),
+    "attach": ("attach", "Hand a container our terminal, input and signals"),
     "ps": ("containers", "List containers"),
     "logs": ("containers", "Print a container's output"),
+    "inspect": ("inspect", "Print all that is known of containers, as JSON"),
+    "stats": ("stats", "Show what containers use"),
     "stop": ("containers", "Stop containers"),
     "rm": ("containers", "Remove containers"),
     "images": ("images", "List images"),
     "image": ("image", "Build and load images"),
+    "uninstall": ("uninstall", "Take a node away"),
+    "ctr": ("passthrough", "Run the real ctr against the node's containerd"),
+    "crictl": ("passthrough", "Run the real crictl against the node"),
+    "completion": ("completion", "Print the completion for a shell"),
     "version": ("version", "Print versions"),
 }
 
@@ -57,7 +66,8 @@ def _nixlet(*, debug: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and turn every error into a sentence and an exit status."""
-    debug = "--debug" in arguments or bool(os.environ.get("NIXLET_DEBUG"))
+    said = os.environ.get("NIXLET_DEBUG", "").lower()
+    debug = "--debug" in arguments or said not in {"", "0", "f", "false", "n", "no", "off"}
     try:
         result = _nixlet.main(args=list(arguments), prog_name="nixlet", standalone_mode=False)
     except click.exceptions.Exit as ended:

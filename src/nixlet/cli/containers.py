@@ -1,11 +1,11 @@
 """``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nixlet.cli import options
+from nixlet.cli import completion, options
 
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
@@ -60,6 +60,13 @@ async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> N
         table.echo(("CONTAINER ID", "IMAGE", "STATUS", "CREATED", "NAME", "POD"), rows)
 
 
+def moment(nanoseconds: int) -> str | None:
+    """A moment as CRI counts it, RFC 3339; None for one that has not come."""
+    import datetime
+
+    return datetime.datetime.fromtimestamp(nanoseconds / 1e9, tz=datetime.UTC).isoformat() if nanoseconds else None
+
+
 def _short(image: str) -> str:
     """An image's reference without the hash of its store path."""
     head, slash, name = image.rpartition("/")
@@ -68,7 +75,7 @@ def _short(image: str) -> str:
     return image
 
 
-async def _find(connection: "Node", wanted: str) -> "cri_pb2.Container":
+async def find(connection: "Node", wanted: str) -> "cri_pb2.Container":
     """A container by its ID or the beginning of it, its name, its pod's name, or "pod/name".
 
     Raises:
@@ -96,27 +103,44 @@ async def _find(connection: "Node", wanted: str) -> "cri_pb2.Container":
     raise errors.NotFoundError(f"there is no container {wanted}", hint="see what there is: nixlet ps -a")
 
 
+async def details(connection: "Node", container: str) -> "tuple[cri_pb2.ContainerStatus, dict[str, Any]]":
+    """What CRI knows of a container, and what containerd has to add: its process, configuration and specification."""
+    import json
+
+    status, texts = await connection.runtime.container_details(container)
+    return status, json.loads(texts.get("info", "{}"))
+
+
 @click.command()
 @options.state_dir
 @click.option("--follow", "-f", is_flag=True, help="Go on until the container ends.")
 @click.option("--timestamps", "-t", is_flag=True, help="Print when each line was written.")
-@click.argument("container")
+@click.option("--tail", "-n", default="all", metavar="LINES", help="Only so many of the last lines.", show_default=True)
+@click.option("--since", metavar="WHEN", help="Only from then on: RFC 3339, or 10m for ten minutes ago.")
+@click.argument("container", shell_complete=completion.containers)
 @options.asynchronous
-async def logs(container: str, state_dir: str, *, follow: bool, timestamps: bool) -> None:
+async def logs(container: str, state_dir: str, tail: str, since: str | None, *, follow: bool, timestamps: bool) -> None:
     """Print a container's output."""
     import asyncio
+    import datetime
 
     from nixlet.cli import node
     from nixlet.kube import logs as records
 
+    lines = records.parse_tail(tail)
+    earliest = records.parse_since(since, datetime.datetime.now(datetime.UTC)) if since else None
     async with node.connected(state_dir) as connection:
-        found = await _find(connection, container)
+        found = await find(connection, container)
         status = await connection.runtime.container_status(found.id)
         player = await connection.player()
         waiting = asyncio.create_task(player.wait(found.id)) if follow else None
+        start = 0 if lines is None else await asyncio.to_thread(records.tail_offset, status.log_path, lines)
+        begins = True
         try:
-            async for record in records.follow(status.log_path, waiting.done if waiting else lambda: True):
-                options.write_record(record, f"{record.time} ".encode() if timestamps else b"")
+            async for record in records.follow(status.log_path, waiting.done if waiting else lambda: True, start=start):
+                if earliest is None or records.written_at(record) >= earliest:
+                    options.write_record(record, f"{record.time} ".encode() if timestamps and begins else b"")
+                begins = record.text.endswith(b"\n")
         finally:
             if waiting is not None:
                 waiting.cancel()
@@ -125,7 +149,7 @@ async def logs(container: str, state_dir: str, *, follow: bool, timestamps: bool
 @click.command()
 @options.state_dir
 @click.option("--time", "-t", "grace", default=10, show_default=True, help="Seconds until it is killed.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
 @options.asynchronous
 async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
     """Stop containers, and the network of pods that have none running any more."""
@@ -135,7 +159,7 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
 
     async with node.connected(state_dir) as connection:
         for wanted in containers:
-            found = await _find(connection, wanted)
+            found = await find(connection, wanted)
             await connection.runtime.stop_container(found.id, grace)
             left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
             if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
@@ -146,7 +170,7 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
 @click.command()
 @options.state_dir
 @click.option("--force", "-f", is_flag=True, help="Also when it is running.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
 @options.asynchronous
 async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> None:
     """Remove containers, and pods that have none any more."""
@@ -157,7 +181,7 @@ async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> Non
     async with node.connected(state_dir) as connection:
         player = await connection.player()
         for wanted in containers:
-            found = await _find(connection, wanted)
+            found = await find(connection, wanted)
             if found.state == cri_pb2.CONTAINER_RUNNING and not force:
                 raise errors.FailedPreconditionError(
                     f"container {wanted} is running", hint="stop it first, or remove it with --force"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from nixlet import errors
 from nixlet.cli import progress
-from nixlet.containerd import client, cri
+from nixlet.containerd import client, cri, tasks
 from nixlet.kube import player
 from nixlet.node import config
 from nixlet.rpc import channel as channels
@@ -25,7 +25,9 @@ class Node:
         self._containerd_channel, self._address = containerd_channel, address
         self.runtime = cri.RuntimeClient(containerd_channel, address)
         self.containerd = client.Containerd(containerd_channel, address)
+        self.tasks = tasks.Tasks(containerd_channel, address)
         self.images = cri.ImageClient(own_channel, layout.node_socket)
+        self.layout = layout
         self._stub = node_grpc.NodeStub(own_channel)
         self._peer = f"the node at {layout.node_socket}"
         #: The last event of each pull, by reference.

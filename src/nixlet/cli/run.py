@@ -1,30 +1,66 @@
 """``nixlet run``: a container by itself, as a pod of one."""
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from nixlet.cli import options
+
+if TYPE_CHECKING:
+    from nixlet.cli.node import Node
+    from nixlet.kube import model
+
+#: The state directory of a containerd that is not ours.
+_CONTAINERD_STATE = "/run/containerd"
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @options.state_dir
 @click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
 @click.option("--detach", "-d", is_flag=True, help="Print the container's ID and leave it running.")
+@click.option("--interactive", "-i", is_flag=True, help="Hand our standard input on; with -d, keep its own open.")
+@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
 @click.option("--name", help="The container's name.  [default: a random one]")
-@click.option("--env", "-e", multiple=True, help="NAME=VALUE for its environment.")
+@click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="A variable; without VALUE, our own one.")
+@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
+@click.option("--volume", "-v", multiple=True, metavar="HOST:PLACE[:ro]", help="A directory or file of the host.")
+@click.option(
+    "--publish", "-p", multiple=True, metavar="[ADDRESS:]HOST:PORT[/udp]", help="Offer a port at one of the host's."
+)
+@click.option(
+    "--network",
+    type=click.Choice(["bridge", "host", "none"]),
+    default="bridge",
+    show_default=True,
+    help="Its network: that of pods, the host's, or only loopback.",
+)
+@click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
+@click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
+@click.option("--entrypoint", metavar="PROGRAM", help="Takes the place of the image's entrypoint.")
+@click.option("--read-only", is_flag=True, help="Its root file system can't be written to.")
 @click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @options.asynchronous
 async def run(
+    state_dir: str,
     image: str,
     command: tuple[str, ...],
-    state_dir: str,
     name: str | None,
     env: tuple[str, ...],
+    env_file: tuple[str, ...],
+    volume: tuple[str, ...],
+    publish: tuple[str, ...],
+    network: str,
+    workdir: str | None,
+    user: str | None,
+    entrypoint: str | None,
     pull: str,
     *,
+    read_only: bool,
+    interactive: bool,
+    tty: bool,
     remove: bool,
     detach: bool,
 ) -> int:
@@ -33,47 +69,99 @@ async def run(
     IMAGE is a reference (nix:0/nix/store/…, or a registry's) or the path of an archive. COMMAND takes the place of the
     image's own arguments.
     """
-    import asyncio
+    import dataclasses
 
     from nixlet import errors
-    from nixlet.cli import node
-    from nixlet.kube import model
+    from nixlet.cli import node, terminal
+    from nixlet.kube import arguments, model
 
+    if detach and remove:
+        raise errors.UsageError("--detach and --rm exclude each other: nobody would be there to remove the container")
+    if publish and network != "bridge":
+        raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
+    if tty and not detach:
+        terminal.check(stdin=interactive)
     # Options end at IMAGE; a "--" behind it only says so once more.
     command = command[1:] if command[:1] == ("--",) else command
+    words = tuple(model.escaped(word) for word in command)
+    program: tuple[str, ...] = () if entrypoint is None else (model.escaped(entrypoint),)
+    args = words
+    if entrypoint == "":
+        # The image's own is to be forgotten: COMMAND is all there is.
+        if not words:
+            raise errors.UsageError('--entrypoint "" needs a command')
+        program, args = words[:1], words[1:]
+    own_name = model.checked_name(name or f"run-{os.urandom(4).hex()}", "--name")
+    variables = arguments.environment(env, env_file, os.environ)
+    volumes, mounts = arguments.volumes(volume)
     policies = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
-    reference = node.image_reference(image)
-    own_name = name or f"run-{os.urandom(4).hex()}"
-    pairs = []
-    for text in env:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise errors.UsageError(f"--env {text!r} is not NAME=VALUE")
-        pairs.append((key, value))
     container = model.Container(
-        name=model.checked_name(own_name, "--name"),
-        image=reference,
+        name=own_name,
+        image=node.image_reference(image),
         pull_policy=policies[pull],
-        args=tuple(model.escaped(word) for word in command),
-        env=tuple((key, model.escaped(value)) for key, value in pairs),
+        command=program,
+        args=args,
+        env=tuple((key, model.escaped(value)) for key, value in variables),
+        working_dir=workdir or "",
+        ports=arguments.ports(publish),
+        mounts=mounts,
+        security=dataclasses.replace(arguments.user(user) if user else model.Security(), read_only_root=read_only),
+        stdin=interactive,
+        # With nobody attached from the start, whoever comes and goes must not end it.
+        stdin_once=interactive and not detach,
+        tty=tty,
     )
-    pod = model.Pod(own_name, containers=(container,), restart_policy="Never")
+    pod = model.Pod(
+        own_name,
+        containers=(container,),
+        volumes=volumes,
+        restart_policy="Never",
+        host_network=network == "host",
+        no_network=network == "none",
+    )
     async with node.connected(state_dir) as connection:
-        player = await connection.player()
-        running = await player.play(pod)
-        if detach:
-            click.echo(running.containers[0].id)
-            return 0
+        return await _run(connection, pod, remove=remove, detach=detach)
+
+
+async def _run(connection: "Node", pod: "model.Pod", *, remove: bool, detach: bool) -> int:
+    import asyncio
+    import contextlib
+
+    from nixlet import errors
+    from nixlet.cli import terminal
+    from nixlet.kube import foreground
+
+    (container,) = pod.containers
+    player = await connection.player()
+    with contextlib.ExitStack() as stack:
+        front = foreground.Foreground(connection.tasks, [connection.layout.containerd_state, _CONTAINERD_STATE])
+        stack.callback(front.close)
         try:
-            async for record in player.output(running.containers[0]):
-                options.write_record(record)
-            code = (await player.wait(running.containers[0].id)).exit_code
+            with terminal.ended_by_sigterm():
+                running = await (player.play(pod) if detach else player.play(pod, front.interposed))
+        except errors.AlreadyExistsError as error:
+            hint = f"remove it (nixlet rm {pod.name}) or choose another --name"
+            raise errors.AlreadyExistsError(error.message, hint=hint) from error
+        started = running.containers[0].id
+        if detach:
+            click.echo(started)
+            return 0
+        signals = terminal.Signals(connection.tasks, started)
+
+        async def ended() -> int:
+            return (await player.wait(started)).exit_code
+
+        try:
+            with terminal.given_to(signals.resize, signals.deliver, tty=container.tty, stdin=container.stdin):
+                code = await front.serve(ended(), terminal.write, terminal.Input() if container.stdin else None)
+            return signals.exit_code(code)
         finally:
-            sandboxes = await player.find(pod.name, pod.namespace)
-            for sandbox in sandboxes:
-                if remove:
+            # What it wrote must be in its log when this ends.
+            front.close()
+            if remove:
+                for sandbox in await player.find(pod.name, pod.namespace):
                     await asyncio.shield(player.remove(sandbox))
-                else:
-                    # It stays for `nixlet logs` and `nixlet rm`, but is to hold no network and no process.
-                    await asyncio.shield(connection.release_pod(sandbox.id))
-    return code
+            else:
+                # It stays for `nixlet logs` and `nixlet rm`, but is to hold no network and no process.
+                with contextlib.suppress(errors.NotFoundError):
+                    await asyncio.shield(connection.release_pod(running.sandbox))

@@ -1,43 +1,47 @@
 """``nixlet server``: run a node."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import click
 
-from nixlet.cli import options
-from nixlet.node import config
+from nixlet.cli import options, settings
 
-_DEFAULTS = config.Settings()
+if TYPE_CHECKING:
+    from nixlet.node import configfile
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def node_options(command: F) -> F:
+    """The options of a verb that runs a node."""
+    show = click.option(
+        "--show-config", is_flag=True, help="Print the settings and where each comes from, and start nothing."
+    )
+    return settings.node_settings(show(options.output(command)))
 
 
 @click.command()
-@options.node_directories
-@click.option(
-    "--snapshotter", default="nix", show_default=True, help="containerd's snapshotter for images and containers."
-)
-@click.option("--containerd", default="containerd", show_default=True, help="The containerd program.")
-@click.option("--runc", default="runc", show_default=True, help="The OCI runtime program.")
-@click.option(
-    "--pause", default="catatonit", show_default=True, help="The static program that holds a pod's namespaces."
-)
-@click.option(
-    "--cni-bin-dir",
-    "cni_bin_dirs",
-    multiple=True,
-    help="Where the CNI plugins are.  [default: /opt/cni/bin, /usr/lib/cni, …]",
-)
-@click.option("--pod-cidr", default=_DEFAULTS.pod_cidr, show_default=True, help="The addresses that pods get.")
-@click.option("--bridge", default=_DEFAULTS.bridge, show_default=True, help="The bridge that pods are attached to.")
-@click.option(
-    "--archive-dir",
-    "archive_dirs",
-    multiple=True,
-    help="Where nix:0 references may name archives outside the store.  [default: DATA_DIR/agent/images, /tmp]",
-)
-@click.option("--debug", is_flag=True, envvar="NIXLET_DEBUG", help="Log more.")
-def server(**given: object) -> None:
-    """Run a node: containerd with the nix snapshotter, and the CRI image service.
+@node_options
+def server(**given: Any) -> None:  # noqa: ANN401 (what the options give)
+    """Run a node: containerd with a snapshotter, and the CRI image service.
 
-    SIGTERM and SIGINT take it down; pods go on, and the next start takes them up again.
+    A setting is taken from its flag, else from its environment variable, else from the configuration files, else it has its
+    default; --show-config says which. SIGTERM and SIGINT take the node down; pods go on, and the next start takes them up again.
     """
+    run(given)
+
+
+def run(given: dict[str, Any]) -> None:
+    """Run a node until it is told to stop, or show what it would be.
+
+    Args:
+        given: What ``node_options`` gave the verb.
+    """
+    configuration = settings.load(given)
+    if given["show_config"]:
+        _show(configuration, given["output"])
+        return
     import asyncio
 
     import uvloop
@@ -45,9 +49,29 @@ def server(**given: object) -> None:
     from nixlet.node import server as node
     from nixlet.telemetry import logs
 
-    if not given["cni_bin_dirs"]:
-        del given["cni_bin_dirs"]
-    settings = config.Settings(**given)  # type: ignore[arg-type]
-    logs.configure(debug=settings.debug)
+    logs.configure(debug=configuration.settings.debug, path=configuration.settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(node.run(settings))
+        runner.run(node.run(configuration.settings))
+
+
+def _show(configuration: "configfile.Configuration", output: str) -> None:
+    from nixlet.cli import table
+    from nixlet.node import config
+
+    said = [
+        (config.key(name), getattr(configuration.settings, name), origin)
+        for name, origin in configuration.origins.items()
+    ]
+    if output == "json":
+        listed = {
+            key: {"value": value, "source": origin.source, "places": list(origin.places)} for key, value, origin in said
+        }
+        options.print_json({"files": list(configuration.files), "settings": listed})
+        return
+    table.echo(("SETTING", "VALUE", "FROM"), [(key, _text(value), str(origin)) for key, value, origin in said])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return (", ".join(value) if isinstance(value, tuple) else str(value)) or '""'

@@ -77,6 +77,48 @@ class RuntimeClient:
             request = cri_pb2.ContainerStatusRequest(container_id=container)
             return (await self._stub.ContainerStatus(request)).status
 
+    async def container_details(self, container: str) -> tuple[cri_pb2.ContainerStatus, Mapping[str, str]]:
+        """What is known of a container, and what the runtime has to add: texts, most of them JSON."""
+        with channels.translated(self._peer):
+            request = cri_pb2.ContainerStatusRequest(container_id=container, verbose=True)
+            answer = await self._stub.ContainerStatus(request)
+        return answer.status, answer.info
+
+    async def sandbox_status(self, sandbox: str) -> cri_pb2.PodSandboxStatus:
+        """What is known of a pod."""
+        with channels.translated(self._peer):
+            request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
+            return (await self._stub.PodSandboxStatus(request)).status
+
+    async def sandbox_details(self, sandbox: str) -> Mapping[str, str]:
+        """What the runtime has to add to what is known of a pod: texts, most of them JSON."""
+        with channels.translated(self._peer):
+            request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
+            return (await self._stub.PodSandboxStatus(request)).info
+
+    async def container_stats(self, labels: Mapping[str, str] | None = None) -> Sequence[cri_pb2.ContainerStats]:
+        """What the running containers that have all of the labels use."""
+        filters = cri_pb2.ContainerStatsFilter(label_selector=labels or {})
+        with channels.translated(self._peer):
+            return (await self._stub.ListContainerStats(cri_pb2.ListContainerStatsRequest(filter=filters))).stats
+
+    async def attach(self, container: str, *, stdin: bool, output: bool, tty: bool) -> str:
+        """Ask for the streams of a container's first process; the URL that serves them, once.
+
+        Args:
+            container: The container.
+            stdin: Its standard input is wanted. Must be said for a container that has one, whatever is wanted: containerd
+                takes the input to have ended otherwise, and closes it, or stops the output.
+            output: Its output is wanted.
+            tty: It has a terminal; must be what it was made with.
+        """
+        # A terminal has no standard error.
+        request = cri_pb2.AttachRequest(
+            container_id=container, stdin=stdin, stdout=output, stderr=output and not tty, tty=tty
+        )
+        with channels.translated(self._peer):
+            return (await self._stub.Attach(request, timeout=10)).url
+
 
 class ImageClient:
     """CRI's image service."""

@@ -183,10 +183,12 @@ async def run(
         UnavailableError: There is no such program.
         CommandFailedError: It didn't end within ``timeout`` seconds (it is killed then).
     """
-    async with start(argv, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, grace=1.0) as child:
+    # No pipe for nothing: uvloop refuses to write to one whose program has ended before.
+    source = PIPE if stdin else DEVNULL
+    async with start(argv, env=env, stdin=source, stdout=PIPE, stderr=PIPE, cwd=cwd, grace=1.0) as child:
         try:
             async with asyncio.timeout(timeout):
-                out, err = await child._process.communicate(stdin)  # noqa: SLF001 (one class, two halves)
+                out, err = await child._process.communicate(stdin or None)  # noqa: SLF001 (one class, two halves)
         except TimeoutError as error:
             message = f"{os.path.basename(argv[0])} did not end within {timeout:g} s"
             raise errors.CommandFailedError(

@@ -1,15 +1,27 @@
 """Containers' logs, in the form that the CRI prescribes: ``<time> stdout|stderr P|F <text>``, P for a line that goes on."""
 
 import asyncio
+import collections
 import contextlib
+import datetime
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import IO, NamedTuple
+
+from nixlet import errors
 
 #: Seconds between two looks at a log that is being followed.
 _INTERVAL = 0.01
 
 _CHUNK = 1 << 16
+
+#: How long ago something was, as Go writes durations.
+_DURATION = re.compile(
+    r"(?=\d)(?:(?P<hours>\d+(?:\.\d+)?)h)?(?:(?P<minutes>\d+(?:\.\d+)?)m)?(?:(?P<seconds>\d+(?:\.\d+)?)s)?"
+    r"(?:(?P<milliseconds>\d+(?:\.\d+)?)ms)?",
+    re.ASCII,
+)
 
 
 class Record(NamedTuple):
@@ -36,8 +48,62 @@ def parse_line(line: bytes) -> Record:
     return Record(parts[0].decode(errors="replace"), parts[1].decode(), text if partial else text + b"\n")
 
 
-async def follow(path: str, ended: Callable[[], bool]) -> AsyncIterator[Record]:
-    """The records of a log, and those that come until ``ended`` says that no more will.
+def parse_tail(text: str) -> int | None:
+    """A number of lines, or None for "all".
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise errors.UsageError(f"--tail {text[:40]!r} is neither a number of lines nor all")
+    return int(text)
+
+
+def parse_since(text: str, now: datetime.datetime) -> datetime.datetime:
+    """A moment: RFC 3339 (local time where no zone stands), or how long ago it is: ``1h30m``, ``10m``, ``5s``, ``250ms``.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if parts := _DURATION.fullmatch(text):
+        numbers = {unit: float(number) for unit, number in parts.groupdict(default="0").items()}
+        try:
+            return now - datetime.timedelta(**numbers)
+        except OverflowError as error:
+            raise errors.UsageError(f"--since {text[:40]!r} is too long ago") from error
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise errors.UsageError(
+            f"--since {text[:40]!r} is neither a moment (RFC 3339) nor a duration such as 10m"
+        ) from error
+
+
+def written_at(record: Record) -> datetime.datetime:
+    """When a record was written; the latest moment there is for one that doesn't say."""
+    try:
+        return datetime.datetime.fromisoformat(record.time).astimezone(datetime.UTC)
+    except ValueError:
+        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
+
+
+def tail_offset(path: str, lines: int) -> int:
+    """Where the last lines of a log begin, in bytes; a line that was written in pieces is one."""
+    starts: collections.deque[int] = collections.deque(maxlen=lines)
+    offset, begins = 0, True
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            if begins:
+                starts.append(offset)
+            offset += len(line)
+            begins = parse_line(line).text.endswith(b"\n")
+    return starts[0] if starts else offset
+
+
+async def follow(path: str, ended: Callable[[], bool], *, start: int = 0) -> AsyncIterator[Record]:
+    """The records of a log, and those that come until ``ended`` says that no more will; the first ``start`` bytes are left out.
 
     Rotation is followed: when the name stands for another file, the old one is read to its end first. A log that isn't there
     yet is waited for.
@@ -52,6 +118,8 @@ async def follow(path: str, ended: Callable[[], bool]) -> AsyncIterator[Record]:
             if file is None:
                 with contextlib.suppress(FileNotFoundError):
                     file = open(path, "rb")  # noqa: ASYNC230, SIM115 (a local log; closed below)
+                    file.seek(start)
+                    start = 0
             while file is not None and (chunk := file.read(_CHUNK)):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:

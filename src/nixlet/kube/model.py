@@ -23,6 +23,18 @@ class Port:
     host_ip: str = ""
     protocol: str = "TCP"
 
+    def __str__(self) -> str:
+        """As people write it: ``0.0.0.0:8080->80/tcp``."""
+        address = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip or "0.0.0.0"  # noqa: S104 (nothing is bound)
+        return f"{address}:{self.host_port}->{self.container_port}/{self.protocol.lower()}"
+
+    def collides(self, other: "Port") -> bool:
+        """Whether the host can't offer both: the same number, protocol and address, or one of them at every address."""
+        everywhere = {"", "0.0.0.0", "::"}  # noqa: S104 (nothing is bound)
+        return (self.host_port, self.protocol) == (other.host_port, other.protocol) and (
+            self.host_ip == other.host_ip or bool({self.host_ip, other.host_ip} & everywhere)
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VolumeMount:
@@ -44,10 +56,11 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Security:
-    """Whose rights a container has; None is "as the pod or the image says"."""
+    """Whose rights a container has; None is "as the pod or the image says". A name is one of the image's own users."""
 
     run_as_user: int | None = None
     run_as_group: int | None = None
+    run_as_name: str = ""
     privileged: bool = False
     read_only_root: bool = False
     no_new_privileges: bool = False
@@ -100,6 +113,7 @@ class Pod:
     restart_policy: str = "Always"
     hostname: str = ""
     host_network: bool = False
+    no_network: bool = False
     host_pid: bool = False
     host_ipc: bool = False
     run_as_user: int | None = None

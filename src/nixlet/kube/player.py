@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import uuid
@@ -10,12 +11,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 
 from nixlet import errors
 from nixlet.containerd import client, cri
-from nixlet.host import files, mounts
+from nixlet.host import files, mounts, netns
+from nixlet.host import ports as host_ports
 from nixlet.kube import logs, model, pods
 from nixlet.rpc.gen import cri_pb2
 
 #: Pulls an image and answers with what containers are made from.
 Pull = Callable[[str], Awaitable[str]]
+
+#: A context in which a container, by its ID, is started.
+AroundStart = Callable[[str], contextlib.AbstractContextManager[None]]
 
 #: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
 _VOLUMES = ".volumes"
@@ -24,6 +29,10 @@ _VOLUMES = ".volumes"
 #: How often stopping a pod is tried, and seconds between the tries.
 _STOP_TRIES = 5
 _STOP_INTERVAL = 0.1
+
+
+def _alone(_container: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,8 +72,12 @@ class Player:
         self._pods_dir = pods_dir
         self._pull = pull
 
-    async def play(self, pod: model.Pod) -> RunningPod:
+    async def play(self, pod: model.Pod, around_start: AroundStart = _alone) -> RunningPod:
         """Start a pod: its images, its sandbox, its init containers one after the other, its containers.
+
+        Args:
+            pod: The pod.
+            around_start: What each of its containers (but the init containers) is started in.
 
         Raises:
             AlreadyExistsError: There is a pod of that name.
@@ -74,6 +87,7 @@ class Player:
             raise errors.AlreadyExistsError(
                 f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
             )
+        await self._check_ports(pod)
         # Before anything is made: a pod without its images would only have to be taken down again.
         references = {each.name: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
         uid = str(uuid.uuid4())
@@ -85,6 +99,8 @@ class Player:
             config = pods.sandbox_config(pod, placement)
             sandbox = await self._runtime.run_sandbox(config)
             undo.push_async_callback(self._remove_sandbox, sandbox)
+            if pod.no_network:
+                await self._take_network(sandbox)
             for each in pod.init_containers:
                 container = await self._start(pod, each, references[each.name], placement, sandbox, config)
                 status = await self.wait(container.id)
@@ -94,12 +110,42 @@ class Player:
                     )
             containers = tuple(
                 [
-                    await self._start(pod, each, references[each.name], placement, sandbox, config)
+                    await self._start(pod, each, references[each.name], placement, sandbox, config, around_start)
                     for each in pod.containers
                 ]
             )
             undo.pop_all()
         return RunningPod(pod, sandbox, directory, containers)
+
+    async def _check_ports(self, pod: model.Pod) -> None:
+        """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""
+        wanted = pods.published_ports(pod)
+        if not wanted:
+            return
+        for sandbox in await self._runtime.sandboxes(pods.MADE_BY):
+            if sandbox.state == cri_pb2.SANDBOX_READY:
+                theirs = pods.ports_of(sandbox.annotations)
+                for port in wanted:
+                    if any(port.collides(other) for other in theirs):
+                        raise errors.FailedPreconditionError(
+                            f"port {port.host_port} of the host is offered for pod {sandbox.metadata.name} already",
+                            hint="choose another port, or remove that pod",
+                        )
+        for port in wanted:
+            if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):
+                raise errors.FailedPreconditionError(
+                    f"port {port.host_port} of the host is in use by a program there", hint="choose another port"
+                )
+
+    async def _take_network(self, sandbox: str) -> None:
+        """Leave a pod alone with its loopback interface, before anything runs in it. The CRI itself knows no such pods."""
+        details = await self._runtime.sandbox_details(sandbox)
+        pid = json.loads(details.get("info", "{}")).get("pid", 0)
+        if not pid:
+            raise errors.UnsupportedError(
+                "the runtime does not tell a pod's process, so its network can't be taken away"
+            )
+        await asyncio.to_thread(netns.leave_only_loopback, pid)
 
     async def _image(self, container: model.Container) -> str:
         if container.pull_policy != "Always":
@@ -135,13 +181,18 @@ class Player:
         placement: pods.Placement,
         sandbox: str,
         sandbox_config: cri_pb2.PodSandboxConfig,
+        around_start: AroundStart = _alone,
     ) -> RunningContainer:
         config = pods.container_config(pod, container, image_ref, placement)
         container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
         try:
-            await self._runtime.start_container(container_id)
+            with around_start(container_id):
+                await self._runtime.start_container(container_id)
+        except errors.UnsupportedError:
+            raise
         except errors.NixletError as error:
-            raise _start_failure(container, error) from error
+            command = next(iter((*container.command, *container.args)), "its command")
+            raise start_failure(f"container {container.name} can't start", command, error) from error
         return RunningContainer(container.name, container_id, os.path.join(placement.log_directory, config.log_path))
 
     async def wait(self, container: str) -> cri_pb2.ContainerStatus:
@@ -227,16 +278,17 @@ def sweep_pod_directories(pods_dir: str, uids: Collection[str]) -> None:
                 remove_pod_directory(os.path.join(pods_dir, name))
 
 
-def _start_failure(container: model.Container, error: errors.NixletError) -> errors.NixletError:
-    """Why a container did not start, told apart as shells and container tools do: not found, or not executable."""
-    command = next(iter((*container.command, *container.args)), "its command")
+def start_failure(what: str, command: str, error: errors.NixletError) -> errors.NixletError:
+    """Why a process did not start, told apart as shells and container tools do: not found, or not executable.
+
+    Args:
+        what: The beginning of the sentence: "container web can't start".
+        command: What was to be run.
+        error: What the runtime said.
+    """
     text = error.message
     if "no such file or directory" in text or "executable file not found" in text:
-        return errors.CommandNotFoundError(
-            f"container {container.name} can't start: {command} is not in the image", hint=text[-300:]
-        )
+        return errors.CommandNotFoundError(f"{what}: {command} is not in the image", hint=text[-300:])
     if "permission denied" in text or "exec format error" in text:
-        return errors.NotExecutableError(
-            f"container {container.name} can't start: {command} can't be executed", hint=text[-300:]
-        )
-    return errors.FailedPreconditionError(f"container {container.name} can't start: {text}")
+        return errors.NotExecutableError(f"{what}: {command} can't be executed", hint=text[-300:])
+    return errors.FailedPreconditionError(f"{what}: {text}")

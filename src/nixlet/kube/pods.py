@@ -18,6 +18,10 @@ CONTAINER_NAME = "io.kubernetes.container.name"
 #: The label of what nixlet made, as opposed to a kubelet beside it.
 MADE_BY = {"nixlet.io/made-by": "nixlet"}
 
+#: Annotations: what of the host's ports is a pod's, for those who list pods, and that it has no network.
+PORTS = "nixlet.io/ports"
+NO_NETWORK = "nixlet.io/no-network"
+
 _PROTOCOLS = {"TCP": cri_pb2.TCP, "UDP": cri_pb2.UDP, "SCTP": cri_pb2.SCTP}
 
 #: What an unprivileged container must not see or change, as kubelets have it.
@@ -44,6 +48,9 @@ _MIN_QUOTA = 1_000
 # OOM scores by class of service (Kubernetes, pkg/kubelet/qos).
 _OOM_GUARANTEED = -997
 _OOM_BEST_EFFORT = 1000
+
+#: A port as ``str(model.Port)`` writes it.
+_PUBLISHED = re.compile(r"(?P<address>.+):(?P<host>\d{1,5})->(?P<container>\d{1,5})/(?P<protocol>tcp|udp|sctp)")
 
 _REFERENCE = re.compile(r"\$(\$|\(([^)]*)\))")
 
@@ -118,6 +125,7 @@ def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxCo
     if pod.run_as_group is not None:
         security.run_as_group.value = pod.run_as_group
     linux = cri_pb2.LinuxPodSandboxConfig(security_context=security, sysctls=pod.sysctls)
+    published = published_ports(pod)
     ports = [
         cri_pb2.PortMapping(
             protocol=_PROTOCOLS[port.protocol],
@@ -125,10 +133,13 @@ def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxCo
             host_port=port.host_port,
             host_ip=port.host_ip,
         )
-        for container in pod.containers
-        for port in container.ports
-        if port.host_port and not pod.host_network
+        for port in published
     ]
+    annotations = {key: value for key, value in pod.annotations.items() if key not in {PORTS, NO_NETWORK}}
+    if published:
+        annotations[PORTS] = ", ".join(map(str, published))
+    if pod.no_network:
+        annotations[NO_NETWORK] = "true"
     return cri_pb2.PodSandboxConfig(
         metadata=cri_pb2.PodSandboxMetadata(name=pod.name, uid=placement.uid, namespace=pod.namespace),
         # A pod on the host's network has the host's name.
@@ -136,9 +147,33 @@ def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxCo
         log_directory=placement.log_directory,
         port_mappings=ports,
         labels={**pod.labels, **_labels(pod, placement), **MADE_BY},
-        annotations=pod.annotations,
+        annotations=annotations,
         linux=linux,
     )
+
+
+def published_ports(pod: model.Pod) -> list[model.Port]:
+    """The ports of a pod that the host offers; one on the host's network has its own anyway."""
+    if pod.host_network:
+        return []
+    return [port for container in pod.containers for port in container.ports if port.host_port]
+
+
+def ports_of(annotations: Mapping[str, str]) -> list[model.Port]:
+    """The ports of the host that a sandbox has, by its annotations; what nixlet can't have written is passed over."""
+    found = []
+    for text in annotations.get(PORTS, "").split(", "):
+        if match := _PUBLISHED.fullmatch(text):
+            address = match["address"].strip("[]")
+            found.append(
+                model.Port(
+                    container_port=int(match["container"]),
+                    host_port=int(match["host"]),
+                    host_ip="" if address == "0.0.0.0" else address,  # noqa: S104 (nothing is bound)
+                    protocol=match["protocol"].upper(),
+                )
+            )
+    return found
 
 
 def _labels(pod: model.Pod, placement: Placement) -> dict[str, str]:
@@ -220,7 +255,9 @@ def _security(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContai
     )
     user = pod.run_as_user if own.run_as_user is None else own.run_as_user
     group = pod.run_as_group if own.run_as_group is None else own.run_as_group
-    if user is not None:
+    if own.run_as_name:
+        context.run_as_username = own.run_as_name
+    elif user is not None:
         context.run_as_user.value = user
     if group is not None:
         context.run_as_group.value = group

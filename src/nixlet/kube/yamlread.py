@@ -5,6 +5,7 @@ A mapping is read by taking its keys one after the other; what is left at the en
 
 import io
 from collections.abc import Iterator
+from typing import Literal
 
 import yaml
 
@@ -105,6 +106,20 @@ class Mapping:
             node = self._keys.get(key, self._node)
         name = self._below(key) or "the document"
         return errors.UsageError(f"{self._source}, line {node.start_mark.line + 1}: {name} {problem}")
+
+    def line(self, key: str) -> int:
+        """The line, from one on, in which a key stands, taken or not."""
+        line: int = self._keys[key].start_mark.line + 1
+        return line
+
+    def kind(self, key: str) -> Literal["nothing", "scalar", "list", "mapping"]:
+        """What stands at a key that has not been taken yet."""
+        value = self._values.get(key)
+        if value is None or value.tag == "tag:yaml.org,2002:null":
+            return "nothing"
+        if isinstance(value, yaml.SequenceNode):
+            return "list"
+        return "mapping" if isinstance(value, yaml.MappingNode) else "scalar"
 
     def _below(self, key: str) -> str:
         return ".".join(part for part in (self._path, shown(key)) if part)

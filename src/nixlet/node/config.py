@@ -1,24 +1,42 @@
 """What a node is told (settings), and where it keeps things (layout)."""
 
 import dataclasses
-import ipaddress
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nixlet import errors
 
 DEFAULT_DATA_DIR = "/var/lib/nixlet"
 DEFAULT_STATE_DIR = "/run/nixlet"
+DEFAULT_PRIVATE_REGISTRY = "/etc/nixlet/registries.yaml"
 
 #: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
 DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)
 
-#: Unix socket paths end at 108 bytes (unix(7)); containerd's shims add to ours.
-_MAX_STATE_DIR = 60
+#: The values of ``containerd_restart``.
+RESTARTS = ("on-failure", "never")
 
-#: Interface names end at 15 characters, and the kernel refuses slashes and blanks.
-_BRIDGE = re.compile(r"[a-z][a-z0-9-]{0,14}")
+#: The value of ``health_address`` that stands for nowhere.
+NO_HEALTH = "none"
+
+#: What an endpoint may begin with; nothing else than Unix sockets is talked to.
+UNIX = "unix://"
+
+
+def key(name: str) -> str:
+    """A setting's name as people write it, in config.yaml and, after two dashes, on the command line."""
+    # What may be given several times is named in the singular there.
+    return {"cni_bin_dirs": "cni-bin-dir", "archive_dirs": "archive-dir"}.get(name, name.replace("_", "-"))
+
+
+def flag(name: str) -> str:
+    """A setting's flag on the command line."""
+    return f"--{key(name)}"
+
+
+def variable(name: str) -> str:
+    """A setting's environment variable."""
+    return f"NIXLET_{key(name).upper().replace('-', '_')}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +54,24 @@ class Settings:
         bridge: The name of the bridge that pods are attached to.
         pause: The static program that holds a pod's namespaces, or a name to look up.
         archive_dirs: Where ``nix:0`` references may name archives outside the store; empty: the default ones.
+        container_runtime_endpoint: The socket of a containerd that is there already (``unix://`` or a path), to use
+            instead of starting one; empty: start one.
+        image_service_endpoint: The socket of another CRI image service (``unix://`` or a path), named to those who ask
+            for one in place of ours; empty: ours.
+        private_registry: The file that says how registries are reached (``registries.yaml``); it need not exist.
+        pause_image: The image that holds a pod's namespaces; empty: one that is built around ``pause``.
+        default_runtime: The containerd runtime of pods that name none; empty: runc.
+        disable_default_registry_endpoint: Registries with mirrors are reached through those alone.
+        system_default_registry: The registry that the node's own images come from; empty: the one they name.
+        selinux: containerd labels containers for SELinux.
+        nonroot_devices: Containers of ordinary users own the devices that they get.
+        containerd_restart: "on-failure": containerd is started again, ever later, when it dies; "never": the node goes
+            down with it.
+        strategy: How containers get to see closures: "auto" (the first that works), "view" or "bind".
+        unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
+        health_address: Where the node's health and metrics are served: ``127.0.0.1:PORT`` or another loopback address;
+            empty: at the Unix socket ``Layout.health_socket``; "none": nowhere.
+        log: The file that the node's log goes to; empty: standard error.
         debug: Log more.
     """
 
@@ -49,40 +85,45 @@ class Settings:
     bridge: str = "nixlet0"
     pause: str = "catatonit"
     archive_dirs: Sequence[str] = ()
+    container_runtime_endpoint: str = ""
+    image_service_endpoint: str = ""
+    private_registry: str = DEFAULT_PRIVATE_REGISTRY
+    pause_image: str = ""
+    default_runtime: str = ""
+    disable_default_registry_endpoint: bool = False
+    system_default_registry: str = ""
+    selinux: bool = False
+    nonroot_devices: bool = False
+    containerd_restart: str = "on-failure"
+    strategy: str = "auto"
+    unsigned_paths: str = "allow"
+    health_address: str = ""
+    log: str = ""
     debug: bool = False
 
-    def checked(self) -> "Settings":
-        """The settings with absolute directories.
+    def checked(self, called: Callable[[str], str] = flag) -> "Settings":
+        """The settings with absolute paths; endpoints become paths as well.
+
+        Args:
+            called: What an error calls a setting, from its name here: its flag, or the place where its value stands.
 
         Raises:
             UsageError: A value can't be used; the sentence names the setting.
         """
-        data_dir, state_dir = os.path.abspath(self.data_dir), os.path.abspath(self.state_dir)
-        if self.snapshotter != "nix":
-            raise errors.UsageError(
-                f'the snapshotter "{self.snapshotter}" is not supported', hint="use --snapshotter nix"
-            )
-        for name, path in (("--data-dir", data_dir), ("--state-dir", state_dir)):
-            if re.search(r"[:,\\\s\"]", path):
-                raise errors.UsageError(f"{name} {path!r} holds a blank, colon, comma, quote or backslash")
-        if len(state_dir) > _MAX_STATE_DIR:
-            raise errors.UsageError(
-                f"--state-dir {state_dir} is longer than {_MAX_STATE_DIR} characters, which socket paths don't allow"
-            )
-        if not _BRIDGE.fullmatch(self.bridge):
-            raise errors.UsageError(
-                f"--bridge {self.bridge!r} is no interface name of at most 15 lower-case characters"
-            )
-        try:
-            network = ipaddress.ip_network(self.pod_cidr)
-        except ValueError as error:
-            raise errors.UsageError(f"--pod-cidr {self.pod_cidr!r} is not a network: {error}") from error
-        if network.num_addresses < 8:
-            raise errors.UsageError(f"--pod-cidr {self.pod_cidr} has room for fewer than five pods")
-        for directory in self.archive_dirs:
-            if not os.path.isabs(directory):
-                raise errors.UsageError(f"--archive-dir {directory!r} must be an absolute path")
-        return dataclasses.replace(self, data_dir=data_dir, state_dir=state_dir)
+        from nixlet.node import rules  # noqa: PLC0415 (every verb imports this module for its defaults alone)
+
+        found = rules.first_problem(self)
+        if found is not None:
+            raise errors.UsageError(f"{called(found.name)} {found.what}", hint=found.hint)
+        return dataclasses.replace(
+            self,
+            data_dir=os.path.abspath(self.data_dir),
+            state_dir=os.path.abspath(self.state_dir),
+            private_registry=os.path.abspath(self.private_registry),
+            log=os.path.abspath(self.log) if self.log else "",
+            container_runtime_endpoint=self.container_runtime_endpoint.removeprefix(UNIX),
+            image_service_endpoint=self.image_service_endpoint.removeprefix(UNIX),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +169,29 @@ class Layout:
         return os.path.join(self.agent, "etc", "containerd", "config.toml")
 
     @property
+    def certs_dir(self) -> str:
+        """How containerd reaches registries: ``HOST/hosts.toml`` (CRI's ``config_path``)."""
+        return os.path.join(self.agent, "etc", "containerd", "certs.d")
+
+    def template(self, version: int) -> str:
+        """The user's template of the rendered configuration, for a version of containerd's format (2, 3 or 4)."""
+        return os.path.join(self.agent, "etc", "containerd", f"{_config_stem(version)}.toml.tmpl")
+
+    def dropin_dir(self, version: int) -> str:
+        """The user's additions to the rendered configuration, for a version of containerd's format (2, 3 or 4)."""
+        return os.path.join(self.agent, "etc", "containerd", f"{_config_stem(version)}.toml.d")
+
+    @property
+    def crictl_config(self) -> str:
+        """crictl's configuration (``crictl --config``), with this node's sockets."""
+        return os.path.join(self.agent, "etc", "crictl.yaml")
+
+    @property
+    def health_socket(self) -> str:
+        """The node's health and metrics, where no other address is set."""
+        return os.path.join(self.state_dir, "health.sock")
+
+    @property
     def containerd_log(self) -> str:
         """What containerd prints."""
         return os.path.join(self.containerd_root, "containerd.log")
@@ -171,6 +235,11 @@ class Layout:
     def nri_socket(self) -> str:
         """containerd's socket for NRI plugins, kept from the system's path."""
         return os.path.join(self.containerd_state, "nri.sock")
+
+
+def _config_stem(version: int) -> str:
+    """k3s's names: the format without a number is version 2, those after it carry theirs."""
+    return "config" if version == 2 else f"config-v{version}"
 
 
 def archive_dirs(settings: Settings, layout: Layout) -> tuple[str, ...]:

@@ -10,116 +10,293 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
+import nixlet
 from nixlet import errors
-from nixlet.containerd import cni, cri, imagestore
-from nixlet.containerd import config as containerd_config
+from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import pause, preflight, stand
-from nixlet.rpc import channel as channels
+from nixlet.node import containerd_child, endpoint, pause, preflight, stand
 from nixlet.rpc import server as rpc_server
+from nixlet.services import health
 from nixlet.services import node as node_service
+from nixlet.store import interface
 from nixlet.store.daemon import client as nix
+from nixlet.telemetry import metrics
 
-#: Seconds that containerd gets to answer; it recovers its pods before it does.
-_READY_TIMEOUT = 60.0
+#: The snapshotter that is ours; all others are containerd's own or another program's.
+_NIX = "nix"
+
+#: Seconds for which a store that answered is not asked again: where no Nix daemon runs, asking starts one.
+_STORE_GOOD_FOR = 5.0
 
 _log = logging.getLogger("nixlet.node")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Programs:
-    containerd: containerd_config.ContainerdProgram
-    runc: str
-    cni_bin_dir: str
-    pause: str
 
 
 async def run(settings: node_config.Settings) -> None:
     """Run a node until SIGTERM or SIGINT, which take it down in order and leave pods and snapshots alone.
 
+    A second signal makes it quick: containerd gets no more time to end.
+
     Raises:
-        NixletError: It can't start, or containerd died.
+        NixletError: It can't start, or containerd died for good.
     """
-    stop = signals.stop_requested()
-    async with running(settings.checked()) as containerd, sdnotify.Notifier(os.environ).ready():
-        _log.info("the node is ready")
-        dying = asyncio.create_task(containerd.died(), name="containerd died")
-        stopping = asyncio.create_task(stop.wait(), name="signal")
-        await asyncio.wait({dying, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if dying.done():
-            raise dying.result()
-        dying.cancel()
+    stop = signals.watched()
+    living = asyncio.create_task(_live(settings, stop), name="node")
+    stopping = asyncio.create_task(stop.requested.wait(), name="signal")
+    await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not living.done():
         _log.info("stopping; pods go on")
+        living.cancel()
+    try:
+        await living
+    except asyncio.CancelledError:
+        if not stop.requested.is_set():
+            raise
+    except errors.NixletError as error:
+        # Who reads the log alone must find there why it ends.
+        if settings.log:
+            _log.error("the node ends: %s", error, extra={"hint": error.hint})
+        raise
+
+
+async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> None:
+    notifier = sdnotify.Notifier(os.environ)
+
+    def tell(event: supervisor.Event) -> None:
+        notifier.tell(f"STATUS=containerd: {event}")
+
+    async with running(settings.checked(), hastened=stop.hastened, tell=tell) as containerd, notifier.ready():
+        _log.info("the node is ready")
+        raise await containerd.gave_up()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Containerd:
+    """The node's containerd.
+
+    Attributes:
+        version: Its version.
+        kept: How it is kept running; None when it is somebody else's.
+    """
+
+    version: str
+    kept: supervisor.KeptChild | None = None
+
+    async def gave_up(self) -> errors.NixletError:
+        """Wait until it died for good; why. Somebody else's containerd is theirs to look after."""
+        if self.kept is None:
+            await asyncio.Event().wait()
+        assert self.kept is not None
+        return await self.kept.gave_up()
+
+    def children(self) -> Sequence[node_service.ChildStatus]:
+        """What the node says of it: nothing while it is not running."""
+        if self.kept is None:
+            return [node_service.ChildStatus("containerd", 0, self.version)]
+        child = self.kept.current
+        return [] if child is None else [node_service.ChildStatus(child.name, child.pid, self.version)]
+
+    async def check(self, runtime: cri.RuntimeClient) -> None:
+        """Check that it answers.
+
+        Raises:
+            NixletError: It doesn't, with the reason of its last death if that is why.
+        """
+        if self.kept is not None and self.kept.current is None:
+            raise errors.UnavailableError(f"containerd is not running: {self.kept.failure or 'it is being started'}")
+        await runtime.version()
 
 
 @contextlib.asynccontextmanager
-async def running(settings: node_config.Settings) -> AsyncIterator[supervisor.SupervisedChild]:
-    """A node that is ready for pods, for the time of the context; gives its containerd."""
+async def running(
+    settings: node_config.Settings,
+    *,
+    hastened: asyncio.Event | None = None,
+    tell: Callable[[supervisor.Event], None] = lambda _: None,
+) -> AsyncIterator[Containerd]:
+    """A node that is ready for pods, for the time of the context; gives its containerd.
+
+    Args:
+        settings: What it is told.
+        hastened: Makes its end quick when it is set.
+        tell: Learns of what happens to containerd.
+    """
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
-    nix_settings = nix.DaemonSettings.from_environment(os.environ)
     preflight.check_root()
-    programs = await _find_programs(settings, nix_settings)
+    store = _store(settings)
+    programs = None if settings.container_runtime_endpoint else await containerd_child.find_programs(settings)
+    observed = metrics.NodeMetrics()
+    observed.registry.add(*metrics.process_metrics(nixlet.__version__))
     async with contextlib.AsyncExitStack() as stack:
         _make_directories(layout)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
-        stack.callback(network.remove_bridge, settings.bridge)
-        children: list[node_service.ChildStatus] = []
-        status = node_service.NodeStatus(
-            snapshotter=settings.snapshotter,
-            data_dir=layout.data_dir,
-            state_dir=layout.state_dir,
-            containerd_address=layout.containerd_socket,
-            containerd_config_version=programs.containerd.config_version,
-            pod_log_dir=layout.pods,
-        )
-        own_services: list[node_service.NodeService] = []
-
-        def own_service(stood: stand.Stand) -> list[node_service.NodeService]:
-            release = functools.partial(player.stop_sandbox, stood.runtime)
-            own_services.append(
-                node_service.NodeService(status, lambda: children, stood.board, stood.snapshotter, release)
-            )
-            return own_services
-
+        if programs is not None:
+            stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
             root=layout.snapshotter_root,
             socket=layout.node_socket,
-            containerd_socket=layout.containerd_socket,
+            containerd_socket=settings.container_runtime_endpoint or layout.containerd_socket,
             snapshotter=settings.snapshotter,
             archive_dirs=node_config.archive_dirs(settings, layout),
+            image_service_socket=settings.image_service_endpoint,
+            strategy=settings.strategy,
+            unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
         )
-        store = nix.DaemonStore(nix_settings)
-        stood = await stand.stand(stack, place, store, nix_settings.gcroots, own_service)
-        child = await stack.enter_async_context(_containerd(settings, layout, programs, stood.runtime))
-        # The probe ran beside containerd's start.
-        await stood.snapshotter.strategy()
-        stand.check_mount_namespace(layout.containerd_socket)
+        faces = _Faces(_status(settings, layout, programs))
+        if store is not None:
+            gcroots = store.settings.gcroots
+            stood = await stand.stand(stack, place, store, gcroots, faces.services, observed)
+        else:
+            stood = await stand.stand_without_snapshotter(stack, place, faces.services, observed)
+        containerd = await stack.enter_async_context(
+            _own_containerd(settings, layout, programs, stood, hastened=hastened, tell=tell)
+            if programs is not None
+            else _others_containerd(settings, layout, place, stood)
+        )
+        if stood.snapshotter is not None:
+            # The probe ran beside containerd's start.
+            await stood.snapshotter.strategy()
+            stand.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
-        stack.push_async_callback(own_services[0].close)
-        await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
-        sandboxes = await stood.runtime.sandboxes()
-        await asyncio.to_thread(
-            player.sweep_pod_directories, layout.pods, {sandbox.metadata.uid for sandbox in sandboxes}
+        stack.push_async_callback(faces.close)
+        _observe_containerd(observed, containerd)
+        if settings.health_address != node_config.NO_HEALTH:
+            checks = _checks(containerd, stood, place, store)
+            address = settings.health_address or layout.health_socket
+            await stack.enter_async_context(health.serve(health.Health(checks, observed.registry), address))
+        rendered = crictl.render(
+            runtime_socket=place.containerd_socket, image_socket=settings.image_service_endpoint or place.socket
         )
+        files.write_atomically(layout.crictl_config, rendered, mode=0o600)
         # Only a node that is ready says what its children are: that is how the command line tells.
-        children.append(node_service.ChildStatus("containerd", child.pid, programs.containerd.version))
-        yield child
+        faces.containerd = containerd
+        yield containerd
 
 
-async def _find_programs(settings: node_config.Settings, nix_settings: nix.DaemonSettings) -> _Programs:
+def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
+    """The store behind our snapshotter; a node without it needs none."""
+    if settings.snapshotter != _NIX:
+        return None
+    nix_settings = nix.DaemonSettings.from_environment(os.environ)
     preflight.check_nix(nix_settings.stdio[0], nix_settings.socket)
-    containerd = preflight.find_program(settings.containerd, package="containerd", setting="--containerd")
-    return _Programs(
-        containerd=await containerd_config.ask(containerd),
-        runc=preflight.find_program(settings.runc, package="runc", setting="--runc"),
-        cni_bin_dir=preflight.find_cni_plugins(settings.cni_bin_dirs),
-        pause=preflight.find_program(settings.pause, package="catatonit", setting="--pause"),
+    return nix.DaemonStore(nix_settings)
+
+
+def _status(
+    settings: node_config.Settings, layout: node_config.Layout, programs: containerd_child.Programs | None
+) -> node_service.NodeStatus:
+    return node_service.NodeStatus(
+        snapshotter=settings.snapshotter,
+        data_dir=layout.data_dir,
+        state_dir=layout.state_dir,
+        containerd_address=settings.container_runtime_endpoint or layout.containerd_socket,
+        containerd_config_version=0 if programs is None else programs.containerd.config_version,
+        pod_log_dir=layout.pods,
+    )
+
+
+class _Faces:
+    """The services on the node's socket that are the node's own: they serve before containerd is there."""
+
+    def __init__(self, status: node_service.NodeStatus) -> None:
+        self._status = status
+        self._made: list[node_service.NodeService] = []
+        self.containerd: Containerd | None = None
+
+    def services(self, stood: stand.Stand) -> Sequence[node_service.NodeService]:
+        """The services, for what stands."""
+        release = functools.partial(player.stop_sandbox, stood.runtime)
+        self._made.append(
+            node_service.NodeService(self._status, self._children, stood.board, stood.snapshotter, release)
+        )
+        return self._made
+
+    def _children(self) -> Sequence[node_service.ChildStatus]:
+        return [] if self.containerd is None else self.containerd.children()
+
+    async def close(self) -> None:
+        """End what they do by themselves."""
+        for service in self._made:
+            await service.close()
+
+
+@contextlib.asynccontextmanager
+async def _own_containerd(
+    settings: node_config.Settings,
+    layout: node_config.Layout,
+    programs: containerd_child.Programs,
+    stood: stand.Stand,
+    *,
+    hastened: asyncio.Event | None,
+    tell: Callable[[supervisor.Event], None],
+) -> AsyncIterator[Containerd]:
+    async with containerd_child.kept_running(
+        settings, layout, programs, stood.runtime, hastened=hastened, tell=tell
+    ) as kept:
+        if programs.pause:
+            await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
+        uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
+        await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
+        yield Containerd(programs.containerd.version, kept)
+
+
+@contextlib.asynccontextmanager
+async def _others_containerd(
+    settings: node_config.Settings, layout: node_config.Layout, place: stand.Place, stood: stand.Stand
+) -> AsyncIterator[Containerd]:
+    with endpoint.linked(settings, layout):
+        version = await endpoint.wait_until_ready(settings, stood)
+        if stood.snapshotter is not None:
+            await endpoint.check_snapshotter(settings, place, stood.containerd)
+        uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
+        await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
+        yield Containerd(version)
+
+
+def _checks(
+    containerd: Containerd, stood: stand.Stand, place: stand.Place, store: interface.Store | None
+) -> dict[str, health.Check]:
+    """What must be so for the node to be ready."""
+    checks: dict[str, health.Check] = {"containerd": lambda: containerd.check(stood.runtime)}
+    if store is None or stood.snapshotter is None:
+        return checks
+    snapshotter = stood.snapshotter
+
+    async def serves() -> None:
+        if not rpc_server.is_served(place.socket):
+            raise errors.UnavailableError(f"nobody listens at {place.socket}")
+        snapshotter.counts()
+
+    async def answers() -> None:
+        async with store.session() as session:
+            await session.present(())
+
+    return {**checks, "snapshotter": serves, "store": health.good_for(_STORE_GOOD_FOR, answers)}
+
+
+def _observe_containerd(observed: metrics.NodeMetrics, containerd: Containerd) -> None:
+    kept = containerd.kept
+    if kept is None:
+        return
+    label = (kept.name,)
+    observed.registry.add(
+        metrics.CounterOf(
+            "nixlet_child_restarts_total",
+            "How often a child was started again.",
+            lambda: {label: kept.restarts},
+            ("child",),
+        ),
+        metrics.Gauge(
+            "nixlet_child_up",
+            "Whether a child is running and ready.",
+            lambda: {label: int(kept.current is not None)},
+            ("child",),
+        ),
     )
 
 
@@ -130,73 +307,6 @@ def _make_directories(layout: node_config.Layout) -> None:
         files.make_directory(directory, mode=0o711)
     for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
         files.make_directory(os.path.dirname(file))
-
-
-@contextlib.asynccontextmanager
-async def _containerd(
-    settings: node_config.Settings, layout: node_config.Layout, programs: _Programs, runtime: cri.RuntimeClient
-) -> AsyncIterator[supervisor.SupervisedChild]:
-    rendered = containerd_config.render(
-        containerd_config.ContainerdSettings(
-            version=programs.containerd.config_version,
-            root=layout.containerd_root,
-            state=layout.containerd_state,
-            address=layout.containerd_socket,
-            opt_dir=layout.opt,
-            snapshotter=settings.snapshotter,
-            snapshotter_address=layout.node_socket,
-            snapshotter_root=layout.snapshotter_root,
-            sandbox_image=pause.REFERENCE,
-            cni_bin_dir=programs.cni_bin_dir,
-            cni_conf_dir=layout.cni_conf_dir,
-            runc=programs.runc,
-            runc_root=layout.runc_root,
-            nri_socket=layout.nri_socket,
-            restrict_oom_score_adj=preflight.lacks_sys_resource(),
-            architecture=platforms.host_platform().architecture,
-        )
-    )
-    files.write_atomically(layout.containerd_config, rendered)
-    conflist = cni.render(
-        name=f"nixlet-{settings.bridge}",
-        bridge=settings.bridge,
-        pod_cidr=settings.pod_cidr,
-        data_dir=layout.cni_data_dir,
-    )
-    files.write_atomically(os.path.join(layout.cni_conf_dir, cni.FILE_NAME), conflist)
-    if rpc_server.is_served(layout.containerd_socket):
-        raise errors.FailedPreconditionError(
-            f"another process serves the socket {layout.containerd_socket}",
-            hint="stop that containerd, or choose another --state-dir",
-        )
-    # On the command line as well: a mistake in the file must not lead to the system's containerd.
-    argv = [
-        programs.containerd.path,
-        f"--config={layout.containerd_config}",
-        f"--address={layout.containerd_socket}",
-        f"--root={layout.containerd_root}",
-        f"--state={layout.containerd_state}",
-    ]
-    if settings.debug:
-        argv.append("--log-level=debug")
-    environment = dict(os.environ)
-    # Ours: systemd waits for the node's word, not for containerd's.
-    environment.pop("NOTIFY_SOCKET", None)
-    # The shim of the same build lies beside containerd; runc and the CNI plugins look for iptables on the path.
-    directories = [os.path.dirname(programs.containerd.path), environment.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
-    environment["PATH"] = os.pathsep.join(directories)
-    async with supervisor.supervise(
-        "containerd",
-        argv,
-        env=environment,
-        log_path=layout.containerd_log,
-        ready=lambda: channels.wait_until_answered(runtime.version),
-        ready_timeout=_READY_TIMEOUT,
-    ) as child:
-        yield child
-    for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket)
 
 
 async def _load_pause_image(

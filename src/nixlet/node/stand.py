@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
@@ -19,6 +19,7 @@ from nixlet.services import snapshots as snapshots_service
 from nixlet.snapshots import faults
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.store import interface, policy, realiser, roots
+from nixlet.telemetry import metrics
 
 #: The file by which a root of the Go nix-snapshotter is recognised: containerd's metastore in bbolt.
 _GO_DATABASE = "metadata.db"
@@ -26,7 +27,7 @@ _GO_DATABASE = "metadata.db"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a snapshotter is, and whose it is.
+    """Where a node's socket and its snapshotter are, and whose they are.
 
     Attributes:
         root: Its directory.
@@ -37,6 +38,8 @@ class Place:
         serve_images: Whether the CRI image service is served, too.
         strategy: How containers get to see closures: "auto", "view" or "bind".
         unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
+        image_service_socket: Another CRI image service, which gets all calls that don't concern ``nix:0`` references;
+            empty: containerd's.
     """
 
     root: str
@@ -47,16 +50,23 @@ class Place:
     serve_images: bool = True
     strategy: str = "auto"
     unsigned_paths: policy.UnsignedPaths = "allow"
+    image_service_socket: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stand:
-    """What stands, and the ways to containerd."""
+    """What stands, and the ways to containerd; ``snapshotter`` is None where containerd's own is used."""
 
-    snapshotter: snapshotter_module.Snapshotter
+    snapshotter: snapshotter_module.Snapshotter | None
+    channel: channels.Channel
     containerd: imagestore.ImageStore
     runtime: cri.RuntimeClient
+    images: cri.ImageClient
     board: pulls.Board
+
+
+#: Gives what else is served on the socket.
+MoreServices = Callable[[Stand], Sequence[rpc_server.Servable]]
 
 
 async def stand(
@@ -64,7 +74,8 @@ async def stand(
     place: Place,
     store: interface.Store,
     gcroots: str,
-    more_services: Callable[[Stand], Sequence[rpc_server.Servable]] = lambda _: (),
+    more_services: MoreServices = lambda _: (),
+    observed: metrics.NodeMetrics | None = None,
 ) -> Stand:
     """Put the snapshotter's house in order and serve it, until ``stack`` is left.
 
@@ -74,11 +85,12 @@ async def stand(
         store: The store behind it.
         gcroots: Where the store's GC roots are kept.
         more_services: What else is served on the socket.
+        observed: Counts what happens.
 
     Raises:
         FailedPreconditionError: The root belongs to another process or program, or the socket is served already.
     """
-    inherited = sdnotify.inherited_sockets(os.environ)
+    observed = observed or metrics.NodeMetrics()
     _check_owner(place.root)
     files.make_directory(place.root, mode=0o700)
     stack.enter_context(
@@ -86,9 +98,13 @@ async def stand(
     )
     await asyncio.to_thread(_ensure_store, store)
     gc_roots = roots.Roots(gcroots, roots_owner(place.root))
-    bringer = realiser.Realiser(store, gc_roots, policy.Policy(place.unsigned_paths))
-    channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
-    containerd = imagestore.ImageStore(channel, place.containerd_socket)
+    bringer = realiser.Realiser(
+        store,
+        gc_roots,
+        policy.Policy(place.unsigned_paths),
+        observe=lambda took: observed.realised(took.fetched_paths, took.fetched_bytes),
+    )
+    made = await _connected(stack, place)
     snapshotter = snapshotter_module.Snapshotter(
         place.root,
         store_dir=store.store_dir,
@@ -96,7 +112,7 @@ async def stand(
         realise=bringer,
         gc_roots=gc_roots,
         strategy=place.strategy,
-        check_targets=containerd.check_mount_targets,
+        check_targets=made.containerd.check_mount_targets,
         faults=faults.Faults(os.environ.get("NIXLET_FAULT_POINT", "")),
     )
     # Views are mounted again when a container needs them, and running containers hold their own: none stays mounted
@@ -105,29 +121,84 @@ async def stand(
     stack.push_async_callback(snapshotter.close)
     # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
     await snapshotter.start()
-    images = cri.ImageClient(channel, place.containerd_socket)
-    board = pulls.Board()
-    made = Stand(snapshotter, containerd, cri.RuntimeClient(channel, place.containerd_socket), board)
+    _observe_snapshots(observed, snapshotter)
+    made = dataclasses.replace(made, snapshotter=snapshotter)
+    puller = pulls.Puller(
+        store,
+        bringer,
+        made.containerd,
+        made.images,
+        snapshotter=place.snapshotter,
+        archive_dirs=place.archive_dirs,
+        board=made.board,
+    )
+    services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
+    await _serve(stack, place, made, services, puller, observed)
+    return made
+
+
+async def stand_without_snapshotter(
+    stack: contextlib.AsyncExitStack, place: Place, more_services: MoreServices, observed: metrics.NodeMetrics
+) -> Stand:
+    """Serve what a node with a snapshotter of containerd's own has: no snapshots, and images as containerd gives them.
+
+    Raises:
+        FailedPreconditionError: The socket is served already.
+    """
+    made = await _connected(stack, place)
+    await _serve(stack, place, made, more_services(made), images_service.NoNix(place.snapshotter), observed)
+    return made
+
+
+async def _connected(stack: contextlib.AsyncExitStack, place: Place) -> Stand:
+    """The ways to containerd, which needs not be there yet."""
+    channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
+    address = place.containerd_socket
+    return Stand(
+        None,
+        channel,
+        imagestore.ImageStore(channel, address),
+        cri.RuntimeClient(channel, address),
+        cri.ImageClient(channel, address),
+        pulls.Board(),
+    )
+
+
+async def _serve(
+    stack: contextlib.AsyncExitStack,
+    place: Place,
+    made: Stand,
+    services: Sequence[rpc_server.Servable],
+    puller: images_service.NixPuller,
+    observed: metrics.NodeMetrics,
+) -> None:
     fallback = None
     if place.serve_images:
-        puller = pulls.Puller(
-            store,
-            bringer,
-            containerd,
-            images,
-            snapshotter=place.snapshotter,
-            archive_dirs=place.archive_dirs,
-            board=board,
-        )
-        handing_on = relay.Relay(channel, f"containerd at {place.containerd_socket}")
-        fallback = images_service.ImageService(handing_on, puller, images).answer
-    services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
-    sock = rpc_server.listen_unix(place.socket, inherited)
+        handing_on = relay.Relay(made.channel, f"containerd at {place.containerd_socket}")
+        if place.image_service_socket:
+            other = await stack.enter_async_context(channels.connect(place.image_service_socket))
+            handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
+        fallback = images_service.ImageService(handing_on, puller, made.images, observed).answer
+    sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
     if not sdnotify.Notifier(os.environ).keep(sock):
         stack.callback(_unlink, place.socket)
-    await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback))
-    return made
+    await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback, observe=observed.rpc.observe))
+
+
+def _observe_snapshots(observed: metrics.NodeMetrics, snapshotter: snapshotter_module.Snapshotter) -> None:
+    def snapshots() -> Mapping[metrics.Labels, float]:
+        return {(kind.name.lower(),): count for kind, count in snapshotter.counts().items()}
+
+    def roots_made() -> Mapping[metrics.Labels, float]:
+        return {(strategy,): count for strategy, count in snapshotter.roots_made.items()}
+
+    observed.registry.add(
+        metrics.Gauge("nixlet_snapshots", "Snapshots that there are.", snapshots, ("kind",)),
+        metrics.CounterOf(
+            "nixlet_snapshot_mounts_total", "Answers to Prepare, View and Mounts.", roots_made, ("strategy",)
+        ),
+    )
 
 
 def check_mount_namespace(containerd_socket: str) -> None:

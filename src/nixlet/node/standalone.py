@@ -116,6 +116,7 @@ async def run(settings: StandaloneSettings) -> None:
     )
     async with contextlib.AsyncExitStack() as stack:
         stood = await stand.stand(stack, place, store, nix_settings.gcroots)
+        assert stood.snapshotter is not None
         strategy = await stood.snapshotter.strategy()
         _log.info(
             "serving",

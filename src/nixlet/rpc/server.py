@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
@@ -25,10 +26,14 @@ Stream = grpclib.server.Stream
 
 Request = TypeVar("Request")
 
-_Handle = Callable[[Any], Awaitable[None]]
+_Handle = Callable[[Any], Awaitable[const.Status | None]]
 
-#: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes.
-Fallback = Callable[[str, "grpclib.server.Stream[bytes, bytes]"], Awaitable[None]]
+#: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes; returns the status
+#: that it sent itself, or None.
+Fallback = Callable[[str, "grpclib.server.Stream[bytes, bytes]"], Awaitable[const.Status | None]]
+
+#: Learns of each call that was answered: the method's path, the status's name ("NOT_FOUND"), and the seconds that it took.
+Observer = Callable[[str, str, float], None]
 
 #: Seconds that running calls get to end when the server stops.
 _GRACE = 5.0
@@ -59,31 +64,49 @@ class Servable(Protocol):
         ...
 
 
-def _with_statuses(path: str, handle: _Handle, count: "_Running") -> _Handle:
+def _with_statuses(path: str, handle: _Handle, running: "_Running") -> Callable[[Any], Awaitable[None]]:
     """A handler whose errors become statuses; what is unexpected is logged here and told to the peer in one word."""
 
     async def call(stream: Any) -> None:
-        with count:
+        began = time.perf_counter()
+        answered = const.Status.CANCELLED
+        with running:
             try:
-                await handle(stream)
-            except errors.NixletError as error:
-                raise status.from_error(error) from error
-            except NotImplementedError as error:
-                # grpclib's word for a compressed message; gRPC wants this code for it.
-                raise GRPCError(const.Status.UNIMPLEMENTED, "compressed messages are not supported") from error
-            except GRPCError:
+                answered = await _answer(path, handle, stream)
+            except GRPCError as error:
+                answered = error.status
                 raise
-            except Exception as error:
-                _log.exception("%s failed", path)
-                raise GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}") from error
+            except asyncio.CancelledError:
+                # The client gave up, or its deadline passed.
+                if stream.deadline is not None and stream.deadline.time_remaining() <= 0:
+                    answered = const.Status.DEADLINE_EXCEEDED
+                raise
+            finally:
+                running.observe(path, answered.name, time.perf_counter() - began)
 
     return call
+
+
+async def _answer(path: str, handle: _Handle, stream: Any) -> const.Status:
+    try:
+        return await handle(stream) or const.Status.OK
+    except errors.NixletError as error:
+        raise status.from_error(error) from error
+    except NotImplementedError as error:
+        # grpclib's word for a compressed message; gRPC wants this code for it.
+        raise GRPCError(const.Status.UNIMPLEMENTED, "compressed messages are not supported") from error
+    except GRPCError:
+        raise
+    except Exception as error:
+        _log.exception("%s failed", path)
+        raise GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}") from error
 
 
 class _Running:
     """How many calls are being answered; ``idle`` is set while none is."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observer) -> None:
+        self.observe = observe
         self._count = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -114,14 +137,14 @@ class _Mapping(dict[str, const.Handler]):
             return found
         fallback = self._fallback or _unknown_method
 
-        async def handle(stream: Any) -> None:
-            await fallback(key, stream)
+        async def handle(stream: Any) -> const.Status | None:
+            return await fallback(key, stream)
 
         # Streams in both directions: such a call may have one answer, several or none, as its unknown method wants.
         return const.Handler(_with_statuses(key, handle, self._running), const.Cardinality.STREAM_STREAM, bytes, bytes)
 
 
-async def _unknown_method(path: str, stream: Stream[bytes, bytes]) -> None:
+async def _unknown_method(path: str, stream: Stream[bytes, bytes]) -> const.Status | None:
     # grpclib's own answer to an unknown method lacks the content type, which grpc-go takes for a broken server.
     await stream.recv_message()
     raise GRPCError(const.Status.UNIMPLEMENTED, f"unknown method {path}")
@@ -165,9 +188,17 @@ class _Server(grpclib.server.Server):
             connection.close()
 
 
+def _ignore(_path: str, _code: str, _seconds: float) -> None:
+    """Observe nothing."""
+
+
 @contextlib.asynccontextmanager
 async def serve(
-    sock: socket.socket, handlers: Collection[Servable], *, fallback: Fallback | None = None
+    sock: socket.socket,
+    handlers: Collection[Servable],
+    *,
+    fallback: Fallback | None = None,
+    observe: Observer = _ignore,
 ) -> AsyncIterator[None]:
     """Serve gRPC on a listening unix socket for the time of the context; running calls get a few seconds to end.
 
@@ -175,8 +206,9 @@ async def serve(
         sock: The socket, listening; it is closed at the end.
         handlers: The services.
         fallback: Answers what no service knows; without it the answer is UNIMPLEMENTED.
+        observe: Learns of each call when it ends.
     """
-    running = _Running()
+    running = _Running(observe)
     known = {
         path: handler._replace(func=_with_statuses(path, handler.func, running))
         for service in handlers

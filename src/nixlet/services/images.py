@@ -4,37 +4,104 @@ Calls are looked at as bytes. Those that don't concern a ``nix:0`` reference go 
 nixlet has never heard of.
 """
 
+from collections.abc import Awaitable
+from typing import Protocol
+
+from grpclib.const import Status
+
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.images import pulls, reference
+from nixlet.images import reference
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
+from nixlet.telemetry import metrics
 
 #: The services that are handed on; v1alpha2 is what kubelets before 1.26 speak.
 _PREFIXES = ("/runtime.v1.ImageService/", "/runtime.v1alpha2.ImageService/")
 
 
+class Pulled(Protocol):
+    """What a pull ends with."""
+
+    @property
+    def image_id(self) -> str:
+        """What containers are made from."""
+        ...
+
+
+class NixPuller(Protocol):
+    """Who pulls ``nix:0`` references."""
+
+    def pull(self, text: str) -> Awaitable[Pulled]:
+        """Have an image ready for containers."""
+        ...
+
+    async def image_id(self, text: str) -> str | None:
+        """The ID of an image that was pulled by this reference, or None."""
+        ...
+
+
+class NoNix:
+    """On a node whose snapshotter can't show closures: says so."""
+
+    def __init__(self, snapshotter: str) -> None:
+        self._snapshotter = snapshotter
+
+    async def pull(self, text: str) -> Pulled:
+        """Refuse.
+
+        Raises:
+            FailedPreconditionError: Always.
+        """
+        raise errors.FailedPreconditionError(
+            f"{text} is an image of store paths, which the snapshotter {self._snapshotter} can't run",
+            hint="start the node with --snapshotter nix",
+        )
+
+    async def image_id(self, text: str) -> str | None:
+        """Never pulled."""
+        del text
+        return None
+
+
 class ImageService:
     """Answers what no other service of the socket does."""
 
-    def __init__(self, handing_on: relay.Relay, puller: pulls.Puller, images: cri.ImageClient) -> None:
+    def __init__(
+        self,
+        handing_on: relay.Relay,
+        puller: NixPuller,
+        images: cri.ImageClient,
+        observed: metrics.NodeMetrics | None = None,
+    ) -> None:
+        self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
         self._puller = puller
         self._images = images
         self._handlers = {"PullImage": self._pull, "ImageStatus": self._status, "RemoveImage": self._remove}
 
-    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> None:
+    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> Status:
         """Answer a call; for use as a server's fallback."""
         if not path.startswith(_PREFIXES):
             raise errors.UnimplementedError(f"unknown method {path}")
         request = await server.request(stream)
+        if path.rpartition("/")[2] != "PullImage":
+            return await self._dispatch(path, stream, request)
+        wanted = pb.PullImageRequest.FromString(request).image.image
+        with self._observed.pull("nix" if reference.is_archive(wanted) else "registry") as succeed:
+            status = await self._dispatch(path, stream, request)
+            if status is Status.OK:
+                succeed()
+            return status
+
+    async def _dispatch(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
         handle = self._handlers.get(path.rpartition("/")[2])
         answer = await handle(request) if handle is not None else None
         if answer is None:
-            await self._relay.answer(path, stream, request)
-        else:
-            await stream.send_message(answer)
+            return await self._relay.answer(path, stream, request)
+        await stream.send_message(answer)
+        return Status.OK
 
     async def _pull(self, request: bytes) -> bytes | None:
         wanted = pb.PullImageRequest.FromString(request).image.image

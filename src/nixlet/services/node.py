@@ -49,7 +49,7 @@ class NodeService(node_grpc.NodeBase):
         status: NodeStatus,
         children: Callable[[], Sequence[ChildStatus]],
         board: pulls.Board,
-        snapshotter: snapshotter_module.Snapshotter,
+        snapshotter: snapshotter_module.Snapshotter | None,
         release_pod: Callable[[str], Awaitable[None]],
     ) -> None:
         self._status = status
@@ -73,7 +73,7 @@ class NodeService(node_grpc.NodeBase):
         response = pb.StatusResponse(
             version=nixlet.__version__,
             pid=os.getpid(),
-            strategy=(await self._snapshotter.strategy()).value,
+            strategy="" if self._snapshotter is None else (await self._snapshotter.strategy()).value,
             children=children,
             **dataclasses.asdict(self._status),
         )
@@ -106,6 +106,8 @@ class NodeService(node_grpc.NodeBase):
     ) -> None:
         """The store paths of a snapshot."""
         request = await server.request(stream)
+        if self._snapshotter is None:
+            raise errors.FailedPreconditionError(f"the snapshotter {self._status.snapshotter} knows no closures")
         store_paths = self._snapshotter.closure_of(request.name)
         await stream.send_message(pb.SnapshotClosureResponse(store_paths=store_paths))
 

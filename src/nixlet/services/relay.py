@@ -22,8 +22,8 @@ class Relay:
         self._channel = channel
         self._peer = peer
 
-    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
-        """Answer a call with one request by what the backend says, be it one message or many."""
+    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
+        """Answer a call with one request by what the backend says, be it one message or many; the status that was sent."""
         # A client that gives up resets its stream, and a deadline that passes is noticed by the server: both cancel this task,
         # which resets the backend's stream.
         call = self._channel.request(path, Cardinality.UNARY_STREAM, bytes, bytes, metadata=stream.metadata)
@@ -38,9 +38,11 @@ class Relay:
                 status_details=error.details,
                 metadata=call.trailing_metadata,
             )
+            return error.status
         except (OSError, StreamTerminatedError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise errors.UnavailableError(f"{self._peer} can't be reached: {reason}") from error
+        return Status.OK
 
     @staticmethod
     async def _pass_on(

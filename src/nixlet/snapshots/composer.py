@@ -1,6 +1,7 @@
 """The mounts of a snapshot: its own directory over those of its layers, each Nix layer preceded by its closure."""
 
 import asyncio
+import collections
 import os
 from collections.abc import Awaitable, Callable
 
@@ -39,6 +40,8 @@ class Composer:
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
         self._check_targets = check_targets
+        #: How many roots were made for containers and layers, by strategy.
+        self.made: collections.Counter[str] = collections.Counter()
         # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
         self._overlay_options = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
 
@@ -54,6 +57,7 @@ class Composer:
                 client can't make bind mounts below a root.
         """
         strategy = model.Strategy(row.strategy)
+        self.made[strategy.value] += 1
         layers: list[binds.Lower] = []
         for layer in self._db.chain(row.parent):
             # A closure stands directly above its own layer, whose empty mount points it fills, and below all later ones.

@@ -257,6 +257,11 @@ class Metadata:
         """The numbers of all snapshots."""
         return {row[0] for row in self._db.execute("SELECT id FROM snapshots")}
 
+    def counts(self) -> dict[model.Kind, int]:
+        """How many snapshots there are of each kind."""
+        counted = dict(self._db.execute("SELECT kind, count(*) FROM snapshots GROUP BY kind"))
+        return {kind: counted.get(kind, 0) for kind in model.Kind}
+
     def closure(self, number: int) -> Closure:
         """A closure by number."""
         row = self._db.execute("SELECT * FROM closures WHERE id = ?", (number,)).fetchone()

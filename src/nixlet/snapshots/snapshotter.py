@@ -247,6 +247,15 @@ class Snapshotter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sweep()
 
+    @property
+    def roots_made(self) -> Mapping[str, int]:
+        """How many roots were made for containers and layers, by strategy."""
+        return self._composer.made
+
+    def counts(self) -> Mapping[model.Kind, int]:
+        """How many snapshots there are of each kind."""
+        return self._db.counts()
+
     def closure_of(self, name: str) -> tuple[str, ...]:
         """The store paths that a committed snapshot and its ancestors bring along, sorted.
 

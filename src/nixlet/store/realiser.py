@@ -54,7 +54,16 @@ class _Shared(Generic[T]):
 class Realiser:
     """Realises closures in one store."""
 
-    def __init__(self, store: interface.Store, gc_roots: roots.Roots, rules: policy.Policy) -> None:
+    def __init__(
+        self,
+        store: interface.Store,
+        gc_roots: roots.Roots,
+        rules: policy.Policy,
+        *,
+        observe: Callable[[interface.Realised], None] = lambda _: None,
+    ) -> None:
+        """Realise in ``store``, as ``rules`` allow; ``observe`` learns of all that was fetched."""
+        self._observe = observe
         self._store = store
         self._roots = gc_roots
         self._policy = rules
@@ -98,7 +107,7 @@ class Realiser:
 
         async def work(tell: progress.ProgressSink) -> interface.Realised:
             async with self._store.session() as session:
-                return await session.realise(wanted, tell)
+                return await self._bring(session, wanted, tell)
 
         return await _share(self._running_paths, frozenset(wanted), work, sink)
 
@@ -108,21 +117,28 @@ class Realiser:
     ) -> AsyncIterator[interface.Realised]:
         """Have paths in the store, and keep the collector from them for the time of the context."""
         async with self._store.session() as session:
-            yield await session.realise(wanted, sink)
+            yield await self._bring(session, wanted, sink)
+
+    async def _bring(
+        self, session: interface.StoreSession, wanted: Collection[paths.StorePath], sink: progress.ProgressSink
+    ) -> interface.Realised:
+        took = await session.realise(wanted, sink)
+        self._observe(took)
+        return took
 
     async def _realise(
         self, reference: closures.ClosureReference, root_name: str | None, sink: progress.ProgressSink
     ) -> RealisedClosure:
         named = (reference.closure_info,) if reference.closure_info is not None else reference.listed
         async with self._store.session() as session, self._rooted(root_name, named) as root:
-            took = await session.realise(named, sink)
+            took = await self._bring(session, named, sink)
             members, loose = named, set(named)
             if reference.closure_info is not None:
                 members = await asyncio.to_thread(self._read_store_paths, reference.closure_info)
                 loose = await self._loose(session, reference.closure_info, members)
                 # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
                 if loose:
-                    took += await session.realise(sorted(loose), sink)
+                    took += await self._bring(session, sorted(loose), sink)
             if self._policy.restricts:
                 self._policy.check((await session.path_infos(members)).values())
             if root_name is not None:

@@ -258,3 +258,31 @@ def test_host_paths_that_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
     assert (tmp_path / "a" / "file").read_bytes() == b""
     pods.check_host_path(model.Volume("data", "/dev/null", "CharDevice"))
+
+
+def test_a_pods_ports_are_kept_where_those_who_list_pods_find_them() -> None:
+    ports = (
+        model.Port(80, 8080),
+        model.Port(53, 53, "::1", "UDP"),
+        model.Port(9, 9, "10.0.0.1", "SCTP"),
+        model.Port(81),
+    )
+    config = sandbox_of(containers=(dataclasses.replace(MAIN, ports=ports),))
+    assert config.annotations[pods.PORTS] == "0.0.0.0:8080->80/tcp, [::1]:53->53/udp, 10.0.0.1:9->9/sctp"
+    assert tuple(pods.ports_of(config.annotations)) == ports[:3]
+    assert (
+        pods.PORTS
+        not in sandbox_of(host_network=True, containers=(dataclasses.replace(MAIN, ports=ports),)).annotations
+    )
+    assert pods.ports_of({pods.PORTS: "nonsense, 1->2, 0.0.0.0:x->1/tcp"}) == pods.ports_of({}) == []
+
+
+def test_a_manifest_can_not_claim_what_nixlet_notes() -> None:
+    annotations = {pods.PORTS: "0.0.0.0:22->22/tcp", pods.NO_NETWORK: "true", "note": "n"}
+    assert dict(sandbox_of(annotations=annotations).annotations) == {"note": "n"}
+    assert sandbox_of(no_network=True).annotations[pods.NO_NETWORK] == "true"
+
+
+def test_a_user_by_name() -> None:
+    context = container_of(security=model.Security(run_as_name="www", run_as_group=33)).linux.security_context
+    assert (context.run_as_username, context.run_as_group.value, context.HasField("run_as_user")) == ("www", 33, False)

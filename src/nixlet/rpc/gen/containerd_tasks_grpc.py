@@ -9,12 +9,41 @@ import grpclib.client
 if typing.TYPE_CHECKING:
     import grpclib.server
 
+import google.protobuf.any_pb2
 import google.protobuf.empty_pb2
 import google.protobuf.timestamp_pb2
 import nixlet.rpc.gen.containerd_tasks_pb2
 
 
 class TasksBase(abc.ABC):
+
+    @abc.abstractmethod
+    async def Start(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.StartRequest, nixlet.rpc.gen.containerd_tasks_pb2.StartResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def DeleteProcess(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.DeleteProcessRequest, nixlet.rpc.gen.containerd_tasks_pb2.DeleteResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def Get(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.GetRequest, nixlet.rpc.gen.containerd_tasks_pb2.GetResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def Exec(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ExecProcessRequest, google.protobuf.empty_pb2.Empty]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def ResizePty(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ResizePtyRequest, google.protobuf.empty_pb2.Empty]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def CloseIO(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.CloseIORequest, google.protobuf.empty_pb2.Empty]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def ListPids(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ListPidsRequest, nixlet.rpc.gen.containerd_tasks_pb2.ListPidsResponse]') -> None:
+        pass
 
     @abc.abstractmethod
     async def Kill(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.KillRequest, google.protobuf.empty_pb2.Empty]') -> None:
@@ -26,6 +55,48 @@ class TasksBase(abc.ABC):
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
+            '/containerd.services.tasks.v1.Tasks/Start': grpclib.const.Handler(
+                self.Start,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.StartRequest,
+                nixlet.rpc.gen.containerd_tasks_pb2.StartResponse,
+            ),
+            '/containerd.services.tasks.v1.Tasks/DeleteProcess': grpclib.const.Handler(
+                self.DeleteProcess,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.DeleteProcessRequest,
+                nixlet.rpc.gen.containerd_tasks_pb2.DeleteResponse,
+            ),
+            '/containerd.services.tasks.v1.Tasks/Get': grpclib.const.Handler(
+                self.Get,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.GetRequest,
+                nixlet.rpc.gen.containerd_tasks_pb2.GetResponse,
+            ),
+            '/containerd.services.tasks.v1.Tasks/Exec': grpclib.const.Handler(
+                self.Exec,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.ExecProcessRequest,
+                google.protobuf.empty_pb2.Empty,
+            ),
+            '/containerd.services.tasks.v1.Tasks/ResizePty': grpclib.const.Handler(
+                self.ResizePty,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.ResizePtyRequest,
+                google.protobuf.empty_pb2.Empty,
+            ),
+            '/containerd.services.tasks.v1.Tasks/CloseIO': grpclib.const.Handler(
+                self.CloseIO,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.CloseIORequest,
+                google.protobuf.empty_pb2.Empty,
+            ),
+            '/containerd.services.tasks.v1.Tasks/ListPids': grpclib.const.Handler(
+                self.ListPids,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.containerd_tasks_pb2.ListPidsRequest,
+                nixlet.rpc.gen.containerd_tasks_pb2.ListPidsResponse,
+            ),
             '/containerd.services.tasks.v1.Tasks/Kill': grpclib.const.Handler(
                 self.Kill,
                 grpclib.const.Cardinality.UNARY_UNARY,
@@ -44,6 +115,48 @@ class TasksBase(abc.ABC):
 class TasksStub:
 
     def __init__(self, channel: grpclib.client.Channel) -> None:
+        self.Start = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/Start',
+            nixlet.rpc.gen.containerd_tasks_pb2.StartRequest,
+            nixlet.rpc.gen.containerd_tasks_pb2.StartResponse,
+        )
+        self.DeleteProcess = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/DeleteProcess',
+            nixlet.rpc.gen.containerd_tasks_pb2.DeleteProcessRequest,
+            nixlet.rpc.gen.containerd_tasks_pb2.DeleteResponse,
+        )
+        self.Get = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/Get',
+            nixlet.rpc.gen.containerd_tasks_pb2.GetRequest,
+            nixlet.rpc.gen.containerd_tasks_pb2.GetResponse,
+        )
+        self.Exec = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/Exec',
+            nixlet.rpc.gen.containerd_tasks_pb2.ExecProcessRequest,
+            google.protobuf.empty_pb2.Empty,
+        )
+        self.ResizePty = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/ResizePty',
+            nixlet.rpc.gen.containerd_tasks_pb2.ResizePtyRequest,
+            google.protobuf.empty_pb2.Empty,
+        )
+        self.CloseIO = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/CloseIO',
+            nixlet.rpc.gen.containerd_tasks_pb2.CloseIORequest,
+            google.protobuf.empty_pb2.Empty,
+        )
+        self.ListPids = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.tasks.v1.Tasks/ListPids',
+            nixlet.rpc.gen.containerd_tasks_pb2.ListPidsRequest,
+            nixlet.rpc.gen.containerd_tasks_pb2.ListPidsResponse,
+        )
         self.Kill = grpclib.client.UnaryUnaryMethod(
             channel,
             '/containerd.services.tasks.v1.Tasks/Kill',

@@ -1,0 +1,65 @@
+"""``nixlet attach``: a container that runs already gets our terminal, input and signals."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nixlet.cli import completion, options
+
+if TYPE_CHECKING:
+    from nixlet.cli.node import Node
+
+
+@click.command()
+@options.state_dir
+@click.argument("container", shell_complete=completion.containers)
+@options.asynchronous
+async def attach(container: str, state_dir: str) -> int:
+    """Hand our terminal, input and signals to a running CONTAINER until it ends; its exit status is ours.
+
+    What it has written by now is for nixlet logs.
+    """
+    import asyncio
+
+    from nixlet import errors
+    from nixlet.cli import containers, node, terminal
+    from nixlet.containerd import streaming
+    from nixlet.rpc.gen import cri_pb2
+
+    async with node.connected(state_dir) as connection:
+        found = await containers.find(connection, container)
+        if found.state != cri_pb2.CONTAINER_RUNNING:
+            raise errors.FailedPreconditionError(f"container {container} is not running")
+        _, info = await containers.details(connection, found.id)
+        config = info.get("config", {})
+        stdin, tty = bool(config.get("stdin")), bool(config.get("tty"))
+        if tty:
+            terminal.check(stdin=stdin)
+        player = await connection.player()
+        signals = terminal.Signals(connection.tasks, found.id)
+        url = await connection.runtime.attach(found.id, stdin=stdin, output=True, tty=tty)
+        async with streaming.attached(url) as output:
+            feeding = asyncio.create_task(_feed(connection, found.id, tty=tty), name="stdin") if stdin else None
+            try:
+                with terminal.given_to(signals.resize, signals.deliver, tty=tty, stdin=stdin):
+                    async for piece in output.output():
+                        terminal.write(piece.stream, piece.data)
+                    code = (await player.wait(found.id)).exit_code
+            finally:
+                if feeding is not None:
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
+    return signals.exit_code(code)
+
+
+async def _feed(connection: "Node", container: str, *, tty: bool) -> None:
+    """Hand our input on, over a connection of its own: only the end of the connection can say that it has ended."""
+    from nixlet.cli import terminal
+    from nixlet.containerd import streaming
+
+    url = await connection.runtime.attach(container, stdin=True, output=False, tty=tty)
+    async with streaming.attached(url) as attachment:
+        async for data in terminal.Input():
+            if not await attachment.send(data):
+                return
+        await attachment.close()

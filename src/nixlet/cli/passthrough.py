@@ -1,0 +1,57 @@
+"""``nixlet ctr`` and ``nixlet crictl``: the real programs, told where the node is."""
+
+import os
+from collections.abc import Mapping
+from typing import NoReturn
+
+import click
+
+from nixlet.cli import options
+
+#: All that stands behind the verb is the program's, also ``--help``; options of ours stand before its own.
+_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=_SETTINGS, add_help_option=False)
+@options.state_dir
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
+    """Run the real ctr against the node's containerd, in Kubernetes' namespace unless another is asked for."""
+    from nixlet.containerd import client
+    from nixlet.node import config
+
+    layout = config.Layout("", os.path.abspath(state_dir))
+    namespace = os.environ.get("CONTAINERD_NAMESPACE") or client.CRI_NAMESPACE
+    _become("ctr", arguments, {"CONTAINERD_ADDRESS": layout.containerd_socket, "CONTAINERD_NAMESPACE": namespace})
+
+
+@click.command(context_settings=_SETTINGS, add_help_option=False)
+@options.node_directories
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
+    """Run the real crictl against the node's two services."""
+    from nixlet.node import config
+
+    layout = config.Layout(os.path.abspath(data_dir), os.path.abspath(state_dir))
+    if os.path.exists(layout.crictl_config):
+        own = {"CRI_CONFIG_FILE": layout.crictl_config}
+    else:
+        own = {
+            "CONTAINER_RUNTIME_ENDPOINT": f"unix://{layout.containerd_socket}",
+            "IMAGE_SERVICE_ENDPOINT": f"unix://{layout.node_socket}",
+        }
+    _become("crictl", arguments, own)
+
+
+def _become(name: str, arguments: tuple[str, ...], own: Mapping[str, str]) -> NoReturn:
+    """Let a program take our place: terminal, signals and exit status are then its own."""
+    from nixlet import errors
+    from nixlet.host import process
+
+    program = process.find_program(name)
+    if program is None:
+        raise errors.CommandNotFoundError(f"{name} is not installed", hint="install it, or put its directory on PATH")
+    # Where the environment names another node, ours is meant all the same.
+    foreign = {"CONTAINER_RUNTIME_ENDPOINT", "IMAGE_SERVICE_ENDPOINT", "CRI_CONFIG_FILE", "CONTAINERD_ADDRESS"}
+    environment = {key: value for key, value in os.environ.items() if key not in foreign} | dict(own)
+    os.execve(program, [name, *arguments], environment)  # noqa: S606 (no shell is wanted)

@@ -1,0 +1,90 @@
+"""Log files of limited size: when one is full it is put aside under a number, and the oldest goes.
+
+``containerd.log`` is the current file, ``containerd.log.1`` the one before it, ``containerd.log.2`` the one before that. Nobody
+else may write to them: a file that another process holds open would be written to on and on after it was put aside.
+"""
+
+import contextlib
+import os
+import stat
+from typing import Self
+
+#: A file's size (bytes) and the number of older ones that are kept; k3s keeps as much of its containerd.
+LIMIT = 50 << 20
+BACKUPS = 3
+
+
+class RotatingFile:
+    """A file that is appended to, for the time of a ``with`` block or until ``close``."""
+
+    def __init__(self, path: str, *, limit: int = LIMIT, backups: int = BACKUPS) -> None:
+        """Open or go on with the file at ``path``.
+
+        Args:
+            path: The file; its directory must be there.
+            limit: Bytes that it may have; a line is never cut for it.
+            backups: How many older files are kept.
+
+        Raises:
+            OSError: It can't be opened.
+        """
+        self.path = path
+        self._limit = limit
+        self._backups = backups
+        self._fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        # O_APPEND: what a process that is just ending still writes doesn't overwrite our lines.
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        status = os.fstat(self._fd)
+        # A terminal, a pipe or /dev/null must never be put aside.
+        self._rotates = stat.S_ISREG(status.st_mode)
+        self._size = status.st_size
+        self._line_ended = True
+
+    def write(self, data: bytes) -> None:
+        """Append bytes, in a new file where the old one is full.
+
+        A disk that is full or broken loses lines, and nothing else: whoever logs must not end or wait because of its log.
+        """
+        if self._rotates and self._size + len(data) > self._limit and self._size:
+            end = 0 if self._line_ended else data.find(b"\n") + 1
+            if end or self._line_ended:
+                self._append(data[:end])
+                self._rotate()
+                data = data[end:]
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while data:
+                written = os.write(self._fd, data)
+                self._size += written
+                self._line_ended = data[written - 1] == ord("\n")
+                data = data[written:]
+
+    def _rotate(self) -> None:
+        # Each step does without the one before it: a file that can't be put aside just grows on.
+        with contextlib.suppress(OSError):
+            for number in range(self._backups, 0, -1):
+                source = self.path if number == 1 else f"{self.path}.{number - 1}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(source, f"{self.path}.{number}")
+            if not self._backups:
+                os.unlink(self.path)
+            old = self._fd
+            self._open()
+            os.close(old)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,171 @@
+"""What people write behind ``-p``, ``-v``, ``-e`` and ``-u``, as the container tools they know read it."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from nixlet import errors
+from nixlet.kube import model
+
+_UID_MAX = 2**32 - 2
+_PROTOCOLS = ("TCP", "UDP", "SCTP")
+
+#: ``[ADDRESS:]HOST:CONTAINER[/PROTOCOL]``, an IPv6 address in brackets.
+_PORT = re.compile(
+    r"(?:(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):)?(?P<host>\d+):(?P<container>\d+)(?:/(?P<protocol>\w+))?"
+)
+
+#: An environment file may be this large (bytes).
+_MAX_FILE = 1 << 20
+
+
+def port(text: str) -> model.Port:
+    """A port that the host is to offer: ``[ADDRESS:]HOST:CONTAINER[/udp]``.
+
+    Raises:
+        UsageError: It is none.
+    """
+    match = _PORT.fullmatch(text)
+    if match is None:
+        raise errors.UsageError(
+            f"--publish {text[:80]!r} is not [ADDRESS:]HOST:CONTAINER[/udp]",
+            hint="say which port of the host it is: -p 8080:80",
+        )
+    protocol = (match["protocol"] or "tcp").upper()
+    if protocol not in _PROTOCOLS:
+        raise errors.UsageError(f"--publish {text[:80]!r}: {protocol.lower()} is none of tcp, udp, sctp")
+    numbers = [int(match[side]) if len(match[side]) <= 5 else 0 for side in ("host", "container")]
+    if not all(1 <= number <= 65535 for number in numbers):
+        raise errors.UsageError(f"--publish {text[:80]!r}: a port is a number from 1 to 65535")
+    address = match["six"] if match["six"] is not None else match["four"] or ""
+    if address:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError as error:
+            raise errors.UsageError(f"--publish {text[:80]!r}: {address!r} is no IP address") from error
+        if (parsed.version == 6) != (match["six"] is not None) or getattr(parsed, "scope_id", None):
+            raise errors.UsageError(f"--publish {text[:80]!r}: an IPv6 address stands in brackets and has no zone")
+    return model.Port(numbers[1], numbers[0], address, protocol)
+
+
+def ports(texts: Iterable[str]) -> tuple[model.Port, ...]:
+    """The ports that the host is to offer.
+
+    Raises:
+        UsageError: One is none, or two of them can't be offered together.
+    """
+    found: list[model.Port] = []
+    for text in texts:
+        new = port(text)
+        for other in found:
+            if new.collides(other):
+                raise errors.UsageError(f"--publish {text!r} asks for port {new.host_port} of the host a second time")
+        found.append(new)
+    return tuple(found)
+
+
+def volumes(texts: Sequence[str]) -> tuple[tuple[model.Volume, ...], tuple[model.VolumeMount, ...]]:
+    """Directories and files of the host, ``HOST:CONTAINER[:ro]``; a directory of the host that isn't there is made.
+
+    Raises:
+        UsageError: One is malformed, or two are at the same place.
+    """
+    made: list[model.Volume] = []
+    mounts: list[model.VolumeMount] = []
+    for number, text in enumerate(texts):
+        host, _, rest = text.partition(":")
+        place, colon, mode = rest.partition(":")
+        if not host or not place or "\0" in text:
+            raise errors.UsageError(f"--volume {text[:80]!r} is not HOST:CONTAINER or HOST:CONTAINER:ro")
+        if colon and mode not in {"ro", "rw"}:
+            raise errors.UsageError(f"--volume {text[:80]!r}: {mode[:20]!r} is neither ro nor rw")
+        if not host.startswith(("/", "./", "../")) and host not in {".", ".."}:
+            raise errors.UsageError(
+                f"--volume {text[:80]!r}: {host[:60]!r} is no path, and there are no named volumes",
+                hint=f"for a directory here, write ./{host[:60]}",
+            )
+        place = os.path.normpath(place)
+        if not place.startswith("/") or place.strip("/") == "":
+            raise errors.UsageError(
+                f"--volume {text[:80]!r}: the place in the container must be an absolute path, not /"
+            )
+        if place in {mount.path for mount in mounts}:
+            raise errors.UsageError(f"--volume {text[:80]!r}: something else is to be at {place} already")
+        path = os.path.abspath(host)
+        name = f"volume-{number}"
+        made.append(model.Volume(name, path, "" if os.path.exists(path) else "DirectoryOrCreate"))
+        mounts.append(model.VolumeMount(name, place, mode == "ro"))
+    return tuple(made), tuple(mounts)
+
+
+def user(text: str) -> model.Security:
+    """Whose rights a process has: ``USER``, ``UID`` or either with ``:GID``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    name, colon, group = text.partition(":")
+    if not name or (colon and not group):
+        raise errors.UsageError(f"--user {text[:80]!r} is not USER, UID, USER:GID or UID:GID")
+    gid = _number(group, text) if group else None
+    if gid is None and group:
+        raise errors.UsageError(f"--user {text[:80]!r}: a group is given by its number")
+    uid = _number(name, text)
+    return model.Security(run_as_user=uid, run_as_group=gid, run_as_name="" if uid is not None else name)
+
+
+def _number(digits: str, text: str) -> int | None:
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    number = int(digits) if len(digits) < 12 else _UID_MAX + 1
+    if number > _UID_MAX:
+        raise errors.UsageError(f"--user {text[:80]!r}: numbers of users and groups end at {_UID_MAX}")
+    return number
+
+
+def variable(text: str, ours: Mapping[str, str], where: str = "--env") -> tuple[str, str] | None:
+    """A variable: ``NAME=VALUE``, or ``NAME`` for our own value of it; None where we have none.
+
+    Raises:
+        UsageError: It has no name.
+    """
+    name, sign, value = text.partition("=")
+    if not name or "\0" in text or any(letter.isspace() for letter in name):
+        raise errors.UsageError(f"{where} {text[:80]!r} is not NAME=VALUE")
+    if sign:
+        return name, value
+    return (name, ours[name]) if name in ours else None
+
+
+def environment(texts: Iterable[str], files: Iterable[str], ours: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The variables of files, and those of the command line, which come later and win.
+
+    Raises:
+        UsageError: A variable has no name, or a file can't be read.
+    """
+    pairs: dict[str, str] = {}
+    for path in files:
+        for number, line in enumerate(_lines(path), 1):
+            stripped = line.lstrip()
+            if stripped and not stripped.startswith("#"):
+                pairs |= _as_pair(variable(stripped, ours, f"{path}, line {number}:"))
+    for text in texts:
+        pairs |= _as_pair(variable(text, ours))
+    return tuple(pairs.items())
+
+
+def _as_pair(pair: tuple[str, str] | None) -> dict[str, str]:
+    return {} if pair is None else dict([pair])
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_FILE + 1)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise errors.UsageError(f"the environment file {path} can't be read: {reason}") from error
+    if len(text) > _MAX_FILE:
+        raise errors.UsageError(f"the environment file {path} is larger than {_MAX_FILE} bytes")
+    return text.splitlines()

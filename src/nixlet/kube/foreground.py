@@ -1,0 +1,89 @@
+"""Containers in the foreground: their streams go through us, from the first byte on.
+
+CRI offers a container's streams only once it runs (Attach): what it wrote by then is in its log, but without the line that is being
+written, and with every carriage return before a line's end gone. So for the moment in which the shim opens the container's
+named pipes, ours are in their place. Output goes to us and from us to the pipes that containerd made, so that the container has its log;
+input comes from us. Afterwards each name stands for what it stood for before.
+"""
+
+import contextlib
+import functools
+import glob
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+
+from nixlet import errors
+from nixlet.containerd import tasks
+from nixlet.kube import stdio
+
+#: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
+_PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*/{container}-{stream}"
+
+#: What containerd's own pipe is called while ours has its name.
+_ASIDE = ".aside"
+
+
+class Foreground:
+    """One container, from before its start until its end."""
+
+    def __init__(self, service: tasks.Tasks, state_dirs: Sequence[str]) -> None:
+        """A container that will be started.
+
+        Args:
+            service: containerd's tasks.
+            state_dirs: Where containerd's state may be.
+        """
+        self._tasks = service
+        self._state_dirs = state_dirs
+        self._streams = stdio.Streams()
+        self._container = ""
+
+    def close(self) -> None:
+        """Close the streams."""
+        self._streams.close()
+
+    @contextlib.contextmanager
+    def interposed(self, container: str) -> Iterator[None]:
+        """Be in between for the time of the context, in which the container must be started.
+
+        Raises:
+            UnsupportedError: containerd keeps its pipes elsewhere.
+        """
+        self._container = container
+        found = {stream: path for stream in ("stdin", "stdout", "stderr") if (path := self._find(stream))}
+        if "stdout" not in found:
+            raise errors.UnsupportedError(
+                "containerd's pipes for the container are at none of the usual places, so it can't run in the foreground",
+                hint="run it with --detach, and see nixlet logs",
+            )
+        with contextlib.ExitStack() as stack:
+            for stream, path in found.items():
+                aside = path + _ASIDE
+                os.rename(path, aside)
+                stack.callback(os.replace, aside, path)
+                os.mkfifo(path, 0o600)
+                if stream != "stdin":
+                    self._streams.open_output(stream, path, copy=aside)
+            yield
+            if "stdin" in found:
+                self._streams.open_input(found["stdin"])
+
+    def _find(self, stream: str) -> str:
+        pattern = _PIPES.format(container=self._container, stream=stream)
+        for directory in self._state_dirs:
+            for path in glob.iglob(os.path.join(glob.escape(directory), pattern)):
+                return path
+        return ""
+
+    async def serve(
+        self, ended: Coroutine[None, None, int], sink: stdio.Sink, stdin: AsyncIterator[bytes] | None
+    ) -> int:
+        """Hand output and input on until the container has ended; its exit status.
+
+        Args:
+            ended: Waits for its end.
+            sink: Takes the output.
+            stdin: The input.
+        """
+        close_stdin = functools.partial(self._tasks.close_stdin, self._container)
+        return await self._streams.serve(ended, sink, stdin, close_stdin)

@@ -1,0 +1,141 @@
+"""What the values of settings must be like: each rule says in one sentence what is wrong with a value."""
+
+import dataclasses
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nixlet import errors
+from nixlet.images import reference
+from nixlet.node import config
+
+#: Unix socket paths end at 108 bytes (unix(7)); containerd's shims add to ours.
+_MAX_STATE_DIR = 60
+_MAX_SOCKET = 107
+
+#: Interface names end at 15 characters, and the kernel refuses slashes and blanks.
+_BRIDGE = re.compile(r"[a-z][a-z0-9-]{0,14}")
+_SNAPSHOTTER = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_RUNTIME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+
+#: Settings that must not be empty, and what they name.
+_REQUIRED = {
+    "data_dir": "a directory",
+    "state_dir": "a directory",
+    "private_registry": "a file, which need not exist",
+    "containerd": "a program",
+    "runc": "a program",
+    "pause": "a program",
+    "cni_bin_dirs": "a directory",
+}
+
+
+class Problem(NamedTuple):
+    """What is wrong with a value: the rest of a sentence that begins with the setting."""
+
+    name: str
+    what: str
+    hint: str = ""
+
+
+def first_problem(settings: config.Settings) -> Problem | None:
+    """The first of the values that a node can't use, or None."""
+    return next(_problems(settings), None)
+
+
+def _problems(settings: config.Settings) -> Iterator[Problem]:
+    for name, value in dataclasses.asdict(settings).items():
+        for text in (value,) if isinstance(value, str) else () if isinstance(value, bool) else value:
+            if not text.isprintable():
+                yield Problem(name, f"{text!r} holds a line break, a control character or no UTF-8")
+    yield from _path_problems(settings)
+    yield from _network_problems(settings)
+    yield from _image_problems(settings)
+    if not _SNAPSHOTTER.fullmatch(settings.snapshotter):
+        hint = 'use "nix", "overlayfs" or "native"'
+        yield Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
+    if settings.default_runtime and not _RUNTIME.fullmatch(settings.default_runtime):
+        yield Problem(
+            "default_runtime", f"{settings.default_runtime!r} is no runtime's name", 'as in "crun" or "runsc"'
+        )
+    for name, known in (("strategy", ("auto", "view", "bind")), ("unsigned_paths", ("allow", "deny"))):
+        if getattr(settings, name) not in known:
+            yield Problem(name, f"{getattr(settings, name)!r} is not known", f"use {' or '.join(known)}")
+    if settings.containerd_restart not in config.RESTARTS:
+        hint = f"use {' or '.join(config.RESTARTS)}"
+        yield Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
+
+
+def _path_problems(settings: config.Settings) -> Iterator[Problem]:
+    for name, what in _REQUIRED.items():
+        if not getattr(settings, name):
+            yield Problem(name, f"is empty: it must name {what}")
+    for name in ("data_dir", "state_dir"):
+        path = os.path.abspath(getattr(settings, name))
+        if re.search(r"[:,\\\s\"]", path):
+            yield Problem(name, f"{path!r} holds a blank, colon, comma, quote or backslash")
+    state_dir = os.path.abspath(settings.state_dir)
+    if len(os.fsencode(state_dir)) > _MAX_STATE_DIR:
+        yield Problem(
+            "state_dir", f"{state_dir} is longer than {_MAX_STATE_DIR} characters, which socket paths don't allow"
+        )
+    for name in ("cni_bin_dirs", "archive_dirs"):
+        for directory in getattr(settings, name):
+            if not os.path.isabs(directory):
+                yield Problem(name, f"{directory!r} must be an absolute path")
+    for name in ("container_runtime_endpoint", "image_service_endpoint"):
+        endpoint = getattr(settings, name)
+        path = endpoint.removeprefix(config.UNIX)
+        if endpoint and not os.path.isabs(path):
+            yield Problem(name, f"{endpoint!r} is not a Unix socket", "write unix:///PATH, or the absolute path alone")
+        if len(os.fsencode(path)) > _MAX_SOCKET:
+            yield Problem(name, f"{endpoint} is longer than {_MAX_SOCKET} bytes, which socket paths don't allow")
+
+
+def _network_problems(settings: config.Settings) -> Iterator[Problem]:
+    if not _BRIDGE.fullmatch(settings.bridge):
+        yield Problem("bridge", f"{settings.bridge!r} is no interface name of at most 15 lower-case characters")
+    try:
+        network = ipaddress.ip_network(settings.pod_cidr)
+    except ValueError as error:
+        yield Problem("pod_cidr", f"{settings.pod_cidr!r} is not a network: {error}", "as in 10.63.0.0/16")
+    else:
+        if network.num_addresses < 8:
+            yield Problem("pod_cidr", f"{settings.pod_cidr} has room for fewer than five pods")
+    if settings.health_address in {"", config.NO_HEALTH}:
+        return
+    host, _, port = settings.health_address.rpartition(":")
+    hint = f"use 127.0.0.1:PORT, or {config.NO_HEALTH} for nowhere"
+    if not host or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
+        yield Problem("health_address", f"{settings.health_address!r} is not HOST:PORT, with a port up to 65535", hint)
+    elif not _is_loopback(host):
+        what = f"{settings.health_address!r} is no loopback address, and what is served there is for this host alone"
+        yield Problem("health_address", what, hint)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback and (address.version == 6) == host.startswith("[")
+
+
+def _image_problems(settings: config.Settings) -> Iterator[Problem]:
+    if settings.pause_image:
+        try:
+            reference.parse(settings.pause_image)
+        except errors.NixletError as error:
+            yield Problem("pause_image", f"can't be used: {error.message}", error.hint)
+    registry = settings.system_default_registry
+    if registry:
+        try:
+            # The grammar of references says what may stand in front of an image's name.
+            parsed = reference.parse(f"{registry}/image")
+        except errors.NixletError:
+            parsed = None
+        if not isinstance(parsed, reference.ImageReference) or not str(parsed).startswith(f"{registry}/"):
+            hint = "write HOST.DOMAIN, HOST:PORT or HOST.DOMAIN/PATH, without https:// and without a slash at the end"
+            yield Problem("system_default_registry", f"{registry!r} is no registry", hint)

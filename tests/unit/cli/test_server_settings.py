@@ -1,0 +1,113 @@
+"""The options of ``nixlet server`` and ``nixlet agent``: each setting has one, and --show-config says where values come from."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from nixlet.cli import app
+from nixlet.cli import server as verb
+from nixlet.node import config, configfile
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No file and no variable of this machine counts."""
+    for field in dataclasses.fields(config.Settings):
+        monkeypatch.delenv(config.variable(field.name), raising=False)
+    monkeypatch.delenv("NIXLET_CONFIG_FILE", raising=False)
+    monkeypatch.setattr(configfile, "DEFAULT_FILE", str(tmp_path / "none.yaml"))
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
+    assert app.run([*arguments, "--show-config", "--output", "json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert isinstance(settings, dict)
+    return settings
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = app.run([*arguments, "--show-config"])
+    return status, capsys.readouterr().err
+
+
+def test_every_setting_has_an_option_with_its_variable_and_default_in_the_help() -> None:
+    options = {option.name: option for option in verb.server.params if isinstance(option, click.Option)}
+    for field in dataclasses.fields(config.Settings):
+        option = options[field.name]
+        assert config.flag(field.name) in option.opts
+        assert option.help is not None
+        assert f"env var: {config.variable(field.name)}" in option.help
+        if isinstance(field.default, str) and field.default:
+            assert f"default: {field.default}]" in option.help
+
+
+@pytest.mark.parametrize("name", ["server", "agent"])
+def test_flags_as_k3s_has_them(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("selinux: true\nnonroot-devices: true\nsnapshotter: native\n")
+    arguments = ["-c", str(file), "-d", "/data", "-l", "/log", "--selinux=false", "--debug", "--cni-bin-dir", "/a"]
+    said = shown(capsys, name, *arguments, "--cni-bin-dir=/b", "--disable-default-registry-endpoint")
+    assert {key: (value["value"], value["source"], *value["places"]) for key, value in said.items()} == {
+        **{
+            config.key(field.name): (json.loads(json.dumps(field.default)), "default")
+            for field in dataclasses.fields(config.Settings)
+        },
+        "data-dir": ("/data", "flag", "--data-dir"),
+        "log": ("/log", "flag", "--log"),
+        "selinux": (False, "flag", "--selinux"),
+        "debug": (True, "flag", "--debug"),
+        "disable-default-registry-endpoint": (True, "flag", "--disable-default-registry-endpoint"),
+        "cni-bin-dir": (["/a", "/b"], "flag", "--cni-bin-dir"),
+        "nonroot-devices": (True, "file", f"{file}, line 2"),
+        "snapshotter": ("native", "file", f"{file}, line 3"),
+    }
+
+
+def test_debug_before_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(capsys, "--debug", "server")["debug"]["value"] is True
+    assert shown(capsys, "--debug", "server", "--debug=false")["debug"]["value"] is False
+    assert shown(capsys, "server")["debug"]["value"] is False
+    monkeypatch.setenv("NIXLET_DEBUG", "1")
+    assert shown(capsys, "server")["debug"] == {"value": True, "source": "environment", "places": ["NIXLET_DEBUG"]}
+
+
+def test_a_table_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIXLET_SNAPSHOTTER", "native")
+    assert app.run(["server", "--show-config", "--archive-dir", "/a", "--archive-dir", "/b"]) == 0
+    head, *rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    table = {key: " ".join(rest.split()) for key, rest in rows}
+    assert " ".join(" ".join(head).split()) == "SETTING VALUE FROM"
+    assert len(table) == len(dataclasses.fields(config.Settings))
+    assert table["snapshotter"] == "native NIXLET_SNAPSHOTTER"
+    assert table["archive-dir"] == "/a, /b --archive-dir"
+    assert table["selinux"] == "false default"
+    assert table["log"] == '"" default'
+
+
+@pytest.mark.parametrize("name", ["server", "agent"])
+@pytest.mark.parametrize("flag", ["--server", "--token", "--token-file"])
+def test_joining_a_cluster(capsys: pytest.CaptureFixture[str], name: str, flag: str) -> None:
+    status, printed = refused(capsys, name, flag, "x")
+    assert status == 125
+    assert printed.startswith(f"error: {flag}: joining a cluster is not supported yet")
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("\nsnapshoter: nix\n")
+    status, printed = refused(capsys, "server", "--config", str(file))
+    assert status == 2
+    assert printed == f'error: {file}, line 2: snapshoter is not a known key\nhint: did you mean "snapshotter"?\n'
+    status, printed = refused(capsys, "agent", "--selinux=perhaps")
+    assert (status, printed) == (2, "error: --selinux must be true or false, not 'perhaps'\n")
+    status, printed = refused(capsys, "server", "extra")
+    assert status == 2
+    assert "unexpected extra argument" in printed
+    monkeypatch.setenv("NIXLET_HEALTH_ADDRESS", "0.0.0.0:80")
+    status, printed = refused(capsys, "server")
+    assert status == 2
+    assert printed.startswith("error: NIXLET_HEALTH_ADDRESS '0.0.0.0:80' is no loopback address")

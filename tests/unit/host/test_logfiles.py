@@ -1,0 +1,79 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixlet.host import logfiles
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def test_full_files_are_put_aside_and_the_oldest_goes(tmp_path: Path) -> None:
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=20, backups=2) as file:
+        for number in range(10):
+            file.write(b"line %04d\n" % number)  # 10 bytes: two make a file
+    assert names(tmp_path) == ["log", "log.1", "log.2"]
+    assert (tmp_path / "log").read_text() == "line 0008\nline 0009\n"
+    assert (tmp_path / "log.1").read_text() == "line 0006\nline 0007\n"
+    assert (tmp_path / "log.2").read_text() == "line 0004\nline 0005\n"
+
+
+def test_a_file_from_before_is_gone_on_with(tmp_path: Path) -> None:
+    for number in range(3):
+        with logfiles.RotatingFile(str(tmp_path / "log"), limit=20, backups=1) as file:
+            file.write(b"line %04d\n" % number)
+    assert (tmp_path / "log").read_text() == "line 0002\n"
+    assert (tmp_path / "log.1").read_text() == "line 0000\nline 0001\n"
+
+
+def test_a_line_longer_than_the_limit_stays_whole(tmp_path: Path) -> None:
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=8, backups=3) as file:
+        file.write(b"short\n")
+        for piece in (b"a long line", b" in pieces", b"\nnext\n"):
+            file.write(piece)
+    assert (tmp_path / "log.2").read_text() == "short\n"
+    assert (tmp_path / "log.1").read_text() == "a long line in pieces\n"
+    assert (tmp_path / "log").read_text() == "next\n"
+
+
+@given(
+    lines=st.lists(st.binary(max_size=12).map(lambda text: text.replace(b"\n", b" ")), max_size=40),
+    cut=st.integers(1, 17),
+)
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_cut_or_swapped(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], cut: int) -> None:
+    directory = tmp_path_factory.mktemp("rotated")
+    text = b"".join(line + b"\n" for line in lines)
+    with logfiles.RotatingFile(str(directory / "log"), limit=32, backups=100) as file:
+        for start in range(0, len(text), cut):
+            file.write(text[start : start + cut])
+    numbers = sorted((int(name.partition(".")[2] or 0) for name in os.listdir(directory)), reverse=True)
+    pieces = [(directory / (f"log.{number}" if number else "log")).read_bytes() for number in numbers]
+    assert b"".join(pieces) == text
+    assert all(piece.endswith(b"\n") for piece in pieces if piece)
+    assert all(len(piece) <= 32 + 13 + cut for piece in pieces)
+
+
+def test_what_is_no_plain_file_is_never_put_aside(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with logfiles.RotatingFile(str(tmp_path / "pipe"), limit=8, backups=1) as file:
+            for _ in range(4):
+                file.write(b"a line\n")
+        assert os.read(reader, 100) == b"a line\n" * 4
+    finally:
+        os.close(reader)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    full = tmp_path / "log"
+    full.symlink_to("/dev/full")
+    with logfiles.RotatingFile(str(full)) as file:
+        file.write(b"lost\n")
+        file.write(b"lost, too\n")

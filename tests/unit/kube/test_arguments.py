@@ -1,0 +1,143 @@
+"""What people write behind -p, -v, -e and -u."""
+
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.kube import arguments, model
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("8080:80", model.Port(80, 8080)),
+        ("8080:80/udp", model.Port(80, 8080, "", "UDP")),
+        ("127.0.0.1:1:65535/tcp", model.Port(65535, 1, "127.0.0.1")),
+        ("[::1]:53:53/udp", model.Port(53, 53, "::1", "UDP")),
+        (":8080:80", model.Port(80, 8080)),
+    ],
+)
+def test_ports(text: str, port: model.Port) -> None:
+    assert arguments.port(text) == port
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("80", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("8000-8010:8000-8010", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("::1:80:80", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("0:80", "a port is a number from 1 to 65535"),
+        ("80:65536", "a port is a number from 1 to 65535"),
+        ("80:99999999999999999999", "a port is a number from 1 to 65535"),
+        ("80:80/icmp", "icmp is none of tcp, udp, sctp"),
+        ("localhost:80:80", "'localhost' is no IP address"),
+        ("[127.0.0.1]:80:80", "an IPv6 address stands in brackets and has no zone"),
+        ("[fe80::1%eth0]:80:80", "an IPv6 address stands in brackets and has no zone"),
+    ],
+)
+def test_what_is_no_port(text: str, problem: str) -> None:
+    with pytest.raises(errors.UsageError, match="--publish") as caught:
+        arguments.port(text)
+    assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("texts", "fits"),
+    [
+        (["80:80", "80:81"], False),
+        (["127.0.0.1:80:80", "80:81"], False),
+        (["127.0.0.1:80:80", "127.0.0.2:80:80"], True),
+        (["80:80/tcp", "80:80/udp"], True),
+        (["80:80", "81:80"], True),
+    ],
+)
+def test_a_port_of_the_host_is_given_once(texts: list[str], *, fits: bool) -> None:
+    if fits:
+        assert len(arguments.ports(texts)) == 2
+    else:
+        with pytest.raises(errors.UsageError, match="asks for port 80 of the host a second time"):
+            arguments.ports(texts)
+
+
+def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    volumes, mounts = arguments.volumes([f"{tmp_path}:/data", "./new:/srv/../other/:ro"])
+    assert volumes == (
+        model.Volume("volume-0", str(tmp_path)),
+        model.Volume("volume-1", f"{tmp_path}/new", "DirectoryOrCreate"),
+    )
+    assert mounts == (model.VolumeMount("volume-0", "/data"), model.VolumeMount("volume-1", "/other", read_only=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("/data", "is not HOST:CONTAINER or HOST:CONTAINER:ro"),
+        (":/data", "is not HOST:CONTAINER or HOST:CONTAINER:ro"),
+        ("/a:", "is not HOST:CONTAINER or HOST:CONTAINER:ro"),
+        ("data:/data", "'data' is no path, and there are no named volumes"),
+        ("/a:/b:z", "'z' is neither ro nor rw"),
+        ("/a:b", "the place in the container must be an absolute path, not /"),
+        ("/a://", "the place in the container must be an absolute path, not /"),
+        ("/a:/b/..", "the place in the container must be an absolute path, not /"),
+    ],
+)
+def test_what_is_no_volume(text: str, problem: str) -> None:
+    with pytest.raises(errors.UsageError, match="--volume") as caught:
+        arguments.volumes([text])
+    assert problem in caught.value.message
+
+
+def test_two_volumes_at_one_place() -> None:
+    with pytest.raises(errors.UsageError, match="something else is to be at /x already"):
+        arguments.volumes(["/a:/x", "/b:/x/"])
+
+
+@pytest.mark.parametrize(
+    ("text", "security"),
+    [
+        ("1000", model.Security(run_as_user=1000)),
+        ("0:0", model.Security(run_as_user=0, run_as_group=0)),
+        ("www", model.Security(run_as_name="www")),
+        ("www:33", model.Security(run_as_name="www", run_as_group=33)),
+    ],
+)
+def test_users(text: str, security: model.Security) -> None:
+    assert arguments.user(text) == security
+
+
+@pytest.mark.parametrize("text", ["", ":1", "1:", "1:staff", "4294967295", "1:4294967295", "9" * 40])
+def test_what_is_no_user(text: str) -> None:
+    with pytest.raises(errors.UsageError, match="--user"):
+        arguments.user(text)
+
+
+def test_variables_of_files_and_of_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("# said\nA=1\n\n  B=two words \nHOME\nMISSING\nC=a=b\n")
+    ours = {"HOME": "/root", "TERM": "xterm"}
+    assert arguments.environment(["B=3", "TERM", "NOT_OURS", "D="], [str(file)], ours) == (
+        ("A", "1"),
+        ("B", "3"),
+        ("HOME", "/root"),
+        ("C", "a=b"),
+        ("TERM", "xterm"),
+        ("D", ""),
+    )
+
+
+def test_malformed_variables_are_told_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("A=1\n=x\n")
+    with pytest.raises(errors.UsageError, match=r"env, line 2: '=x' is not NAME=VALUE"):
+        arguments.environment([], [str(file)], {})
+    with pytest.raises(errors.UsageError, match="--env 'A B=1' is not NAME=VALUE"):
+        arguments.environment(["A B=1"], [], {})
+    with pytest.raises(errors.UsageError, match="can't be read: No such file or directory"):
+        arguments.environment([], [str(tmp_path / "missing")], {})
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.UsageError, match="can't be read: it is not UTF-8"):
+        arguments.environment([], [str(file)], {})

@@ -1,0 +1,71 @@
+"""Which part of a log is wanted: --tail and --since."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.kube import logs
+
+NOW = datetime.datetime(2026, 3, 1, 12, 0, 0, tzinfo=datetime.UTC)
+LOG = b"".join(
+    b"2026-03-01T11:00:0%d.123456789Z stdout %s\n" % (number, text)
+    for number, text in enumerate([b"F one", b"P two-", b"F three", b"F four", b"P five"])
+)
+
+
+def test_tails() -> None:
+    assert (logs.parse_tail("all"), logs.parse_tail("0"), logs.parse_tail("12")) == (None, 0, 12)
+    for text in ("", "-1", "1.5", "x", "9" * 20, "²"):
+        with pytest.raises(errors.UsageError, match="--tail"):
+            logs.parse_tail(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("10m", NOW - datetime.timedelta(minutes=10)),
+        ("1h30m5s", NOW - datetime.timedelta(hours=1, minutes=30, seconds=5)),
+        ("1.5h", NOW - datetime.timedelta(minutes=90)),
+        ("250ms", NOW - datetime.timedelta(milliseconds=250)),
+        ("2026-02-28T10:00:00Z", datetime.datetime(2026, 2, 28, 10, tzinfo=datetime.UTC)),
+        ("2026-02-28T10:00:00.5+02:00", datetime.datetime(2026, 2, 28, 8, 0, 0, 500000, tzinfo=datetime.UTC)),
+    ],
+)
+def test_since(text: str, moment: datetime.datetime) -> None:
+    assert logs.parse_since(text, NOW) == moment
+
+
+@pytest.mark.parametrize("text", ["m", "10", "10x", "yesterday", "-5m", "5m3h", "9" * 400 + "h"])
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(errors.UsageError, match="--since"):
+        logs.parse_since(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        (0, b""),
+        (1, b"five"),
+        (2, b"four\nfive"),
+        (3, b"two-three\nfour\nfive"),
+        (4, b"one\ntwo-three\nfour\nfive"),
+        (99, b"one\ntwo-three\nfour\nfive"),
+    ],
+)
+async def test_the_last_lines(tmp_path: Path, lines: int, text: bytes) -> None:
+    path = tmp_path / "0.log"
+    path.write_bytes(LOG)
+    start = logs.tail_offset(str(path), lines)
+    assert b"".join([record.text async for record in logs.follow(str(path), lambda: True, start=start)]) == text
+
+
+def test_the_tail_of_a_log_that_is_not_there(tmp_path: Path) -> None:
+    assert logs.tail_offset(str(tmp_path / "0.log"), 3) == 0
+
+
+def test_when_a_record_was_written() -> None:
+    records = [logs.parse_line(line) for line in LOG.splitlines(keepends=True)]
+    assert logs.written_at(records[3]) == datetime.datetime(2026, 3, 1, 11, 0, 3, 123456, tzinfo=datetime.UTC)
+    assert logs.written_at(logs.Record("", "stdout", b"x")).year == 9999
