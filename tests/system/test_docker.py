@@ -140,7 +140,7 @@ def test_the_node_in_a_container(dockerd: None, configuration: Path, tmp_path: P
 def test_data_on_the_containers_own_root_is_refused(dockerd: None, configuration: Path, tmp_path: Path) -> None:
     with box(tmp_path, "-v", f"{configuration}:/etc/nixlet/config.yaml:ro") as name:
         log = wait_for(name, ready=False)
-        assert '"nix\\" snapshotter cannot be enabled' in log.replace('\\"', '"') or "can't be given a root" in log
+        assert "can't be given a root file system" in log
         assert f"{tmp_path}/data" in log
         assert "volume" in log
         assert docker("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip() == "125"
