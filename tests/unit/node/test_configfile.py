@@ -54,6 +54,8 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "pod_cidr": "10.9.0.0/16",
         "bridge": "br9",
         "containerd_restart": "never",
+        "strategy": "bind",
+        "unsigned_paths": "deny",
         "health_address": "127.0.0.1:9",
         "pause_image": "r.example.com/p:1",
         "system_default_registry": "r.example.com",

@@ -61,6 +61,8 @@ WRONG = [
     ("system_default_registry", "registry", "--system-default-registry 'registry' is no registry"),
     ("system_default_registry", "nix:0", "--system-default-registry 'nix:0' is no registry"),
     ("system_default_registry", "r.example.com/A", "--system-default-registry 'r.example.com/A' is no registry"),
+    ("strategy", "best", "--strategy 'best' is not known"),
+    ("unsigned_paths", "maybe", "--unsigned-paths 'maybe' is not known"),
     ("containerd_restart", "always", "--containerd-restart 'always' is not known"),
     ("containerd_restart", "", "--containerd-restart '' is not known"),
     ("health_address", "0.0.0.0:80", "--health-address '0.0.0.0:80' is no loopback address"),
