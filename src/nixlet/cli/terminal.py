@@ -59,7 +59,11 @@ class Input:
 
 
 def write(stream: str, data: bytes) -> None:
-    """Hand output on to our own stream of that name ("stdout", "stderr")."""
+    """Hand output on to our own stream of that name ("stdout", "stderr").
+
+    Raises:
+        click.exceptions.Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
+    """
     fd = 2 if stream == "stderr" else 1
     view = memoryview(data)
     while view:
@@ -68,6 +72,8 @@ def write(stream: str, data: bytes) -> None:
         except BlockingIOError:
             # Somebody else made the file non-blocking; it is shared with them.
             os.set_blocking(fd, True)
+        except BrokenPipeError:
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
 
 
 def check(*, stdin: bool) -> None:

@@ -60,7 +60,7 @@ class Foreground:
             for stream, path in found.items():
                 aside = path + _ASIDE
                 os.rename(path, aside)
-                stack.callback(os.replace, aside, path)
+                stack.callback(_put_back, aside, path)
                 os.mkfifo(path, 0o600)
                 if stream != "stdin":
                     self._streams.open_output(stream, path, copy=aside)
@@ -87,3 +87,9 @@ class Foreground:
         """
         close_stdin = functools.partial(self._tasks.close_stdin, self._container)
         return await self._streams.serve(ended, sink, stdin, close_stdin)
+
+
+def _put_back(aside: str, path: str) -> None:
+    # containerd takes the pipes of a container away that did not start.
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(aside, path)
