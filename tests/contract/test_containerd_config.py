@@ -3,9 +3,9 @@
 import asyncio
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
-import subprocess
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.containerd import cni, config, cri, imagestore
+from nixlet.containerd import cni, config, cri, imagestore, k3s, runtimes
 from nixlet.host import process
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
@@ -48,16 +48,33 @@ BAIT = {
 OF_THE_MACHINE = re.compile("fsverity|devmapper|blockfile|btrfs|zfs|erofs|cgroup")
 
 
-def settings_for(version: int, directory: Path) -> config.ContainerdSettings:
-    return config.ContainerdSettings(
+#: The snapshotters of the golden files; zfs stands for all names that nixlet knows nothing of.
+SNAPSHOTTERS = ("nix", "overlayfs", "native", "stargz", "zfs")
+
+#: What version 1.6 doesn't know of a version 2 that 1.7 shares with it. It passes these tables and keys over, and asks for the
+#: directory of a proxy plugin's exports at the very place where ours is.
+UNKNOWN_TO_1_6 = {
+    ("plugins", "io.containerd.nri.v1.nri"),
+    ("plugins", "io.containerd.service.v1.tasks-service", "blockio_config_file"),
+    ("plugins", "io.containerd.transfer.v1.local"),
+    *((("proxy_plugins", name, key)) for name in SNAPSHOTTERS for key in ("capabilities", "exports")),
+}
+
+
+def settings_for(
+    version: int, directory: Path, snapshotter: str = "nix", *, full: bool = False
+) -> config.ContainerdSettings:
+    """A node's settings; ``full``: with everything that a node can have."""
+    ours = snapshotter == "nix"
+    plain = config.ContainerdSettings(
         version=version,
         root=f"{directory}/root",
         state=f"{directory}/state",
         address=f"{directory}/state/c.sock",
         opt_dir=f"{directory}/opt",
-        snapshotter="nix",
-        snapshotter_address=f"{directory}/state/nix.sock",
-        snapshotter_root=f"{directory}/root/io.containerd.snapshotter.v1.nix",
+        snapshotter=snapshotter,
+        snapshotter_address={"nix": f"{directory}/state/nix.sock", "stargz": config.STARGZ_SOCKET}.get(snapshotter, ""),
+        snapshotter_root=f"{directory}/root/io.containerd.snapshotter.v1.nix" if ours else "",
         sandbox_image="localhost/nixlet/pause:1",
         cni_bin_dir="/usr/lib/cni",
         cni_conf_dir=f"{directory}/net.d",
@@ -66,6 +83,25 @@ def settings_for(version: int, directory: Path) -> config.ContainerdSettings:
         nri_socket=f"{directory}/state/nri.sock",
         restrict_oom_score_adj=True,
         architecture="amd64",
+        certs_dir=f"{directory}/certs.d",
+    )
+    if not full:
+        return plain
+    return dataclasses.replace(
+        plain,
+        auths={"r.example:5000": {"username": "me", "password": "secret"}, "other.example": {"identitytoken": "token"}},
+        default_runtime="crun",
+        runtimes={
+            "crun": runtimes.Runtime("io.containerd.runc.v2", "/usr/bin/crun"),
+            "wasmtime": runtimes.Runtime("io.containerd.wasmtime.v1", "/opt/kwasm/bin/containerd-shim-wasmtime-v1"),
+        },
+        enable_selinux=True,
+        nonroot_devices=True,
+        in_user_namespace=True,
+        disable_cgroup=version == 2,
+        systemd_cgroup=True,
+        blockio_config=f"{directory}/blockio_config.yaml",
+        rdt_config=f"{directory}/rdt_config.yaml",
     )
 
 
@@ -77,35 +113,101 @@ def leaves(table: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     return {path: table}
 
 
+async def dump(program: config.ContainerdProgram, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a containerd makes of a file, and what it warns of."""
+    done = (await process.run([program.path, "--config", str(file), "config", "dump"], timeout=20)).check()
+    warnings = [line for line in done.stderr.decode().splitlines() if re.search(r"level=(warn|error)", line)]
+    return tomllib.loads(done.stdout.decode()), warnings
+
+
+def lost(program: config.ContainerdProgram, rendered: dict[str, Any], dumped: dict[str, Any]) -> dict[Any, Any]:
+    """The values of a file that a containerd which should know them does not have."""
+    found = leaves(dumped)
+    missing = {path: value for path, value in leaves(rendered).items() if found.get(path) != value}
+    unknown = UNKNOWN_TO_1_6 if program.version.startswith("1.6.") else set()
+    return {path: value for path, value in missing.items() if not unknown & {path[:2], path[:3]}}
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["plain", "full"])
+@pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
 @pytest.mark.parametrize("version", parts.CONTAINERDS)
-async def test_every_value_arrives_and_nothing_is_warned_of(version: str, tmp_path: Path) -> None:
+async def test_every_value_arrives_and_nothing_is_warned_of(
+    version: str, snapshotter: str, full: bool, tmp_path: Path
+) -> None:
     program = await config.ask(str(parts.containerd(version)))
     assert program.version == version
     assert program.config_version == {"1": 2, "2": 4 if version >= "2.3" else 3}[version[0]]
     file = tmp_path / "config.toml"
-    file.write_text(config.render(settings_for(program.config_version, tmp_path)))
-    done = subprocess.run(
-        [program.path, "--config", str(file), "config", "dump"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert not re.search(r"level=(warn|error)", done.stderr), done.stderr
-    wanted, found = leaves(tomllib.loads(file.read_text())), leaves(tomllib.loads(done.stdout))
-    lost = {path: value for path, value in wanted.items() if found.get(path) != value}
-    if version == "1.6.20":
-        # It has no exports yet and asks for the directory that they would name at the very place where ours is.
-        # Nor has it the Transfer service, for which 1.7 wants a table in the same version of the configuration.
-        unknown = {("proxy_plugins", "nix", "exports"), ("plugins", "io.containerd.transfer.v1.local", "unpack_config")}
-        lost = {path: value for path, value in lost.items() if path[:3] not in unknown}
-    assert not lost
+    file.write_text(config.render(settings_for(program.config_version, tmp_path, snapshotter, full=full)))
+    dumped, warnings = await dump(program, file)
+    assert warnings == []
+    rendered = tomllib.loads(file.read_text())
+    assert lost(program, rendered, dumped) == {}
+    # A plugin that it has not would be in the dump all the same.
+    default = (await process.run([program.path, "config", "default"], timeout=20)).check().stdout.decode()
+    unknown = {("plugins", name) for name in rendered["plugins"].keys() - tomllib.loads(default)["plugins"].keys()}
+    assert unknown == (UNKNOWN_TO_1_6 & unknown if version.startswith("1.6.") else set())
     # What is not ours must not be taken up from the system's directory either.
-    assert not [path for path, value in found.items() if value == "/run/containerd/containerd.sock"]
+    assert not [path for path, value in leaves(dumped).items() if value == "/run/containerd/containerd.sock"]
 
 
-def test_the_rendered_files_are_as_committed(tmp_path: Path) -> None:
-    for version in (2, 3, 4):
-        text = config.render(settings_for(version, Path("/n")))
-        golden = Path(__file__).parent / "golden" / f"containerd-v{version}.toml"
-        assert text == golden.read_text(), f"if this is meant, write {golden.name} anew"
+@pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
+@pytest.mark.parametrize("version", parts.CONTAINERDS)
+async def test_what_k3s_renders_is_understood(version: str, snapshotter: str, tmp_path: Path) -> None:
+    program = await config.ask(str(parts.containerd(version)))
+    number = min(program.config_version, max(k3s.VERSIONS))
+    settings = settings_for(number, tmp_path, snapshotter, full=True)
+    file = tmp_path / "config.toml"
+    rendered = k3s.tables(settings, f"{tmp_path}/config-v3.toml.d")
+    file.write_text(config.dump(rendered, number))
+    dumped, warnings = await dump(program, file)
+    # containerd 2.4 takes version 3 for version 4, and says so.
+    assert [line for line in warnings if "migrated from version 3" not in line] == []
+    if program.config_version > number:
+        del rendered["version"], rendered["grpc"]
+    # k3s's containerd alone has plugins of these names; what is imported each version tells in its own way.
+    del rendered["imports"]
+    for plugin in ("nix", "stargz"):
+        rendered["plugins"].pop(f"io.containerd.snapshotter.v1.{plugin}", None)
+    assert lost(program, rendered, dumped) == {}
+
+
+@pytest.mark.parametrize(("version", "number"), [("2.2.9", 2), ("2.4.2", 2), ("2.4.2", 3)])
+async def test_an_older_version_stays_away_from_the_system_too(version: str, number: int, tmp_path: Path) -> None:
+    program = await config.ask(str(parts.containerd(version)))
+    file = tmp_path / "config.toml"
+    file.write_text(config.render(settings_for(number, tmp_path)))
+    dumped, warnings = await dump(program, file)
+    assert [line for line in warnings if "migrated from version" not in line] == []
+    values = {value for value in leaves(dumped).values() if isinstance(value, str)}
+    assert {f"{tmp_path}/state/c.sock", f"{tmp_path}/state/nri.sock", f"{tmp_path}/opt"} <= values
+    assert {"/run/containerd/containerd.sock", "/var/run/nri/nri.sock", "/opt/containerd"} & values == set()
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden_files() -> dict[str, str]:
+    """The name of each golden file, and its text."""
+    texts = {}
+    for snapshotter, version in itertools.product(SNAPSHOTTERS, config.VERSIONS):
+        for full in (False, True) if snapshotter in {"nix", "overlayfs"} else (False,):
+            settings = settings_for(version, Path("/n"), snapshotter, full=full)
+            name = f"v{version}-{snapshotter}{'-full' if full else ''}.toml"
+            texts[f"containerd-{name}"] = config.render(settings)
+            if version in k3s.VERSIONS:
+                dropins = f"/n/{config.stem(version)}.toml.d"
+                texts[f"k3s-{name}"] = config.dump(k3s.tables(settings, dropins), version)
+    return texts
+
+
+@pytest.mark.parametrize("name", golden_files())
+def test_the_rendered_files_are_as_committed(name: str) -> None:
+    assert golden_files()[name] == (GOLDEN / name).read_text(), f"if this is meant, write {name} anew"
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {file.name for file in GOLDEN.glob("*.toml")} == set(golden_files())
 
 
 @dataclasses.dataclass(frozen=True)

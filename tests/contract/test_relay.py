@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,7 @@ def private_configuration(version: int, directory: Path) -> dict[str, Any]:
         restrict_oom_score_adj=True,
         architecture="amd64",
     )
-    table: dict[str, Any] = tomllib.loads(config.render(settings))
-    del table["proxy_plugins"]
-    return table
+    return config.tables(settings)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,103 @@
+"""``nixlet config``: look at the configuration that a node gives its containerd."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nixlet.cli import options, settings
+
+if TYPE_CHECKING:
+    from nixlet.node import configfile, rendering
+
+#: Where k3s keeps things (docs.k3s.io, "Architecture").
+_K3S_DATA_DIR = "/var/lib/rancher/k3s"
+_K3S_STATE_DIR = "/run/k3s"
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration that a node gives its containerd."""
+
+
+@config.command()
+@click.option(
+    "--version",
+    type=click.Choice(["2", "3", "4"]),
+    help="The version of containerd's configuration.  [default: that which the node's containerd would get; 3 for k3s]",
+)
+@click.option(
+    "--for",
+    "whose",
+    type=click.Choice(["nixlet", "k3s"]),
+    default="nixlet",
+    show_default=True,
+    help="Whose containerd: the node's own; or that of k3s, which has its snapshotters compiled in, in k3s's directories.",
+)
+@click.option("--base", is_flag=True, help="Leave templates and drop-ins out.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="The file as it would be written, or what stands in it as JSON.",
+)
+@settings.node_settings
+@options.asynchronous
+async def render(*, version: str | None, whose: str, base: bool, output: str, **given: Any) -> None:  # noqa: ANN401
+    """Print containerd's configuration as a node with these settings would write it; nothing is changed.
+
+    Templates and drop-ins are those in DATA_DIR/agent/etc/containerd.
+    """
+    configuration = settings.load(given)
+    number = int(version) if version else None
+    if whose == "k3s":
+        rendered = _render_for_k3s(configuration, number or 3)
+    else:
+        rendered = await _render(configuration, number, user_files=not base)
+    if output == "json":
+        options.print_json(rendered.table)
+    else:
+        click.echo(rendered.text, nl=False)
+
+
+async def _render(
+    configuration: "configfile.Configuration", version: int | None, *, user_files: bool
+) -> "rendering.Rendered":
+    from nixlet import errors
+    from nixlet.containerd import config as containerd_config
+    from nixlet.host import process
+    from nixlet.node import config as node_config
+    from nixlet.node import preflight, rendering
+
+    said = configuration.settings
+    layout = node_config.Layout(said.data_dir, said.state_dir)
+    if version is None:
+        path = preflight.find_program(said.containerd, package="containerd", setting="--containerd, or --version")
+        spoken = (await containerd_config.ask(path)).config_version
+        version = rendering.choose_version(layout, spoken) if user_files else spoken
+    try:
+        plugins = preflight.find_cni_plugins(said.cni_bin_dirs)
+    except errors.UnavailableError:
+        # A node would not start; what it would write can be looked at all the same.
+        plugins = said.cni_bin_dirs[0]
+    runc = process.find_program(said.runc) or said.runc
+    return rendering.render(said, layout, version=version, runc=runc, cni_bin_dir=plugins, user_files=user_files)
+
+
+def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> "rendering.Rendered":
+    import os
+
+    from nixlet.node import config as node_config
+    from nixlet.node import rendering
+
+    def unsaid(name: str) -> bool:
+        return configuration.origins[name].source == "default"
+
+    said = configuration.settings
+    layout = node_config.Layout(
+        data_dir=_K3S_DATA_DIR if unsaid("data_dir") else said.data_dir,
+        state_dir=_K3S_STATE_DIR if unsaid("state_dir") else said.state_dir,
+    )
+    plugins = os.path.join(layout.data_dir, "data", "cni") if unsaid("cni_bin_dirs") else said.cni_bin_dirs[0]
+    return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins)

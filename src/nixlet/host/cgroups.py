@@ -1,0 +1,26 @@
+"""What a process may do with cgroups (cgroups(7))."""
+
+import os
+
+
+def controllers(proc: str = "/proc/self", root: str = "/sys/fs/cgroup") -> frozenset[str]:
+    """The controllers of our own cgroup: those of version 1's hierarchies, and those that version 2's hands down to us."""
+    found: set[str] = set()
+    with open(os.path.join(proc, "cgroup"), encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            number, names, path = line.rstrip("\n").split(":", 2)
+            if number != "0" or names:
+                found.update(names.split(","))
+                continue
+            try:
+                with open(f"{root}{path}/cgroup.controllers", encoding="ascii") as delegated:
+                    found.update(delegated.read().split())
+            except OSError:
+                # Version 2 is mounted elsewhere, beside version 1, or not at all.
+                continue
+    return frozenset(found)
+
+
+def are_ours(root: str = "/sys/fs/cgroup") -> bool:
+    """Whether we can limit what containers use, as in a user namespace that cgroups were delegated to."""
+    return {"cpu", "pids"} <= controllers(root=root) and os.access(root, os.W_OK)
