@@ -29,6 +29,7 @@ _VERBS = {
     "rm": ("containers", "Remove containers"),
     "images": ("images", "List images"),
     "image": ("image", "Build and load images"),
+    "config": ("config", "Look at the configuration that a node gives its containerd"),
     "uninstall": ("uninstall", "Take a node away"),
     "ctr": ("passthrough", "Run the real ctr against the node's containerd"),
     "crictl": ("passthrough", "Run the real crictl against the node"),
