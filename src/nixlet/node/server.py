@@ -19,7 +19,7 @@ from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, pause, preflight, stand
+from nixlet.node import containerd_child, endpoint, pause, preflight, registries, stand
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
@@ -235,9 +235,12 @@ async def _own_containerd(
     hastened: asyncio.Event | None,
     tell: Callable[[supervisor.Event], None],
 ) -> AsyncIterator[Containerd]:
-    async with containerd_child.kept_running(
-        settings, layout, programs, stood.runtime, hastened=hastened, tell=tell
-    ) as kept:
+    async with (
+        registries.kept(settings, layout) as reached,
+        containerd_child.kept_running(
+            settings, layout, programs, stood.runtime, auths=reached.auths, hastened=hastened, tell=tell
+        ) as kept,
+    ):
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
