@@ -102,25 +102,33 @@ class Rewrite:
 
     def apply(self, repository: str) -> str:
         """A repository's name with every match replaced."""
-
-        def value(match: re.Match[str], name: str) -> str:
-            group: int | str = int(name) if name.isdigit() else name
-            try:
-                return match[group] or ""
-            except IndexError:
-                return ""
-
-        def expanded(match: re.Match[str]) -> str:
-            return _VARIABLE.sub(
-                lambda found: "$" if found["dollar"] else value(match, found["braced"] or found["bare"]),
-                self.replacement,
-            )
-
-        return self.pattern.sub(expanded, repository)
+        pieces: list[str] = []
+        done, last = 0, -1
+        for match in self.pattern.finditer(repository):
+            # As Go has it: an empty match right behind another match is none.
+            if match.end() != last:
+                pieces += (repository[done : match.start()], _expanded(self.replacement, match))
+                done = last = match.end()
+        return "".join((*pieces, repository[done:]))
 
 
 #: Go's references to groups: the longest run of letters, digits and underscores, or what stands in braces.
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<bare>\w+))", re.ASCII)
+
+
+def _expanded(template: str, match: re.Match[str]) -> str:
+    """A replacement with the groups of a match in it; one that is not there is empty."""
+
+    def value(found: re.Match[str]) -> str:
+        if found["dollar"]:
+            return "$"
+        name: str = found["braced"] or found["bare"]
+        try:
+            return match[int(name) if name.isdigit() else name] or ""
+        except IndexError:
+            return ""
+
+    return _VARIABLE.sub(value, template)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

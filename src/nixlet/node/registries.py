@@ -125,8 +125,6 @@ class Registries:
 
     async def take_up(self) -> None:
         """Tell containerd what the file said when it was read last."""
-        if self._said != registries.Registries():
-            _log.info("registries are reached as %s says", self._path)
         hosts = registries.hosts(self._said, default_endpoint=self._default_endpoint, warn=self._warn)
         relayed = {endpoint for host in hosts.values() for endpoint in _endpoints(host) if self._needs_relay(endpoint)}
         if relayed and self._relay is None:
@@ -138,6 +136,8 @@ class Registries:
             self._relay.forget_others(relayed)
         texts = {name: registries.render(host, self._relayed) for name, host in hosts.items()}
         await asyncio.to_thread(_write, self._certs_dir, texts)
+        if self._seen:
+            _log.info("registries are reached as %s says", self._path)
 
     async def watch(self) -> None:
         """Take changes of the file up, for ever; what can't be used is said, and what was there before holds."""
