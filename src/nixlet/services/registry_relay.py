@@ -169,11 +169,11 @@ class RegistryRelay:
         """What opens an endpoint that asked for credentials; empty when we can't say."""
         auth = endpoint.config.auth
         assert auth is not None
-        login = aiohttp.BasicAuth(*auth.login())
+        login = aiohttp.encode_basic_auth(*auth.login(), encoding="utf-8")
         for challenge in refusal.headers.getall("WWW-Authenticate", []):
             scheme, _, parameters = challenge.partition(" ")
             if scheme.lower() == "basic":
-                return login.encode()
+                return login
             if scheme.lower() == "bearer":
                 named = {name.lower(): value for name, value in _CHALLENGE.findall(parameters)}
                 token = await self._token(endpoint, auth, login, named)
@@ -184,7 +184,7 @@ class RegistryRelay:
         self,
         endpoint: registries.Endpoint,
         auth: registries.Auth,
-        login: aiohttp.BasicAuth,
+        login: str,
         named: Mapping[str, str],
     ) -> str:
         """A token from whom the registry trusts for that (distribution: "Token Authentication Specification")."""
@@ -198,7 +198,9 @@ class RegistryRelay:
             form = {**asked, "grant_type": "refresh_token", "client_id": "nixlet", "refresh_token": auth.identity_token}
             call = self._session.post(realm, data=form, ssl=context, allow_redirects=False)
         else:
-            call = self._session.get(realm, params=asked, auth=login, ssl=context, allow_redirects=False)
+            call = self._session.get(
+                realm, params=asked, headers={"Authorization": login}, ssl=context, allow_redirects=False
+            )
         async with call as answer:
             if answer.status != 200:
                 _log.warning("the registry %s gives no token: %s answers %d", endpoint.url, realm, answer.status)
