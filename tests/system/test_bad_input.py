@@ -308,7 +308,6 @@ def test_a_data_directory_on_an_overlay(tmp_path: Path) -> None:
         (["--state-dir", "/run/" + "x" * 80], "is longer than 60 characters"),
         (["--snapshotter", "Zfs"], "--snapshotter 'Zfs' is no snapshotter's name"),
         (["--strategy", "best"], "--strategy 'best' is not known"),
-        (["--selinux"], "--selinux is not supported yet"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, arguments: list[str], sentence: str) -> None:

@@ -8,12 +8,11 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 from nixlet import errors
-from nixlet.containerd import cni, cri
+from nixlet.containerd import client, cni, cri
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, supervisor
 from nixlet.node import config as node_config
 from nixlet.node import preflight, rendering
-from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 
 #: Seconds that containerd gets to answer; it recovers its pods before it does.
@@ -66,6 +65,7 @@ async def kept_running(
     layout: node_config.Layout,
     programs: Programs,
     runtime: cri.RuntimeClient,
+    containerd: client.Containerd,
     *,
     auths: rendering.Auths,
     hastened: asyncio.Event | None = None,
@@ -78,6 +78,7 @@ async def kept_running(
         layout: Where things are.
         programs: What to start.
         runtime: CRI on that containerd.
+        containerd: The rest of it.
         auths: What registries want to see.
         hastened: Cuts the time short that containerd gets to end.
         tell: Learns of its deaths and starts.
@@ -111,7 +112,7 @@ async def kept_running(
             argv,
             env=_environment(programs),
             log_path=layout.containerd_log,
-            ready=lambda: channels.wait_until_answered(runtime.version),
+            ready=lambda: cri.wait_until_served(runtime, containerd),
             ready_timeout=_READY_TIMEOUT,
             hastened=hastened,
         ) as child:

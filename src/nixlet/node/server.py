@@ -238,7 +238,14 @@ async def _own_containerd(
     async with (
         registries.kept(settings, layout) as reached,
         containerd_child.kept_running(
-            settings, layout, programs, stood.runtime, auths=reached.auths, hastened=hastened, tell=tell
+            settings,
+            layout,
+            programs,
+            stood.runtime,
+            stood.containerd,
+            auths=reached.auths,
+            hastened=hastened,
+            tell=tell,
         ) as kept,
     ):
         if programs.pause:
