@@ -29,6 +29,8 @@ _VERBS = {
     "rm": ("containers", "Remove containers"),
     "images": ("images", "List images"),
     "image": ("image", "Build and load images"),
+    "doctor": ("doctor", "Check this machine for a node"),
+    "check-config": ("doctor", "The same, by its name in k3s"),
     "config": ("config", "Look at the configuration that a node gives its containerd"),
     "uninstall": ("uninstall", "Take a node away"),
     "ctr": ("passthrough", "Run the real ctr against the node's containerd"),

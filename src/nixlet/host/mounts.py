@@ -87,6 +87,35 @@ def unshare() -> None:
     mount("none", "/", "", MS_REC | MS_PRIVATE)
 
 
+class _Dirent(ctypes.Structure):
+    """An entry of a directory (readdir(3)), as the C libraries of 64-bit machines have it."""
+
+    _fields_ = [  # noqa: RUF012 (ctypes reads a list)
+        ("d_ino", ctypes.c_uint64),
+        ("d_off", ctypes.c_int64),
+        ("d_reclen", ctypes.c_ushort),
+        ("d_type", ctypes.c_ubyte),
+        ("d_name", ctypes.c_char * 256),
+    ]
+
+
+def has_file_types(directory: str) -> bool:
+    """Whether a directory's file system says with a name what it stands for (d_type), which overlayfs needs."""
+    libc = _libc()
+    libc.opendir.argtypes, libc.opendir.restype = (ctypes.c_char_p,), ctypes.c_void_p
+    libc.readdir.argtypes, libc.readdir.restype = (ctypes.c_void_p,), ctypes.POINTER(_Dirent)
+    libc.closedir.argtypes, libc.closedir.restype = (ctypes.c_void_p,), ctypes.c_int
+    opened = libc.opendir(os.fsencode(directory))
+    if not opened:
+        raise _refused(f"can't read {directory}")
+    try:
+        # A directory has at least itself and its parent in it.
+        entry = libc.readdir(opened)
+        return bool(entry) and entry.contents.d_type != 0
+    finally:
+        libc.closedir(opened)
+
+
 def shares_namespace(pid: int) -> bool:
     """Whether a process sees the mounts that we see (mount_namespaces(7)).
 
@@ -148,6 +177,12 @@ def below(directory: str) -> list[MountPoint]:
     """The mounts at or below a directory, deepest last."""
     prefix = directory.rstrip("/") + "/"
     return [entry for entry in table() if entry.path == directory or entry.path.startswith(prefix)]
+
+
+def covering(path: str) -> MountPoint:
+    """The mount that a path lies on."""
+    path = os.path.realpath(path)
+    return [entry for entry in table() if path == entry.path or path.startswith(f"{entry.path.rstrip('/')}/")][-1]
 
 
 def is_mount_point(path: str) -> bool:

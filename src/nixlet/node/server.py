@@ -19,7 +19,7 @@ from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, pause, preflight, registries, stand
+from nixlet.node import containerd_child, endpoint, pause, preflight, registries, snapshotters, stand
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
@@ -129,6 +129,7 @@ async def running(
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
     store = _store(settings)
+    await snapshotters.check_supported(settings, layout, store)
     programs = None if settings.container_runtime_endpoint else await containerd_child.find_programs(settings)
     observed = metrics.NodeMetrics()
     observed.registry.add(*metrics.process_metrics(nixlet.__version__))
@@ -160,7 +161,10 @@ async def running(
         )
         if stood.snapshotter is not None:
             # The probe ran beside containerd's start.
-            await stood.snapshotter.strategy()
+            try:
+                await stood.snapshotter.strategy()
+            except errors.UnsupportedError as error:
+                raise snapshotters.refused(settings.snapshotter, layout.containerd_root, error) from error
             stand.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(faces.close)
@@ -182,9 +186,7 @@ def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
     """The store behind our snapshotter; a node without it needs none."""
     if settings.snapshotter != _NIX:
         return None
-    nix_settings = nix.DaemonSettings.from_environment(os.environ)
-    preflight.check_nix(nix_settings.stdio[0], nix_settings.socket)
-    return nix.DaemonStore(nix_settings)
+    return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
 
 
 def _status(

@@ -1,0 +1,60 @@
+"""``nixlet doctor``, also ``nixlet check-config``: whether a node can run here, and what is in its way."""
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nixlet.cli import options, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nixlet.node import checks
+
+_COLOURS = {"ok": "green", "warning": "yellow", "missing": "red", "unknown": "magenta"}
+
+
+@click.command()
+@settings.node_settings
+@click.option("--json", "as_json", is_flag=True, help="For programs: the same as --output json.")
+@options.output
+@options.asynchronous
+async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Check this machine for a node with these settings; nothing is changed.
+
+    Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.
+    The exit status is 0 when a node can run, 1 when something is missing, 3 when that could not be told.
+    """
+    from nixlet.node import checks
+
+    findings = await checks.examine(settings.load(given).settings)
+    if as_json or output == "json":
+        options.print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        _show(findings)
+    sys.exit(checks.exit_status(findings))
+
+
+check_config = doctor
+
+
+def _show(findings: "Sequence[checks.Finding]") -> None:
+    width = max(len(finding.name) for finding in findings)
+    group = ""
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
+            click.secho(group, bold=True)
+        status = click.style(f"{finding.status:<7}", fg=_COLOURS[finding.status])
+        click.echo(f"  {status}  {finding.name:<{width}}  {finding.evidence}")
+        if finding.remedy:
+            click.echo(f"  {'':7}  {'':{width}}  {finding.remedy}")
+    missing, unknown = (sum(finding.status == status for finding in findings) for status in ("missing", "unknown"))
+    if missing:
+        click.echo(f"a node can't run here: {missing} {'thing is' if missing == 1 else 'things are'} missing")
+    elif unknown:
+        click.echo(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at: run it as root")
+    else:
+        click.echo("a node can run here")
