@@ -36,6 +36,10 @@ _REASONS = {
 }
 
 
+#: Where a directory's entry has its kind: behind d_ino, d_off and d_reclen (readdir(3), on machines of 64 bits).
+_D_TYPE = 18
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6", use_errno=True)
@@ -87,23 +91,11 @@ def unshare() -> None:
     mount("none", "/", "", MS_REC | MS_PRIVATE)
 
 
-class _Dirent(ctypes.Structure):
-    """An entry of a directory (readdir(3)), as the C libraries of 64-bit machines have it."""
-
-    _fields_ = [  # noqa: RUF012 (ctypes reads a list)
-        ("d_ino", ctypes.c_uint64),
-        ("d_off", ctypes.c_int64),
-        ("d_reclen", ctypes.c_ushort),
-        ("d_type", ctypes.c_ubyte),
-        ("d_name", ctypes.c_char * 256),
-    ]
-
-
 def has_file_types(directory: str) -> bool:
     """Whether a directory's file system says with a name what it stands for (d_type), which overlayfs needs."""
     libc = _libc()
     libc.opendir.argtypes, libc.opendir.restype = (ctypes.c_char_p,), ctypes.c_void_p
-    libc.readdir.argtypes, libc.readdir.restype = (ctypes.c_void_p,), ctypes.POINTER(_Dirent)
+    libc.readdir.argtypes, libc.readdir.restype = (ctypes.c_void_p,), ctypes.c_void_p
     libc.closedir.argtypes, libc.closedir.restype = (ctypes.c_void_p,), ctypes.c_int
     opened = libc.opendir(os.fsencode(directory))
     if not opened:
@@ -111,7 +103,7 @@ def has_file_types(directory: str) -> bool:
     try:
         # A directory has at least itself and its parent in it.
         entry = libc.readdir(opened)
-        return bool(entry) and entry.contents.d_type != 0
+        return bool(entry) and ctypes.string_at(entry, _D_TYPE + 1)[_D_TYPE] != 0
     finally:
         libc.closedir(opened)
 
