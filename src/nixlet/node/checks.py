@@ -98,6 +98,7 @@ class Doctor:
         """All of them, in the order in which they are shown."""
         settings = self._settings
         yield Check("rights", "root", _root)
+        yield Check("binaries", "setpriv", process.find_setpriv)
         if not settings.container_runtime_endpoint:
             yield Check("binaries", "containerd", self._containerd)
             yield Check("binaries", "runc", lambda: _program(settings.runc, "runc", "--runc"))
@@ -181,6 +182,11 @@ class Doctor:
 
     async def _nix(self) -> str:
         store = self._daemon_store()
+        if os.geteuid() != 0 and not os.path.exists(store.settings.socket):
+            raise errors.PermissionDeniedError(
+                f"no daemon serves {store.settings.socket}, and root alone may read the store's database",
+                hint="run it as root: sudo nixlet doctor",
+            )
         await snapshotters.check_store(store)
         how = store.settings.socket if os.path.exists(store.settings.socket) else " ".join(store.settings.stdio)
         return f"{store.real_dir} answers, through {how}"

@@ -160,11 +160,6 @@ async def running(
             else _others_containerd(settings, layout, place, stood)
         )
         if stood.snapshotter is not None:
-            # The probe ran beside containerd's start.
-            try:
-                await stood.snapshotter.strategy()
-            except errors.UnsupportedError as error:
-                raise snapshotters.refused(settings.snapshotter, layout.containerd_root, error) from error
             stand.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(faces.close)
@@ -250,6 +245,7 @@ async def _own_containerd(
             tell=tell,
         ) as kept,
     ):
+        await _check_strategy(stood, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
@@ -263,11 +259,21 @@ async def _others_containerd(
 ) -> AsyncIterator[Containerd]:
     with endpoint.linked(settings, layout):
         version = await endpoint.wait_until_ready(settings, stood)
+        await _check_strategy(stood, layout)
         if stood.snapshotter is not None:
             await endpoint.check_snapshotter(settings, place, stood.containerd)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
         await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
         yield Containerd(version)
+
+
+async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> None:
+    """Check that containers can see closures here; the probe ran beside containerd's start."""
+    if stood.snapshotter is not None:
+        try:
+            await stood.snapshotter.strategy()
+        except errors.UnsupportedError as error:
+            raise snapshotters.refused(_NIX, layout.containerd_root, error) from error
 
 
 def _checks(
