@@ -122,10 +122,15 @@ async def ask(path: str) -> ContainerdProgram:
     """
     printed = (await process.run([path, "--version"], timeout=20)).check().stdout.decode(errors="replace")
     found = re.search(r"\bv?(\d+\.\d+\.\d+[^\s~+]*)", printed)
-    version = found[1] if found else printed.strip()[:40]
+    version = found[1] if found else printed.strip().partition("\n")[0][:40]
     default = (await process.run([path, "config", "default"], timeout=20)).check().stdout.decode(errors="replace")
     line = re.search(r"^version = (\d+)$", default, re.MULTILINE)
-    config_version = int(line[1]) if line else 0
+    if line is None:
+        raise errors.UnsupportedError(
+            f"{path} ({version}) is no containerd: it names no version of its configuration",
+            hint="name the containerd program: --containerd",
+        )
+    config_version = int(line[1])
     if config_version not in _TABLES:
         known = ", ".join(map(str, VERSIONS))
         raise errors.UnsupportedError(

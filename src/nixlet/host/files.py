@@ -9,6 +9,30 @@ from collections.abc import Iterator
 
 from nixlet import errors
 
+_ROOM = "make room on that file system, or choose another directory"
+_IN_THE_WAY = "move away what has that name, or choose another directory"
+
+#: What to do about what a file system refuses.
+_HINTS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: "choose a directory on a file system that can be written",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+}
+
+
+def refused(what: str, error: OSError) -> errors.FailedPreconditionError:
+    """The error for what a file system refuses, with its reason and what to do about that.
+
+    Args:
+        what: The sentence up to the reason ("/x can't be written").
+        error: The refusal.
+    """
+    number = error.errno or errno.EIO
+    return errors.FailedPreconditionError(f"{what}: {os.strerror(number)}", hint=_HINTS.get(number, ""))
+
 
 def sync_directory(path: str) -> None:
     """Write a directory's entries to the disk."""
@@ -20,9 +44,20 @@ def sync_directory(path: str) -> None:
 
 
 def write_atomically(path: str, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Replace a file whole: written beside it, synced, renamed over it."""
-    directory = os.path.dirname(path) or "."
+    """Replace a file whole: written beside it, synced, renamed over it.
+
+    Raises:
+        FailedPreconditionError: The file system refuses; what was there before still is.
+    """
     content = data.encode() if isinstance(data, str) else data
+    try:
+        _write_atomically(path, content, mode)
+    except OSError as error:
+        raise refused(f"{path} can't be written", error) from error
+
+
+def _write_atomically(path: str, content: bytes, mode: int) -> None:
+    directory = os.path.dirname(path) or "."
     fd, temporary = tempfile.mkstemp(dir=directory, prefix=f".{os.path.basename(path)}.")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -47,9 +82,7 @@ def make_directory(path: str, *, mode: int = 0o755) -> None:
     try:
         os.makedirs(path, mode=mode, exist_ok=True)
     except OSError as error:
-        raise errors.FailedPreconditionError(
-            f"can't make the directory {path}: {os.strerror(error.errno or errno.EIO)}"
-        ) from error
+        raise refused(f"can't make the directory {path}", error) from error
 
 
 @contextlib.contextmanager
@@ -57,9 +90,12 @@ def exclusive_lock(path: str, *, what: str) -> Iterator[None]:
     """Hold a lock file for the time of the context; it names our process for those who come second.
 
     Raises:
-        FailedPreconditionError: Another process holds it; the sentence names that process.
+        FailedPreconditionError: Another process holds it; the sentence names that process. Or the file system refuses.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise refused(f"the lock {path} can't be opened", error) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,8 +105,11 @@ def exclusive_lock(path: str, *, what: str) -> Iterator[None]:
                 f"{what} is in use by process {holder or 'unknown'}",
                 hint="stop that process, or choose another directory",
             ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise refused(f"the lock {path} can't be written", error) from error
         yield
     finally:
         os.close(fd)

@@ -3,10 +3,13 @@
 import contextlib
 import io
 import os
+import struct
 import tarfile
 import tempfile
 from collections.abc import Iterator
 
+from nixlet import errors
+from nixlet.host import files
 from nixlet.images import model, platforms
 
 #: The name under which containerd's configuration knows it.
@@ -14,6 +17,12 @@ REFERENCE = "localhost/nixlet/pause:1"
 
 #: catatonit(1) with -P waits for signals and reaps what is left to it, which is all that a pod's first process has to do.
 _ENTRYPOINT = ["/pause", "-P"]
+
+#: A program header that names a program's loader (elf(5)), which wouldn't be in the image.
+_PT_INTERP = 3
+
+#: By an ELF file's class (32 or 64 bits): how its header ends, from e_phoff on: e_phoff, e_phentsize, e_phnum; and at which byte.
+_HEADERS = {1: ("I10xHH", 28), 2: ("Q14xHH", 32)}
 
 
 def _tar(files: list[tuple[str, bytes, int]]) -> bytes:
@@ -26,6 +35,20 @@ def _tar(files: list[tuple[str, bytes, int]]) -> bytes:
     return buffer.getvalue()
 
 
+def is_static(content: bytes) -> bool:
+    """Whether a program runs without a loader and libraries (elf(5))."""
+    if content[:4] != b"\x7fELF":
+        return False
+    try:
+        fields, place = _HEADERS[content[4]]
+        order = ">" if content[5] == 2 else "<"
+        start, size, count = struct.unpack_from(order + fields, content, place)
+        kinds = [struct.unpack_from(f"{order}I", content, start + number * size)[0] for number in range(count)]
+    except (IndexError, KeyError, struct.error):
+        return False
+    return _PT_INTERP not in kinds
+
+
 @contextlib.contextmanager
 def image_archive(program: str, directory: str) -> Iterator[str]:
     """An archive of the image, in a temporary file for the time of the context.
@@ -33,9 +56,19 @@ def image_archive(program: str, directory: str) -> Iterator[str]:
     Args:
         program: The static program.
         directory: Where the file goes.
+
+    Raises:
+        UnsupportedError: The program is not static.
+        FailedPreconditionError: The file can't be written.
     """
     with open(program, "rb") as file:
-        layer = _tar([("pause", file.read(), 0o555)])
+        content = file.read()
+    if not is_static(content):
+        raise errors.UnsupportedError(
+            f"{program} can't hold a pod's namespaces: it is no statically linked program, and its image has nothing else",
+            hint="install catatonit (Debian: apt install catatonit), or name another static program: --pause",
+        )
+    layer = _tar([("pause", content, 0o555)])
     platform = platforms.host_platform()
     config = model.ImageConfig(
         architecture=platform.architecture,
@@ -58,10 +91,12 @@ def image_archive(program: str, directory: str) -> Iterator[str]:
     )
     index = model.Index(manifests=[put(model.encode(manifest), model.OCI_MANIFEST)])
     blobs += [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}', 0o444), ("index.json", model.encode(index), 0o444)]
-    fd, path = tempfile.mkstemp(prefix=".pause-", dir=directory)
-    try:
-        with os.fdopen(fd, "wb") as out:
-            out.write(_tar(blobs))
+    with contextlib.ExitStack() as stack:
+        try:
+            fd, path = tempfile.mkstemp(prefix=".pause-", dir=directory)
+            stack.callback(os.unlink, path)
+            with os.fdopen(fd, "wb") as out:
+                out.write(_tar(blobs))
+        except OSError as error:
+            raise files.refused(f"the archive of the pause image can't be written to {directory}", error) from error
         yield path
-    finally:
-        os.unlink(path)

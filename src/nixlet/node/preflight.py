@@ -45,6 +45,10 @@ def find_program(name: str, *, package: str, setting: str) -> str:
         UnavailableError: It is not installed; the hint names Debian's package and the setting that points elsewhere.
     """
     path = process.find_program(name)
+    if path is None and os.sep in name and os.path.exists(name):
+        raise errors.UnavailableError(
+            f"{name} is not a program that can be run", hint=f"name the {package} program: {setting}"
+        )
     if path is None:
         raise errors.UnavailableError(
             f"{name} is not installed", hint=f"install it (Debian: apt install {package}) or say where it is: {setting}"

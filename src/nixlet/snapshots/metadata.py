@@ -6,6 +6,7 @@ wait for one fsync and not for sixteen. Write-ahead log with ``synchronous=FULL`
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import model
 
@@ -115,7 +117,7 @@ class Metadata:
             faults: Where tests can have the process killed.
 
         Raises:
-            FailedPreconditionError: It is damaged, foreign, or of a later nixlet.
+            FailedPreconditionError: It is damaged, foreign, or of a later nixlet, or the disk is full.
         """
         self._path = path
         self._faults = faults or faults_module.Faults()
@@ -123,7 +125,12 @@ class Metadata:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
             self._prepare_database()
+        except OSError as error:
+            raise files.refused(f"the snapshotter's database {path} can't be written", error) from error
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise files.refused(f"the snapshotter's database {path} can't be written", full) from error
             raise errors.FailedPreconditionError(
                 f"the snapshotter's database {path} can't be read: {error}",
                 hint="restore it from a backup, or move the snapshotter's whole directory away and load the images again",

@@ -44,7 +44,7 @@ async def test_configuration_versions(tmp_path: Path, default: str, version: int
     assert (await config.ask(program(tmp_path, default=default))).config_version == version
 
 
-@pytest.mark.parametrize(("default", "version"), [("echo version = 5", 5), ("echo '[version]'", 0), ("true", 0)])
+@pytest.mark.parametrize(("default", "version"), [("echo version = 5", 5), ("echo version = 1", 1)])
 async def test_a_configuration_that_nixlet_cannot_render(tmp_path: Path, default: str, version: int) -> None:
     path = program(tmp_path, default=default)
     with pytest.raises(errors.UnsupportedError) as caught:
@@ -53,6 +53,15 @@ async def test_a_configuration_that_nixlet_cannot_render(tmp_path: Path, default
         f"{path} (1.7.35) speaks configuration version {version}, and nixlet renders 2, 3, 4"
     )
     assert caught.value.hint == "use containerd 1.6 to 2.4"
+
+
+@pytest.mark.parametrize("default", ["echo '[version]'", "true"])
+async def test_a_program_that_is_no_containerd(tmp_path: Path, default: str) -> None:
+    path = program(tmp_path, version="printf 'other 1\nCopyright\n'", default=default)
+    with pytest.raises(errors.UnsupportedError) as caught:
+        await config.ask(path)
+    assert caught.value.message == f"{path} (other 1) is no containerd: it names no version of its configuration"
+    assert caught.value.hint == "name the containerd program: --containerd"
 
 
 async def test_a_program_that_fails(tmp_path: Path) -> None:

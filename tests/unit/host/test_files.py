@@ -17,8 +17,11 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        errors.FailedPreconditionError, match=r"/file can't be written: No space left on device$"
+    ) as caught:
         files.write_atomically(str(path), "new")
+    assert caught.value.hint == "make room on that file system, or choose another directory"
     assert path.read_text() == "old"
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["file"]
