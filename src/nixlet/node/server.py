@@ -332,4 +332,9 @@ async def _load_pause_image(
 ) -> None:
     with pause.image_archive(program, layout.images) as path, archive.open_archive(path) as source:
         image = source.image(platforms.host_platform())
-        await loader.Loader(containerd, snapshotter).load(source, image, pause.REFERENCE, labels=loader.PINNED)
+        try:
+            await loader.Loader(containerd, snapshotter).load(source, image, pause.REFERENCE, labels=loader.PINNED)
+        except errors.NixletError as error:
+            raise errors.FailedPreconditionError(
+                f"the pause image can't be loaded: {error.message}", hint=error.hint or f"see {layout.containerd_log}"
+            ) from error
