@@ -20,7 +20,10 @@ import pytest
 from nixlet.host import mounts, network
 from support import nodes, parts
 
-#: What marks of a test's own places stand for in the cases below.
+#: A socket of containerd's that nobody serves any more may stay; the next start takes its place.
+LEFT = {"containerd.sock.ttrpc"}
+
+#: These stand for a test's own places in the cases below.
 TMP, DATA, STATE = "{tmp}", "{data}", "{state}"
 
 ETC = f"{DATA}/agent/etc/containerd"
@@ -60,7 +63,9 @@ def traces(node: nodes.Node) -> dict[str, object]:
     return {
         "mounts": sorted(node.mounts()),
         "processes": nodes.processes_below(node.state_dir),
-        "sockets": sorted(str(path) for path in below if path.is_socket() or path.is_symlink()),
+        "sockets": sorted(
+            str(path) for path in below if path.is_symlink() or (path.is_socket() and path.name not in LEFT)
+        ),
         "temporary": sorted(str(path) for path in below if path.name.startswith(".")),
         "roots": sorted(node.gc_roots.iterdir()) if node.gc_roots.exists() else [],
         "bridge": network.bridge_exists(node.bridge),
@@ -130,7 +135,7 @@ CASES = {
         f"{FILE}, line 1: pod-cidr must be a string", arguments=CONFIG, files={FILE: "pod-cidr: 10\n"}, status=2
     ),
     "a directory for a file": Case(
-        f"the configuration file {FILE} is not a regular file", arguments=CONFIG, files={FILE: None}, status=2
+        f"the configuration file {FILE} can't be read: Is a directory", arguments=CONFIG, files={FILE: None}, status=2
     ),
     "not UTF-8": Case(
         f"{FILE}, line 1, column 7: this is no YAML", arguments=CONFIG, files={FILE: b"runc: \xff\n"}, status=2
@@ -146,14 +151,15 @@ CASES = {
         f"the configuration file {FILE} does not exist", "--config names it", arguments=CONFIG, status=2
     ),
     "a drop-in": Case(
-        f"{FILE}.d/10-x.yaml, line 2: bridge 'A/B' is no interface name",
-        arguments=CONFIG,
-        # Over the bridge that the tests set by a flag no file could win.
-        files={FILE: "", f"{FILE}.d/10-x.yaml": "# x\nbridge: A/B\n"},
+        f"{FILE}.d/10-x.yaml, line 2: strategy 'best' is not known",
+        "use auto or view or bind",
+        CONFIG,
+        files={FILE: "", f"{FILE}.d/10-x.yaml": "# x\nstrategy: best\n"},
         status=2,
     ),
     "a list of registries": Case(
-        f"{TMP}/registries.yaml, line 1: mirors is not a known key",
+        f"{TMP}/registries.yaml, line 1: mirors is not supported",
+        'did you mean "mirrors"?',
         files={f"{TMP}/registries.yaml": "mirors: {}\n"},
         status=2,
     ),
@@ -240,7 +246,8 @@ CASES = {
         f"{ETC}/config.toml.tmpl, line 3", files={f"{ETC}/config.toml.tmpl": f"{BASE}\noom_score = = 1\n"}, status=2
     ),
     "drop-ins that contradict each other": Case(
-        f"{ETC}/config.toml.d/2.toml: oom_score ",
+        f"{ETC}/config.toml.d/1.toml and {ETC}/config.toml.d/2.toml say different things of oom_score",
+        "leave it to one of the two",
         files={f"{ETC}/config.toml.d/1.toml": "oom_score = 1\n", f"{ETC}/config.toml.d/2.toml": "oom_score = 2\n"},
         status=2,
     ),
@@ -252,10 +259,10 @@ CASES = {
         f"can't make the directory {DATA}: File exists", "move away what has that name", files={DATA: ""}
     ),
     "a file on the way to the state directory": Case(
-        f"can't make the directory {TMP}/f/s: Not a directory",
+        f"can't make the directory {STATE}/f/s: Not a directory",
         "move away what has that name",
-        ("--state-dir", f"{TMP}/f/s"),
-        files={f"{TMP}/f": ""},
+        ("--state-dir", f"{STATE}/f/s"),
+        files={f"{STATE}/f": ""},
     ),
     "a directory for the lock": Case(
         f"the lock {DATA}/nixlet.lock can't be opened: Is a directory",
@@ -316,10 +323,6 @@ def write(node: nodes.Node, files: dict[str, str | bytes | None], mode: int) -> 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_wrong_setting(node: nodes.Node, case: Case) -> None:
     write(node, case.files, case.mode)
-    if case.sentence.startswith(f"{FILE}.d/"):
-        # No flag may win over the file.
-        place = node.arguments.index("--bridge")
-        del node.arguments[place : place + 2]
     arguments = [fill_in(node, argument) for argument in case.arguments]
     said = refused(node, *arguments, status=case.status, **case.environment)
     assert said.sentence.startswith(fill_in(node, case.sentence)), said
@@ -341,9 +344,9 @@ def test_a_wrong_command_line(
     node.environment |= environment
     done = node.run("server", *node.arguments, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
-    usage, _, _, sentence = done.stderr.decode().splitlines()
-    assert usage.startswith("Usage: nixlet ")
+    *usage, sentence = done.stderr.decode().splitlines()
     assert sentence.startswith(f"Error: {said}")
+    assert not usage or usage[0].startswith("Usage: nixlet ")
     assert not node.data_dir.exists()
 
 
@@ -380,9 +383,8 @@ def test_a_port_that_is_taken(node: nodes.Node) -> None:
     with served(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         said = refused(node, "--health-address", f"127.0.0.1:{port}")
-    assert said == Refusal(
-        f"can't listen on 127.0.0.1 port {port}: Address already in use", (), "choose another port: --health-address"
-    ) or (said.sentence.endswith("Address already in use") and said.output == [])
+    sentence = f"can't listen on 127.0.0.1 port {port}: Address already in use"
+    assert said == Refusal(sentence, [], "choose another port: --health-address")
 
 
 def test_sockets_that_nobody_serves_any_more(node: nodes.Node) -> None:
@@ -398,7 +400,7 @@ def test_sockets_that_nobody_serves_any_more(node: nodes.Node) -> None:
     assert all(path.is_socket() for path in stale)
     node.start()
     assert node.stop() == 0
-    assert not any(path.exists() for path in stale)
+    assert [path for path in stale if path.exists() and path.name not in LEFT] == []
 
 
 def test_two_nodes_in_one_place(node: nodes.Node, any_node: nodes.Node, tmp_path: Path) -> None:
@@ -452,7 +454,8 @@ def test_a_full_disk(node: nodes.Node, kilobytes: int, what: str) -> None:
         said = refused(node)
     assert said.sentence.startswith(fill_in(node, what)), said
     assert said.sentence.lower().endswith(": no space left on device")
-    assert said.hint == "make room on that file system, or choose another directory" or kilobytes == 5200
+    hint = f"see {node.containerd_log}" if "pause image can't be loaded" in what else "make room on that file system"
+    assert said.hint.startswith(hint)
 
 
 def test_an_ordinary_user(node: nodes.Node) -> None:

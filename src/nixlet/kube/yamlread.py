@@ -3,6 +3,7 @@
 A mapping is read by taking its keys one after the other; what is left at the end is what nixlet does not support.
 """
 
+import difflib
 import io
 from collections.abc import Iterator
 from typing import Literal
@@ -91,6 +92,8 @@ class Mapping:
         self._node = node
         self._keys: dict[str, yaml.Node] = {}
         self._values: dict[str, yaml.Node] = {}
+        #: The keys that were looked for, there or not: those that are known.
+        self._known: set[str] = set()
         if not isinstance(node, yaml.MappingNode):
             raise self.error("", "must be a mapping")
         for key, value in node.value:
@@ -126,6 +129,7 @@ class Mapping:
 
     def _take(self, key: str) -> yaml.Node | None:
         """The value of a key, taken; None for a missing key and for null."""
+        self._known.add(key)
         value = self._values.pop(key, None)
         if value is None or (isinstance(value, yaml.ScalarNode) and value.tag == "tag:yaml.org,2002:null"):
             return None
@@ -250,7 +254,10 @@ class Mapping:
         """All that is supported has been taken.
 
         Raises:
-            UsageError: Something is left; the sentence names the first of it.
+            UsageError: Something is left; the sentence names the first of it, and the hint the key that may have been meant.
         """
         for key in self._values:
-            raise self.error(key, "is not supported")
+            error = self.error(key, "is not supported")
+            near = difflib.get_close_matches(key, self._known, n=1)
+            error.hint = f'did you mean "{near[0]}"?' if near else ""
+            raise error
