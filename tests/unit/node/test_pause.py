@@ -46,7 +46,7 @@ def test_real_programs(tmp_path: Path) -> None:
         pass
     with (
         pytest.raises(
-            errors.FailedPreconditionError, match="can't be written to /no/images: No such file or directory$"
+            errors.FailedPreconditionError, match=r"can't be written to /no/images: No such file or directory$"
         ),
         pause.image_archive(catatonit, "/no/images"),
     ):
