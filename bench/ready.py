@@ -143,13 +143,8 @@ def at_rest(made: Contenders, seconds: float) -> dict[str, float]:
         before = cpu_seconds(ours), cpu_seconds(theirs)
         time.sleep(seconds)
         after = cpu_seconds(ours), cpu_seconds(theirs)
-    return dict(
-        zip(
-            ("nixlet", "containerd"),
-            [100 * (b - a) / seconds for a, b in zip(before, after, strict=True)],
-            strict=False,
-        )
-    )
+    used = [100 * (b - a) / seconds for a, b in zip(before, after, strict=True)]
+    return {"nixlet": used[0], "containerd": used[1]}
 
 
 def document(report: Mapping[str, Mapping[str, Any]], seconds: float) -> str:

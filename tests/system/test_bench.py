@@ -1,4 +1,4 @@
-"""The benchmarks of the snapshotter run through, with small numbers: their figures are for the machine they are made on."""
+"""The benchmarks run through, with small numbers: their figures are for the machine they are made on."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calls", "closures"])
+@pytest.mark.parametrize("name", ["calls", "closures", "ready"])
 def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
@@ -26,6 +26,11 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
     if name == "calls":
         assert all(row["nixlet"]["p50"] > 0 for row in figures["calls"]["16"].values())
         assert figures["scale"]["nixlet"]["40"]["rss_mb"] > 0
+    elif name == "ready":
+        (figure,) = figures.values()
+        node, bare = figure["rows"].values()
+        assert node["median"] > bare["median"] > 0
+        assert figure["idle"].keys() == {"nixlet", "containerd"}
     else:
         assert (
             figures["beside"]["10"]["nixlet"]["host_mounts"]
@@ -33,4 +38,4 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         )
     # Others mount as well meanwhile; what a benchmark mounts lies below directories of its own.
     assert [entry.path for entry in mounts.table() if f"nixlet-{name}-" in entry.path] == []
-    assert not Path("/run/nixlet-test/b").exists()
+    assert not any(Path(f"/run/nixlet-test/{place}").exists() for place in ("b", "15", "16"))
