@@ -19,16 +19,13 @@ from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, pause, preflight, stand
+from nixlet.node import checks, containerd_child, endpoint, pause, preflight, snapshotters, stand
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
 from nixlet.store import interface
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
-
-#: The snapshotter that is ours; all others are containerd's own or another program's.
-_NIX = "nix"
 
 #: Seconds for which a store that answered is not asked again: where no Nix daemon runs, asking starts one.
 _STORE_GOOD_FOR = 5.0
@@ -135,6 +132,8 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         _make_directories(layout)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        await snapshotters.check_supported(settings, layout, store)
+        await checks.warn(settings, layout)
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
@@ -180,11 +179,9 @@ async def running(
 
 def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
     """The store behind our snapshotter; a node without it needs none."""
-    if settings.snapshotter != _NIX:
+    if settings.snapshotter != snapshotters.NIX:
         return None
-    nix_settings = nix.DaemonSettings.from_environment(os.environ)
-    preflight.check_nix(nix_settings.stdio[0], nix_settings.socket)
-    return nix.DaemonStore(nix_settings)
+    return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
 
 
 def _status(

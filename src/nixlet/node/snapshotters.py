@@ -203,12 +203,14 @@ def _owned(path: str) -> str:
 
 async def _check_nothing(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
     """containerd's native snapshotter copies files, which works everywhere."""
+    del layout, store
 
 
 async def _refuse(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
+    del layout, store
     raise errors.UnsupportedError(
         "nixlet can't run it yet",
-        hint="or use a containerd that runs already and has it: --container-runtime-endpoint",
+        hint="use a containerd that runs already and has it: --container-runtime-endpoint",
     )
 
 
