@@ -29,6 +29,8 @@ _VERBS = {
     "rm": ("containers", "Remove containers"),
     "images": ("images", "List images"),
     "image": ("image", "Build and load images"),
+    "doctor": ("doctor", "Look whether this host has all that a node needs"),
+    "check-config": ("doctor", "The same as doctor"),
     "uninstall": ("uninstall", "Take a node away"),
     "ctr": ("passthrough", "Run the real ctr against the node's containerd"),
     "crictl": ("passthrough", "Run the real crictl against the node"),

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 
 from nixlet import errors
@@ -140,7 +141,7 @@ def pids(_: Subject, path: str = "/proc/sys/kernel/pid_max") -> Finding | None:
 def inotify(
     _: Subject, directory: str = "/proc/sys/fs/inotify", mountinfo: str = "/proc/self/mountinfo"
 ) -> Finding | None:
-    """How many inotify(7) instances and watches root may have."""
+    """The instances and watches that root may have (inotify(7))."""
     needed = _INSTANCES[2 in cgroup_versions(mountinfo) and 1 not in cgroup_versions(mountinfo)]
     why = "shims and programs in containers share these"
     instances = _at_least(os.path.join(directory, "max_user_instances"), needed, why)
@@ -253,7 +254,7 @@ def _routes(directory: str, version: int) -> Iterator[tuple[Network, str]]:
             interface, destination, _, _, _, _, _, mask, *_ = line.split()
             # In the byte order of the machine.
             address, netmask = (
-                socket.inet_ntoa(int(number, 16).to_bytes(4, "little")) for number in (destination, mask)
+                socket.inet_ntoa(int(number, 16).to_bytes(4, sys.byteorder)) for number in (destination, mask)
             )
             network = ipaddress.ip_network(f"{address}/{netmask}", strict=False)
             if network.prefixlen:

@@ -125,12 +125,23 @@ def _mount_overlay(base: str) -> None:
     mounts.unmount(merged)
 
 
-async def _check_nix(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
-    if process.find_program("nix-store") is None:
+def find_nix_store() -> str:
+    """The path of nix-store, by which k3s tells whether a host has Nix.
+
+    Raises:
+        UnavailableError: It is not on PATH.
+    """
+    path = process.find_program("nix-store")
+    if path is None:
         raise errors.UnavailableError(
             "nix-store not found in PATH: install nix (https://nixos.org/download) to use the nix snapshotter",
-            hint="where it is installed, put its directory on the PATH of this program's service",
+            hint="where it is installed, put its directory on the PATH of nixlet's service",
         )
+    return path
+
+
+async def _check_nix(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
+    find_nix_store()
     await _check_overlay(layout, store)
     assert store is not None
     preflight.check_nix(store.settings.stdio[0], store.settings.socket)
