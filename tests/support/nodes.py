@@ -25,6 +25,7 @@ class Node:
         data_dir: Its persistent directory.
         state_dir: Its running directory, short since sockets lie in it.
         log: What it printed.
+        registries: How it reaches registries; not there unless a test writes it.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class Node:
         self.state_dir = Path(f"/run/nixlet-test/{number}")
         self.bridge = f"nixtest{number}"
         self.log = directory / "server.log"
+        self.registries = directory / "registries.yaml"
         self.arguments = [
             *("--data-dir", str(self.data_dir), "--state-dir", str(self.state_dir), "--bridge", self.bridge),
-            *("--pod-cidr", f"10.163.{number}.0/24", *arguments),
+            *("--pod-cidr", f"10.163.{number}.0/24", "--private-registry", str(self.registries), *arguments),
         ]
         # No caches: tests talk to this machine only, and Nix would try for seconds to reach what isn't there.
         own = {

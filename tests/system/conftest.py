@@ -76,14 +76,20 @@ def store_images(archives: Path) -> dict[int, storeimages.StoreImage]:
 
 
 @pytest.fixture(scope="session")
-def ordinary(archives: Path) -> Path:
-    """The archive of an ordinary image that holds busybox."""
+def busybox_layer() -> bytes:
+    """A layer that holds busybox, by several names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
         layer.add(storeimages.BUSYBOX, "bin/busybox")
         for name in ("sh", "sleep", "ls", "cat", "true", "echo"):
             layer.addfile(image_archives.link(f"bin/{name}", "busybox"))
-    files = image_archives.oci([buffer.getvalue()], name=ORDINARY, config={"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def ordinary(archives: Path, busybox_layer: bytes) -> Path:
+    """The archive of an ordinary image that holds busybox."""
+    files = image_archives.oci([busybox_layer], name=ORDINARY, config={"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})
     archive = archives / "ordinary.tar"
     archive.write_bytes(image_archives.tar(files))
     return archive

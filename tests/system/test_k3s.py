@@ -1,23 +1,19 @@
 """What k3s tests of its own nix snapshotter, and the two tests that were wished for beside it, on every containerd."""
 
-import contextlib
 import json
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import nodes, parts, storeimages
+from support import nodes, registries, storeimages
 
 #: Where k3s's test copies the image archive to.
 ARCHIVE = Path("/tmp/nix-hello-image.tar")
 
 PORT = 5963
-ADDRESS = f"127.0.0.1:{PORT}"
 
 
 @pytest.fixture
@@ -29,18 +25,7 @@ def archive(hello: str) -> Iterator[Path]:
 
 
 def ctr(node: nodes.Node, *arguments: str) -> str:
-    version = node.version()["node"]["containerd"]
-    argv = [
-        str(parts.containerd(version).parent / "ctr"),
-        "-a",
-        str(node.containerd_socket),
-        "-n",
-        "k8s.io",
-        *arguments,
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return node.ok("ctr", *arguments)
 
 
 def run_to_the_end(node: nodes.Node, manifest: bytes) -> dict[str, str]:
@@ -90,39 +75,11 @@ def test_the_pod_of_k3ss_own_test(node: nodes.Node, archive: Path, hello: str) -
     assert [line.split()[-1] for line in plugins.splitlines() if line.split()[1] == "nix"] == ["ok"]
 
 
-@contextlib.contextmanager
-def registry(directory: Path) -> Iterator[None]:
-    """A real registry on this machine."""
-    (directory / "registry.yml").write_text(
-        f"version: 0.1\nhttp: {{addr: '{ADDRESS}'}}\nstorage: {{filesystem: {{rootdirectory: {directory}/registry}}}}\n"
-    )
-    argv = ["docker-registry", "serve", f"{directory}/registry.yml"]
-    with (directory / "registry.log").open("w") as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
-        try:
-            for _ in range(200):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", PORT)) == 0:
-                        break
-                time.sleep(0.05)
-            yield
-        finally:
-            process.terminate()
-
-
 def test_an_image_with_annotations_from_a_registry(node: nodes.Node, tmp_path: Path, archives: Path) -> None:
     image = storeimages.make(archives, 12)
-    reference = f"{ADDRESS}/nix:1"
-    push = [
-        "skopeo",
-        "copy",
-        "--insecure-policy",
-        "--dest-tls-verify=false",
-        f"oci-archive:{image.archive}",
-        f"docker://{reference}",
-    ]
-    with registry(tmp_path):
-        done = subprocess.run(push, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    reference = f"127.0.0.1:{PORT}/nix:1"
+    with registries.running(tmp_path, PORT) as registry:
+        registry.push(image.archive, "nix:1")
         manifest = nodes.manifest(
             "from-registry", reference, command=["/bin/ls", "/nix/store"], container={"imagePullPolicy": "Always"}
         )

@@ -133,7 +133,9 @@ def test_a_terminal_has_a_size_and_its_settings_come_back(any_node: nodes.Node, 
         terminal.press(b"/bin/busybox stty size\r")
         terminal.wait_for(b"\r\n25 80\r\n")
         terminal.resize(101, 33)
-        terminal.press(b"until /bin/busybox stty size | /bin/busybox grep '33 101'; do sleep 0.05; done; echo re''sized\r")
+        terminal.press(
+            b"until /bin/busybox stty size | /bin/busybox grep '33 101'; do sleep 0.05; done; echo re''sized\r"
+        )
         terminal.wait_for(b"\r\n33 101\r\nresized\r\n")
         # Ctrl-C is for the program inside.
         terminal.press(b"/bin/sh -c \"echo in''side; exec sleep 1000\"\r")

@@ -68,7 +68,7 @@ async def _render(
     from nixlet.containerd import config as containerd_config
     from nixlet.host import process
     from nixlet.node import config as node_config
-    from nixlet.node import preflight, rendering
+    from nixlet.node import preflight, registries, rendering
 
     said = configuration.settings
     layout = node_config.Layout(said.data_dir, said.state_dir)
@@ -82,14 +82,17 @@ async def _render(
         # A node would not start; what it would write can be looked at all the same.
         plugins = said.cni_bin_dirs[0]
     runc = process.find_program(said.runc) or said.runc
-    return rendering.render(said, layout, version=version, runc=runc, cni_bin_dir=plugins, user_files=user_files)
+    auths = registries.read(said.private_registry).auths()
+    return rendering.render(
+        said, layout, version=version, runc=runc, cni_bin_dir=plugins, auths=auths, user_files=user_files
+    )
 
 
 def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> "rendering.Rendered":
     import os
 
     from nixlet.node import config as node_config
-    from nixlet.node import rendering
+    from nixlet.node import registries, rendering
 
     def unsaid(name: str) -> bool:
         return configuration.origins[name].source == "default"
@@ -100,4 +103,5 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
         state_dir=_K3S_STATE_DIR if unsaid("state_dir") else said.state_dir,
     )
     plugins = os.path.join(layout.data_dir, "data", "cni") if unsaid("cni_bin_dirs") else said.cni_bin_dirs[0]
-    return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins)
+    auths = registries.read(said.private_registry).auths()
+    return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, auths=auths)

@@ -153,6 +153,9 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
 @options.asynchronous
 async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
     """Stop containers, and the network of pods that have none running any more."""
+    import contextlib
+
+    from nixlet import errors
     from nixlet.cli import node
     from nixlet.kube import player
     from nixlet.rpc.gen import cri_pb2
@@ -160,7 +163,9 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
     async with node.connected(state_dir) as connection:
         for wanted in containers:
             found = await find(connection, wanted)
-            await connection.runtime.stop_container(found.id, grace)
+            # One that is removed as soon as it ends ("run --rm") may be gone already.
+            with contextlib.suppress(errors.NotFoundError):
+                await connection.runtime.stop_container(found.id, grace)
             left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
             if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
                 await player.stop_sandbox(connection.runtime, found.pod_sandbox_id)

@@ -1,6 +1,7 @@
-"""``nixlet doctor``: whether this host has what a node needs."""
+"""``nixlet doctor``, also ``nixlet check-config``: whether a node can run here, and what is in its way."""
 
-from collections.abc import Sequence
+import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,52 +9,52 @@ import click
 from nixlet.cli import options, settings
 
 if TYPE_CHECKING:
-    from nixlet.node import findings
+    from collections.abc import Sequence
 
-#: Exit statuses: a check failed; none failed, but some could not be made.
-_FAILED = 1
-_COULD_NOT_LOOK = 3
+    from nixlet.node import checks
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "red", "unknown": "magenta"}
 
 
 @click.command()
 @settings.node_settings
+@click.option("--json", "as_json", is_flag=True, help="For programs: the same as --output json.")
 @options.output
-@click.option("--json", "as_json", is_flag=True, help="The same as --output json.")
-def doctor(*, as_json: bool, **given: Any) -> int:  # noqa: ANN401 (what the options give)
-    """Look whether this host has all that a node of these settings needs, and say what to do where it hasn't.
+@options.asynchronous
+async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Check this machine for a node with these settings; nothing is changed.
 
-    The node may be running. The exit status is 0 when a node can work here, be it with warnings, 1 when something is missing, and
-    3 when nothing is, but some could not be looked at, as by others than root.
+    Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.
+    The exit status is 0 when a node can run, 1 when something is missing, 3 when that could not be told.
     """
-    import asyncio
-    import dataclasses
+    from nixlet.node import checks
 
-    from nixlet.node import checks, config
-
-    chosen = settings.load(given).settings
-    found = asyncio.run(checks.examine(chosen, config.Layout(chosen.data_dir, chosen.state_dir)))
-    if as_json or given["output"] == "json":
-        options.print_json([dataclasses.asdict(line) for line in found])
+    findings = await checks.examine(settings.load(given).settings)
+    if as_json or output == "json":
+        options.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
-        _print(found)
-    statuses = {line.status for line in found}
-    return _FAILED if "missing" in statuses else _COULD_NOT_LOOK if "unknown" in statuses else 0
+        _show(findings)
+    sys.exit(checks.exit_status(findings))
 
 
-#: k3s's name for it.
 check_config = doctor
 
 
-def _print(found: "Sequence[findings.Line]") -> None:
+def _show(findings: "Sequence[checks.Finding]") -> None:
+    width = max(len(finding.name) for finding in findings)
     group = ""
-    for line in found:
-        if line.group != group:
-            click.echo(("\n" if group else "") + f"{line.group}:")
-            group = line.group
-        click.echo(f"- {line.name}: {click.style(line.status, fg=_COLOURS[line.status])} ({line.evidence})")
-        if line.remedy and line.status != "ok":
-            click.echo(f"    {line.remedy}")
-    counts = {status: sum(line.status == status for line in found) for status in _COLOURS}
-    click.echo("\n" + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
+            click.secho(group, bold=True)
+        status = click.style(f"{finding.status:<7}", fg=_COLOURS[finding.status])
+        click.echo(f"  {status}  {finding.name:<{width}}  {finding.evidence}")
+        if finding.remedy:
+            click.echo(f"  {'':7}  {'':{width}}  {finding.remedy}")
+    missing, unknown = (sum(finding.status == status for finding in findings) for status in ("missing", "unknown"))
+    if missing:
+        click.echo(f"a node can't run here: {missing} {'thing is' if missing == 1 else 'things are'} missing")
+    elif unknown:
+        click.echo(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at: run it as root")
+    else:
+        click.echo("a node can run here")

@@ -37,16 +37,25 @@ def build(archive: str, output: str, **inputs: str | None) -> None:
         click.echo(built.name)
 
 
+async def _snapshotter_of(state_dir: str) -> str:
+    from nixlet.cli import node
+
+    async with node.connected(state_dir) as connection:
+        return (await connection.status()).snapshotter
+
+
 @image.command()
 @options.state_dir
 @click.option("--address", envvar="CONTAINERD_ADDRESS", help="Another containerd's socket.  [default: the node's]")
 @click.option("--namespace", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.  [default: k8s.io]")
-@click.option("--snapshotter", default="nix", show_default=True, envvar="CONTAINERD_SNAPSHOTTER")
+@click.option(
+    "--snapshotter", envvar="CONTAINERD_SNAPSHOTTER", help="[default: the node's; nix for another containerd]"
+)
 @click.option("--ref", help="The name to load it under.  [default: the archive's own, or nix:0ARCHIVE]")
 @click.argument("archive")
 @options.asynchronous
 async def load(
-    archive: str, state_dir: str, address: str | None, namespace: str | None, snapshotter: str, ref: str | None
+    archive: str, state_dir: str, address: str | None, namespace: str | None, snapshotter: str | None, ref: str | None
 ) -> None:
     """Load an image from an archive into a node's containerd; prints its name."""
     from nixlet.cli import progress
@@ -60,6 +69,8 @@ async def load(
 
     path = os.path.abspath(archive)
     socket = address or config.Layout("", state_dir).containerd_socket
+    if snapshotter is None:
+        snapshotter = "nix" if address else await _snapshotter_of(state_dir)
     store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
     bringer = realiser.Realiser(store, roots.Roots(store.settings.gcroots, "unused"), policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:

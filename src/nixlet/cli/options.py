@@ -17,28 +17,40 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def node_directories(command: F) -> F:
     """``--data-dir`` and ``--state-dir``: which node."""
-    data = click.option(
-        "--data-dir",
-        default=config.DEFAULT_DATA_DIR,
-        envvar="NIXLET_DATA_DIR",
-        show_default=True,
-        show_envvar=True,
-        help="What survives a reboot.",
-    )
-    return state_dir(data(command))
+    return state_dir(_directory("data_dir", "What survives a reboot.")(command))
 
 
 def state_dir(command: F) -> F:
     """``--state-dir``: which running node."""
-    decorate = click.option(
-        "--state-dir",
-        default=config.DEFAULT_STATE_DIR,
-        envvar="NIXLET_STATE_DIR",
-        show_default=True,
+    return _directory("state_dir", "Sockets and running state.")(command)
+
+
+def _directory(name: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        config.flag(name),
+        default=functools.partial(_configured, name),
+        envvar=config.variable(name),
+        show_default=f"as the node's configuration file has it, or {getattr(config.Settings(), name)}",
         show_envvar=True,
-        help="Sockets and running state.",
+        help=text,
     )
-    return decorate(command)
+
+
+def _configured(name: str) -> str:
+    """A setting of the node's, as its configuration file has it: verbs find the node that was started with that file."""
+    import os
+
+    named = os.environ.get(config.FILE_VARIABLE)
+    path = named or config.DEFAULT_FILE
+    default: str = getattr(config.Settings(), name)
+    # Most machines have no such file, and reading one takes longer than what many verbs do.
+    there = [each for each in (path, f"{path}.d") if os.path.exists(each)]
+    if not all(os.access(each, os.R_OK) for each in there) or (not there and not named):
+        return default
+    from nixlet.node import configfile
+
+    value: str = getattr(configfile.load({}, os.environ).settings, name)
+    return value
 
 
 def output(command: F) -> F:

@@ -134,7 +134,8 @@ async def _run(connection: "Node", pod: "model.Pod", *, remove: bool, detach: bo
     (container,) = pod.containers
     player = await connection.player()
     with contextlib.ExitStack() as stack:
-        front = foreground.Foreground(connection.tasks, [connection.layout.containerd_state, _CONTAINERD_STATE])
+        state_dirs = [connection.layout.containerd_state, _CONTAINERD_STATE]
+        front = foreground.Foreground(connection.tasks, connection.runtime, state_dirs)
         stack.callback(front.close)
         try:
             with terminal.ended_by_sigterm():

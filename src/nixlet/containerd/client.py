@@ -10,6 +10,8 @@ from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_containers_grpc,
     containerd_containers_pb2,
+    containerd_introspection_grpc,
+    containerd_introspection_pb2,
     containerd_tasks_grpc,
     containerd_tasks_pb2,
     containerd_version_grpc,
@@ -25,6 +27,7 @@ class Containerd:
     def __init__(self, channel: channels.Channel, address: str, namespace: str = CRI_NAMESPACE) -> None:
         self._peer = f"containerd at {address}"
         self._metadata = {"containerd-namespace": namespace}
+        self._introspection = containerd_introspection_grpc.IntrospectionStub(channel)
         self._version = containerd_version_grpc.VersionStub(channel)
         self._tasks = containerd_tasks_grpc.TasksStub(channel)
         self._containers = containerd_containers_grpc.ContainersStub(channel)
@@ -36,6 +39,13 @@ class Containerd:
         """What version it says it is; also the question whether it answers."""
         with self._translated():
             return (await self._version.Version(empty_pb2.Empty(), timeout=10)).version
+
+    async def plugin_failure(self, kind: str, name: str) -> str:
+        """Why a plugin ("io.containerd.grpc.v1", "cri") does not work; empty where it does, or is not there."""
+        with self._translated():
+            request = containerd_introspection_pb2.PluginsRequest(filters=[f"type=={kind},id=={name}"])
+            answer = await self._introspection.Plugins(request, timeout=10)
+        return next((plugin.init_err.message for plugin in answer.plugins), "")
 
     async def check_mount_targets(self) -> None:
         """Check that it can make mounts below a snapshot's root: containerd 1.6 drops the targets of mounts.

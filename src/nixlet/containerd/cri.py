@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from nixlet import errors
+from nixlet.containerd import client
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import cri_grpc, cri_pb2
 
@@ -118,6 +120,22 @@ class RuntimeClient:
         )
         with channels.translated(self._peer):
             return (await self._stub.Attach(request, timeout=10)).url
+
+
+async def wait_until_served(runtime: RuntimeClient, containerd: client.Containerd) -> None:
+    """Wait until a containerd serves the CRI; the caller limits the time.
+
+    Raises:
+        FailedPreconditionError: It never will: its CRI plugin did not start, and it goes on without.
+    """
+    try:
+        await channels.wait_until_answered(runtime.version)
+    except errors.UnimplementedError as error:
+        reason = await containerd.plugin_failure("io.containerd.grpc.v1", "cri")
+        raise errors.FailedPreconditionError(
+            f"containerd serves no CRI: {reason or 'the plugin is disabled'}",
+            hint="see its log, and what nixlet config render prints",
+        ) from error
 
 
 class ImageClient:

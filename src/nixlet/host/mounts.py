@@ -36,6 +36,10 @@ _REASONS = {
 }
 
 
+#: Where a directory's entry has its kind: behind d_ino, d_off and d_reclen (readdir(3), on machines of 64 bits).
+_D_TYPE = 18
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6", use_errno=True)
@@ -85,6 +89,23 @@ def unshare() -> None:
     if _libc().unshare(_CLONE_NEWNS) != 0:
         raise _refused("can't make a mount namespace")
     mount("none", "/", "", MS_REC | MS_PRIVATE)
+
+
+def has_file_types(directory: str) -> bool:
+    """Whether a directory's file system says with a name what it stands for (d_type), which overlayfs needs."""
+    libc = _libc()
+    libc.opendir.argtypes, libc.opendir.restype = (ctypes.c_char_p,), ctypes.c_void_p
+    libc.readdir.argtypes, libc.readdir.restype = (ctypes.c_void_p,), ctypes.c_void_p
+    libc.closedir.argtypes, libc.closedir.restype = (ctypes.c_void_p,), ctypes.c_int
+    opened = libc.opendir(os.fsencode(directory))
+    if not opened:
+        raise _refused(f"can't read {directory}")
+    try:
+        # A directory has at least itself and its parent in it.
+        entry = libc.readdir(opened)
+        return bool(entry) and ctypes.string_at(entry, _D_TYPE + 1)[_D_TYPE] != 0
+    finally:
+        libc.closedir(opened)
 
 
 def shares_namespace(pid: int) -> bool:
@@ -148,6 +169,12 @@ def below(directory: str) -> list[MountPoint]:
     """The mounts at or below a directory, deepest last."""
     prefix = directory.rstrip("/") + "/"
     return [entry for entry in table() if entry.path == directory or entry.path.startswith(prefix)]
+
+
+def covering(path: str) -> MountPoint:
+    """The mount that a path lies on."""
+    path = os.path.realpath(path)
+    return [entry for entry in table() if path == entry.path or path.startswith(f"{entry.path.rstrip('/')}/")][-1]
 
 
 def is_mount_point(path: str) -> bool:

@@ -118,9 +118,23 @@ def _command(argv: Sequence[str], *, die_with_parent: bool) -> list[str]:
             f"the program {argv[0]} is not installed or not executable", hint="install it, or put its directory on PATH"
         )
     command = [program, *argv[1:]]
-    if die_with_parent:
-        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-    return command
+    return [find_setpriv(), "--pdeathsig", "KILL", "--", *command] if die_with_parent else command
+
+
+def find_setpriv() -> str:
+    """The program that has the kernel end a child with its parent (util-linux); a service's PATH may lack its directory.
+
+    Raises:
+        UnavailableError: It is not installed.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/bin", "/run/current-system/sw/bin"))
+    program = find_program("setpriv", path)
+    if program is None:
+        raise errors.UnavailableError(
+            "setpriv is not installed, without which programs would outlive nixlet",
+            hint="install util-linux, or put its directory on PATH",
+        )
+    return program
 
 
 @contextlib.asynccontextmanager

@@ -4,8 +4,12 @@ CRI offers a container's streams only once it runs (Attach): what it wrote by th
 written, and with every carriage return before a line's end gone. So for the moment in which the shim opens the container's
 named pipes, ours are in their place. Output goes to us and from us to the pipes that containerd made, so that the container has its log;
 input comes from us. Afterwards each name stands for what it stood for before.
+
+containerd 1.6 closes its pipes as soon as a container has ended, even if we are still writing. What it doesn't take then, or
+after a restart, we write to the log ourselves.
 """
 
+import asyncio
 import contextlib
 import functools
 import glob
@@ -13,8 +17,8 @@ import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 
 from nixlet import errors
-from nixlet.containerd import tasks
-from nixlet.kube import stdio
+from nixlet.containerd import cri, tasks
+from nixlet.kube import logs, stdio
 
 #: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
 _PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*/{container}-{stream}"
@@ -26,14 +30,16 @@ _ASIDE = ".aside"
 class Foreground:
     """One container, from before its start until its end."""
 
-    def __init__(self, service: tasks.Tasks, state_dirs: Sequence[str]) -> None:
+    def __init__(self, service: tasks.Tasks, runtime: cri.RuntimeClient, state_dirs: Sequence[str]) -> None:
         """A container that will be started.
 
         Args:
             service: containerd's tasks.
-            state_dirs: Where containerd's state may be.
+            runtime: Its CRI.
+            state_dirs: Where its state may be.
         """
         self._tasks = service
+        self._runtime = runtime
         self._state_dirs = state_dirs
         self._streams = stdio.Streams()
         self._container = ""
@@ -63,10 +69,15 @@ class Foreground:
                 stack.callback(_put_back, aside, path)
                 os.mkfifo(path, 0o600)
                 if stream != "stdin":
-                    self._streams.open_output(stream, path, copy=aside)
+                    self._streams.open_output(stream, path, copy=aside, lost=self._log)
             yield
             if "stdin" in found:
                 self._streams.open_input(found["stdin"])
+
+    async def _log(self, stream: str, data: bytes) -> None:
+        with contextlib.suppress(errors.NotFoundError, FileNotFoundError):
+            status = await self._runtime.container_status(self._container)
+            await asyncio.to_thread(logs.append, status.log_path, stream, data)
 
     def _find(self, stream: str) -> str:
         pattern = _PIPES.format(container=self._container, stream=stream)

@@ -249,17 +249,20 @@ class Player:
 async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     """End a pod's containers and give its network back.
 
-    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended.
+    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended. A pod that
+    somebody else removed meanwhile is no error, though some versions say so.
     """
-    for _ in range(_STOP_TRIES - 1):
+    for tries_left in reversed(range(_STOP_TRIES)):
         try:
             await runtime.stop_sandbox(sandbox)
-            return
         except errors.NotFoundError:
-            raise
+            return
         except errors.NixletError:
+            if not tries_left:
+                raise
             await asyncio.sleep(_STOP_INTERVAL)
-    await runtime.stop_sandbox(sandbox)
+        else:
+            return
 
 
 def remove_pod_directory(directory: str) -> None:

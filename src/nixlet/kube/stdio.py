@@ -11,6 +11,9 @@ Sink = Callable[[str, bytes], None]
 
 _CHUNK = 1 << 16
 
+#: Takes what a copy's reader was not there for any more: the stream's name, and the bytes.
+Lost = Callable[[str, bytes], Awaitable[None]]
+
 #: Seconds in which the output of a process that has ended must go on, or it is taken to be complete: what the process left
 #: running may hold its pipes for ever.
 _DRAIN = 0.5
@@ -24,6 +27,7 @@ class Streams:
         self._output: dict[str, int] = {}
         self._copies: dict[str, contextlib.ExitStack] = {}
         self._copy_fds: dict[str, int] = {}
+        self._lost: dict[str, Lost] = {}
         self._input = contextlib.ExitStack()
         self._input_fd = -1
 
@@ -32,13 +36,14 @@ class Streams:
         for stack in (self._fds, self._input, *self._copies.values()):
             stack.close()
 
-    def open_output(self, name: str, path: str, *, copy: str = "") -> None:
+    def open_output(self, name: str, path: str, *, copy: str = "", lost: Lost | None = None) -> None:
         """Open a pipe to read from, before anybody writes to it.
 
         Args:
             name: The stream's name.
             path: The pipe.
             copy: Another pipe, which somebody reads, that gets all that comes as well.
+            lost: Gets what nobody reads there any more.
         """
         self._output[name] = fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._fds.callback(os.close, fd)
@@ -46,6 +51,8 @@ class Streams:
             self._copy_fds[name] = fd = os.open(copy, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._copies[name] = contextlib.ExitStack()
             self._copies[name].callback(os.close, fd)
+        if lost:
+            self._lost[name] = lost
 
     def open_input(self, path: str) -> None:
         """Open a pipe to write to. When nobody reads it (any more), what is written goes nowhere."""
@@ -118,29 +125,33 @@ class Streams:
 
     async def _copy(self, name: str, data: bytes) -> None:
         if name in self._copy_fds:
-            try:
-                await _write(self._copy_fds[name], data)
-            except BrokenPipeError:
-                # Whoever read it has gone, and will not know the rest.
+            data = await _write(self._copy_fds[name], data)
+            if data:
                 del self._copy_fds[name]
+        if data and name in self._lost:
+            await self._lost[name](name, data)
 
     async def _feed(self, stdin: AsyncIterator[bytes], close_stdin: Callable[[], Awaitable[None]]) -> None:
         if self._input_fd < 0:
             return
-        with contextlib.suppress(BrokenPipeError):
-            async for data in stdin:
-                await _write(self._input_fd, data)
+        async for data in stdin:
+            if await _write(self._input_fd, data):
+                break
         self._input.close()
         await close_stdin()
 
 
-async def _write(fd: int, data: bytes) -> None:
+async def _write(fd: int, data: bytes) -> bytes:
+    """Write to a pipe; what is left over when nobody reads it any more."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             await _ready(fd, writing=True)
+        except BrokenPipeError:
+            break
+    return bytes(view)
 
 
 async def _ready(fd: int, *, writing: bool) -> None:

@@ -8,7 +8,11 @@ from nixlet import errors
 
 DEFAULT_DATA_DIR = "/var/lib/nixlet"
 DEFAULT_STATE_DIR = "/run/nixlet"
+DEFAULT_FILE = "/etc/nixlet/config.yaml"
 DEFAULT_PRIVATE_REGISTRY = "/etc/nixlet/registries.yaml"
+
+#: Names another configuration file than the default one.
+FILE_VARIABLE = "NIXLET_CONFIG_FILE"
 
 #: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
 DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)

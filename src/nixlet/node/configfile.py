@@ -15,9 +15,6 @@ from nixlet import errors
 from nixlet.kube import yamlread
 from nixlet.node import config, trusted
 
-DEFAULT_FILE = "/etc/nixlet/config.yaml"
-FILE_VARIABLE = "NIXLET_CONFIG_FILE"
-
 Value = bool | str | tuple[str, ...]
 
 #: Flags with one letter, which may be keys as well.
@@ -146,8 +143,8 @@ def _boolean(text: str, place: str) -> bool:
 
 def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     """The main file, if it is there, and its drop-ins in alphabetical order."""
-    named = chosen or environment.get(FILE_VARIABLE)
-    path = named or DEFAULT_FILE
+    named = chosen or environment.get(config.FILE_VARIABLE)
+    path = named or config.DEFAULT_FILE
     if "://" in path:
         raise errors.UsageError(f"the configuration file {path} is a URL; configuration is read from files alone")
     path = os.path.abspath(path)
@@ -159,7 +156,7 @@ def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     elif named and not drop_ins:
         raise errors.UsageError(
             f"the configuration file {path} does not exist",
-            hint=f"{'--config' if chosen else FILE_VARIABLE} names it; without, {DEFAULT_FILE} is read if it is there",
+            hint=f"{'--config' if chosen else config.FILE_VARIABLE} names it; without, {config.DEFAULT_FILE} is read if it is there",
         )
     yield from drop_ins
 
@@ -226,7 +223,7 @@ def _unknown(document: yamlread.Mapping, written: str) -> errors.NixletError:
         return cannot_join(document.error(written, "").message.rstrip())
     if known in {"config", "c"}:
         return document.error(
-            written, f"can't stand in a configuration file, only on the command line or as {FILE_VARIABLE}"
+            written, f"can't stand in a configuration file, only on the command line or as {config.FILE_VARIABLE}"
         )
     error = document.error(written, "is not a known key")
     near = difflib.get_close_matches(known.replace("_", "-").lower(), _KEYS, n=1)

@@ -8,13 +8,11 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 from nixlet import errors
-from nixlet.containerd import cni, cri
+from nixlet.containerd import client, cni, cri
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, supervisor
-from nixlet.images import platforms
 from nixlet.node import config as node_config
-from nixlet.node import pause, preflight
-from nixlet.rpc import channel as channels
+from nixlet.node import preflight, rendering
 from nixlet.rpc import server as rpc_server
 
 #: Seconds that containerd gets to answer; it recovers its pods before it does.
@@ -28,15 +26,6 @@ _POLICIES = {
     "on-failure": supervisor.RestartPolicy(),
     "never": supervisor.RestartPolicy(tries=0),
 }
-
-#: Settings that the configuration doesn't render yet: better refused than without effect.
-_NOT_RENDERED = (
-    "default_runtime",
-    "disable_default_registry_endpoint",
-    "system_default_registry",
-    "selinux",
-    "nonroot_devices",
-)
 
 _log = logging.getLogger("nixlet.node")
 
@@ -76,7 +65,9 @@ async def kept_running(
     layout: node_config.Layout,
     programs: Programs,
     runtime: cri.RuntimeClient,
+    containerd: client.Containerd,
     *,
+    auths: rendering.Auths,
     hastened: asyncio.Event | None = None,
     tell: Callable[[supervisor.Event], None] = lambda _: None,
 ) -> AsyncIterator[supervisor.KeptChild]:
@@ -87,13 +78,22 @@ async def kept_running(
         layout: Where things are.
         programs: What to start.
         runtime: CRI on that containerd.
+        containerd: The rest of it.
+        auths: What registries want to see.
         hastened: Cuts the time short that containerd gets to end.
         tell: Learns of its deaths and starts.
 
     Raises:
         NixletError: It can't be started, or does not answer.
     """
-    config = _write_config(settings, layout, programs)
+    config = rendering.write(
+        settings,
+        layout,
+        program=programs.containerd,
+        runc=programs.runc,
+        cni_bin_dir=programs.cni_bin_dir,
+        auths=auths,
+    )
     _write_network(settings, layout)
     await _wait_until_gone(layout.containerd_socket)
     argv = _command(settings, layout, programs, config)
@@ -112,7 +112,7 @@ async def kept_running(
             argv,
             env=_environment(programs),
             log_path=layout.containerd_log,
-            ready=lambda: channels.wait_until_answered(runtime.version),
+            ready=lambda: cri.wait_until_served(runtime, containerd),
             ready_timeout=_READY_TIMEOUT,
             hastened=hastened,
         ) as child:
@@ -123,47 +123,6 @@ async def kept_running(
     for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket)
-
-
-def _write_config(settings: node_config.Settings, layout: node_config.Layout, programs: Programs) -> str:
-    if settings.snapshotter != "nix":
-        raise errors.UnsupportedError(
-            f"our own containerd can't be configured for the snapshotter {settings.snapshotter} yet",
-            hint="use --snapshotter nix, or a containerd that runs already: --container-runtime-endpoint",
-        )
-    for name in _NOT_RENDERED:
-        if getattr(settings, name):
-            raise errors.UnsupportedError(
-                f"{node_config.flag(name)} is not supported yet for a containerd of our own",
-                hint="leave it out, or use a containerd that runs already: --container-runtime-endpoint",
-            )
-    if os.path.exists(settings.private_registry):
-        raise errors.UnsupportedError(
-            f"{settings.private_registry} can't be taken up yet: registries are not configured by nixlet",
-            hint="move the file away, or name one that doesn't exist: --private-registry",
-        )
-    rendered = containerd_config.render(
-        containerd_config.ContainerdSettings(
-            version=programs.containerd.config_version,
-            root=layout.containerd_root,
-            state=layout.containerd_state,
-            address=layout.containerd_socket,
-            opt_dir=layout.opt,
-            snapshotter=settings.snapshotter,
-            snapshotter_address=layout.node_socket,
-            snapshotter_root=layout.snapshotter_root,
-            sandbox_image=settings.pause_image or pause.REFERENCE,
-            cni_bin_dir=programs.cni_bin_dir,
-            cni_conf_dir=layout.cni_conf_dir,
-            runc=programs.runc,
-            runc_root=layout.runc_root,
-            nri_socket=layout.nri_socket,
-            restrict_oom_score_adj=preflight.lacks_sys_resource(),
-            architecture=platforms.host_platform().architecture,
-        )
-    )
-    files.write_atomically(layout.containerd_config, rendered)
-    return layout.containerd_config
 
 
 def _write_network(settings: node_config.Settings, layout: node_config.Layout) -> None:

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 
 from nixlet import errors
-from nixlet.containerd import imagestore
+from nixlet.containerd import cri, imagestore
 from nixlet.node import config as node_config
 from nixlet.node import stand
-from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 
 #: Seconds for it to answer: at boot it may still be starting.
@@ -54,7 +53,7 @@ async def wait_until_ready(settings: node_config.Settings, made: stand.Stand) ->
     address = settings.container_runtime_endpoint
     try:
         async with asyncio.timeout(_READY_TIMEOUT):
-            await channels.wait_until_answered(made.runtime.version)
+            await cri.wait_until_served(made.runtime, made.containerd)
     except TimeoutError as error:
         raise errors.UnavailableError(
             f"the containerd at {address} does not answer within {_READY_TIMEOUT:g} s",

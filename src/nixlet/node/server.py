@@ -19,13 +19,16 @@ from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import checks, containerd_child, endpoint, pause, preflight, snapshotters, stand
+from nixlet.node import containerd_child, endpoint, pause, preflight, registries, snapshotters, stand
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
 from nixlet.store import interface
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
+
+#: The snapshotter that is ours; all others are containerd's own or another program's.
+_NIX = "nix"
 
 #: Seconds for which a store that answered is not asked again: where no Nix daemon runs, asking starts one.
 _STORE_GOOD_FOR = 5.0
@@ -126,14 +129,13 @@ async def running(
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
     store = _store(settings)
+    await snapshotters.check_supported(settings, layout, store)
     programs = None if settings.container_runtime_endpoint else await containerd_child.find_programs(settings)
     observed = metrics.NodeMetrics()
     observed.registry.add(*metrics.process_metrics(nixlet.__version__))
     async with contextlib.AsyncExitStack() as stack:
         _make_directories(layout)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
-        await snapshotters.check_supported(settings, layout, store)
-        await checks.warn(settings, layout)
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
@@ -158,8 +160,6 @@ async def running(
             else _others_containerd(settings, layout, place, stood)
         )
         if stood.snapshotter is not None:
-            # The probe ran beside containerd's start.
-            await stood.snapshotter.strategy()
             stand.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(faces.close)
@@ -179,7 +179,7 @@ async def running(
 
 def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
     """The store behind our snapshotter; a node without it needs none."""
-    if settings.snapshotter != snapshotters.NIX:
+    if settings.snapshotter != _NIX:
         return None
     return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
 
@@ -232,9 +232,20 @@ async def _own_containerd(
     hastened: asyncio.Event | None,
     tell: Callable[[supervisor.Event], None],
 ) -> AsyncIterator[Containerd]:
-    async with containerd_child.kept_running(
-        settings, layout, programs, stood.runtime, hastened=hastened, tell=tell
-    ) as kept:
+    async with (
+        registries.kept(settings, layout) as reached,
+        containerd_child.kept_running(
+            settings,
+            layout,
+            programs,
+            stood.runtime,
+            stood.containerd,
+            auths=reached.auths,
+            hastened=hastened,
+            tell=tell,
+        ) as kept,
+    ):
+        await _check_strategy(stood, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
@@ -248,11 +259,21 @@ async def _others_containerd(
 ) -> AsyncIterator[Containerd]:
     with endpoint.linked(settings, layout):
         version = await endpoint.wait_until_ready(settings, stood)
+        await _check_strategy(stood, layout)
         if stood.snapshotter is not None:
             await endpoint.check_snapshotter(settings, place, stood.containerd)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
         await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
         yield Containerd(version)
+
+
+async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> None:
+    """Check that containers can see closures here; the probe ran beside containerd's start."""
+    if stood.snapshotter is not None:
+        try:
+            await stood.snapshotter.strategy()
+        except errors.UnsupportedError as error:
+            raise snapshotters.refused(_NIX, layout.containerd_root, error) from error
 
 
 def _checks(

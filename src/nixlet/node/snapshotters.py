@@ -1,241 +1,123 @@
-"""Whether this host can run the snapshotter that a node is told to use, found out by trying it.
+"""Which snapshotters a node can have, and whether the one it is to have works here; checks and sentences are k3s's.
 
-The names, and what is said of those that can't be used, are those of k3s's ``--snapshotter``.
+Other names than those below are containerd's business: it has the snapshotter built in, or a drop-in names a proxy plugin.
 """
 
 import asyncio
 import contextlib
-import grp
+import json
 import os
-import pwd
-import stat
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from nixlet import errors
-from nixlet.host import mounts, process, userns
+from nixlet.containerd import config as containerd_config
+from nixlet.host import files, mounts, process, userns
 from nixlet.node import config as node_config
 from nixlet.node import preflight
-from nixlet.rpc import server as rpc_server
-from nixlet.store import paths
 from nixlet.store.daemon import client as nix
 
-NIX = "nix"
+#: What to try instead, by snapshotter.
+_INSTEAD: Mapping[str, str] = {
+    "overlayfs": '"fuse-overlayfs" or "native"',
+    "fuse-overlayfs": '"native"',
+    "stargz": '"overlayfs" or "native"',
+    containerd_config.NIX: '"overlayfs" or "native"',
+}
 
-#: Asked for when a store is to show that it answers; nobody has it.
-_NOBODYS = f"{'0' * 32}-nixlet"
+#: Known names whose support is to come.
+_TO_COME = frozenset({"fuse-overlayfs", "stargz"})
+
+
+def refused(snapshotter: str, root: str, cause: errors.NixletError) -> errors.NixletError:
+    """Why a snapshotter can't be had, and what to try instead.
+
+    Args:
+        snapshotter: Its name.
+        root: containerd's root.
+        cause: What is wrong.
+    """
+    error = errors.UnsupportedError(
+        f"{json.dumps(snapshotter)} snapshotter cannot be enabled for {json.dumps(root, ensure_ascii=False)}, "
+        f"try using {_INSTEAD[snapshotter]}: {cause.message}",
+        hint=cause.hint,
+    )
+    error.__cause__ = cause
+    return error
 
 
 async def check_supported(
-    settings: node_config.Settings,
-    layout: node_config.Layout,
-    store: nix.DaemonStore | None,
-    *,
-    platform: str = sys.platform,
+    settings: node_config.Settings, layout: node_config.Layout, store: nix.DaemonStore | None = None
 ) -> None:
-    """Check that the node's snapshotter works here; one that is not known is containerd's to judge.
-
-    Args:
-        settings: The node's settings.
-        layout: Where things are. containerd's root is made if it isn't there, and taken away again.
-        store: The store behind our own snapshotter.
-        platform: The system that this is.
+    """Check that the snapshotter works here; for ours, whether the store answers. Where containers' roots can be is probed apart.
 
     Raises:
-        UnsupportedError: It doesn't; the sentence says why, and what may work instead.
+        UnsupportedError: It doesn't; the sentence says what to try instead.
     """
-    name = settings.snapshotter
-    known = _KNOWN.get(name)
-    # Somebody else's containerd has other people's snapshotters; ours needs the same in front of any containerd.
-    if known is None or (settings.container_runtime_endpoint and name != NIX):
-        return
-    if platform != "linux":
-        raise errors.UnsupportedError(f"{name} is not supported: unsupported platform", hint="run nixlet on Linux")
-    root = layout.containerd_root
+    name, root = settings.snapshotter, layout.containerd_root
     try:
-        with preflight.present(root):
-            await known.check(layout, store)
+        if name in _INSTEAD and not sys.platform.startswith("linux"):
+            raise errors.UnsupportedError(f"{name} is not supported: unsupported platform")
+        if name in _TO_COME:
+            raise errors.UnsupportedError(f"nixlet has no support for {name} yet", hint="use --snapshotter nix")
+        if name == "overlayfs" and not settings.container_runtime_endpoint:
+            await asyncio.to_thread(check_overlay, root)
+        elif store is not None:
+            await check_store(store)
     except errors.NixletError as error:
-        instead = " or ".join(f'"{other}"' for other in known.instead)
-        raise errors.UnsupportedError(
-            f'"{name}" snapshotter cannot be enabled for "{root}", try using {instead}: {error.message}',
-            hint=error.hint,
-        ) from error
+        if name in _INSTEAD:
+            raise refused(name, root, error) from error
+        raise
 
 
-async def _check_overlay(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
-    del store
-    await asyncio.to_thread(check_overlay, layout.containerd_root, layout.data_dir)
-
-
-def check_overlay(root: str, data_dir: str) -> None:
-    """Mount a small overlay below a directory, as containerd will; blocks.
-
-    Args:
-        root: containerd's root.
-        data_dir: The directory that a person would put elsewhere.
+async def check_store(store: nix.DaemonStore) -> None:
+    """Check that there is Nix, and that its store answers a question.
 
     Raises:
-        UnsupportedError: The file system can't be used.
+        UnavailableError: There is none, or it doesn't; the sentence names the socket or directory at fault.
+        PermissionDeniedError: We may not ask.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=root) as base:
-            _check_d_type(base, root)
-            _mount_overlay(base)
-    except OSError as error:
-        raise errors.UnsupportedError(
-            f"{root} can't be written: {error.strerror}", hint=f"look at the rights and the file system of {data_dir}"
-        ) from error
-    except errors.FailedPreconditionError as error:
-        if preflight.file_system(root) != "overlay":
-            hint = (
-                "load the kernel's overlay module (modprobe overlay), or use a directory on ext4, xfs, btrfs or tmpfs"
-            )
-            raise errors.UnsupportedError(f"failed to mount overlay: {error.message}", hint=hint) from error
-        raise errors.UnsupportedError(
-            f"failed to mount overlay: containers can't be given a root file system below {data_dir}, which is itself on an"
-            " overlay",
-            hint=f"put {data_dir} on a volume, or on another file system such as ext4, xfs, btrfs or tmpfs",
-        ) from error
-
-
-def _check_d_type(base: str, root: str) -> None:
-    """Check that listing a directory tells what its entries are (readdir(3), d_type), which overlayfs goes by."""
-    os.mkdir(os.path.join(base, "entry"))
-    with os.scandir(base) as entries:
-        entry = next(entries)
-    # What is gone can't be asked any more: only the listing can know.
-    os.rmdir(entry.path)
-    if not entry.is_dir(follow_symlinks=False):
-        raise errors.UnsupportedError(
-            f"{root} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to enable"
-            " d_type support"
-        )
-
-
-def _mount_overlay(base: str) -> None:
-    for name in ("lower1", "lower2", "upper", "work", "merged"):
-        os.mkdir(os.path.join(base, name))
-    options = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
-    merged = os.path.join(base, "merged")
-    # Trusted attributes are out of reach in a user namespace.
-    mounts.mount("overlay", merged, "overlay", 0, f"{options},userxattr" if userns.is_inside() else options)
-    mounts.unmount(merged)
-
-
-def find_nix_store() -> str:
-    """The path of nix-store, by which k3s tells whether a host has Nix.
-
-    Raises:
-        UnavailableError: It is not on PATH.
-    """
-    path = process.find_program("nix-store")
-    if path is None:
+    settings = store.settings
+    if process.find_program("nix-store") is None and not os.path.exists(settings.socket):
         raise errors.UnavailableError(
             "nix-store not found in PATH: install nix (https://nixos.org/download) to use the nix snapshotter",
-            hint="where it is installed, put its directory on the PATH of nixlet's service",
+            hint=f"PATH is {os.environ.get('PATH', '')}; a service's is set in its unit, or in /etc/default/nixlet",
         )
-    return path
+    preflight.check_nix(settings.stdio[0], settings.socket)
+    async with store.session() as session:
+        # About no paths at all: a daemon that answers this answers others.
+        await session.present(())
 
 
-async def _check_nix(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
-    find_nix_store()
-    await _check_overlay(layout, store)
-    assert store is not None
-    preflight.check_nix(store.settings.stdio[0], store.settings.socket)
-    await check_store(store)
-
-
-async def check_store(store: nix.DaemonStore) -> str:
-    """Check that a store answers and can take paths; its Nix's version, or an empty string where it doesn't say.
+def check_overlay(root: str) -> None:
+    """Check that containers' roots can be overlays below a directory, by mounting one (blocking); nothing stays behind.
 
     Raises:
-        UnavailableError: It doesn't answer; the sentence names the socket or directory at fault.
-        PermissionDeniedError: It refuses us, or nobody could write what is fetched.
+        UnsupportedError: They can't.
+        FailedPreconditionError: The directory can't be made.
     """
-    socket, directory = store.settings.socket, store.real_dir
-    try:
-        async with store.session() as session:
-            await session.present({paths.from_name(_NOBODYS, store.store_dir)})
-            version = session.nix_version
-    except errors.NixletError as error:
-        blame = _blame(store)
-        if not blame:
-            raise
-        raise errors.UnavailableError(f"{error.message}; {blame}", hint=error.hint) from error
-    # A store that is mounted read-only is Nix's own business: it mounts it anew for itself, or would have failed here.
-    if _is_written_by_us(store) and not os.statvfs(directory).f_flag & os.ST_RDONLY:
-        raise errors.PermissionDeniedError(
-            f"no Nix daemon serves {socket}, and we can't write to the store: {_owned(directory)}",
-            hint="start the Nix daemon (systemctl start nix-daemon.socket), or run nixlet as the store's owner",
-        )
-    return version
-
-
-def _is_written_by_us(store: nix.DaemonStore) -> bool:
-    """Whether what is fetched would be written with our rights, and those don't suffice."""
-    directory = store.real_dir
-    return not rpc_server.is_served(store.settings.socket) and os.path.isdir(directory) and not _may_write(directory)
-
-
-def _may_write(path: str) -> bool:
-    return os.access(path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _blame(store: nix.DaemonStore) -> str:
-    """What stands between us and a store that did not answer, with owner and mode; empty: nothing that can be seen."""
-    socket = store.settings.socket
-    step = "/"
-    for part in socket.strip("/").split("/"):
-        if not os.access(step, os.X_OK):
-            return f"its directory can't be entered: {_owned(step)}"
-        step = os.path.join(step, part)
-    if os.path.exists(socket) and not os.access(socket, os.W_OK):
-        return f"we may not write to it: {_owned(socket)}"
-    if rpc_server.is_served(socket):
-        return ""
-    for directory in (store.real_dir, store.settings.state_dir):
-        if os.path.isdir(directory) and not _may_write(directory):
-            return f"no daemon serves {socket}, and we can't write to {_owned(directory)}"
-    return ""
-
-
-def _owned(path: str) -> str:
-    """A file with its mode and owner: "/run/x (drwxr-x---, root:nixbld)"."""
-    found = os.stat(path)
-    user, group = str(found.st_uid), str(found.st_gid)
-    with contextlib.suppress(KeyError):
-        user = pwd.getpwuid(found.st_uid).pw_name
-        group = grp.getgrgid(found.st_gid).gr_name
-    return f"{path} ({stat.filemode(found.st_mode)}, {user}:{group})"
-
-
-async def _check_nothing(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
-    """containerd's native snapshotter copies files, which works everywhere."""
-    del layout, store
-
-
-async def _refuse(layout: node_config.Layout, store: nix.DaemonStore | None) -> None:
-    del layout, store
-    raise errors.UnsupportedError(
-        "nixlet can't run it yet",
-        hint="use a containerd that runs already and has it: --container-runtime-endpoint",
-    )
-
-
-class _Known(NamedTuple):
-    """A snapshotter by name: how its needs are checked, and what may do in its place."""
-
-    check: Callable[[node_config.Layout, nix.DaemonStore | None], Awaitable[None]]
-    instead: tuple[str, ...]
-
-
-_KNOWN: Mapping[str, _Known] = {
-    NIX: _Known(_check_nix, ("overlayfs", "native")),
-    "overlayfs": _Known(_check_overlay, ("fuse-overlayfs", "native")),
-    "native": _Known(_check_nothing, ()),
-    "fuse-overlayfs": _Known(_refuse, ("native",)),
-    "stargz": _Known(_refuse, ("overlayfs", "native")),
-}
+    files.make_directory(root, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".check-overlay-", dir=root, ignore_cleanup_errors=True) as base:
+        if not mounts.has_file_types(base):
+            raise errors.UnsupportedError(
+                f"{root} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to "
+                "enable d_type support"
+            )
+        for name in ("lower1", "lower2", "upper", "work", "merged"):
+            os.mkdir(os.path.join(base, name))
+        merged = os.path.join(base, "merged")
+        options = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
+        if userns.is_inside():
+            options += ",userxattr"
+        with contextlib.ExitStack() as stack:
+            try:
+                mounts.mount("overlay", merged, "overlay", 0, options)
+            except errors.NixletError as error:
+                raise errors.UnsupportedError(
+                    f"failed to mount overlay: {error.message}",
+                    hint="use a data directory on a file system such as ext4, xfs, btrfs or tmpfs, such as a volume",
+                ) from error
+            stack.callback(mounts.unmount, merged)
+            with open(os.path.join(merged, "written"), "w", encoding="ascii"):
+                pass

@@ -55,10 +55,15 @@ async def wait_until_answered(call: Callable[[], Awaitable[object]]) -> None:
     """Repeat a call until its peer answers it; for readiness. The caller limits the time.
 
     A peer that answers with an error is not ready either: containerd's CRI does so while it takes up its pods again.
+
+    Raises:
+        UnimplementedError: The peer answers, and doesn't know the call: services are there from the start or never.
     """
     while True:
         try:
             await call()
+        except errors.UnimplementedError:
+            raise
         except errors.NixletError:
             await asyncio.sleep(_RETRY_INTERVAL)
         else:

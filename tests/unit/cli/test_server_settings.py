@@ -10,7 +10,7 @@ import pytest
 
 from nixlet.cli import app
 from nixlet.cli import server as verb
-from nixlet.node import config, configfile
+from nixlet.node import config
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for field in dataclasses.fields(config.Settings):
         monkeypatch.delenv(config.variable(field.name), raising=False)
     monkeypatch.delenv("NIXLET_CONFIG_FILE", raising=False)
-    monkeypatch.setattr(configfile, "DEFAULT_FILE", str(tmp_path / "none.yaml"))
+    monkeypatch.setattr(config, "DEFAULT_FILE", str(tmp_path / "none.yaml"))
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:

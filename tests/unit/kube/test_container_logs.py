@@ -209,3 +209,16 @@ def open_files() -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             found.add(os.readlink(f"/proc/self/fd/{name}"))
     return found
+
+
+def test_what_the_runtime_does_not_write_is_appended_in_its_form(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    path.write_bytes(b"2026-01-01T00:00:00.000000000Z stdout F before\n")
+    logs.append(str(path), "stderr", b"one\n\ntwo")
+    logs.append(str(path), "stderr", b" three\n")
+    records = [logs.parse_line(line) for line in path.read_bytes().splitlines(keepends=True)]
+    assert [record.text for record in records] == [b"before\n", b"one\n", b"\n", b"two", b" three\n"]
+    assert {record.stream for record in records[1:]} == {"stderr"}
+    assert all(logs.written_at(record).year >= 2026 for record in records)
+    with pytest.raises(FileNotFoundError):
+        logs.append(str(tmp_path / "gone.log"), "stdout", b"x")

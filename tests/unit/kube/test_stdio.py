@@ -1,6 +1,7 @@
 """A process's streams, with named pipes and a real process at their other end."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -134,3 +135,36 @@ async def test_a_copy_gets_all_of_it_and_ends_with_the_output(pipes: Pipes, tmp_
         finally:
             reader.kill()
     assert found.read_bytes() == pipes.output["stdout"] == b"".join(b"%d\n" % number for number in range(1, 50001))
+
+
+async def test_what_a_copys_reader_does_not_take_is_handed_over(pipes: Pipes, tmp_path: Path) -> None:
+    """It goes after some bytes, as containerd 1.6 does when a container has ended."""
+    place = str(tmp_path / "copy")
+    os.mkfifo(place)
+    reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    lost: list[bytes] = []
+    gone = asyncio.Event()
+
+    async def after_it_has_gone() -> AsyncIterator[bytes]:
+        await gone.wait()
+        yield b"go\n"
+
+    async def take(name: str, data: bytes) -> None:
+        assert name == "stdout"
+        lost.append(data)
+
+    pipes.streams.open_output("stdout", pipes.paths["stdout"], copy=place, lost=take)
+    pipes.opened.add("stdout")
+    process = pipes.run("echo first; read word; echo second")
+    serving = asyncio.create_task(pipes.serve(process, after_it_has_gone()))
+    first = b""
+    while not first:
+        with contextlib.suppress(BlockingIOError):
+            first = os.read(reader, 100)
+        await asyncio.sleep(0.005)
+    os.close(reader)
+    gone.set()
+    assert await asyncio.wait_for(serving, 30) == 0
+    assert pipes.output["stdout"] == b"first\nsecond\n"
+    assert first + b"".join(lost) == pipes.output["stdout"]
+    assert lost

@@ -235,7 +235,7 @@ def test_which_file_is_read(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
     other = tmp_path / "other.yaml"
     other.write_text("runc: variable\n")
     default = tmp_path / "default.yaml"
-    monkeypatch.setattr(configfile, "DEFAULT_FILE", str(default))
+    monkeypatch.setattr(config, "DEFAULT_FILE", str(default))
     environment = {"NIXLET_CONFIG_FILE": str(other)}
     assert configfile.load({}, environment, file=str(file)).settings.runc == "chosen"
     assert configfile.load({}, environment).settings.runc == "variable"

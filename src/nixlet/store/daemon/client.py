@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import grp
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -105,7 +106,7 @@ class DaemonStore:
         except OSError as error:
             raise errors.UnavailableError(
                 f"the Nix daemon's socket {self.settings.socket} can't be opened: {error.strerror}",
-                hint="run nixlet as root, or as a member of the group that owns the socket",
+                hint=_who_may(self.settings.socket),
             ) from error
         stack.callback(writer.close)
         return await self._handshake(connections.Connection(reader, writer))
@@ -154,6 +155,25 @@ class DaemonStore:
                 f"the Nix daemon refuses the connection: {error}", hint="look at allowed-users in nix.conf"
             ) from error
         return connection
+
+
+def _who_may(socket: str) -> str:
+    """Who can open a socket that we can't, with the directory or the socket that is in the way."""
+    step = ""
+    for part in socket.split("/")[1:]:
+        step = f"{step}/{part}"
+        if not os.access(step, os.W_OK if step == socket else os.X_OK):
+            break
+    try:
+        status = os.stat(step)
+    except OSError:
+        return "run nixlet as root"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    what = "the socket" if step == socket else f"the directory {step}"
+    return f"{what} is for group {group} (mode {status.st_mode & 0o7777:04o}): join it, or run nixlet as root"
 
 
 async def _last_words(stream: asyncio.StreamReader) -> bytes:

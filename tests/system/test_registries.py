@@ -1,0 +1,245 @@
+"""Pulls by way of registries.yaml, from real registries, on every containerd; changes are taken up while the node runs."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import nodes, registries
+
+#: The registry itself, its mirrors, one that wants a login, one with certificates, and nobody.
+OWN, MIRROR, LOCKED, SECURE, NOBODY = 5971, 5972, 5973, 5974, 5979
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> registries.Authority:
+    return registries.Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def certificates(authority: registries.Authority) -> dict[str, str]:
+    """What registries.yaml says of the registry with certificates."""
+    certificate, key = authority.issue("client")
+    return {"ca_file": str(authority.certificate), "cert_file": str(certificate), "key_file": str(key)}
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory,
+    ordinary: Path,
+    authority: registries.Authority,
+    certificates: dict[str, str],
+) -> Iterator[dict[int, registries.Registry]]:
+    """The registries, by port."""
+    directory = tmp_path_factory.mktemp("registries")
+    certificate, key = authority.issue("registry")
+    tls = {"certificate": str(certificate), "key": str(key), "clientcas": [str(authority.certificate)]}
+    with contextlib.ExitStack() as stack:
+
+        def serve(port: int, **how: Any) -> registries.Registry:
+            return stack.enter_context(registries.running(directory / str(port), port, **how))
+
+        found = {
+            OWN: serve(OWN, host="localhost"),
+            MIRROR: serve(MIRROR),
+            LOCKED: serve(LOCKED, login=True),
+            SECURE: serve(SECURE, tls=tls),
+        }
+        found[OWN].push(ordinary, "own:1")
+        found[MIRROR].push(ordinary, "library/mirrored:1")
+        found[LOCKED].push(ordinary, "proj/locked:1", "--dest-creds", f"{registries.USER}:{registries.PASSWORD}")
+        (directory / "client").mkdir()
+        for key_of, name in (("cert_file", "client.cert"), ("key_file", "client.key")):
+            (directory / "client" / name).symlink_to(certificates[key_of])
+        found[SECURE].push(ordinary, "secure:1", "--dest-cert-dir", str(directory / "client"))
+        yield found
+
+
+@pytest.fixture
+def said(node: nodes.Node) -> Iterator["Said"]:
+    made = Said(node)
+    yield made
+    made.say({})
+
+
+class Said:
+    """A node's registries.yaml."""
+
+    def __init__(self, node: nodes.Node) -> None:
+        self._node = node
+
+    def say(self, text: dict[str, Any] | str) -> None:
+        """Write it, and wait until the node has read it."""
+        log = self._node.log
+        before = log.read_text().count("registries are reached")
+        self._node.registries.write_text(text if isinstance(text, str) else json.dumps(text or {"mirrors": {}}))
+        deadline = time.monotonic() + 30
+        while log.read_text().count("registries are reached") == before:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+
+    def hosts(self) -> dict[str, str]:
+        """The files that containerd reads."""
+        directory = self._node.data_dir / "agent/etc/containerd/certs.d"
+        return {path.parent.name: path.read_text() for path in directory.glob("*/hosts.toml")}
+
+
+def pull(node: nodes.Node, reference: str) -> None:
+    """Pull an image anew, through the node's image service."""
+    node.crictl("pull", reference)
+    node.crictl("rmi", reference)
+
+
+def refused(node: nodes.Node, reference: str) -> str:
+    """Pull what can't be pulled; why."""
+    with pytest.raises(AssertionError) as raised:
+        node.crictl("pull", reference)
+    return str(raised.value)
+
+
+def asked(registry: registries.Registry) -> bool:
+    """Whether a registry was asked for an image since the last time; its log is written a moment later."""
+    for _ in range(20):
+        if any("/manifests/" in path for path in registry.requests()):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_mirrors_one_after_the_other_and_the_registry_last(
+    node: nodes.Node, said: Said, served: dict[int, registries.Registry]
+) -> None:
+    """One that is down, one that hasn't got it: each is asked, and the registry gives it."""
+    with socket.socket() as nobody:
+        assert nobody.connect_ex(("127.0.0.1", NOBODY)) != 0
+    mirrors = [f"http://127.0.0.1:{NOBODY}", f"http://127.0.0.1:{MIRROR}"]
+    said.say({"mirrors": {"localhost:5971": {"endpoint": mirrors}}})
+    pull(node, "localhost:5971/own:1")
+    assert asked(served[MIRROR])
+    assert asked(served[OWN])
+
+
+def test_a_mirror_serves_a_registry_that_is_not_there(
+    node: nodes.Node, said: Said, served: dict[int, registries.Registry]
+) -> None:
+    said.say({"mirrors": {"registry.invalid": {"endpoint": [f"127.0.0.1:{MIRROR}"]}}})
+    pull(node, "registry.invalid/library/mirrored:1")
+    assert asked(served[MIRROR])
+    # What was said is not true any more, and the next pull knows.
+    said.say({})
+    assert said.hosts() == {}
+    assert "registry.invalid" in refused(node, "registry.invalid/library/mirrored:1")
+    assert not asked(served[MIRROR])
+
+
+def test_a_mirror_of_every_registry(node: nodes.Node, said: Said, served: dict[int, registries.Registry]) -> None:
+    said.say({"mirrors": {"*": {"endpoint": [f"http://127.0.0.1:{MIRROR}"]}}})
+    pull(node, "any.invalid/library/mirrored:1")
+    assert asked(served[MIRROR])
+
+
+def test_other_names_on_a_mirror(node: nodes.Node, said: Said, served: dict[int, registries.Registry]) -> None:
+    mirror = {"endpoint": [f"http://127.0.0.1:{MIRROR}"], "rewrite": {"^team/(.*)": "library/$1"}}
+    said.say({"mirrors": {"registry.invalid": mirror}})
+    pull(node, "registry.invalid/team/mirrored:1")
+    paths = served[MIRROR].requests()
+    assert paths
+    assert all(path.startswith("/v2/library/mirrored/") for path in paths)
+
+
+def test_other_names_behind_a_login(node: nodes.Node, said: Said, served: dict[int, registries.Registry]) -> None:
+    mirror = {"endpoint": [f"http://127.0.0.1:{LOCKED}"], "rewrite": {"^(.*)$": "proj/$1"}}
+    login = {"auth": {"username": registries.USER, "password": registries.PASSWORD}}
+    said.say({"mirrors": {"registry.invalid": mirror}, "configs": {f"127.0.0.1:{LOCKED}": login}})
+    pull(node, "registry.invalid/locked:1")
+    assert asked(served[LOCKED])
+
+
+def test_a_login_that_comes_while_the_node_runs(
+    node: nodes.Node, said: Said, served: dict[int, registries.Registry]
+) -> None:
+    reference, host = f"127.0.0.1:{LOCKED}/proj/locked:1", f"127.0.0.1:{LOCKED}"
+    said.say({"configs": {host: {"auth": {"username": registries.USER, "password": "wrong"}}}})
+    assert "401" in refused(node, reference) or "authorization failed" in refused(node, reference)
+    said.say({"configs": {host: {"auth": {"username": registries.USER, "password": registries.PASSWORD}}}})
+    pull(node, reference)
+    # Not where others could read them, nor in any file of containerd's: it was not started again.
+    assert registries.PASSWORD not in str(said.hosts())
+    said.say({})
+    refused(node, reference)
+    assert asked(served[LOCKED])
+
+
+def test_certificates_of_our_own(node: nodes.Node, said: Said, certificates: dict[str, str]) -> None:
+    """The registry's by its CA, ours because it asks for one."""
+    reference, host = f"127.0.0.1:{SECURE}/secure:1", f"127.0.0.1:{SECURE}"
+    said.say({"configs": {host: {"tls": {"ca_file": certificates["ca_file"]}}}})
+    refused(node, reference)
+    said.say({"mirrors": {host: {"endpoint": [f"https://{host}"]}}, "configs": {host: {"tls": certificates}}})
+    pull(node, reference)
+    unchecked = {key: value for key, value in certificates.items() if key != "ca_file"}
+    said.say(
+        {
+            "mirrors": {host: {"endpoint": [f"https://{host}"]}},
+            "configs": {host: {"tls": {**unchecked, "insecure_skip_verify": True}}},
+        }
+    )
+    pull(node, reference)
+
+
+def test_certificates_where_names_are_others(node: nodes.Node, said: Said, certificates: dict[str, str]) -> None:
+    host = f"127.0.0.1:{SECURE}"
+    mirror = {"endpoint": [f"https://{host}"], "rewrite": {"^team/": ""}}
+    said.say({"mirrors": {"registry.invalid": mirror}, "configs": {host: {"tls": certificates}}})
+    pull(node, "registry.invalid/team/secure:1")
+
+
+def test_a_mistake_is_said_and_what_was_there_holds(
+    node: nodes.Node, said: Said, served: dict[int, registries.Registry]
+) -> None:
+    said.say({"mirrors": {"registry.invalid": {"endpoint": [f"127.0.0.1:{MIRROR}"]}}})
+    said.say("mirrors:\n  registry.invalid:\n    endpoints: []\n")
+    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoints is not supported" in node.log.read_text()
+    pull(node, "registry.invalid/library/mirrored:1")
+    assert asked(served[MIRROR])
+
+
+@pytest.fixture
+def another(node: nodes.Node, tmp_path: Path) -> Iterator[nodes.Node]:
+    """A second node, with the containerd of the first, that is not started yet."""
+    arguments = node.arguments[node.arguments.index("--containerd") :]
+    made = nodes.Node(30, tmp_path, *arguments)
+    with nodes.cleaned_up(made):
+        yield made
+
+
+def test_a_login_that_is_there_when_the_node_starts(
+    another: nodes.Node, served: dict[int, registries.Registry]
+) -> None:
+    """As with k3s, containerd is told of it, for whoever pulls without the node."""
+    host = f"127.0.0.1:{LOCKED}"
+    login = {"auth": {"username": registries.USER, "password": registries.PASSWORD}}
+    another.registries.write_text(json.dumps({"configs": {host: login}}))
+    another.start()
+    config = another.data_dir / "agent/etc/containerd/config.toml"
+    assert registries.PASSWORD in config.read_text()
+    assert config.stat().st_mode & 0o777 == 0o600
+    pull(another, f"{host}/proj/locked:1")
+    assert asked(served[LOCKED])
+
+
+def test_without_the_default_endpoint(another: nodes.Node, served: dict[int, registries.Registry]) -> None:
+    """Mirrors alone are asked, even for what only the registry has."""
+    another.arguments.append("--disable-default-registry-endpoint")
+    mirror = {"endpoint": [f"http://127.0.0.1:{NOBODY}", f"http://127.0.0.1:{MIRROR}"]}
+    another.registries.write_text(json.dumps({"mirrors": {"localhost:5971": mirror}}))
+    another.start()
+    refused(another, "localhost:5971/own:1")
+    assert asked(served[MIRROR])
+    assert not asked(served[OWN])
+    pull(another, "localhost:5971/library/mirrored:1")
