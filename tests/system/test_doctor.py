@@ -100,6 +100,45 @@ def test_programs_that_are_missing(fresh: nodes.Node) -> None:
         assert "apt install" in found["binaries", name]["remedy"]
 
 
+def test_a_pause_program_that_would_not_start(fresh: nodes.Node) -> None:
+    status, found = doctor(fresh, "--pause", "/bin/ls")
+    assert status == 1
+    assert "/bin/ls is not static" in found["binaries", "pause"]["evidence"]
+
+
+def test_a_firewall_that_drops_what_pods_send(fresh: nodes.Node) -> None:
+    """In a network of its own: the machine's rules are not ours to change."""
+    for rules, outcome in (
+        ("iptables -P FORWARD DROP", "warning"),
+        (f"iptables -P FORWARD DROP; iptables -A FORWARD -i {fresh.bridge} -j ACCEPT", "ok"),
+    ):
+        status, found = doctor(fresh, before=("unshare", "--net", "sh", "-ec", f'{rules}; exec "$@"', "sh"))
+        assert status == 0
+        assert found["network", "firewall"]["status"] == outcome
+        assert found["network", "masquerading"]["status"] == found["network", "interfaces"]["status"] == "ok"
+    assert (
+        f"-i {fresh.bridge} -j ACCEPT"
+        in doctor(fresh, before=("unshare", "--net", "sh", "-ec", 'iptables -P FORWARD DROP; exec "$@"', "sh"))[1][
+            "network", "firewall"
+        ]["remedy"]
+    )
+
+
+def test_somebody_elses_containerd(fresh: nodes.Node, any_node: nodes.Node) -> None:
+    endpoint = str(any_node.containerd_socket)
+    status, found = doctor(fresh, "--container-runtime-endpoint", endpoint)
+    # Debian's containerd 1.6, of which there is something to be said.
+    assert (status, found["sockets", "containerd"]["status"]) == (0, "warning")
+    assert "1.6.20" in found["sockets", "containerd"]["evidence"]
+    assert ("binaries", "containerd") not in found
+    # In another mount namespace than ours it would not see what we mount.
+    status, found = doctor(fresh, "--container-runtime-endpoint", endpoint, before=("unshare", "--mount"))
+    assert (status, found["sockets", "containerd"]["status"]) == (1, "missing")
+    assert "is in another mount namespace" in found["sockets", "containerd"]["evidence"]
+    status, found = doctor(fresh, "--container-runtime-endpoint", f"{fresh.state_dir}/nobody.sock")
+    assert (status, found["sockets", "containerd"]["status"]) == (1, "missing")
+
+
 def test_without_root_it_says_what_it_could_not_see(fresh: nodes.Node) -> None:
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     status, found = doctor(fresh, before=nobody)

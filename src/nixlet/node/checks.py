@@ -16,13 +16,17 @@ from typing import Literal
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.containerd import runtimes
+from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process
 from nixlet.node import config as node_config
-from nixlet.node import machine, preflight, registries, rendering, snapshotters
+from nixlet.node import machine, netprobe, preflight, registries, rendering, snapshotters, stand
+from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.snapshots import model, probe
 from nixlet.store.daemon import client as nix
+
+#: Seconds that somebody else's containerd gets to say what it is.
+_ANSWER_TIMEOUT = 5.0
 
 Status = Literal["ok", "warning", "missing", "unknown"]
 
@@ -101,17 +105,22 @@ class Doctor:
         yield Check("binaries", "setpriv", process.find_setpriv)
         if not settings.container_runtime_endpoint:
             yield Check("binaries", "containerd", self._containerd)
+            yield Check("binaries", "containerd-shim-runc-v2", self._shim)
             yield Check("binaries", "runc", lambda: _program(settings.runc, "runc", "--runc"))
             yield Check("binaries", "CNI plugins", lambda: preflight.find_cni_plugins(settings.cni_bin_dirs))
             yield Check("binaries", "iptables", machine.iptables)
             if not settings.pause_image:
-                yield Check("binaries", "pause", lambda: _program(settings.pause, "catatonit", "--pause"))
+                yield Check("binaries", "pause", self._pause)
             yield Check("binaries", "other runtimes", _runtimes)
         yield from (Check("kernel", name, look) for name, look in machine.KERNEL.items())
         yield from (Check("cgroups", name, look) for name, look in machine.CGROUPS.items())
         yield from (Check("limits", name, look) for name, look in machine.LIMITS.items())
         yield Check("network", "pod addresses", lambda: machine.addresses_free(settings.pod_cidr, settings.bridge))
         yield from (Check("network", name, look) for name, look in machine.NETWORK.items())
+        if not settings.container_runtime_endpoint:
+            yield Check("network", "interfaces", netprobe.interfaces)
+            yield Check("network", "masquerading", lambda: netprobe.masquerading(settings))
+            yield Check("network", "firewall", lambda: netprobe.forwarded(settings))
         if self._ours:
             yield Check("Nix", "store", self._nix)
             yield Check("Nix", "GC roots", self._gc_roots)
@@ -143,6 +152,15 @@ class Doctor:
     async def _containerd(self) -> str:
         found = await self._ask_containerd()
         return f"{found.path}, version {found.version}, configuration version {found.config_version}"
+
+    def _shim(self) -> str:
+        containerd = preflight.find_program(self._settings.containerd, package="containerd", setting="--containerd")
+        return preflight.find_shim(containerd)
+
+    def _pause(self) -> str:
+        path = preflight.find_program(self._settings.pause, package="catatonit", setting="--pause")
+        preflight.check_static(path)
+        return f"{path}, static"
 
     async def _version(self) -> str:
         found = await self._ask_containerd()
@@ -204,7 +222,7 @@ class Doctor:
             sockets["health"] = layout.health_socket
         if self._settings.container_runtime_endpoint:
             endpoint = self._settings.container_runtime_endpoint
-            yield Check("sockets", "containerd", lambda: _served(endpoint))
+            yield Check("sockets", "containerd", lambda: _served(endpoint, by_our_snapshotter=self._ours))
             del sockets["containerd"]
         for name, path in sockets.items():
             yield Check("sockets", name, lambda path=path: self._free(path))  # type: ignore[misc]
@@ -310,8 +328,21 @@ def _runtimes() -> str:
     return ", ".join(sorted(found)) or "none found; runc is there"
 
 
-def _served(path: str) -> str:
-    return f"{path} is served by process {rpc_server.peer_of(path)}"
+async def _served(path: str, *, by_our_snapshotter: bool) -> str:
+    """Somebody else's containerd: that it answers, what it is known for, and that it sees our mounts."""
+    pid = rpc_server.peer_of(path)
+    async with channels.connect(path) as channel:
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                await cri.RuntimeClient(channel, path).version()
+                version = (await imagestore.ImageStore(channel, path).version()).removeprefix("v")
+        except TimeoutError as error:
+            raise errors.UnavailableError(
+                f"the containerd at {path} does not answer within {_ANSWER_TIMEOUT:g} s", hint="restart it"
+            ) from error
+    if by_our_snapshotter:
+        stand.check_mount_namespace(path)
+    return f"{path} is served by process {pid}, containerd {known_trouble(version)}"
 
 
 def _children(pid: int) -> set[int]:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from nixlet.containerd import config as containerd_config
 from nixlet.host import files, mounts, process, userns
 from nixlet.node import config as node_config
 from nixlet.node import preflight
+from nixlet.rpc import server as rpc_server
+from nixlet.store import paths
 from nixlet.store.daemon import client as nix
 
 #: What to try instead, by snapshotter.
@@ -25,6 +28,9 @@ _INSTEAD: Mapping[str, str] = {
     "stargz": '"overlayfs" or "native"',
     containerd_config.NIX: '"overlayfs" or "native"',
 }
+
+#: The name of a store path that nobody has.
+_NOBODYS = f"{'0' * 32}-nixlet"
 
 #: Known names whose support is to come.
 _TO_COME = frozenset({"fuse-overlayfs", "stargz"})
@@ -86,8 +92,21 @@ async def check_store(store: nix.DaemonStore) -> None:
         )
     preflight.check_nix(settings.stdio[0], settings.socket)
     async with store.session() as session:
-        # About no paths at all: a daemon that answers this answers others.
-        await session.present(())
+        # A question that the database must answer, about a path that nobody has.
+        await session.present({paths.from_name(_NOBODYS, store.store_dir)})
+    # A store that is mounted read-only is Nix's business: it mounts it anew for itself, or would not have answered.
+    directory = store.real_dir
+    if (
+        not rpc_server.is_served(settings.socket)
+        and os.path.isdir(directory)
+        and not os.access(directory, os.W_OK)
+        and not os.statvfs(directory).f_flag & os.ST_RDONLY
+    ):
+        mode = stat.S_IMODE(os.stat(directory).st_mode)
+        raise errors.PermissionDeniedError(
+            f"no daemon serves {settings.socket}, and the store directory {directory} (mode {mode:04o}) is not ours to write",
+            hint="start the Nix daemon (systemctl start nix-daemon.socket), or run nixlet as the directory's owner",
+        )
 
 
 def check_overlay(root: str) -> None:

@@ -99,6 +99,46 @@ def test_who_may_not_ask_learns_whom_to_ask(tmp_path_factory: pytest.TempPathFac
     assert hint == f"{what} for group disk (mode {mode}): join it, or run nixlet as root"
 
 
+#: The same of a store and a state directory of one's own, where no daemon serves.
+_ASK_OWN = """
+import asyncio, os, sys
+from nixlet import errors
+from nixlet.node import snapshotters
+from nixlet.store.daemon import client
+os.environ |= {"NIX_STORE_DIR": f"{sys.argv[1]}/store", "NIX_STATE_DIR": f"{sys.argv[1]}/state", "HOME": sys.argv[1]}
+try:
+    asyncio.run(snapshotters.check_store(client.DaemonStore(client.DaemonSettings.from_environment(os.environ))))
+    print("answers")
+except errors.NixletError as error:
+    print(error.message, error.hint, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("owner", [0, 65534])
+def test_a_store_that_is_not_ours_to_write(owner: int) -> None:
+    """The real Nix answers whoever may read, and would fail only when something is to be fetched."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        # What Nix itself wants to make at once is there.
+        for name, owned_by in (("store", owner), ("state", 65534), ("store/.links", 65534)):
+            (Path(base) / name).mkdir(mode=0o755)
+            os.chown(Path(base) / name, owned_by, owned_by)
+        argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", _ASK_OWN, base]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout, done.stderr
+        sentence, *hint = done.stdout.splitlines()
+    if owner:
+        assert sentence == "answers"
+    else:
+        assert sentence == (
+            f"no daemon serves {base}/state/daemon-socket/socket, and the store directory {base}/store (mode 0755) is"
+            " not ours to write"
+        )
+        assert "nix-daemon.socket" in hint[0]
+
+
 async def test_overlays_work_here_and_leave_nothing(layout: config.Layout) -> None:
     await snapshotters.check_supported(config.Settings(snapshotter="overlayfs"), layout)
     assert os.listdir(layout.containerd_root) == []
