@@ -113,16 +113,63 @@ TAKEN = {
 OF_A_CLUSTER = ("server", "token", "token-file")
 
 #: k3s's flags that are refused, so that nobody believes in an effect.
-REFUSED = """
-docker airgap-extra-registry embedded-registry supervisor-metrics image-credential-provider-bin-dir
-image-credential-provider-config rootless prefer-bundled-bin kubelet-arg kube-proxy-arg node-name with-node-id node-label
-node-taint node-ip node-external-ip node-internal-dns node-external-dns protect-kernel-defaults resolv-conf flannel-iface
-flannel-conf flannel-cni-conf lb-server-port disable-apiserver-lb enable-pprof vpn-auth vpn-auth-file vmodule alsologtostderr v
-agent-token cluster-init cluster-reset write-kubeconfig datastore-endpoint cluster-cidr service-cidr cluster-dns cluster-domain
-flannel-backend https-listen-port disable disable-scheduler disable-cloud-controller disable-kube-proxy disable-network-policy
-disable-helm-controller secrets-encryption disable-agent disable-apiserver disable-controller-manager disable-etcd
-kube-controller-arg kube-cloud-controller-arg
-""".split()
+REFUSED = [
+    "docker",
+    "airgap-extra-registry",
+    "embedded-registry",
+    "supervisor-metrics",
+    "image-credential-provider-bin-dir",
+    "image-credential-provider-config",
+    "rootless",
+    "prefer-bundled-bin",
+    "kubelet-arg",
+    "kube-proxy-arg",
+    "node-name",
+    "with-node-id",
+    "node-label",
+    "node-taint",
+    "node-ip",
+    "node-external-ip",
+    "node-internal-dns",
+    "node-external-dns",
+    "protect-kernel-defaults",
+    "resolv-conf",
+    "flannel-iface",
+    "flannel-conf",
+    "flannel-cni-conf",
+    "lb-server-port",
+    "disable-apiserver-lb",
+    "enable-pprof",
+    "vpn-auth",
+    "vpn-auth-file",
+    "vmodule",
+    "alsologtostderr",
+    "v",
+    "agent-token",
+    "cluster-init",
+    "cluster-reset",
+    "write-kubeconfig",
+    "datastore-endpoint",
+    "cluster-cidr",
+    "service-cidr",
+    "cluster-dns",
+    "cluster-domain",
+    "flannel-backend",
+    "https-listen-port",
+    "disable",
+    "disable-scheduler",
+    "disable-cloud-controller",
+    "disable-kube-proxy",
+    "disable-network-policy",
+    "disable-helm-controller",
+    "secrets-encryption",
+    "disable-agent",
+    "disable-apiserver",
+    "disable-controller-manager",
+    "disable-etcd",
+    "kube-controller-arg",
+    "kube-cloud-controller-arg",
+]
 
 
 def invoked(*arguments: str) -> testing.Result:
