@@ -333,3 +333,14 @@ def test_a_registry_of_this_machine_with_tls_on_a_port_of_its_own() -> None:
             "host": {"https://localhost:5000/v2": {"capabilities": ["pull", "resolve"], "skip_verify": True}},
         }
     }
+
+
+def test_mirrors_and_certificates_of_every_other_registry_come_together() -> None:
+    configs = {"*": registries.HostConfig(tls=registries.Tls(skip_verify=True))}
+    said = registries.Registries({"*": registries.Mirror(("mirror.example",))}, configs)
+    assert hosts_files(said) == {
+        "_default": {
+            "skip_verify": True,
+            "host": {"https://mirror.example/v2": {"capabilities": ["pull", "resolve"]}},
+        }
+    }

@@ -12,7 +12,7 @@ import pytest
 from click import testing
 
 from nixlet import errors
-from nixlet.cli import server as verb
+from nixlet.cli import app
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import crictl, tomlread
 from nixlet.host import cgroups, logfiles
@@ -173,8 +173,8 @@ REFUSED = [
 
 
 def invoked(*arguments: str) -> testing.Result:
-    argv = ["--config", os.devnull, "--show-config", *arguments]
-    return testing.CliRunner().invoke(verb.server, argv, catch_exceptions=True)
+    argv = ["server", "--config", os.devnull, "--show-config", *arguments]
+    return testing.CliRunner().invoke(app._nixlet, argv)
 
 
 @pytest.mark.parametrize(("key", "value"), TAKEN.items())
@@ -207,6 +207,14 @@ def test_flags_of_a_cluster_are_refused_in_words(tmp_path: Path, key: str) -> No
     with pytest.raises(errors.UnsupportedError, match="joining a cluster is not supported yet"):
         configfile.load({}, {}, file=str(file))
     assert isinstance(invoked(f"--{key}=x").exception, errors.UnsupportedError)
+
+
+def test_help_needs_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("no-such-key: 1\n")
+    for flag in ("--help", "-h"):
+        result = testing.CliRunner().invoke(app._nixlet, ["server", "--config", str(file), flag])
+        assert (result.exit_code, "--snapshotter" in result.output) == (0, True)
 
 
 def test_the_command_line_of_containerd(
