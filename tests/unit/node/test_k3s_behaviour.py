@@ -16,7 +16,9 @@ from nixlet.cli import app
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import crictl, tomlread
 from nixlet.host import cgroups, logfiles
-from nixlet.node import config, configfile, containerd_child, rendering
+from nixlet.kube import manifest
+from nixlet.node import config, configfile, containerd_child, rendering, snapshotters
+from nixlet.store.daemon import client as nix
 
 RUNTIME = "io.containerd.cri.v1.runtime"
 
@@ -415,3 +417,27 @@ def test_k3ss_pause_image(layout: config.Layout) -> None:
 def test_a_default_runtime_of_k3ss_form(layout: config.Layout) -> None:
     with pytest.raises(errors.UsageError, match=r"^default runtime kata was not found$"):
         rendering.render_for_k3s(config.Settings(default_runtime="kata"), layout, version=3, cni_bin_dir="/cni")
+
+
+def test_runtime_classes_are_refused() -> None:
+    text = """
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  runtimeClassName: crun
+  containers: [{name: c, image: localhost/a}]
+"""
+    with pytest.raises(errors.UsageError, match="spec.runtimeClassName is not supported"):
+        manifest.parse(text.encode(), "pod.yaml")
+
+
+async def test_a_service_has_a_file_for_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Services don't have a person's PATH: the unit reads the file that the hint names, which need not be there."""
+    unit = Path(__file__).parents[3] / "deploy" / "nixlet.service"
+    (file,) = [line.removeprefix("EnvironmentFile=-") for line in unit.read_text().splitlines() if "EnvironmentFile=" in line]
+    assert file == "/etc/default/nixlet"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(errors.UnavailableError) as caught:
+        await snapshotters.check_store(nix.DaemonStore(nix.DaemonSettings(socket=f"{tmp_path}/no/socket")))
+    assert file in caught.value.hint
