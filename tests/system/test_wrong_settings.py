@@ -20,9 +20,6 @@ import pytest
 from nixlet.host import mounts, network
 from support import nodes, parts
 
-#: A socket of containerd's that nobody serves any more may stay; the next start takes its place.
-LEFT = {"containerd.sock.ttrpc"}
-
 #: These stand for a test's own places in the cases below.
 TMP, DATA, STATE = "{tmp}", "{data}", "{state}"
 
@@ -63,9 +60,7 @@ def traces(node: nodes.Node) -> dict[str, object]:
     return {
         "mounts": sorted(node.mounts()),
         "processes": nodes.processes_below(node.state_dir),
-        "sockets": sorted(
-            str(path) for path in below if path.is_symlink() or (path.is_socket() and path.name not in LEFT)
-        ),
+        "sockets": sorted(str(path) for path in below if path.is_symlink() or path.is_socket()),
         "temporary": sorted(str(path) for path in below if path.name.startswith(".")),
         "roots": sorted(node.gc_roots.iterdir()) if node.gc_roots.exists() else [],
         "bridge": network.bridge_exists(node.bridge),
@@ -400,7 +395,7 @@ def test_sockets_that_nobody_serves_any_more(node: nodes.Node) -> None:
     assert all(path.is_socket() for path in stale)
     node.start()
     assert node.stop() == 0
-    assert [path for path in stale if path.exists() and path.name not in LEFT] == []
+    assert [path for path in stale if path.exists()] == []
 
 
 def test_two_nodes_in_one_place(node: nodes.Node, any_node: nodes.Node, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process
 from nixlet.node import config as node_config
-from nixlet.node import machine, netprobe, preflight, registries, rendering, snapshotters, stand
+from nixlet.node import machine, netprobe, pause, preflight, registries, rendering, snapshotters, stand
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.snapshots import model, probe
@@ -159,7 +159,7 @@ class Doctor:
 
     def _pause(self) -> str:
         path = preflight.find_program(self._settings.pause, package="catatonit", setting="--pause")
-        preflight.check_static(path)
+        pause.read_static(path)
         return f"{path}, static"
 
     async def _version(self) -> str:

@@ -47,6 +47,7 @@ async def find_programs(settings: node_config.Settings) -> Programs:
         UnavailableError: One is missing.
     """
     containerd = preflight.find_program(settings.containerd, package="containerd", setting="--containerd")
+    preflight.find_shim(containerd)
     return Programs(
         containerd=await containerd_config.ask(containerd),
         runc=preflight.find_program(settings.runc, package="runc", setting="--runc"),
@@ -118,11 +119,14 @@ async def kept_running(
         ) as child:
             yield child
 
-    async with supervisor.kept_running("containerd", start, _POLICIES[settings.containerd_restart], tell=tell) as child:
-        yield child
-    for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket)
+    policy = _POLICIES[settings.containerd_restart]
+    try:
+        async with supervisor.kept_running("containerd", start, policy, tell=tell) as child:
+            yield child
+    finally:
+        for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(socket)
 
 
 def _write_network(settings: node_config.Settings, layout: node_config.Layout) -> None:

@@ -152,15 +152,6 @@ LIMITS: Mapping[str, Look] = {
 }
 
 
-def _bridges() -> str:
-    """A bridge can be made where there is one, or its module is; asked by the socket call that brctl(8) uses."""
-    if os.path.isdir("/sys/module/bridge") or any(
-        os.path.isdir(f"/sys/class/net/{name}/bridge") for name in os.listdir("/sys/class/net")
-    ):
-        return "the kernel has bridges"
-    raise Worse("the module bridge is not loaded yet", "modprobe bridge, if pods get no network")
-
-
 def _forwarding() -> str:
     if _number("/proc/sys/net/ipv4/ip_forward"):
         return "packets are forwarded"
@@ -170,7 +161,7 @@ def _forwarding() -> str:
     )
 
 
-NETWORK: Mapping[str, Look] = {"bridges": _bridges, "forwarding": _forwarding}
+NETWORK: Mapping[str, Look] = {"forwarding": _forwarding}
 
 
 async def iptables() -> str:

@@ -49,6 +49,22 @@ def is_static(content: bytes) -> bool:
     return _PT_INTERP not in kinds
 
 
+def read_static(program: str) -> bytes:
+    """A program that can be alone in an image.
+
+    Raises:
+        UnsupportedError: It can't: it needs a loader and libraries, or is none.
+    """
+    with open(program, "rb") as file:
+        content = file.read()
+    if not is_static(content):
+        raise errors.UnsupportedError(
+            f"{program} can't hold a pod's namespaces: it is no statically linked program, and its image has nothing else",
+            hint="install catatonit (Debian: apt install catatonit), or name another static program: --pause",
+        )
+    return content
+
+
 @contextlib.contextmanager
 def image_archive(program: str, directory: str) -> Iterator[str]:
     """An archive of the image, in a temporary file for the time of the context.
@@ -61,13 +77,7 @@ def image_archive(program: str, directory: str) -> Iterator[str]:
         UnsupportedError: The program is not static.
         FailedPreconditionError: The file can't be written.
     """
-    with open(program, "rb") as file:
-        content = file.read()
-    if not is_static(content):
-        raise errors.UnsupportedError(
-            f"{program} can't hold a pod's namespaces: it is no statically linked program, and its image has nothing else",
-            hint="install catatonit (Debian: apt install catatonit), or name another static program: --pause",
-        )
+    content = read_static(program)
     layer = _tar([("pause", content, 0o555)])
     platform = platforms.host_platform()
     config = model.ImageConfig(

@@ -1,7 +1,6 @@
 """What a host must have before a node can start; each check is a function that says what is wrong in one sentence."""
 
 import os
-import struct
 from collections.abc import Sequence
 
 from nixlet import errors
@@ -14,12 +13,6 @@ _CAP_SYS_RESOURCE = 24
 
 #: What containerd starts pods with.
 _SHIM = "containerd-shim-runc-v2"
-
-#: By the class of an ELF file (elf(5)): where the offset of its program headers stands, the form of that, and where their size
-#: and number stand.
-_ELF_TABLE = {1: (28, "I", 42), 2: (32, "Q", 54)}
-_PT_INTERP = 3
-_STATIC_HINT = "name a static program (Debian: apt install catatonit): --pause"
 
 
 def effective_capabilities() -> int:
@@ -108,28 +101,3 @@ def find_shim(containerd: str) -> str:
             hint="install containerd whole (Debian: apt install containerd)",
         )
     return found
-
-
-def check_static(program: str) -> None:
-    """Check that a program needs no dynamic loader (elf(5), PT_INTERP), which an image that holds it alone has not.
-
-    Raises:
-        UnsupportedError: It needs one, or it is no program for Linux.
-    """
-    with open(program, "rb") as file:
-        head = file.read(64)
-        if head[:4] != b"\x7fELF" or len(head) < 64 or head[4] not in _ELF_TABLE:
-            raise errors.UnsupportedError(
-                f"{program} is no ELF program, and a pod's first process is nothing else", hint=_STATIC_HINT
-            )
-        order = "<" if head[5] == 1 else ">"
-        offset_at, offset_form, counts_at = _ELF_TABLE[head[4]]
-        (offset,) = struct.unpack_from(order + offset_form, head, offset_at)
-        size, count = struct.unpack_from(order + "HH", head, counts_at)
-        file.seek(offset)
-        table = file.read(size * count)
-    kinds = [struct.unpack_from(order + "I", table, at)[0] for at in range(0, len(table) - 3, size or 1)]
-    if _PT_INTERP in kinds:
-        raise errors.UnsupportedError(
-            f"{program} is not static: in the pause image, which holds it alone, it would not start", hint=_STATIC_HINT
-        )

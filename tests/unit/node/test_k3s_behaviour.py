@@ -428,14 +428,16 @@ spec:
   runtimeClassName: crun
   containers: [{name: c, image: localhost/a}]
 """
-    with pytest.raises(errors.UsageError, match="spec.runtimeClassName is not supported"):
+    with pytest.raises(errors.UsageError, match=r"spec\.runtimeClassName is not supported"):
         manifest.parse(text.encode(), "pod.yaml")
 
 
 async def test_a_service_has_a_file_for_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Services don't have a person's PATH: the unit reads the file that the hint names, which need not be there."""
     unit = Path(__file__).parents[3] / "deploy" / "nixlet.service"
-    (file,) = [line.removeprefix("EnvironmentFile=-") for line in unit.read_text().splitlines() if "EnvironmentFile=" in line]
+    (file,) = [
+        line.removeprefix("EnvironmentFile=-") for line in unit.read_text().splitlines() if "EnvironmentFile=" in line
+    ]
     assert file == "/etc/default/nixlet"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(errors.UnavailableError) as caught:
