@@ -103,7 +103,7 @@ def test_programs_that_are_missing(fresh: nodes.Node) -> None:
 def test_a_pause_program_that_would_not_start(fresh: nodes.Node) -> None:
     status, found = doctor(fresh, "--pause", "/bin/ls")
     assert status == 1
-    assert "/bin/ls is not static" in found["binaries", "pause"]["evidence"]
+    assert "/bin/ls can't hold a pod's namespaces" in found["binaries", "pause"]["evidence"]
 
 
 def test_a_firewall_that_drops_what_pods_send(fresh: nodes.Node) -> None:
