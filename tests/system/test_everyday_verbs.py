@@ -116,7 +116,8 @@ def test_inspect(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
         assert isinstance(state, dict)
         assert isinstance(process, dict)
         assert (state["status"], state["exit_code"], state["pid"]) == ("exited", 3, 0)
-        assert state["created"] < state["started"] <= state["finished"]
+        # containerd notes the start once its shim has answered; so short a command may have ended before.
+        assert state["created"] < min(state["started"], state["finished"])
         assert process["args"] == ["/bin/sh", "-c", "exit 3"]
         assert "A=1" in process["env"]
         assert {"host": str(tmp_path), "container": "/x", "read_only": True} in list(found["mounts"])  # type: ignore[call-overload]
