@@ -1,12 +1,24 @@
 """Image archives for tests, made by hand from the formats' specifications: nothing here uses nixlet.images."""
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import lz4.frame
+import zstandard
+
+#: How archives may be compressed, by the ends of their names.
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": lambda data: gzip.compress(data, mtime=0),
+    "bz2": bz2.compress,
+    "lz4": lambda data: lz4.frame.compress(data, content_checksum=True),
+    "zst": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress,
+}
 
 OCI = "application/vnd.oci.image"
 Files = dict[str, bytes]

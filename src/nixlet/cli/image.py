@@ -61,7 +61,7 @@ async def load(
     from nixlet.cli import progress
     from nixlet.containerd import client, imagestore
     from nixlet.images import archive as archives
-    from nixlet.images import loader, platforms, pulls, reference
+    from nixlet.images import loader, platforms, reference
     from nixlet.node import config
     from nixlet.rpc import channel as channels
     from nixlet.store import policy, realiser, roots
@@ -69,8 +69,11 @@ async def load(
 
     path = os.path.abspath(archive)
     socket = address or config.Layout("", state_dir).containerd_socket
+    # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
+    shows_store_paths = True
     if snapshotter is None:
         snapshotter = "nix" if address else await _snapshotter_of(state_dir)
+        shows_store_paths = snapshotter == "nix"
     store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
     bringer = realiser.Realiser(store, roots.Roots(store.settings.gcroots, "unused"), policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:
@@ -79,6 +82,7 @@ async def load(
             found = source.image(platforms.host_platform())
             own = found.names[0] if found.names else f"{reference.NIX_PREFIX}{path}"
             name = reference.canonical(reference.parse(ref or own, store.store_dir))
-            await pulls.realise_layers(found, bringer, store.store_dir, sink)
-            await loader.Loader(containerd, snapshotter).load(source, found, name, sink=sink)
+            await loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None).load(
+                source, found, [name], sink=sink
+            )
     click.echo(name)

@@ -7,27 +7,21 @@ here reads files and may be slow for big archives: call it in a thread.
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import io
 import os
 import stat
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from nixlet import errors
-from nixlet.images import model, platforms, reference, tarball
+from nixlet.images import expand, model, platforms, reference, tarball
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-#: A gzip'ed archive that grows beyond this is refused, in bytes.
-MAX_EXPANDED_BYTES = 32 * 1024**3
-
 _CHUNK = 1024 * 1024
-_GZIP_MAGIC, _ZSTD_MAGIC, _XZ_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
 _MAX_NESTING = 4
 _MAX_ENTRIES = 1000
 
@@ -257,9 +251,9 @@ class Archive:
 
     def _layer_type(self, member: tarball.Member) -> str:
         magic = self._files.read(member, 0, 4)
-        if magic.startswith(_GZIP_MAGIC):
+        if magic.startswith(expand.GZIP_MAGIC):
             return model.OCI_LAYER_GZIP
-        return model.OCI_LAYER_ZSTD if magic == _ZSTD_MAGIC else model.OCI_LAYER
+        return model.OCI_LAYER_ZSTD if magic == expand.ZSTD_MAGIC else model.OCI_LAYER
 
     def _digest(self, member: tarball.Member) -> str:
         digest = hashlib.sha256()
@@ -295,7 +289,7 @@ class _BlobReader(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None = None) -> Iterator[Archive]:
-    """Open an image archive; one that is gzip'ed as a whole is expanded to an unnamed temporary file.
+    """Open an image archive; one that is compressed as a whole is expanded to an unnamed temporary file.
 
     Args:
         source: A path, or a file that is open for reading and stays the caller's.
@@ -305,6 +299,7 @@ def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None 
     Raises:
         NotFoundError: There is no such file.
         InvalidArgumentError: It can't be read, is no archive, or is cut short.
+        FailedPreconditionError: There is no room to expand it.
     """
     shown = label or str(source)
     with contextlib.ExitStack() as stack:
@@ -313,17 +308,10 @@ def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None 
             stack.callback(os.close, fd)
         else:
             fd = source
-        magic = os.pread(fd, 6, 0)
-        if magic.startswith(_GZIP_MAGIC):
+        if expand.is_compressed(fd):
             expanded = stack.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
-            _expand(fd, expanded, shown)
+            expand.expand(fd, expanded, shown)
             fd = expanded.fileno()
-        for sign, program in ((_ZSTD_MAGIC, "zstd"), (_XZ_MAGIC, "xz"), (_BZIP2_MAGIC, "bzip2")):
-            if magic.startswith(sign):
-                raise errors.InvalidArgumentError(
-                    f"{shown} is compressed with {program}, which image archives can't be",
-                    hint=f"expand it with {program} -d, or compress it with gzip",
-                )
         yield Archive(tarball.Tarball(fd, shown))
 
 
@@ -338,26 +326,6 @@ def _open(path: str) -> int:
         os.close(fd)
         raise errors.InvalidArgumentError(f"{path} is not an image archive: it is no regular file")
     return fd
-
-
-def _expand(fd: int, target: IO[bytes], shown: str) -> None:
-    written = 0
-    with os.fdopen(os.dup(fd), "rb") as source:
-        source.seek(0)
-        try:
-            with gzip.GzipFile(fileobj=source) as stream:
-                while chunk := stream.read(_CHUNK):
-                    written += len(chunk)
-                    if written > MAX_EXPANDED_BYTES:
-                        raise errors.InvalidArgumentError(f"{shown} expands to more than {MAX_EXPANDED_BYTES} bytes")
-                    target.write(chunk)
-        except EOFError as error:
-            raise errors.InvalidArgumentError(
-                f"the image archive {shown} ends too early", hint="copy or build it again"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise errors.InvalidArgumentError(f"{shown} is not an image archive: {error}") from error
-    target.flush()
 
 
 def _canonical(names: Sequence[str]) -> tuple[str, ...]:

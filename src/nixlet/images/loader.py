@@ -5,13 +5,14 @@ snapshot is prepared with the annotations as labels, applied by containerd's Dif
 """
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.images import archive, model
-from nixlet.store import closures
+from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
@@ -25,31 +26,61 @@ _MANAGED = {"io.cri-containerd.image": "managed"}
 PINNED = {"io.cri-containerd.pinned": "pinned"}
 
 
-class Loader:
-    """Loads images into one containerd for one snapshotter."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was loaded.
 
-    def __init__(self, containerd: imagestore.ImageStore, snapshotter: str) -> None:
+    Attributes:
+        image_id: Its ID, the digest of its configuration.
+        closure_paths: How many store paths its layers name.
+        took: What had to be fetched of them.
+    """
+
+    image_id: str
+    closure_paths: int
+    took: interface.Realised
+
+
+class Loader:
+    """Loads images into one containerd for one snapshotter.
+
+    Args:
+        containerd: The containerd.
+        snapshotter: What it calls the snapshotter.
+        realise: Brings the store paths that layers name; None where the snapshotter can't show them.
+    """
+
+    def __init__(
+        self, containerd: imagestore.ImageStore, snapshotter: str, realise: realiser.Realiser | None = None
+    ) -> None:
         self._containerd = containerd
         self._snapshotter = snapshotter
+        self._realiser = realise
 
     async def load(
         self,
         source: archive.Archive,
         image: archive.ArchiveImage,
-        name: str,
+        names: Sequence[str],
         *,
-        other_names: Sequence[str] = (),
+        if_free: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         sink: progress.ProgressSink = progress.ignore,
-    ) -> str:
-        """Load an image under a name; its ID, which is the digest of its configuration.
+    ) -> Loaded:
+        """Load an image under names, each taken from the image that has it now; realise first what its layers name.
 
-        ``other_names`` are what an archive calls the image itself. They are taken up only where they are free: an archive
-        must not be able to take a name away from the image that has it.
+        Args:
+            source: The open archive that holds it.
+            image: The image.
+            names: As containerd records them.
+            if_free: What a foreign archive calls the image itself: it must not be able to take a name away.
+            labels: For the records under ``names``.
+            sink: Gets the progress.
 
         Raises:
             NixletError: A layer can't be read, realised or unpacked; nothing of it stays once containerd has collected.
         """
+        closure_paths, took = await self._realise(image, sink)
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
         async with self._containerd.leased() as containerd:
@@ -69,12 +100,37 @@ class Loader:
                 references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
             await self._copy(containerd, source, image.descriptor, references)
             target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
-            await containerd.put_image(name, target, {**_MANAGED, **(labels or {})})
-            for other in other_names:
-                if await containerd.image(other) is None:
-                    await containerd.put_image(other, target, _MANAGED)
+            for name in names:
+                await containerd.put_image(name, target, {**_MANAGED, **(labels or {})})
+            for name in if_free:
+                if await containerd.image(name) is None:
+                    await containerd.put_image(name, target, _MANAGED)
             sink(progress.Progress("loading", total, total, "layers"))
-        return manifest.config.digest
+        return Loaded(manifest.config.digest, closure_paths, took)
+
+    async def _realise(
+        self, image: archive.ArchiveImage, sink: progress.ProgressSink
+    ) -> tuple[int, interface.Realised]:
+        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors."""
+        members: set[paths.StorePath] = set()
+        took = interface.Realised()
+        for layer in image.layers:
+            named = self._closure(layer)
+            if named is None:
+                continue
+            if self._realiser is None:
+                raise errors.FailedPreconditionError(
+                    f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
+                    hint="start the node with --snapshotter nix",
+                )
+            realised = await self._realiser.realise_closure(named, sink=sink)
+            members.update(realised.paths)
+            took += realised.took
+        return len(members), took
+
+    def _closure(self, layer: archive.Layer) -> closures.ClosureReference | None:
+        store_dir = self._realiser.store_dir if self._realiser is not None else paths.DEFAULT_STORE_DIR
+        return closures.parse_annotations(layer.descriptor.annotations or {}, store_dir)
 
     @staticmethod
     async def _copy(
@@ -91,7 +147,7 @@ class Loader:
         existing = await containerd.snapshot(self._snapshotter, name)
         if existing is None:
             await self._unpack_anew(containerd, layer, parent, name, inherited)
-        elif closures.parse_annotations(annotations) is not None and not inherited.items() <= existing.labels.items():
+        elif self._closure(layer) is not None and not inherited.items() <= existing.labels.items():
             # A client that passes no annotations on unpacked it before: its containers would see empty mount points.
             # The labels mend that.
             await containerd.label_snapshot(self._snapshotter, name, inherited)

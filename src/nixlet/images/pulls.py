@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.images import admission, archive, loader, model, platforms, reference
-from nixlet.store import closures, interface, realiser
+from nixlet.store import interface, realiser
 from nixlet.telemetry import progress
 
 #: Seconds to wait until CRI has taken notice of a new image.
@@ -75,24 +75,6 @@ class Board:
                 queue.put_nowait(event)
 
 
-async def realise_layers(
-    image: archive.ArchiveImage, bringer: realiser.Realiser, store_dir: str, sink: progress.ProgressSink
-) -> tuple[int, interface.Realised]:
-    """Realise what an image's layers name: how many store paths that is, and what it took.
-
-    This comes before containerd unpacks the layers: here is a channel for progress, exact errors and giving up.
-    """
-    members: set[str] = set()
-    took = interface.Realised()
-    for layer in image.layers:
-        named = closures.parse_annotations(layer.descriptor.annotations or {}, store_dir)
-        if named is not None:
-            realised = await bringer.realise_closure(named, sink=sink)
-            members.update(realised.paths)
-            took += realised.took
-    return len(members), took
-
-
 def _open_store_file(path: str, shown: str) -> int:
     """Open a store path that is a plain file. Its content is foreign: a link could lead anywhere on this host."""
     try:
@@ -107,6 +89,24 @@ def _open_store_file(path: str, shown: str) -> int:
     return fd
 
 
+async def wait_for_cri(images: cri.ImageClient, image_id: str) -> None:
+    """Wait until CRI shows an image that was loaded.
+
+    It learns of new images by an event: a container that is created before that would not find its image.
+
+    Raises:
+        UnavailableError: It doesn't show it in time.
+    """
+    try:
+        async with asyncio.timeout(_CRI_TIMEOUT):
+            while await images.status(image_id) is None:
+                await asyncio.sleep(0.005)
+    except TimeoutError as error:
+        raise errors.UnavailableError(
+            f"containerd does not show the image {image_id} although it was loaded", hint="look into containerd's log"
+        ) from error
+
+
 class Puller:
     """Pulls ``nix:0`` images for one node."""
 
@@ -115,16 +115,16 @@ class Puller:
         store: interface.Store,
         realise: realiser.Realiser,
         containerd: imagestore.ImageStore,
+        loads: loader.Loader,
         images: cri.ImageClient,
         *,
-        snapshotter: str,
         archive_dirs: Sequence[str],
         board: Board,
     ) -> None:
         self._store = store
         self._realiser = realise
         self._containerd = containerd
-        self._loader = loader.Loader(containerd, snapshotter)
+        self._loader = loads
         self._images = images
         self._archive_dirs = archive_dirs
         self._board = board
@@ -172,12 +172,12 @@ class Puller:
             if wanted.store_path is not None:
                 took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
             source, image = await asyncio.to_thread(self._open, stack, wanted)
-            store_paths, more = await realise_layers(image, self._realiser, self._store.store_dir, sink)
-            image_id = await self._loader.load(
-                source, image, reference.canonical(wanted), other_names=image.names, sink=sink
+            loaded = await self._loader.load(
+                source, image, [reference.canonical(wanted)], if_free=image.names, sink=sink
             )
-        await self._wait_for_cri(image_id)
-        return Pulled(image_id, store_paths, took + more, round((time.monotonic() - start) * 1000))
+        await wait_for_cri(self._images, loaded.image_id)
+        took += loaded.took
+        return Pulled(loaded.image_id, loaded.closure_paths, took, round((time.monotonic() - start) * 1000))
 
     def _open(
         self, stack: contextlib.ExitStack, wanted: reference.ArchiveReference
@@ -196,15 +196,3 @@ class Puller:
         except errors.InvalidArgumentError as error:
             # What is no archive must look the same from outside as what isn't there.
             raise admission.no_archive(wanted.path, self._archive_dirs) from error
-
-    async def _wait_for_cri(self, image_id: str) -> None:
-        """CRI learns of new images by an event: a container that is created before that would not find its image."""
-        try:
-            async with asyncio.timeout(_CRI_TIMEOUT):
-                while await self._images.status(image_id) is None:
-                    await asyncio.sleep(0.005)
-        except TimeoutError as error:
-            raise errors.UnavailableError(
-                f"containerd does not show the image {image_id} although it was loaded",
-                hint="look into containerd's log",
-            ) from error

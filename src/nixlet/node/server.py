@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import nixlet
 from nixlet import errors
-from nixlet.containerd import cni, cri, crictl, imagestore
+from nixlet.containerd import cni, cri, crictl
 from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
@@ -247,7 +247,7 @@ async def _own_containerd(
     ):
         await _check_strategy(stood, layout)
         if programs.pause:
-            await _load_pause_image(programs.pause, layout, stood.containerd, settings.snapshotter)
+            await _load_pause_image(programs.pause, layout, stood.loader)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
         await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
         yield Containerd(programs.containerd.version, kept)
@@ -327,13 +327,11 @@ def _make_directories(layout: node_config.Layout) -> None:
         files.make_directory(os.path.dirname(file))
 
 
-async def _load_pause_image(
-    program: str, layout: node_config.Layout, containerd: imagestore.ImageStore, snapshotter: str
-) -> None:
+async def _load_pause_image(program: str, layout: node_config.Layout, loads: loader.Loader) -> None:
     with pause.image_archive(program, layout.images) as path, archive.open_archive(path) as source:
         image = source.image(platforms.host_platform())
         try:
-            await loader.Loader(containerd, snapshotter).load(source, image, pause.REFERENCE, labels=loader.PINNED)
+            await loads.load(source, image, [pause.REFERENCE], labels=loader.PINNED)
         except errors.NixletError as error:
             raise errors.FailedPreconditionError(
                 f"the pause image can't be loaded: {error.message}", hint=error.hint or f"see {layout.containerd_log}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import files, mounts, sdnotify
-from nixlet.images import pulls
+from nixlet.images import loader, pulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -60,6 +60,7 @@ class Stand:
     snapshotter: snapshotter_module.Snapshotter | None
     channel: channels.Channel
     containerd: imagestore.ImageStore
+    loader: loader.Loader
     runtime: cri.RuntimeClient
     images: cri.ImageClient
     board: pulls.Board
@@ -104,7 +105,7 @@ async def stand(
         policy.Policy(place.unsigned_paths),
         observe=lambda took: observed.realised(took.fetched_paths, took.fetched_bytes),
     )
-    made = await _connected(stack, place)
+    made = await _connected(stack, place, bringer)
     snapshotter = snapshotter_module.Snapshotter(
         place.root,
         store_dir=store.store_dir,
@@ -127,8 +128,8 @@ async def stand(
         store,
         bringer,
         made.containerd,
+        made.loader,
         made.images,
-        snapshotter=place.snapshotter,
         archive_dirs=place.archive_dirs,
         board=made.board,
     )
@@ -150,14 +151,16 @@ async def stand_without_snapshotter(
     return made
 
 
-async def _connected(stack: contextlib.AsyncExitStack, place: Place) -> Stand:
+async def _connected(stack: contextlib.AsyncExitStack, place: Place, bringer: realiser.Realiser | None = None) -> Stand:
     """The ways to containerd, which needs not be there yet."""
     channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
     address = place.containerd_socket
+    containerd = imagestore.ImageStore(channel, address)
     return Stand(
         None,
         channel,
-        imagestore.ImageStore(channel, address),
+        containerd,
+        loader.Loader(containerd, place.snapshotter, bringer),
         cri.RuntimeClient(channel, address),
         cri.ImageClient(channel, address),
         pulls.Board(),

@@ -70,6 +70,11 @@ class Realiser:
         self._running: dict[tuple[str, str | None], _Shared[RealisedClosure]] = {}
         self._running_paths: dict[frozenset[paths.StorePath], _Shared[interface.Realised]] = {}
 
+    @property
+    def store_dir(self) -> str:
+        """What its store's paths begin with."""
+        return self._store.store_dir
+
     async def realise_closure(
         self,
         reference: closures.ClosureReference,

@@ -34,11 +34,11 @@ def contents(source: archive.Archive, image: archive.ArchiveImage) -> list[bytes
 
 
 @pytest.mark.parametrize("by_fd", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_oci_layout(tmp_path: Path, *, packed: bool, by_fd: bool) -> None:
+@pytest.mark.parametrize("form", [None, *made.COMPRESSIONS])
+def test_an_oci_layout(tmp_path: Path, form: str | None, *, by_fd: bool) -> None:
     notes = {"containerd.io/snapshot/nix-closure": "/nix/store/x"}
     data = made.tar(made.oci([b"one", b"two"], annotations=[None, notes], config={"Cmd": ["sh"]}))
-    path = write(tmp_path, gzip.compress(data) if packed else data)
+    path = write(tmp_path, made.COMPRESSIONS[form](data) if form else data)
     with open(path, "rb") as file, archive.open_archive(file.fileno() if by_fd else path, label="it") as source:
         image = source.image(AMD64)
         assert image.names == ("docker.io/library/a:1",)

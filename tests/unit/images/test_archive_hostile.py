@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nixlet import errors
-from nixlet.images import archive, model, tarball
+from nixlet.images import archive, expand, model, tarball
 from support import image_archives as made
 
 AMD64 = model.Platform("amd64", "linux")
@@ -62,14 +63,40 @@ def test_every_truncation_is_noticed(tmp_path: Path, files: dict[str, bytes]) ->
     assert read_all(str(path))
 
 
-def test_every_truncation_of_a_compressed_archive_is_noticed(tmp_path: Path) -> None:
-    whole = gzip.compress(made.tar(made.oci()), mtime=0)
-    path = tmp_path / "cut.tar.gz"
-    for length in range(2, len(whole), 40):
+@pytest.mark.parametrize("form", made.COMPRESSIONS)
+def test_every_truncation_of_a_compressed_archive_is_noticed(tmp_path: Path, form: str) -> None:
+    whole = made.COMPRESSIONS[form](made.tar(made.oci([os.urandom(200_000)])))
+    path = tmp_path / "cut.tar"
+    # zstd's library takes a cut for the end: what is left of the tar file tells.
+    why = "ends too early|it is no tar file" if form == "zst" else "ends too early"
+    for length in range(6, len(whole) - 10, 997):
         path.write_bytes(whole[:length])
-        with pytest.raises(errors.InvalidArgumentError, match="ends too early"):
+        with pytest.raises(errors.InvalidArgumentError, match=why):
             read_all(str(path))
-    assert os.listdir(tmp_path) == ["cut.tar.gz"]
+    assert os.listdir(tmp_path) == ["cut.tar"]
+
+
+@pytest.mark.parametrize("form", made.COMPRESSIONS)
+def test_damage_in_a_compressed_archive_is_noticed(refuse: Callable[[bytes, str], None], form: str) -> None:
+    whole = bytearray(made.COMPRESSIONS[form](made.tar(made.oci([os.urandom(200_000)]))))
+    whole[len(whole) // 2 : len(whole) // 2 + 64] = bytes(64)
+    refuse(bytes(whole), "is not an image archive|has another digest")
+
+
+def test_a_zstd_window_that_would_take_all_memory(refuse: Callable[[bytes, str], None]) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=0)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    refuse(packer.compress(made.tar(made.oci())) + packer.flush(), "is not an image archive.*too much memory")
+
+
+def test_no_room_to_expand(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    path.write_bytes(gzip.compress(b"x" * 5_000_000))
+    with open("/dev/full", "wb") as full, open(path, "rb") as file:
+        with pytest.raises(errors.FailedPreconditionError, match="it can't be expanded: No space left") as caught:
+            expand.expand(file.fileno(), full, "it")
+        full.raw.close()
+    assert "make room" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -79,7 +106,7 @@ def test_every_truncation_of_a_compressed_archive_is_noticed(tmp_path: Path) -> 
         (b"\x00" * 10240, "it is empty"),
         (b"\x1f\x8bnot really", "is not an image archive"),
         (gzip.compress(b"hello"), "it is no tar file"),
-        (b"\x28\xb5\x2f\xfd" + b"x" * 600, "compressed with zstd"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 600, "is not an image archive: zstd"),
         (b"\xfd7zXZ\x00" + b"x" * 600, "compressed with xz"),
         (made.tar({"hello": b"x"}), "neither index.json nor manifest.json"),
         (made.tar({"index.json": made.index_json()}), "it holds no image"),
@@ -208,7 +235,7 @@ def test_a_size_beyond_the_file_reserves_no_memory(tmp_path: Path, size: int) ->
 def test_an_archive_that_expands_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[[bytes, str], None]
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_EXPANDED_BYTES", 2**20)
+    monkeypatch.setattr(expand, "MAX_EXPANDED_BYTES", 2**20)
     refuse(gzip.compress(made.tar({"a": b"\x00" * 2**21})), "expands to more than 1048576 bytes")
 
 
