@@ -47,6 +47,9 @@ _OPTIONS = {
     "private_registry": _Option("FILE", "How registries are reached (registries.yaml)."),
     "disable_default_registry_endpoint": _Option("BOOL", "Reach registries that have mirrors through those alone."),
     "system_default_registry": _Option("HOST", "The registry that the node's own images come from."),
+    "airgap_extra_registry": _Option(
+        "HOST", "Name preloaded images after this registry as well; may be given several times."
+    ),
     "selinux": _Option("BOOL", "Let containerd label containers for SELinux."),
     "nonroot_devices": _Option("BOOL", "Let a container's user own the devices that it gets."),
     "containerd": _Option("PROGRAM", "The containerd program."),

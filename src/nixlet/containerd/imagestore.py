@@ -86,6 +86,23 @@ class ImageStore(client.Containerd):
         except errors.NotFoundError:
             return None
 
+    async def images(self, *filters: str) -> Sequence[containerd_images_pb2.Image]:
+        """The records of images that match one of the filters, in containerd's language; of all without."""
+        with self._translated():
+            request = containerd_images_pb2.ListImagesRequest(filters=filters)
+            return (await self._images.List(request, metadata=self._metadata)).images
+
+    async def label_image(self, name: str, labels: Mapping[str, str]) -> None:
+        """Set labels of an image's record; an empty value takes a label away.
+
+        Raises:
+            NotFoundError: There is no such image.
+        """
+        request = containerd_images_pb2.UpdateImageRequest(image=containerd_images_pb2.Image(name=name, labels=labels))
+        request.update_mask.paths.extend(f"labels.{label}" for label in labels)
+        with self._translated():
+            await self._images.Update(request, metadata=self._metadata)
+
     async def put_image(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> None:
         """Make an image's record, or let an existing one point to a new target."""
         image = containerd_images_pb2.Image(name=name, labels=labels, target=target.message())

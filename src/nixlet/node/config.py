@@ -67,6 +67,7 @@ class Settings:
         default_runtime: The containerd runtime of pods that name none; empty: runc.
         disable_default_registry_endpoint: Registries with mirrors are reached through those alone.
         system_default_registry: The registry that the node's own images come from; empty: the one they name.
+        airgap_extra_registry: Registries whose names preloaded images get as well, for a node that can't reach them.
         selinux: containerd labels containers for SELinux.
         nonroot_devices: Containers of ordinary users own the devices that they get.
         containerd_restart: "on-failure": containerd is started again, ever later, when it dies; "never": the node goes
@@ -96,6 +97,7 @@ class Settings:
     default_runtime: str = ""
     disable_default_registry_endpoint: bool = False
     system_default_registry: str = ""
+    airgap_extra_registry: Sequence[str] = ()
     selinux: bool = False
     nonroot_devices: bool = False
     containerd_restart: str = "on-failure"
@@ -212,7 +214,7 @@ class Layout:
 
     @property
     def images(self) -> str:
-        """Image archives that ``nix:0`` references may name."""
+        """Image archives that are imported at start, and that ``nix:0`` references may name."""
         return os.path.join(self.agent, "images")
 
     @property

@@ -129,13 +129,22 @@ def _image_problems(settings: config.Settings) -> Iterator[Problem]:
             reference.parse(settings.pause_image)
         except errors.NixletError as error:
             yield Problem("pause_image", f"can't be used: {error.message}", error.hint)
-    registry = settings.system_default_registry
-    if registry:
-        try:
-            # The grammar of references says what may stand in front of an image's name.
-            parsed = reference.parse(f"{registry}/image")
-        except errors.NixletError:
-            parsed = None
-        if not isinstance(parsed, reference.ImageReference) or not str(parsed).startswith(f"{registry}/"):
-            hint = "write HOST.DOMAIN, HOST:PORT or HOST.DOMAIN/PATH, without https:// and without a slash at the end"
-            yield Problem("system_default_registry", f"{registry!r} is no registry", hint)
+    for name in ("system_default_registry", "airgap_extra_registry"):
+        value = getattr(settings, name)
+        for registry in (value,) if isinstance(value, str) else value:
+            # k3s takes a slash at the end of these.
+            bare = registry.rstrip("/") if name == "airgap_extra_registry" else registry
+            if (value or registry) and not _is_registry(bare):
+                hint = (
+                    "write HOST.DOMAIN, HOST:PORT or HOST.DOMAIN/PATH, without https:// and without a slash at the end"
+                )
+                yield Problem(name, f"{registry!r} is no registry", hint)
+
+
+def _is_registry(text: str) -> bool:
+    """The grammar of references says what may stand in front of an image's name."""
+    try:
+        parsed = reference.parse(f"{text}/image")
+    except errors.NixletError:
+        return False
+    return isinstance(parsed, reference.ImageReference) and str(parsed).startswith(f"{text}/")

@@ -19,7 +19,8 @@ from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, pause, preflight, registries, snapshotters, stand
+from nixlet.node import containerd_child, endpoint, pause, preflight, preload, registries, snapshotters, stand
+from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
@@ -250,7 +251,23 @@ async def _own_containerd(
             await _load_pause_image(programs.pause, layout, stood.loader)
         uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
         await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
-        yield Containerd(programs.containerd.version, kept)
+        async with _preloaded(settings, layout, stood):
+            yield Containerd(programs.containerd.version, kept)
+
+
+@contextlib.asynccontextmanager
+async def _preloaded(
+    settings: node_config.Settings, layout: node_config.Layout, stood: stand.Stand
+) -> AsyncIterator[None]:
+    """What is to be there before anybody asks for it. Lists are pulled as kubelets pull: they may name ``nix:0`` images."""
+    address = settings.image_service_endpoint or layout.node_socket
+    also = [settings.system_default_registry] if settings.system_default_registry else []
+    registries_named = [*settings.airgap_extra_registry, *also]
+    async with channels.connect(address) as channel:
+        pulling = cri.ImageClient(channel, address)
+        loaded = preload.Preload(layout.images, stood.loader, stood.containerd, stood.images, pulling, registries_named)
+        async with preload.kept(loaded):
+            yield
 
 
 @contextlib.asynccontextmanager

@@ -3,9 +3,11 @@
 A configuration file names programs that the node runs as root, so whoever can write it, or swap it for another, is root.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from nixlet import errors
 
@@ -14,10 +16,7 @@ _MAX_LINKS = 40
 
 
 def read(path: str, max_bytes: int) -> bytes:
-    """What stands in a file that only root and the node's own user can write.
-
-    The directories that lead to it are looked at as well, those behind symbolic links too: in a directory that others can
-    write, a file can be replaced. A sticky directory (/tmp, /nix/store) keeps its files from that.
+    """What stands in a configuration file that only root and the node's own user can write.
 
     Args:
         path: The file; symbolic links are followed.
@@ -27,21 +26,40 @@ def read(path: str, max_bytes: int) -> bytes:
         UsageError: It is missing, can't be read, is no regular file, or is larger.
         PermissionDeniedError: Somebody else can write it, or a directory on the way to it.
     """
-    try:
-        file = open(path, "rb", opener=_open)  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise errors.UsageError(f"the configuration file {path} can't be read: {error.strerror}") from error
-    with file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise errors.UsageError(f"the configuration file {path} is not a regular file")
-        _check(path, status, sticky_is_safe=False)
-        for directory in sorted(_directories(path, os.readlink(f"/proc/self/fd/{file.fileno()}"))):
-            _check(directory, os.stat(directory), sticky_is_safe=True)
+    with opened(path, "the configuration file") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise errors.UsageError(f"the configuration file {path} is larger than {max_bytes} bytes")
     return content
+
+
+@contextlib.contextmanager
+def opened(path: str, what: str) -> Iterator[BinaryIO]:
+    """A file that only root and the node's own user can write, open for reading.
+
+    The directories that lead to it are looked at as well, those behind symbolic links too: in a directory that others can
+    write, a file can be replaced. A sticky directory (/tmp, /nix/store) keeps its files from that.
+
+    Args:
+        path: The file; symbolic links are followed.
+        what: What errors call it.
+
+    Raises:
+        UsageError: It is missing, can't be read, or is no regular file.
+        PermissionDeniedError: Somebody else can write it, or a directory on the way to it.
+    """
+    try:
+        file = open(path, "rb", opener=_open)  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise errors.UsageError(f"{what} {path} can't be read: {error.strerror}") from error
+    with file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise errors.UsageError(f"{what} {path} is not a regular file")
+        _check(path, status, sticky_is_safe=False)
+        for directory in sorted(_directories(path, os.readlink(f"/proc/self/fd/{file.fileno()}"))):
+            _check(directory, os.stat(directory), sticky_is_safe=True)
+        yield file
 
 
 def check_directory(path: str) -> None:

@@ -59,6 +59,7 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "health_address": "127.0.0.1:9",
         "pause_image": "r.example.com/p:1",
         "system_default_registry": "r.example.com",
+        "airgap_extra_registry": "r.example.com",
         "default_runtime": "crun",
     }
     default = getattr(config.Settings(), name)

@@ -105,6 +105,7 @@ TAKEN = {
     "disable-default-registry-endpoint": "true",
     "nonroot-devices": "true",
     "system-default-registry": "r.example",
+    "airgap-extra-registry": "r.example",
     "selinux": "true",
     "data-dir": "/d",
     "debug": "true",
@@ -117,7 +118,6 @@ OF_A_CLUSTER = ("server", "token", "token-file")
 #: k3s's flags that are refused, so that nobody believes in an effect.
 REFUSED = [
     "docker",
-    "airgap-extra-registry",
     "embedded-registry",
     "supervisor-metrics",
     "image-credential-provider-bin-dir",
@@ -182,8 +182,9 @@ def invoked(*arguments: str) -> testing.Result:
 @pytest.mark.parametrize(("key", "value"), TAKEN.items())
 def test_flags_that_are_taken(tmp_path: Path, key: str, value: str) -> None:
     name = key.replace("-", "_")
-    wanted = True if value == "true" else value
-    flag = configfile.load({name: value}, {}, file=os.devnull).settings
+    several = isinstance(getattr(config.Settings(), name), tuple)
+    wanted = True if value == "true" else (value,) if several else value
+    flag = configfile.load({name: (value,) if several else value}, {}, file=os.devnull).settings
     file = tmp_path / "config.yaml"
     file.write_text(f"{key}: {value}\n")
     assert getattr(flag, name) == getattr(configfile.load({}, {}, file=str(file)).settings, name) == wanted

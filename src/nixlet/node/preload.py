@@ -1,0 +1,270 @@
+"""Images that a node has before it is ready: archives in its directory are imported, lists of references are pulled.
+
+What comes from there is pinned, so that kubelets don't collect it, and gets further names: by its digest, and in registries whose
+place it takes on a node without a way to them. Afterwards the directory is watched.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from nixlet import errors
+from nixlet.containerd import cri, imagestore
+from nixlet.host import files
+from nixlet.images import archive, loader, platforms, pulls, reference
+from nixlet.node import trusted
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tar.lz4", ".tar.zst", ".tzst")
+_LIST = ".txt"
+
+#: Remembers what was imported, if somebody made it: large archives needn't be read at every start.
+_CACHE = ".cache.json"
+
+#: A longer line is no reference (k3s's limit), in bytes.
+_MAX_LINE = 65536
+
+#: Seconds between looks at the directory, for which a file has to rest before it is read, and until containerd is asked again.
+_INTERVAL, _REST, _RETRY = 1.0, 2.0, 10.0
+
+_OURS = "io.nixlet.pinned"
+_PINS = {**loader.PINNED, _OURS: "pinned"}
+
+_log = logging.getLogger("nixlet.preload")
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What tells one state of a file from another, in bytes and nanoseconds."""
+
+    size: int
+    mtime_ns: int
+
+
+class _Imported(msgspec.Struct, frozen=True):
+    """A file that was imported, and the names of its images."""
+
+    state: _State
+    images: tuple[str, ...]
+
+
+class Preload:
+    """Imports a directory's images.
+
+    Args:
+        directory: The directory; it need not exist.
+        loads: Loads archives.
+        containerd: The containerd that gets the images.
+        shown: Its CRI, which learns of images late.
+        pulling: The image service that lists are pulled by.
+        registries: What else the images are named after ("registry.example.com", "registry.example.com/mirror").
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        loads: loader.Loader,
+        containerd: imagestore.ImageStore,
+        shown: cri.ImageClient,
+        pulling: cri.ImageClient,
+        registries: Sequence[str],
+    ) -> None:
+        self._directory = directory
+        self._loader = loads
+        self._containerd = containerd
+        self._shown = shown
+        self._pulling = pulling
+        self._registries = registries
+        self._cache_file = os.path.join(directory, _CACHE)
+        self._seen: dict[str, _State] = {}
+        self._imported: dict[str, _Imported] = {}
+
+    async def start(self) -> None:
+        """Unpin what was imported before and import what is there now; what can't be imported is said, and left out."""
+        for image in await self._containerd.images(f'labels."{_OURS}"==pinned'):
+            await self._containerd.label_image(image.name, dict.fromkeys(_PINS, ""))
+        self._imported = await asyncio.to_thread(self._read_cache)
+        for path, state in (await asyncio.to_thread(self._scan)).items():
+            await self._take(path, state)
+        await self._write_cache()
+
+    async def watch(self) -> None:
+        """Import what appears or changes, for ever."""
+        resting: dict[str, tuple[_State, float]] = {}
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            found = await asyncio.to_thread(self._scan)
+            for gone in set(self._seen) - set(found):
+                del self._seen[gone]
+            changed = {path: state for path, state in found.items() if self._seen.get(path) != state}
+            now = time.monotonic()
+            resting = {
+                path: resting[path] if path in resting and resting[path][0] == state else (state, now + _REST)
+                for path, state in changed.items()
+            }
+            for path, (state, ripe) in resting.items():
+                if now >= ripe and not await self._take(path, state):
+                    resting[path] = (state, now + _RETRY)
+            if changed:
+                await self._write_cache()
+
+    async def _take(self, path: str, state: _State) -> bool:
+        """Import a file unless it was before; whether that ended, be it with an error, or containerd wasn't there."""
+        known = self._imported.get(path)
+        start = time.monotonic()
+        try:
+            if known is not None and known.state == state and await self._pin(known.images):
+                _log.info("the images of %s are there", path)
+            else:
+                self._imported.pop(path, None)
+                names = await (self._pull_list(path) if path.endswith(_LIST) else self._import(path))
+                self._imported[path] = _Imported(state, tuple(names))
+                _log.info("imported %s: %s, in %.1f s", path, ", ".join(names) or "nothing", time.monotonic() - start)
+        except errors.UnavailableError as error:
+            _log.warning("%s is imported later: %s", path, error)
+            return False
+        except (errors.NixletError, OSError) as error:
+            hint = error.hint if isinstance(error, errors.NixletError) else ""
+            _log.error("%s can't be imported: %s", path, error, extra={"hint": hint})
+        self._seen[path] = state
+        return True
+
+    async def _pin(self, names: Sequence[str]) -> bool:
+        """Pin images; False if one of them is gone."""
+        with contextlib.suppress(errors.NotFoundError):
+            for name in names:
+                await self._containerd.label_image(name, _PINS)
+            return True
+        return False
+
+    async def _import(self, path: str) -> list[str]:
+        with contextlib.ExitStack() as stack:
+            source, found = await asyncio.to_thread(_open, stack, path)
+            names: list[str] = []
+            for image in found:
+                own = image.names or (f"{reference.NIX_PREFIX}{os.path.realpath(path)}",)
+                all_names = further_names(own, image.descriptor.digest, self._registries)
+                loaded = await self._loader.load(source, image, all_names, labels=_PINS)
+                await pulls.wait_for_cri(self._shown, loaded.image_id)
+                names += all_names
+            return names
+
+    async def _pull_list(self, path: str) -> list[str]:
+        names: list[str] = []
+        failed = ""
+        for line in await asyncio.to_thread(references_in, path):
+            try:
+                names += await self._pull(line)
+            except errors.UnavailableError:
+                raise
+            except errors.NixletError as error:
+                failed = line
+                _log.error("%s: %s can't be pulled: %s", path, line, error, extra={"hint": error.hint})
+        if failed:
+            raise errors.NotFoundError(f"{failed} and perhaps others could not be pulled")
+        return names
+
+    async def _pull(self, text: str) -> list[str]:
+        name = reference.canonical(reference.parse(text))
+        if await self._pulling.status(text) is None:
+            await self._pulling.pull(text)
+        record = await self._containerd.image(name)
+        if record is None:
+            # Another image service keeps its images where it likes.
+            return []
+        target = imagestore.Descriptor(record.target.media_type, record.target.digest, record.target.size)
+        names = further_names([name], target.digest, self._registries)
+        for each in names:
+            await self._containerd.put_image(each, target, {**record.labels, **_PINS})
+        return names
+
+    def _scan(self) -> dict[str, _State]:
+        """The files that are to be imported, links to such files among them: NixOS puts images there as links."""
+        found = {}
+        for parent, _, names in os.walk(self._directory):
+            for name in sorted(names):
+                if name.endswith((*_ARCHIVES, _LIST)):
+                    path = os.path.join(parent, name)
+                    with contextlib.suppress(OSError):
+                        status = os.stat(path)
+                        found[path] = _State(status.st_size, status.st_mtime_ns)
+        return found
+
+    def _read_cache(self) -> dict[str, _Imported]:
+        if not os.path.exists(self._cache_file):
+            return {}
+        try:
+            with open(self._cache_file, "rb") as file:
+                return msgspec.json.decode(file.read() or b"{}", type=dict[str, _Imported])
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("%s is begun anew: %s", self._cache_file, error)
+            return {}
+
+    async def _write_cache(self) -> None:
+        self._imported = {path: known for path, known in self._imported.items() if path in self._seen}
+        if not os.path.exists(self._cache_file):
+            return
+        try:
+            await asyncio.to_thread(files.write_atomically, self._cache_file, msgspec.json.encode(self._imported))
+        except errors.NixletError as error:
+            _log.warning("%s", error)
+
+
+def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) -> list[str]:
+    """An image's names with those that it gets besides: by digest, and both forms in each of the registries.
+
+    Args:
+        names: As containerd records them. What is no name in a registry gets no others.
+        digest: The image's.
+        registries: Hosts, perhaps with a path.
+    """
+    found = list(names)
+    for name in names:
+        parsed = reference.parse(name)
+        if not isinstance(parsed, reference.ImageReference):
+            continue
+        tag = f":{parsed.tag}" if parsed.tag else ""
+        by_digest = f"@{digest}"
+        own = f"{parsed.domain}/{parsed.repository}"
+        found.append(own + by_digest)
+        for registry in (each.rstrip("/") for each in registries):
+            if not own.startswith(f"{registry}/"):
+                found += [f"{registry}/{parsed.repository}{end}" for end in (tag, by_digest) if end]
+    return list(dict.fromkeys(found))
+
+
+def _open(stack: contextlib.ExitStack, path: str) -> tuple[archive.Archive, Sequence[archive.ArchiveImage]]:
+    file = stack.enter_context(trusted.opened(path, "the image archive"))
+    source = stack.enter_context(archive.open_archive(file.fileno(), label=path))
+    return source, source.images(platforms.host_platform())
+
+
+def references_in(path: str) -> list[str]:
+    """What stands in a list of references, one a line.
+
+    Raises:
+        InvalidArgumentError: A line is too long to be one.
+    """
+    found = []
+    with trusted.opened(path, "the list of images") as file:
+        while line := file.readline(_MAX_LINE + 1):
+            if len(line) > _MAX_LINE and not line.endswith(b"\n"):
+                raise errors.InvalidArgumentError(f"{path} has a line of more than {_MAX_LINE} bytes")
+            found.append(line.decode(errors="replace").strip())
+    return [each for each in found if each]
+
+
+@contextlib.asynccontextmanager
+async def kept(preload: Preload) -> AsyncIterator[None]:
+    """Import what is there, and what comes during the context."""
+    await preload.start()
+    watching = asyncio.create_task(preload.watch(), name="preload")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
