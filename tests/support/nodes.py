@@ -26,6 +26,7 @@ class Node:
         state_dir: Its running directory, short since sockets lie in it.
         log: What it printed.
         registries: How it reaches registries; not there unless a test writes it.
+        wrapper: A program with arguments that the server is started by, and that becomes it.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Node:
             "NIXLET_CONFIG_FILE": "/dev/null",
         }
         self.environment = {**os.environ, **own, **(environment or {})}
+        self.wrapper: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,7 +78,7 @@ class Node:
         """Start the server without waiting for it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            argv = [sys.executable, "-m", "nixlet", "server", "--snapshotter", "nix", *self.arguments]
+            argv = [*self.wrapper, sys.executable, "-m", "nixlet", "server", "--snapshotter", "nix", *self.arguments]
             self._process = subprocess.Popen(
                 argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )

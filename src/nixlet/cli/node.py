@@ -46,7 +46,14 @@ class Node:
     async def player(self) -> player.Player:
         """What runs pods there."""
         status = await self.status()
-        return player.Player(self.runtime, self.images, self.containerd, pods_dir=status.pod_log_dir, pull=self.pull)
+        return player.Player(
+            self.runtime,
+            self.images,
+            self.containerd,
+            pods_dir=status.pod_log_dir,
+            resolv_conf=status.resolv_conf,
+            pull=self.pull,
+        )
 
     async def mounts_of(self, container: str) -> int:
         """How many mounts make a container's root file system."""

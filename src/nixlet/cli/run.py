@@ -35,6 +35,7 @@ _CONTAINERD_STATE = "/run/containerd"
     show_default=True,
     help="Its network: that of pods, the host's, or only loopback.",
 )
+@click.option("--runtime", metavar="NAME", default="", help="Its runtime, as in crun.  [default: the node's]")
 @click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
 @click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Takes the place of the image's entrypoint.")
@@ -53,6 +54,7 @@ async def run(
     volume: tuple[str, ...],
     publish: tuple[str, ...],
     network: str,
+    runtime: str,
     workdir: str | None,
     user: str | None,
     entrypoint: str | None,
@@ -116,6 +118,7 @@ async def run(
         containers=(container,),
         volumes=volumes,
         restart_policy="Never",
+        runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",
     )

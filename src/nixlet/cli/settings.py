@@ -50,6 +50,9 @@ _OPTIONS = {
     "airgap_extra_registry": _Option(
         "HOST", "Name preloaded images after this registry as well; may be given several times."
     ),
+    "resolv_conf": _Option(
+        "FILE", "Where pods look names up (resolv.conf).", default="the host's, unless that leads to this host alone"
+    ),
     "selinux": _Option("BOOL", "Let containerd label containers for SELinux."),
     "nonroot_devices": _Option("BOOL", "Let a container's user own the devices that it gets."),
     "containerd": _Option("PROGRAM", "The containerd program."),

@@ -20,11 +20,11 @@ class RuntimeClient:
         with channels.translated(self._peer):
             return await self._stub.Version(cri_pb2.VersionRequest(), timeout=10)
 
-    async def run_sandbox(self, config: cri_pb2.PodSandboxConfig) -> str:
-        """Make and start a pod's sandbox; its ID."""
+    async def run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str = "") -> str:
+        """Make and start a pod's sandbox, by a runtime of that name or by the default one; its ID."""
+        request = cri_pb2.RunPodSandboxRequest(config=config, runtime_handler=runtime)
         with channels.translated(self._peer):
-            response = await self._stub.RunPodSandbox(cri_pb2.RunPodSandboxRequest(config=config))
-        return response.pod_sandbox_id
+            return (await self._stub.RunPodSandbox(request)).pod_sandbox_id
 
     async def stop_sandbox(self, sandbox: str) -> None:
         """End all of a pod's containers and give its network back."""

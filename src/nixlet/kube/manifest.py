@@ -97,6 +97,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         volumes=volumes,
         restart_policy=spec.choice("restartPolicy", model.RESTART_POLICIES, "Always"),
         hostname=_optional_name(spec, "hostname"),
+        runtime=_optional_name(spec, "runtimeClassName"),
         host_network=bool(spec.boolean("hostNetwork")),
         host_pid=bool(spec.boolean("hostPID")),
         host_ipc=bool(spec.boolean("hostIPC")),
@@ -107,7 +108,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         sysctls=sysctls,
         grace_seconds=_or(spec.integer("terminationGracePeriodSeconds", 0, 2**31 - 1), 30),
     )
-    # The host's resolv.conf is what every pod gets, which is what these two mean without a cluster's name service.
+    # The node's resolv.conf is what every pod gets, which is what these two mean without a cluster's name service.
     spec.choice("dnsPolicy", ("Default", "ClusterFirst", "ClusterFirstWithHostNet"), "ClusterFirst")
     spec.end()
     return pod

@@ -101,7 +101,7 @@ class Container:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod."""
+    """A pod; ``runtime`` is the name that the node's containerd has for it, empty: its default one."""
 
     name: str
     namespace: str = "default"
@@ -112,6 +112,7 @@ class Pod:
     volumes: tuple[Volume, ...] = ()
     restart_policy: str = "Always"
     hostname: str = ""
+    runtime: str = ""
     host_network: bool = False
     no_network: bool = False
     host_pid: bool = False

@@ -13,7 +13,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.host import files, mounts, netns
 from nixlet.host import ports as host_ports
-from nixlet.kube import logs, model, pods
+from nixlet.kube import logs, model, pods, resolvconf
 from nixlet.rpc.gen import cri_pb2
 
 #: Pulls an image and answers with what containers are made from.
@@ -64,12 +64,14 @@ class Player:
         containerd: client.Containerd,
         *,
         pods_dir: str,
+        resolv_conf: str = "",
         pull: Pull,
     ) -> None:
         self._runtime = runtime
         self._images = images
         self._containerd = containerd
         self._pods_dir = pods_dir
+        self._resolv_conf = resolv_conf
         self._pull = pull
 
     async def play(self, pod: model.Pod, around_start: AroundStart = _alone) -> RunningPod:
@@ -96,8 +98,9 @@ class Player:
             files.make_directory(directory, mode=0o755)
             undo.callback(remove_pod_directory, directory)
             placement = pods.Placement(uid, directory, self._volumes(pod, directory))
-            config = pods.sandbox_config(pod, placement)
-            sandbox = await self._runtime.run_sandbox(config)
+            dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
+            config = pods.sandbox_config(pod, placement, dns)
+            sandbox = await self._run_sandbox(config, pod.runtime)
             undo.push_async_callback(self._remove_sandbox, sandbox)
             if pod.no_network:
                 await self._take_network(sandbox)
@@ -116,6 +119,18 @@ class Player:
             )
             undo.pop_all()
         return RunningPod(pod, sandbox, directory, containers)
+
+    async def _run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str) -> str:
+        try:
+            return await self._runtime.run_sandbox(config, runtime)
+        except errors.NixletError as error:
+            # containerd says it in these words, with the status for everything.
+            if runtime and f'no runtime for "{runtime}"' in error.message:
+                raise errors.FailedPreconditionError(
+                    f"the node's containerd has no runtime {runtime}",
+                    hint="install it and start the node again (see nixlet doctor), or set it up in a drop-in",
+                ) from error
+            raise
 
     async def _check_ports(self, pod: model.Pod) -> None:
         """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""

@@ -105,8 +105,16 @@ def check_host_path(volume: model.Volume) -> None:
         )
 
 
-def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxConfig:
-    """What to ask of the runtime for the pod itself."""
+def sandbox_config(
+    pod: model.Pod, placement: Placement, dns: cri_pb2.DNSConfig | None = None
+) -> cri_pb2.PodSandboxConfig:
+    """What to ask of the runtime for the pod itself.
+
+    Args:
+        pod: The pod.
+        placement: Where it is.
+        dns: Where it looks names up; None: where the host does, as a pod on the host's network does in any case.
+    """
     node = cri_pb2.NODE
     namespaces = cri_pb2.NamespaceOption(
         network=node if pod.host_network else cri_pb2.POD,
@@ -145,6 +153,7 @@ def sandbox_config(pod: model.Pod, placement: Placement) -> cri_pb2.PodSandboxCo
         # A pod on the host's network has the host's name.
         hostname="" if pod.host_network else pod.hostname or pod.name[:63].rstrip("-."),
         log_directory=placement.log_directory,
+        dns_config=None if pod.host_network else dns,
         port_mappings=ports,
         labels={**pod.labels, **_labels(pod, placement), **MADE_BY},
         annotations=annotations,

@@ -68,6 +68,8 @@ class Settings:
         disable_default_registry_endpoint: Registries with mirrors are reached through those alone.
         system_default_registry: The registry that the node's own images come from; empty: the one they name.
         airgap_extra_registry: Registries whose names preloaded images get as well, for a node that can't reach them.
+        resolv_conf: Where pods look names up, a file as resolv.conf(5) has it; empty: where the host does, or, if that leads to
+            this host alone, behind systemd-resolved or at ``Layout.resolv_conf``.
         selinux: containerd labels containers for SELinux.
         nonroot_devices: Containers of ordinary users own the devices that they get.
         containerd_restart: "on-failure": containerd is started again, ever later, when it dies; "never": the node goes
@@ -98,6 +100,7 @@ class Settings:
     disable_default_registry_endpoint: bool = False
     system_default_registry: str = ""
     airgap_extra_registry: Sequence[str] = ()
+    resolv_conf: str = ""
     selinux: bool = False
     nonroot_devices: bool = False
     containerd_restart: str = "on-failure"
@@ -126,6 +129,7 @@ class Settings:
             data_dir=os.path.abspath(self.data_dir),
             state_dir=os.path.abspath(self.state_dir),
             private_registry=os.path.abspath(self.private_registry),
+            resolv_conf=os.path.abspath(self.resolv_conf) if self.resolv_conf else "",
             log=os.path.abspath(self.log) if self.log else "",
             container_runtime_endpoint=self.container_runtime_endpoint.removeprefix(UNIX),
             image_service_endpoint=self.image_service_endpoint.removeprefix(UNIX),
@@ -191,6 +195,11 @@ class Layout:
     def crictl_config(self) -> str:
         """crictl's configuration (``crictl --config``), with this node's sockets."""
         return os.path.join(self.agent, "etc", "crictl.yaml")
+
+    @property
+    def resolv_conf(self) -> str:
+        """Where pods look names up if the host does it in itself."""
+        return os.path.join(self.agent, "etc", "resolv.conf")
 
     @property
     def health_socket(self) -> str:

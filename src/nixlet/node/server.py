@@ -17,7 +17,7 @@ from nixlet import errors
 from nixlet.containerd import cni, cri, crictl
 from nixlet.host import files, network, sdnotify, signals, supervisor
 from nixlet.images import archive, loader, platforms
-from nixlet.kube import player
+from nixlet.kube import player, resolvconf
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, endpoint, pause, preflight, preload, registries, snapshotters, stand
 from nixlet.rpc import channel as channels
@@ -30,6 +30,9 @@ from nixlet.telemetry import metrics
 
 #: The snapshotter that is ours; all others are containerd's own or another program's.
 _NIX = "nix"
+
+#: Looks names up for pods where the host does so in itself alone; k3s's choice.
+_PUBLIC_SERVER = "8.8.8.8"
 
 #: Seconds for which a store that answered is not asked again: where no Nix daemon runs, asking starts one.
 _STORE_GOOD_FOR = 5.0
@@ -195,7 +198,26 @@ def _status(
         containerd_address=settings.container_runtime_endpoint or layout.containerd_socket,
         containerd_config_version=0 if programs is None else programs.containerd.config_version,
         pod_log_dir=layout.pods,
+        resolv_conf=_resolv_conf(settings, layout),
     )
+
+
+def _resolv_conf(settings: node_config.Settings, layout: node_config.Layout) -> str:
+    """Where pods are to look names up; empty if containerd's way, which is to copy the host's file, serves them."""
+    if settings.resolv_conf:
+        resolvconf.read(settings.resolv_conf)
+        return settings.resolv_conf
+    found = resolvconf.find()
+    if found is None:
+        _log.warning(
+            "%s names no server that pods can reach: they look names up at %s",
+            resolvconf.HOST,
+            _PUBLIC_SERVER,
+            extra={"hint": "name other servers: --resolv-conf FILE"},
+        )
+        files.write_atomically(layout.resolv_conf, f"nameserver {_PUBLIC_SERVER}\n")
+        return layout.resolv_conf
+    return "" if found == resolvconf.HOST else found
 
 
 class _Faces:

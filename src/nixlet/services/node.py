@@ -39,6 +39,7 @@ class NodeStatus:
     containerd_address: str
     containerd_config_version: int
     pod_log_dir: str
+    resolv_conf: str
 
 
 class NodeService(node_grpc.NodeBase):

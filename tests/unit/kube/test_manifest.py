@@ -24,6 +24,7 @@ metadata:
 spec:
   restartPolicy: OnFailure
   hostname: front
+  runtimeClassName: crun
   hostNetwork: true
   hostPID: true
   hostIPC: true
@@ -138,6 +139,7 @@ def test_every_field_arrives() -> None:
         volumes=(model.Volume("scratch"), model.Volume("data", "/srv/data", "DirectoryOrCreate")),
         restart_policy="OnFailure",
         hostname="front",
+        runtime="crun",
         host_network=True,
         host_pid=True,
         host_ipc=True,

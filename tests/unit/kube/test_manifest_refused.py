@@ -240,6 +240,7 @@ def test_names_outside_rfc_1123(name: str) -> None:
     assert refusal(POD.replace("small", name)) == f"pod.yaml, line 4: metadata.name {pod}"
     assert refusal(POD.replace("name: main", f"name: {name}")) == f"pod.yaml, line 7: {C}.name {label}"
     assert refusal(f"{POD}  hostname: {name}\n") == f"pod.yaml, line 9: spec.hostname {label}"
+    assert refusal(f"{POD}  runtimeClassName: {name}\n") == f"pod.yaml, line 9: spec.runtimeClassName {label}"
     volume = f"{POD}  volumes: [{{name: {name}, emptyDir: {{}}}}]\n"
     assert refusal(volume) == f"pod.yaml, line 9: spec.volumes[0].name {label}"
     namespace = POD.replace("small\n", f"small\n  namespace: {name}\n")

@@ -106,6 +106,7 @@ TAKEN = {
     "nonroot-devices": "true",
     "system-default-registry": "r.example",
     "airgap-extra-registry": "r.example",
+    "resolv-conf": "/etc/r.conf",
     "selinux": "true",
     "data-dir": "/d",
     "debug": "true",
@@ -135,7 +136,6 @@ REFUSED = [
     "node-internal-dns",
     "node-external-dns",
     "protect-kernel-defaults",
-    "resolv-conf",
     "flannel-iface",
     "flannel-conf",
     "flannel-cni-conf",
@@ -420,7 +420,7 @@ def test_a_default_runtime_of_k3ss_form(layout: config.Layout) -> None:
         rendering.render_for_k3s(config.Settings(default_runtime="kata"), layout, version=3, cni_bin_dir="/cni")
 
 
-def test_runtime_classes_are_refused() -> None:
+def test_the_runtime_class_names_the_runtime() -> None:
     text = """
 apiVersion: v1
 kind: Pod
@@ -429,8 +429,7 @@ spec:
   runtimeClassName: crun
   containers: [{name: c, image: localhost/a}]
 """
-    with pytest.raises(errors.UsageError, match=r"spec\.runtimeClassName is not supported"):
-        manifest.parse(text.encode(), "pod.yaml")
+    assert [pod.runtime for pod in manifest.parse(text.encode(), "pod.yaml")[0]] == ["crun"]
 
 
 async def test_a_service_has_a_file_for_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

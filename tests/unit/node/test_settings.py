@@ -31,6 +31,7 @@ WRONG = [
     ("cni_bin_dirs", (), "--cni-bin-dir is empty: it must name a directory"),
     ("cni_bin_dirs", ("/opt", "bin"), "--cni-bin-dir 'bin' must be an absolute path"),
     ("cni_bin_dirs", ("/opt\t",), "--cni-bin-dir '/opt\\t' holds a line break"),
+    ("resolv_conf", "/a\n", "--resolv-conf '/a\\n' holds a line break"),
     ("archive_dirs", ("images",), "--archive-dir 'images' must be an absolute path"),
     ("pod_cidr", "", "--pod-cidr '' is not a network"),
     ("pod_cidr", "10.0.0.0/33", "--pod-cidr '10.0.0.0/33' is not a network"),

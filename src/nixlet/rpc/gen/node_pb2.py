@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nixlet/rpc/gen/node.proto\x12\tnixlet.v1\"\x0f\n\rStatusRequest\"3\n\x05\x43hild\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xf2\x01\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x13\n\x0bsnapshotter\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x05 \x01(\t\x12\x11\n\tstate_dir\x18\x06 \x01(\t\x12\x1a\n\x12\x63ontainerd_address\x18\x07 \x01(\t\x12!\n\x19\x63ontainerd_config_version\x18\x08 \x01(\x05\x12\"\n\x08\x63hildren\x18\t \x03(\x0b\x32\x10.nixlet.v1.Child\x12\x13\n\x0bpod_log_dir\x18\n \x01(\t\"&\n\x11WatchPullsRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\xe3\x01\n\tPullEvent\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\r\n\x05total\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x15\n\rclosure_paths\x18\t \x01(\x03\x12\x15\n\rfetched_paths\x18\n \x01(\x03\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x0c \x01(\x03\"&\n\x16SnapshotClosureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x17SnapshotClosureResponse\x12\x13\n\x0bstore_paths\x18\x01 \x03(\t\"+\n\x11ReleasePodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x14\n\x12ReleasePodResponse2\xae\x02\n\x04Node\x12=\n\x06Status\x12\x18.nixlet.v1.StatusRequest\x1a\x19.nixlet.v1.StatusResponse\x12\x42\n\nWatchPulls\x12\x1c.nixlet.v1.WatchPullsRequest\x1a\x14.nixlet.v1.PullEvent0\x01\x12X\n\x0fSnapshotClosure\x12!.nixlet.v1.SnapshotClosureRequest\x1a\".nixlet.v1.SnapshotClosureResponse\x12I\n\nReleasePod\x12\x1c.nixlet.v1.ReleasePodRequest\x1a\x1d.nixlet.v1.ReleasePodResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nixlet/rpc/gen/node.proto\x12\tnixlet.v1\"\x0f\n\rStatusRequest\"3\n\x05\x43hild\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x87\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x13\n\x0bsnapshotter\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x05 \x01(\t\x12\x11\n\tstate_dir\x18\x06 \x01(\t\x12\x1a\n\x12\x63ontainerd_address\x18\x07 \x01(\t\x12!\n\x19\x63ontainerd_config_version\x18\x08 \x01(\x05\x12\"\n\x08\x63hildren\x18\t \x03(\x0b\x32\x10.nixlet.v1.Child\x12\x13\n\x0bpod_log_dir\x18\n \x01(\t\x12\x13\n\x0bresolv_conf\x18\x0b \x01(\t\"&\n\x11WatchPullsRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\xe3\x01\n\tPullEvent\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\r\n\x05total\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x15\n\rclosure_paths\x18\t \x01(\x03\x12\x15\n\rfetched_paths\x18\n \x01(\x03\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x0c \x01(\x03\"&\n\x16SnapshotClosureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x17SnapshotClosureResponse\x12\x13\n\x0bstore_paths\x18\x01 \x03(\t\"+\n\x11ReleasePodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x14\n\x12ReleasePodResponse2\xae\x02\n\x04Node\x12=\n\x06Status\x12\x18.nixlet.v1.StatusRequest\x1a\x19.nixlet.v1.StatusResponse\x12\x42\n\nWatchPulls\x12\x1c.nixlet.v1.WatchPullsRequest\x1a\x14.nixlet.v1.PullEvent0\x01\x12X\n\x0fSnapshotClosure\x12!.nixlet.v1.SnapshotClosureRequest\x1a\".nixlet.v1.SnapshotClosureResponse\x12I\n\nReleasePod\x12\x1c.nixlet.v1.ReleasePodRequest\x1a\x1d.nixlet.v1.ReleasePodResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHILD']._serialized_start=57
   _globals['_CHILD']._serialized_end=108
   _globals['_STATUSRESPONSE']._serialized_start=111
-  _globals['_STATUSRESPONSE']._serialized_end=353
-  _globals['_WATCHPULLSREQUEST']._serialized_start=355
-  _globals['_WATCHPULLSREQUEST']._serialized_end=393
-  _globals['_PULLEVENT']._serialized_start=396
-  _globals['_PULLEVENT']._serialized_end=623
-  _globals['_SNAPSHOTCLOSUREREQUEST']._serialized_start=625
-  _globals['_SNAPSHOTCLOSUREREQUEST']._serialized_end=663
-  _globals['_SNAPSHOTCLOSURERESPONSE']._serialized_start=665
-  _globals['_SNAPSHOTCLOSURERESPONSE']._serialized_end=711
-  _globals['_RELEASEPODREQUEST']._serialized_start=713
-  _globals['_RELEASEPODREQUEST']._serialized_end=756
-  _globals['_RELEASEPODRESPONSE']._serialized_start=758
-  _globals['_RELEASEPODRESPONSE']._serialized_end=778
-  _globals['_NODE']._serialized_start=781
-  _globals['_NODE']._serialized_end=1083
+  _globals['_STATUSRESPONSE']._serialized_end=374
+  _globals['_WATCHPULLSREQUEST']._serialized_start=376
+  _globals['_WATCHPULLSREQUEST']._serialized_end=414
+  _globals['_PULLEVENT']._serialized_start=417
+  _globals['_PULLEVENT']._serialized_end=644
+  _globals['_SNAPSHOTCLOSUREREQUEST']._serialized_start=646
+  _globals['_SNAPSHOTCLOSUREREQUEST']._serialized_end=684
+  _globals['_SNAPSHOTCLOSURERESPONSE']._serialized_start=686
+  _globals['_SNAPSHOTCLOSURERESPONSE']._serialized_end=732
+  _globals['_RELEASEPODREQUEST']._serialized_start=734
+  _globals['_RELEASEPODREQUEST']._serialized_end=777
+  _globals['_RELEASEPODRESPONSE']._serialized_start=779
+  _globals['_RELEASEPODRESPONSE']._serialized_end=799
+  _globals['_NODE']._serialized_start=802
+  _globals['_NODE']._serialized_end=1104
 # @@protoc_insertion_point(module_scope)

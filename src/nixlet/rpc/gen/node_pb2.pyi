@@ -72,6 +72,7 @@ class StatusResponse(_message.Message):
     CONTAINERD_CONFIG_VERSION_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     POD_LOG_DIR_FIELD_NUMBER: _builtins.int
+    RESOLV_CONF_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     pid: _builtins.int
     snapshotter: _builtins.str
@@ -82,6 +83,8 @@ class StatusResponse(_message.Message):
     containerd_config_version: _builtins.int
     pod_log_dir: _builtins.str
     """Where the logs of pods lie."""
+    resolv_conf: _builtins.str
+    """Where pods look names up; empty: where the host does."""
     @_builtins.property
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___Child]: ...
     def __init__(
@@ -97,10 +100,11 @@ class StatusResponse(_message.Message):
         containerd_config_version: _builtins.int = ...,
         children: _abc.Iterable[Global___Child] | None = ...,
         pod_log_dir: _builtins.str = ...,
+        resolv_conf: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "containerd_address", b"containerd_address", "containerd_config_version", b"containerd_config_version", "data_dir", b"data_dir", "pid", b"pid", "pod_log_dir", b"pod_log_dir", "snapshotter", b"snapshotter", "state_dir", b"state_dir", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "containerd_address", b"containerd_address", "containerd_config_version", b"containerd_config_version", "data_dir", b"data_dir", "pid", b"pid", "pod_log_dir", b"pod_log_dir", "resolv_conf", b"resolv_conf", "snapshotter", b"snapshotter", "state_dir", b"state_dir", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
