@@ -11,10 +11,9 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nixlet.host import mounts
+from nixlet.host import mounts, unixsocket
 from nixlet.node import stand
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
 from support import nodes, parts, storeimages
@@ -89,7 +88,7 @@ class Alone:
         ):
             try:
                 for _ in range(600):
-                    if server.is_served(str(serves)) or process.poll() is not None:
+                    if unixsocket.is_served(str(serves)) or process.poll() is not None:
                         break
                     time.sleep(0.02)
                 yield process

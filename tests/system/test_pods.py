@@ -106,10 +106,11 @@ def views(node: nodes.Node) -> set[str]:
     return {place for place in node.mounts() if "/views/" in place}
 
 
-def views_of(node: nodes.Node, image: storeimages.StoreImage) -> set[str]:
-    """The views that show an image's closure and nothing else."""
-    names = {path.name for path in image.paths}
-    return {place for place in views(node) if set(os.listdir(f"{place}/v/nix/store")) == names}
+def view_below(node: nodes.Node, container: str) -> str:
+    """The view in a container's only mount."""
+    (root,) = [each for each in mounts.below(str(node.state_dir)) if each.path.endswith(f"/{container}/rootfs")]
+    (view,) = set(re.findall(r"views/(\d+)/v\b", root.options))
+    return str(node.data_dir / f"agent/containerd/io.containerd.snapshotter.v1.nix/views/{view}")
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow), 500])
@@ -129,13 +130,15 @@ def test_a_container_is_one_mount_and_sees_its_closure(
         container = started(node, "nix", image.reference, sleeping)
         nix = set(node.mounts()) - before - plain
         # The view may be there already: it lasts as long as the image, and other tests run it as well.
-        assert len(views_of(node, image)) == 1
-        assert len(nix - views_of(node, image)) == len(plain)
+        assert len(nix - views(node)) == len(plain)
+        view = view_below(node, container)
+        assert set(os.listdir(f"{view}/v/nix/store")) == {path.name for path in image.paths}
 
         second = started(node, "again", image.reference, sleeping)
         again = set(node.mounts()) - before - plain - nix
-        assert len(views_of(node, image)) == 1
+        assert not again & views(node)
         assert len(again) == len(plain)
+        assert view_below(node, second) == view
 
         seen = inside(node, container, "/bin/ls", "-a", "/nix/store").split()
         assert sorted(set(seen) - {".", ".."}) == sorted(path.name for path in image.paths)

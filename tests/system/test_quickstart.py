@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.host import mounts, network
+from nixlet.host import mounts, network, unixsocket
 from nixlet.node import stand
-from nixlet.rpc import server
 from support import nodes
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +98,7 @@ def test_unknown_arguments_are_a_usage_error(directory: Path) -> None:
 @pytest.fixture
 def system_containerd() -> Iterator[None]:
     """The system's containerd, with the system's configuration, at the system's places."""
-    if server.is_served(SYSTEM_SOCKET):
+    if unixsocket.is_served(SYSTEM_SOCKET):
         yield
         return
     made = [path for path in ("/run/containerd", "/var/lib/containerd") if not os.path.exists(path)]
@@ -109,7 +108,7 @@ def system_containerd() -> Iterator[None]:
     ):
         try:
             for _ in range(200):
-                if server.is_served(SYSTEM_SOCKET):
+                if unixsocket.is_served(SYSTEM_SOCKET):
                     break
                 time.sleep(0.05)
             yield

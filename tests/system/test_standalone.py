@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.host import mounts
+from nixlet.host import mounts, unixsocket
 from nixlet.node import standalone
-from nixlet.rpc import server
 from support import alone, parts, storeimages
 
 
@@ -80,7 +79,7 @@ def test_a_second_one_names_the_first(place: alone.Alone) -> None:
         assert f"the snapshotter's root {place.root} is in use by process {first.pid}" in refused(place)
         other = refused(place, "--root", f"{place.directory}/other")
         assert f"another process serves the socket {place.socket}" in other
-        assert server.is_served(str(place.socket))
+        assert unixsocket.is_served(str(place.socket))
 
 
 def test_a_root_of_the_go_program_is_left_alone(place: alone.Alone) -> None:

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from nixlet.cli.node import Node
 
 
+#: Seconds until the runtime is taken to listen to a container whose output it was asked for: it answers before it does, and what
+#: the container writes in between is lost to us. A person's first key comes later anyway.
+_SETTLING = 0.1
+
+
 @click.command()
 @options.state_dir
 @click.argument("container", shell_complete=completion.containers)
@@ -54,9 +59,12 @@ async def attach(container: str, state_dir: str) -> int:
 
 async def _feed(connection: "Node", container: str, *, tty: bool) -> None:
     """Hand our input on, over a connection of its own: only the end of the connection can say that it has ended."""
+    import asyncio
+
     from nixlet.cli import terminal
     from nixlet.containerd import streaming
 
+    await asyncio.sleep(_SETTLING)
     url = await connection.runtime.attach(container, stdin=True, output=False, tty=tty)
     async with streaming.attached(url) as attachment:
         async for data in terminal.Input():

@@ -22,7 +22,8 @@ def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
 
     layout = config.Layout("", os.path.abspath(state_dir))
     namespace = os.environ.get("CONTAINERD_NAMESPACE") or client.CRI_NAMESPACE
-    _become("ctr", arguments, {"CONTAINERD_ADDRESS": layout.containerd_socket, "CONTAINERD_NAMESPACE": namespace})
+    own = {"CONTAINERD_ADDRESS": layout.containerd_socket, "CONTAINERD_NAMESPACE": namespace}
+    _become("ctr", arguments, own, _beside_containerd(layout.containerd_socket, "ctr"))
 
 
 @click.command(context_settings=_SETTINGS, add_help_option=False)
@@ -43,12 +44,24 @@ def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
     _become("crictl", arguments, own)
 
 
-def _become(name: str, arguments: tuple[str, ...], own: Mapping[str, str]) -> NoReturn:
-    """Let a program take our place: terminal, signals and exit status are then its own."""
+def _beside_containerd(socket: str, name: str) -> str | None:
+    """A program that came with the containerd at a socket: of the same version, unlike perhaps that on PATH."""
+    from nixlet import errors
+    from nixlet.host import process, unixsocket
+
+    try:
+        containerd = os.readlink(f"/proc/{unixsocket.peer_of(socket)}/exe")
+    except (OSError, errors.UnavailableError):
+        return None
+    return process.find_program(os.path.join(os.path.dirname(containerd), name))
+
+
+def _become(name: str, arguments: tuple[str, ...], own: Mapping[str, str], program: str | None = None) -> NoReturn:
+    """Let a program take our place, by default that on PATH: terminal, signals and exit status are then its own."""
     from nixlet import errors
     from nixlet.host import process
 
-    program = process.find_program(name)
+    program = program or process.find_program(name)
     if program is None:
         raise errors.CommandNotFoundError(f"{name} is not installed", hint="install it, or put its directory on PATH")
     # Where the environment names another node, ours is meant all the same.

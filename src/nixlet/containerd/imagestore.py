@@ -92,13 +92,15 @@ class ImageStore(client.Containerd):
             request = containerd_images_pb2.ListImagesRequest(filters=filters)
             return (await self._images.List(request, metadata=self._metadata)).images
 
-    async def label_image(self, name: str, labels: Mapping[str, str]) -> None:
-        """Set labels of an image's record; an empty value takes a label away.
+    async def label_image(self, record: containerd_images_pb2.Image, labels: Mapping[str, str]) -> None:
+        """Set labels of an image; an empty value takes a label away.
 
         Raises:
-            NotFoundError: There is no such image.
+            NotFoundError: It is gone.
         """
-        request = containerd_images_pb2.UpdateImageRequest(image=containerd_images_pb2.Image(name=name, labels=labels))
+        # containerd 1.7 ends in a panic when the target is missing, although the mask says that it isn't looked at.
+        image = containerd_images_pb2.Image(name=record.name, target=record.target, labels=labels)
+        request = containerd_images_pb2.UpdateImageRequest(image=image)
         request.update_mask.paths.extend(f"labels.{label}" for label in labels)
         with self._translated():
             await self._images.Update(request, metadata=self._metadata)

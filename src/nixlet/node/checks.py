@@ -17,11 +17,10 @@ from typing import Literal
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
-from nixlet.host import files, mounts, process
+from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node import config as node_config
 from nixlet.node import machine, netprobe, pause, preflight, registries, rendering, snapshotters, stand
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server as rpc_server
 from nixlet.snapshots import model, probe
 from nixlet.store.daemon import client as nix
 
@@ -231,9 +230,9 @@ class Doctor:
         """A socket that is ours already, or nobody's."""
         if not os.path.exists(path):
             return f"{path} is free"
-        if not rpc_server.is_served(path):
+        if not unixsocket.is_served(path):
             return f"{path} is left from an earlier run, and will be replaced"
-        pid, holder = rpc_server.peer_of(path), files.holder(self._layout.lock)
+        pid, holder = unixsocket.peer_of(path), files.holder(self._layout.lock)
         if holder and pid in {holder, *_children(holder)}:
             return f"{path} is served by the node that runs (process {holder})"
         raise errors.FailedPreconditionError(
@@ -330,7 +329,7 @@ def _runtimes() -> str:
 
 async def _served(path: str, *, by_our_snapshotter: bool) -> str:
     """Somebody else's containerd: that it answers, what it is known for, and that it sees our mounts."""
-    pid = rpc_server.peer_of(path)
+    pid = unixsocket.peer_of(path)
     async with channels.connect(path) as channel:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT):

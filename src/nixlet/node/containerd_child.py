@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from nixlet import errors
 from nixlet.containerd import client, cni, cri
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, supervisor
+from nixlet.host import files, supervisor, unixsocket
 from nixlet.node import config as node_config
 from nixlet.node import preflight, rendering
-from nixlet.rpc import server as rpc_server
 
 #: Seconds that containerd gets to answer; it recovers its pods before it does.
 _READY_TIMEOUT = 60.0
@@ -103,7 +102,7 @@ async def kept_running(
     @contextlib.asynccontextmanager
     async def start() -> AsyncIterator[supervisor.SupervisedChild]:
         # A containerd that starts without its snapshotter takes every image for "not unpacked", and does not look again.
-        if not rpc_server.is_served(layout.node_socket):
+        if not unixsocket.is_served(layout.node_socket):
             raise errors.FailedPreconditionError(
                 f"containerd can't start: nobody listens any more at {layout.node_socket}",
                 hint="something removed the socket; restart the node",
@@ -142,7 +141,7 @@ def _write_network(settings: node_config.Settings, layout: node_config.Layout) -
 async def _wait_until_gone(socket: str) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_GONE_TIMEOUT):
-            while rpc_server.is_served(socket):
+            while unixsocket.is_served(socket):
                 await asyncio.sleep(0.05)
             return
     raise errors.FailedPreconditionError(

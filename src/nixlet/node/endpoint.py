@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
+from nixlet.host import unixsocket
 from nixlet.node import config as node_config
 from nixlet.node import stand
-from nixlet.rpc import server as rpc_server
 
 #: Seconds for it to answer: at boot it may still be starting.
 _READY_TIMEOUT = 60.0
@@ -29,7 +29,7 @@ def linked(settings: node_config.Settings, layout: node_config.Layout) -> Iterat
     if os.path.realpath(target) == os.path.realpath(os.path.dirname(place)) + f"/{os.path.basename(place)}":
         yield
         return
-    if os.path.islink(place) or (os.path.exists(place) and not rpc_server.is_served(place)):
+    if os.path.islink(place) or (os.path.exists(place) and not unixsocket.is_served(place)):
         os.unlink(place)
     try:
         os.symlink(target, place)

@@ -85,7 +85,7 @@ class Preload:
     async def start(self) -> None:
         """Unpin what was imported before and import what is there now; what can't be imported is said, and left out."""
         for image in await self._containerd.images(f'labels."{_OURS}"==pinned'):
-            await self._containerd.label_image(image.name, dict.fromkeys(_PINS, ""))
+            await self._containerd.label_image(image, dict.fromkeys(_PINS, ""))
         self._imported = await asyncio.to_thread(self._read_cache)
         for path, state in (await asyncio.to_thread(self._scan)).items():
             await self._take(path, state)
@@ -134,18 +134,20 @@ class Preload:
 
     async def _pin(self, names: Sequence[str]) -> bool:
         """Pin images; False if one of them is gone."""
-        with contextlib.suppress(errors.NotFoundError):
-            for name in names:
-                await self._containerd.label_image(name, _PINS)
-            return True
-        return False
+        records = [await self._containerd.image(name) for name in names]
+        present = [record for record in records if record is not None]
+        if len(present) < len(names):
+            return False
+        for record in present:
+            await self._containerd.label_image(record, _PINS)
+        return True
 
     async def _import(self, path: str) -> list[str]:
         with contextlib.ExitStack() as stack:
             source, found = await asyncio.to_thread(_open, stack, path)
             names: list[str] = []
             for image in found:
-                own = image.names or (f"{reference.NIX_PREFIX}{os.path.realpath(path)}",)
+                own = image.names or (reference.canonical(reference.parse_archive(os.path.realpath(path))),)
                 all_names = further_names(own, image.descriptor.digest, self._registries)
                 loaded = await self._loader.load(source, image, all_names, labels=_PINS)
                 await pulls.wait_for_cri(self._shown, loaded.image_id)

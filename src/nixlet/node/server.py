@@ -15,13 +15,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import nixlet
 from nixlet import errors
 from nixlet.containerd import cni, cri, crictl
-from nixlet.host import files, network, sdnotify, signals, supervisor
+from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import player, resolvconf
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, endpoint, pause, preflight, preload, registries, snapshotters, stand
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server as rpc_server
 from nixlet.services import health
 from nixlet.services import node as node_service
 from nixlet.store import interface
@@ -325,7 +324,7 @@ def _checks(
     snapshotter = stood.snapshotter
 
     async def serves() -> None:
-        if not rpc_server.is_served(place.socket):
+        if not unixsocket.is_served(place.socket):
             raise errors.UnavailableError(f"nobody listens at {place.socket}")
         snapshotter.counts()
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, mounts, process, userns
+from nixlet.host import files, mounts, process, unixsocket, userns
 from nixlet.node import config as node_config
 from nixlet.node import preflight
-from nixlet.rpc import server as rpc_server
 from nixlet.store import paths
 from nixlet.store.daemon import client as nix
 
@@ -97,7 +96,7 @@ async def check_store(store: nix.DaemonStore) -> None:
     # A store that is mounted read-only is Nix's business: it mounts it anew for itself, or would not have answered.
     directory = store.real_dir
     if (
-        not rpc_server.is_served(settings.socket)
+        not unixsocket.is_served(settings.socket)
         and os.path.isdir(directory)
         and not os.access(directory, os.W_OK)
         and not os.statvfs(directory).f_flag & os.ST_RDONLY

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.host import files, mounts, sdnotify
+from nixlet.host import files, mounts, sdnotify, unixsocket
 from nixlet.images import loader, pulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
@@ -211,7 +211,7 @@ def check_mount_namespace(containerd_socket: str) -> None:
         UnavailableError: containerd isn't there.
         FailedPreconditionError: It is in another mount namespace, where views would be missing.
     """
-    pid = rpc_server.peer_of(containerd_socket)
+    pid = unixsocket.peer_of(containerd_socket)
     with contextlib.suppress(OSError):
         if not mounts.shares_namespace(pid):
             raise errors.FailedPreconditionError(

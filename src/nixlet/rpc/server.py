@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
 import stat
-import struct
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -18,7 +16,7 @@ from grpclib import const, protocol
 from grpclib.exceptions import GRPCError
 
 from nixlet import errors
-from nixlet.host import files
+from nixlet.host import files, unixsocket
 from nixlet.rpc import status, transport
 
 #: A call as a handler sees it.
@@ -264,7 +262,7 @@ def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.so
             raise errors.FailedPreconditionError(
                 f"{path} exists and is no socket", hint="remove it, or choose another directory"
             )
-        if is_served(path):
+        if unixsocket.is_served(path):
             raise errors.FailedPreconditionError(
                 f"another process serves the socket {path}", hint="stop that process, or choose another directory"
             )
@@ -278,23 +276,3 @@ def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.so
         sock.close()
         raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
     return sock
-
-
-def peer_of(path: str) -> int:
-    """The process that listens on a unix socket (SO_PEERCRED of unix(7)), by number.
-
-    Raises:
-        UnavailableError: Nobody does.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
-        number = probe.connect_ex(path)
-        if number:
-            raise errors.UnavailableError(f"{path} can't be reached: {os.strerror(number)}")
-        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-
-
-def is_served(path: str) -> bool:
-    """Whether some process accepts connections on a unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
-        # EAGAIN: its queue is full, so somebody listens.
-        return probe.connect_ex(path) in {0, errno.EAGAIN, errno.EINPROGRESS}

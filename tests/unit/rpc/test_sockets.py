@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.rpc import server
 
 
@@ -39,9 +40,9 @@ def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
 
 def test_is_served(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    assert not server.is_served(path)
+    assert not unixsocket.is_served(path)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-        assert not server.is_served(path)
+        assert not unixsocket.is_served(path)
         sock.listen()
-        assert server.is_served(path)
+        assert unixsocket.is_served(path)
