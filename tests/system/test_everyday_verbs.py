@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,8 +49,25 @@ def test_users_directories_entrypoints_and_read_only_roots(
     assert output == "ours /bin\nuid=1000 gid=5 groups=5\nrefused\n"
     assert any_node.ok("run", "--rm", "--entrypoint", "", image, "/bin/echo", "alone") == "alone\n"
     assert any_node.run("run", "--rm", "--entrypoint", "", image).returncode == 2
-    refused = any_node.run("run", "--rm", "-d", image)
-    assert (refused.returncode, b"exclude each other" in refused.stderr) == (2, True)
+
+
+def test_a_container_in_the_background_is_removed_when_it_ends(any_node: nodes.Node, image: str) -> None:
+    before = any_node.crictl("pods", "-q").split()
+    pods = any_node.data_dir / "agent/pods"
+    logs = set(pods.iterdir())
+    container = any_node.ok(
+        "run", "-d", "--rm", "--name", "brief", "-i", image, "--", "/bin/sh", "-c", "read x"
+    ).strip()
+    assert container in any_node.ok("ps", "-aq").split()
+    any_node.run("attach", "brief", stdin=b"\n")
+    deadline = time.monotonic() + 30
+    while any_node.crictl("pods", "-q").split() != before or set(pods.iterdir()) != logs:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Who is quicker than the node is no mistake of anybody's.
+    any_node.ok("run", "-d", "--rm", "--name", "brief", image, "--", "/bin/sleep", "1000")
+    any_node.ok("rm", "-f", "brief")
+    assert any_node.crictl("pods", "-q").split() == before
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,20 @@ def test_stats_in_every_containerd(node: nodes.Node, store_images: dict[int, sto
         assert [line.split()[1] for line in table] == ["ID", "idle"]
     finally:
         node.ok("rm", "-f", "busy", "idle")
+
+
+def test_ctr_is_the_one_beside_containerd(tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("containerd", "containerd-shim-runc-v2"):
+        shutil.copy(f"/usr/bin/{name}", programs)
+    (programs / "ctr").write_text('#!/bin/sh\necho beside "$CONTAINERD_ADDRESS" "$@"\n')
+    (programs / "ctr").chmod(0o755)
+    node = nodes.Node(35, tmp_path, "--containerd", str(programs / "containerd"))
+    assert b"beside" not in node.run("ctr", "version").stdout
+    with nodes.cleaned_up(node):
+        node.start()
+        assert node.ok("ctr", "plugins", "ls") == f"beside {node.containerd_socket} plugins ls\n"
 
 
 def test_completion(any_node: nodes.Node, image: str) -> None:

@@ -42,6 +42,8 @@ def test_containers_outlive_a_kill_and_are_taken_up_again(
     script = "while :; do echo tick; sleep 0.1; done"
     container = node.ok("run", "-d", "--name", "survivor", image.reference, "--", "/bin/sh", "-c", script).strip()
     pid = container_pid(node, container)
+    brief = node.ok("run", "-d", "--rm", "--name", "brief", image.reference, "--", "/bin/sleep", "1000").strip()
+    brief_pid = container_pid(node, brief)
     containerd = [each for each in nodes.processes_below(node.state_dir) if _name(each) == "containerd"]
     assert containerd
     node.kill()
@@ -58,7 +60,17 @@ def test_containers_outlive_a_kill_and_are_taken_up_again(
     node.start()
     assert container_pid(node, container) == pid
     listed = json.loads(node.ok("ps", "--output", "json"))
-    assert [(each["id"], each["name"], each["state"]) for each in listed] == [(container, "survivor", "running")]
+    assert {(each["id"], each["name"], each["state"]) for each in listed} == {
+        (container, "survivor", "running"),
+        (brief, "brief", "running"),
+    }
+    # The node knows what it promised before.
+    os.kill(brief_pid, signal.SIGKILL)
+    for _ in range(200):
+        if node.ok("ps", "-aq").split() == [container]:
+            break
+        time.sleep(0.05)
+    assert node.ok("ps", "-aq").split() == [container]
     before = node.ok("logs", "survivor").count("tick")
     for _ in range(100):
         if node.ok("logs", "survivor").count("tick") > before:

@@ -43,6 +43,12 @@ class Node:
         with channels.translated(self._peer):
             await self._stub.ReleasePod(node_pb2.ReleasePodRequest(pod_sandbox_id=sandbox), timeout=10)
 
+    async def remove_when_ended(self, sandbox: str) -> None:
+        """Let the node remove a pod that is marked for it when its containers have ended."""
+        with channels.translated(self._peer):
+            request = node_pb2.RemoveEndedPodRequest(pod_sandbox_id=sandbox)
+            await self._stub.RemoveEndedPod(request, timeout=10)
+
     async def player(self) -> player.Player:
         """What runs pods there."""
         status = await self.status()

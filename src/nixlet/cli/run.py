@@ -17,7 +17,7 @@ _CONTAINERD_STATE = "/run/containerd"
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @options.state_dir
-@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
+@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended; with -d, the node does.")
 @click.option("--detach", "-d", is_flag=True, help="Print the container's ID and leave it running.")
 @click.option("--interactive", "-i", is_flag=True, help="Hand our standard input on; with -d, keep its own open.")
 @click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
@@ -26,7 +26,11 @@ _CONTAINERD_STATE = "/run/containerd"
 @click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
 @click.option("--volume", "-v", multiple=True, metavar="HOST:PLACE[:ro]", help="A directory or file of the host.")
 @click.option(
-    "--publish", "-p", multiple=True, metavar="[ADDRESS:]HOST:PORT[/udp]", help="Offer a port at one of the host's."
+    "--publish",
+    "-p",
+    multiple=True,
+    metavar="[ADDRESS:]HOST:PORT[/udp]",
+    help="Offer a port, or a range of them, at one of the host's.",
 )
 @click.option(
     "--network",
@@ -77,8 +81,6 @@ async def run(
     from nixlet.cli import node, terminal
     from nixlet.kube import arguments, model
 
-    if detach and remove:
-        raise errors.UsageError("--detach and --rm exclude each other: nobody would be there to remove the container")
     if publish and network != "bridge":
         raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
     if tty and not detach:
@@ -121,6 +123,8 @@ async def run(
         runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",
+        # With us in front of it, we remove it ourselves, and wait until that is done.
+        remove_when_ended=remove and detach,
     )
     async with node.connected(state_dir) as connection:
         return await _run(connection, pod, remove=remove, detach=detach)
@@ -148,6 +152,8 @@ async def _run(connection: "Node", pod: "model.Pod", *, remove: bool, detach: bo
             raise errors.AlreadyExistsError(error.message, hint=hint) from error
         started = running.containers[0].id
         if detach:
+            if pod.remove_when_ended:
+                await connection.remove_when_ended(running.sandbox)
             click.echo(started)
             return 0
         signals = terminal.Signals(connection.tasks, started)

@@ -11,42 +11,52 @@ from nixlet.kube import model
 _UID_MAX = 2**32 - 2
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 
-#: ``[ADDRESS:]HOST:CONTAINER[/PROTOCOL]``, an IPv6 address in brackets.
+#: ``[ADDRESS:]HOST:CONTAINER[/PROTOCOL]``, an IPv6 address in brackets; a port may be a range of them.
 _PORT = re.compile(
-    r"(?:(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):)?(?P<host>\d+):(?P<container>\d+)(?:/(?P<protocol>\w+))?"
+    r"(?:(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):)?"
+    r"(?P<host>\d+)(?:-(?P<host_last>\d+))?:(?P<container>\d+)(?:-(?P<container_last>\d+))?(?:/(?P<protocol>\w+))?"
 )
 
 #: An environment file may be this large (bytes).
 _MAX_FILE = 1 << 20
 
 
-def port(text: str) -> model.Port:
-    """A port that the host is to offer: ``[ADDRESS:]HOST:CONTAINER[/udp]``.
+def port_range(text: str) -> list[model.Port]:
+    """The ports that the host is to offer: ``[ADDRESS:]HOST:CONTAINER[/udp]``, or as many on both sides: ``8000-8010:80-90``.
 
     Raises:
         UsageError: It is none.
     """
+    shown = f"--publish {text[:80]!r}"
     match = _PORT.fullmatch(text)
     if match is None:
         raise errors.UsageError(
-            f"--publish {text[:80]!r} is not [ADDRESS:]HOST:CONTAINER[/udp]",
-            hint="say which port of the host it is: -p 8080:80",
+            f"{shown} is not [ADDRESS:]HOST:CONTAINER[/udp]", hint="say which port of the host it is: -p 8080:80"
         )
     protocol = (match["protocol"] or "tcp").upper()
     if protocol not in _PROTOCOLS:
-        raise errors.UsageError(f"--publish {text[:80]!r}: {protocol.lower()} is none of tcp, udp, sctp")
-    numbers = [int(match[side]) if len(match[side]) <= 5 else 0 for side in ("host", "container")]
-    if not all(1 <= number <= 65535 for number in numbers):
-        raise errors.UsageError(f"--publish {text[:80]!r}: a port is a number from 1 to 65535")
+        raise errors.UsageError(f"{shown}: {protocol.lower()} is none of tcp, udp, sctp")
+    sides = []
+    for side in ("host", "container"):
+        first, last = (
+            int(each) if len(each) <= 5 else 0 for each in (match[side], match[f"{side}_last"] or match[side])
+        )
+        if not 1 <= first <= last <= 65535:
+            raise errors.UsageError(
+                f"{shown}: a port is a number from 1 to 65535, and a range begins with the lower one"
+            )
+        sides.append(range(first, last + 1))
+    if len(sides[0]) != len(sides[1]):
+        raise errors.UsageError(f"{shown}: the host's range has {len(sides[0])} ports, the container's {len(sides[1])}")
     address = match["six"] if match["six"] is not None else match["four"] or ""
     if address:
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError as error:
-            raise errors.UsageError(f"--publish {text[:80]!r}: {address!r} is no IP address") from error
+            raise errors.UsageError(f"{shown}: {address!r} is no IP address") from error
         if (parsed.version == 6) != (match["six"] is not None) or getattr(parsed, "scope_id", None):
-            raise errors.UsageError(f"--publish {text[:80]!r}: an IPv6 address stands in brackets and has no zone")
-    return model.Port(numbers[1], numbers[0], address, protocol)
+            raise errors.UsageError(f"{shown}: an IPv6 address stands in brackets and has no zone")
+    return [model.Port(inner, outer, address, protocol) for outer, inner in zip(*sides, strict=True)]
 
 
 def ports(texts: Iterable[str]) -> tuple[model.Port, ...]:
@@ -56,11 +66,9 @@ def ports(texts: Iterable[str]) -> tuple[model.Port, ...]:
         UsageError: One is none, or two of them can't be offered together.
     """
     found: list[model.Port] = []
-    for text in texts:
-        new = port(text)
-        for other in found:
-            if new.collides(other):
-                raise errors.UsageError(f"--publish {text!r} asks for port {new.host_port} of the host a second time")
+    for text, new in ((each, port) for each in texts for port in port_range(each)):
+        if any(new.collides(other) for other in found):
+            raise errors.UsageError(f"--publish {text!r} asks for port {new.host_port} of the host a second time")
         found.append(new)
     return tuple(found)
 

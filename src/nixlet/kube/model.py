@@ -123,6 +123,7 @@ class Pod:
     seccomp: str = ""
     sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
     grace_seconds: int = 30
+    remove_when_ended: bool = False
 
 
 def checked_name(name: str, what: str) -> str:

@@ -18,6 +18,9 @@ CONTAINER_NAME = "io.kubernetes.container.name"
 #: The label of what nixlet made, as opposed to a kubelet beside it.
 MADE_BY = {"nixlet.io/made-by": "nixlet"}
 
+#: The label of pods that the node removes when they have ended.
+AUTO_REMOVE = {"nixlet.io/auto-remove": "true"}
+
 #: Annotations: what of the host's ports is a pod's, for those who list pods, and that it has no network.
 PORTS = "nixlet.io/ports"
 NO_NETWORK = "nixlet.io/no-network"
@@ -143,6 +146,8 @@ def sandbox_config(
         )
         for port in published
     ]
+    # What only nixlet says of a pod, a manifest can't say.
+    labels = {key: value for key, value in pod.labels.items() if key not in AUTO_REMOVE}
     annotations = {key: value for key, value in pod.annotations.items() if key not in {PORTS, NO_NETWORK}}
     if published:
         annotations[PORTS] = ", ".join(map(str, published))
@@ -155,7 +160,7 @@ def sandbox_config(
         log_directory=placement.log_directory,
         dns_config=None if pod.host_network else dns,
         port_mappings=ports,
-        labels={**pod.labels, **_labels(pod, placement), **MADE_BY},
+        labels={**labels, **_labels(pod, placement), **MADE_BY, **(AUTO_REMOVE if pod.remove_when_ended else {})},
         annotations=annotations,
         linux=linux,
     )

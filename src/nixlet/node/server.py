@@ -17,7 +17,7 @@ from nixlet import errors
 from nixlet.containerd import cni, cri, crictl
 from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
-from nixlet.kube import player, resolvconf
+from nixlet.kube import autoremove, player, resolvconf
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, endpoint, pause, preflight, preload, registries, snapshotters, stand
 from nixlet.rpc import channel as channels
@@ -176,7 +176,7 @@ async def running(
         )
         files.write_atomically(layout.crictl_config, rendered, mode=0o600)
         # Only a node that is ready says what its children are: that is how the command line tells.
-        faces.containerd = containerd
+        await faces.ready(containerd)
         yield containerd
 
 
@@ -225,21 +225,36 @@ class _Faces:
     def __init__(self, status: node_service.NodeStatus) -> None:
         self._status = status
         self._made: list[node_service.NodeService] = []
+        self._removers: list[autoremove.AutoRemover] = []
         self.containerd: Containerd | None = None
 
     def services(self, stood: stand.Stand) -> Sequence[node_service.NodeService]:
         """The services, for what stands."""
         release = functools.partial(player.stop_sandbox, stood.runtime)
+        pods_dir = self._status.pod_log_dir
+        plays = player.Player(stood.runtime, stood.images, stood.containerd, pods_dir=pods_dir, pull=stood.images.pull)
+        remover = autoremove.AutoRemover(stood.runtime, plays)
+        self._removers.append(remover)
         self._made.append(
-            node_service.NodeService(self._status, self._children, stood.board, stood.snapshotter, release)
+            node_service.NodeService(
+                self._status, self._children, stood.board, stood.snapshotter, release, remover.wait_for
+            )
         )
         return self._made
+
+    async def ready(self, containerd: Containerd) -> None:
+        """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""
+        for remover in self._removers:
+            await remover.adopt()
+        self.containerd = containerd
 
     def _children(self) -> Sequence[node_service.ChildStatus]:
         return [] if self.containerd is None else self.containerd.children()
 
     async def close(self) -> None:
         """End what they do by themselves."""
+        for remover in self._removers:
+            await remover.close()
         for service in self._made:
             await service.close()
 

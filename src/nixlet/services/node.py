@@ -52,12 +52,14 @@ class NodeService(node_grpc.NodeBase):
         board: pulls.Board,
         snapshotter: snapshotter_module.Snapshotter | None,
         release_pod: Callable[[str], Awaitable[None]],
+        remove_ended_pod: Callable[[str], None],
     ) -> None:
         self._status = status
         self._children = children
         self._board = board
         self._snapshotter = snapshotter
         self._release_pod = release_pod
+        self._remove_ended_pod = remove_ended_pod
         self._releasing: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
 
@@ -126,6 +128,11 @@ class NodeService(node_grpc.NodeBase):
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
         await stream.send_message(pb.ReleasePodResponse())
+
+    async def RemoveEndedPod(self, stream: server.Stream[pb.RemoveEndedPodRequest, pb.RemoveEndedPodResponse]) -> None:
+        """Remove a pod when it has ended."""
+        self._remove_ended_pod((await server.request(stream)).pod_sandbox_id)
+        await stream.send_message(pb.RemoveEndedPodResponse())
 
 
 def _event(event: pulls.Event) -> pb.PullEvent:

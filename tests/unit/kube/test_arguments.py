@@ -19,7 +19,14 @@ from nixlet.kube import arguments, model
     ],
 )
 def test_ports(text: str, port: model.Port) -> None:
-    assert arguments.port(text) == port
+    assert arguments.ports([text]) == (port,)
+
+
+def test_a_range_of_ports() -> None:
+    assert arguments.ports(["127.0.0.1:8000-8002:80-82/udp"]) == tuple(
+        model.Port(80 + number, 8000 + number, "127.0.0.1", "UDP") for number in range(3)
+    )
+    assert arguments.ports(["8000-8000:80"]) == (model.Port(80, 8000),)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +34,11 @@ def test_ports(text: str, port: model.Port) -> None:
     [
         ("80", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
         ("", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
-        ("8000-8010:8000-8010", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("8000-:8000", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
+        ("8000-8010:8000-8009", "the host's range has 11 ports, the container's 10"),
+        ("8000-8010:80", "the host's range has 11 ports, the container's 1"),
+        ("8010-8000:8010-8000", "a range begins with the lower one"),
+        ("80:80-65536", "a port is a number from 1 to 65535"),
         ("::1:80:80", "is not [ADDRESS:]HOST:CONTAINER[/udp]"),
         ("0:80", "a port is a number from 1 to 65535"),
         ("80:65536", "a port is a number from 1 to 65535"),
@@ -40,7 +51,7 @@ def test_ports(text: str, port: model.Port) -> None:
 )
 def test_what_is_no_port(text: str, problem: str) -> None:
     with pytest.raises(errors.UsageError, match="--publish") as caught:
-        arguments.port(text)
+        arguments.ports([text])
     assert problem in caught.value.message
 
 
@@ -52,6 +63,7 @@ def test_what_is_no_port(text: str, problem: str) -> None:
         (["127.0.0.1:80:80", "127.0.0.2:80:80"], True),
         (["80:80/tcp", "80:80/udp"], True),
         (["80:80", "81:80"], True),
+        (["78-80:1-3", "80:80"], False),
     ],
 )
 def test_a_port_of_the_host_is_given_once(texts: list[str], *, fits: bool) -> None:

@@ -30,6 +30,10 @@ class NodeBase(abc.ABC):
     async def ReleasePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.ReleasePodRequest, nixlet.rpc.gen.node_pb2.ReleasePodResponse]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def RemoveEndedPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest, nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/nixlet.v1.Node/Status': grpclib.const.Handler(
@@ -55,6 +59,12 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 nixlet.rpc.gen.node_pb2.ReleasePodRequest,
                 nixlet.rpc.gen.node_pb2.ReleasePodResponse,
+            ),
+            '/nixlet.v1.Node/RemoveEndedPod': grpclib.const.Handler(
+                self.RemoveEndedPod,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest,
+                nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse,
             ),
         }
 
@@ -85,4 +95,10 @@ class NodeStub:
             '/nixlet.v1.Node/ReleasePod',
             nixlet.rpc.gen.node_pb2.ReleasePodRequest,
             nixlet.rpc.gen.node_pb2.ReleasePodResponse,
+        )
+        self.RemoveEndedPod = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/nixlet.v1.Node/RemoveEndedPod',
+            nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest,
+            nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse,
         )
