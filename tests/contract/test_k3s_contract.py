@@ -174,7 +174,7 @@ async def test_a_pinned_image_keeps_its_label(version: str, tmp_path: Path) -> N
     async with images_of(version, tmp_path) as store:
         with archive.open_archive(str(image_archive(tmp_path, b"pause"))) as source:
             image = source.image(platforms.host_platform())
-            await loader.Loader(store, "native").load(source, image, ["localhost/pause:1"], labels=loader.PINNED)
+            await loader.Loader(store, "native").load(source, image, ["localhost/pause:1"], labels=imagestore.PINNED)
         found = await store.image("localhost/pause:1")
         assert found is not None
         assert found.labels["io.cri-containerd.pinned"] == "pinned"

@@ -220,9 +220,12 @@ def test_nothing_is_left_of_pods_and_images(node: nodes.Node, store_images: dict
     image = store_images[50]
     node.ok("kube", "play", "--wait", "-", stdin=nodes.manifest("brief", image.reference, command=["/bin/true"]))
     for each in json.loads(node.crictl("images", "-o", "json"))["images"]:
-        # containerd 1.6 doesn't say which images are pinned.
-        if not each["pinned"] and pause.REFERENCE not in each["repoTags"]:
+        if not each["pinned"]:
             node.crictl("rmi", each["id"])
+    # Also where containerd itself doesn't tell which images are pinned.
+    node.crictl("rmi", "--prune")
+    kept_images = json.loads(node.crictl("images", "-o", "json"))["images"]
+    assert [each["repoTags"] for each in kept_images] == [[pause.REFERENCE]]
     for _ in range(300):
         if not views(node):
             break

@@ -47,17 +47,20 @@ class Containerd:
             answer = await self._introspection.Plugins(request, timeout=10)
         return next((plugin.init_err.message for plugin in answer.plugins), "")
 
+    async def release(self) -> tuple[int, int]:
+        """The first two numbers of its version; (0, 0) for one that has none."""
+        numbers = re.match(r"v?(\d+)\.(\d+)", await self.version())
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
     async def check_mount_targets(self) -> None:
         """Check that it can make mounts below a snapshot's root: containerd 1.6 drops the targets of mounts.
 
         Raises:
             UnsupportedError: It can't; all mounts would land on the root itself.
         """
-        version = await self.version()
-        numbers = re.match(r"v?(\d+)\.(\d+)", version)
-        if numbers is None or (int(numbers[1]), int(numbers[2])) < (1, 7):
+        if await self.release() < (1, 7):
             raise errors.UnsupportedError(
-                f"{self._peer} is version {version}, which can't bind store paths into containers",
+                f"{self._peer} is version {await self.version()}, which can't bind store paths into containers",
                 hint="use containerd 1.7 or later, or the strategy view",
             )
 

@@ -158,10 +158,10 @@ class ImageClient:
             response = await self._stub.ImageStatus(request)
         return response.image if response.HasField("image") else None
 
-    async def images(self) -> Sequence[cri_pb2.Image]:
-        """All images."""
+    async def images(self, filters: cri_pb2.ImageFilter | None = None) -> Sequence[cri_pb2.Image]:
+        """All images, or those that a filter names."""
         with channels.translated(self._peer):
-            return (await self._stub.ListImages(cri_pb2.ListImagesRequest())).images
+            return (await self._stub.ListImages(cri_pb2.ListImagesRequest(filter=filters))).images
 
     async def remove(self, reference: str) -> None:
         """Remove an image with all of its names."""

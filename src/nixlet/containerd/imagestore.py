@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 
 from nixlet import errors
 from nixlet.containerd import client
@@ -28,6 +29,10 @@ _CHUNK = 1 << 20
 
 #: Leases that a crash leaves behind end by themselves (label containerd.io/gc.expire).
 _LEASE_SECONDS = 24 * 3600
+
+
+#: The label by which CRI knows images that must not be collected.
+PINNED: Mapping[str, str] = MappingProxyType({"io.cri-containerd.pinned": "pinned"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +96,13 @@ class ImageStore(client.Containerd):
         with self._translated():
             request = containerd_images_pb2.ListImagesRequest(filters=filters)
             return (await self._images.List(request, metadata=self._metadata)).images
+
+    async def untold_pins(self) -> frozenset[str]:
+        """The names of pinned images that CRI's list doesn't tell as such: all of them before containerd 1.7, then none."""
+        if await self.release() >= (1, 7):
+            return frozenset()
+        ((label, value),) = PINNED.items()
+        return frozenset(image.name for image in await self.images(f'labels."{label}"=={value}'))
 
     async def label_image(self, record: containerd_images_pb2.Image, labels: Mapping[str, str]) -> None:
         """Set labels of an image; an empty value takes a label away.

@@ -23,7 +23,6 @@ _SNAPSHOT_REF = "containerd.io/snapshot.ref"
 
 #: The label by which CRI knows its images; it sets it by itself on what it sees appear.
 _MANAGED = {"io.cri-containerd.image": "managed"}
-PINNED = {"io.cri-containerd.pinned": "pinned"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

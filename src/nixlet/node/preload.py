@@ -32,7 +32,7 @@ _MAX_LINE = 65536
 _INTERVAL, _REST, _RETRY = 1.0, 2.0, 10.0
 
 _OURS = "io.nixlet.pinned"
-_PINS = {**loader.PINNED, _OURS: "pinned"}
+_PINS = {**imagestore.PINNED, _OURS: "pinned"}
 
 _log = logging.getLogger("nixlet.preload")
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import nixlet
 from nixlet import errors
-from nixlet.containerd import cni, cri, crictl
+from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import autoremove, player, resolvconf
@@ -384,7 +384,7 @@ async def _load_pause_image(program: str, layout: node_config.Layout, loads: loa
     with pause.image_archive(program, layout.images) as path, archive.open_archive(path) as source:
         image = source.image(platforms.host_platform())
         try:
-            await loads.load(source, image, [pause.REFERENCE], labels=loader.PINNED)
+            await loads.load(source, image, [pause.REFERENCE], labels=imagestore.PINNED)
         except errors.NixletError as error:
             raise errors.FailedPreconditionError(
                 f"the pause image can't be loaded: {error.message}", hint=error.hint or f"see {layout.containerd_log}"

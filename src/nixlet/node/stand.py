@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
@@ -178,10 +178,12 @@ async def _serve(
     fallback = None
     if place.serve_images:
         handing_on = relay.Relay(made.channel, f"containerd at {place.containerd_socket}")
+        untold_pins: Callable[[], Awaitable[Collection[str]]] | None = made.containerd.untold_pins
         if place.image_service_socket:
             other = await stack.enter_async_context(channels.connect(place.image_service_socket))
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
-        fallback = images_service.ImageService(handing_on, puller, made.images, observed).answer
+            untold_pins = None
+        fallback = images_service.ImageService(handing_on, puller, made.images, observed, untold_pins).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
     if not sdnotify.Notifier(os.environ).keep(sock):

@@ -4,7 +4,7 @@ Calls are looked at as bytes. Those that don't concern a ``nix:0`` reference go 
 nixlet has never heard of.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from grpclib.const import Status
@@ -74,12 +74,25 @@ class ImageService:
         puller: NixPuller,
         images: cri.ImageClient,
         observed: metrics.NodeMetrics | None = None,
+        untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
     ) -> None:
+        """An image service.
+
+        Args:
+            handing_on: Gets what is not ours.
+            puller: Pulls ``nix:0`` references.
+            images: containerd's own image service.
+            observed: Counts pulls.
+            untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
+        """
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
         self._puller = puller
         self._images = images
+        self._untold_pins = untold_pins
         self._handlers = {"PullImage": self._pull, "ImageStatus": self._status, "RemoveImage": self._remove}
+        if untold_pins is not None:
+            self._handlers["ListImages"] = self._list
 
     async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> Status:
         """Answer a call; for use as a server's fallback."""
@@ -125,6 +138,15 @@ class ImageService:
         if image is not None:
             await self._images.remove(image.id)
         return pb.RemoveImageResponse().SerializeToString()
+
+    async def _list(self, request: bytes) -> bytes | None:
+        pinned = await self._untold_pins() if self._untold_pins is not None else ()
+        if not pinned:
+            return None
+        found = await self._images.images(pb.ListImagesRequest.FromString(request).filter)
+        for image in found:
+            image.pinned |= any(name in pinned for name in (*image.repo_tags, *image.repo_digests))
+        return pb.ListImagesResponse(images=found).SerializeToString()
 
     async def _find(self, wanted: str) -> pb.Image | None:
         """An image by its ``nix:0`` reference: by our record of it, since CRI can't parse every path as a reference."""
