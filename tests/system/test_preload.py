@@ -1,6 +1,7 @@
 """Images in the node's directory: there before it is ready, pinned, under further names, and again when they change."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -42,9 +43,9 @@ def until_shown(node: nodes.Node, name: str) -> None:
         time.sleep(0.1)
 
 
-def until_said(node: nodes.Node, text: str) -> None:
+def until_said(node: nodes.Node, text: str, times: int = 1) -> None:
     deadline = time.monotonic() + 30
-    while text not in node.log.read_text():
+    while node.log.read_text().count(text) < times:
         assert time.monotonic() < deadline, node.log.read_text()
         time.sleep(0.1)
 
@@ -90,15 +91,22 @@ def test_what_appears_later_is_imported(own: nodes.Node, ordinary: Path, tmp_pat
         (below / elsewhere.name).symlink_to(elsewhere)
     for form in image_archives.COMPRESSIONS:
         until_shown(own, f"localhost/{form}:1")
-    # The name goes to what the file holds now.
-    another = image_archives.tar({"form": b"another"})
-    changed = image_archives.tar(image_archives.oci([another], name="localhost/gz:1"))
-    (tmp_path / "elsewhere.tar.gz").write_bytes(image_archives.COMPRESSIONS["gz"](changed))
-    count = len(shown(own))
-    deadline = time.monotonic() + 30
-    while len(shown(own)) == count:
-        assert time.monotonic() < deadline, own.log.read_text()
-        time.sleep(0.1)
+    # The name goes to what the link leads to now, be it as old and as large as what was there.
+    changed = tmp_path / "changed.tar.gz"
+    layer = image_archives.tar({"form": b"zg"})
+    changed.write_bytes(
+        image_archives.COMPRESSIONS["gz"](image_archives.tar(image_archives.oci([layer], name="localhost/gz:1")))
+    )
+    old = tmp_path / "elsewhere.tar.gz"
+    size = max(old.stat().st_size, changed.stat().st_size)
+    for path in (old, changed):
+        # Zeros behind a gzip file mean nothing.
+        os.truncate(path, size)
+        os.utime(path, (1, 1))
+    until_said(own, f"imported {below}/{old.name}: localhost/gz:1, ", times=2)
+    (below / old.name).unlink()
+    (below / old.name).symlink_to(changed)
+    until_said(own, f"imported {below}/{old.name}: localhost/gz:1, ", times=3)
     digests = [name for name in shown(own) if name.startswith("localhost/gz@")]
     assert len(digests) == 2
 

@@ -235,7 +235,7 @@ def test_exec_refuses_as_container_tools_do(any_node: nodes.Node, image: str) ->
         assert any_node.run("exec", container, "/bin/no-such-command").returncode == 127
         assert any_node.run("exec", container, "/bin").returncode == 126
         done = any_node.run("exec", "-u", "nobody", container, "/bin/true")
-        assert (done.returncode, b"given by its number" in done.stderr) == (2, True)
+        assert (done.returncode, b"the container has no user nobody" in done.stderr) == (125, True)
         any_node.ok("stop", "-t", "0", container)
         done = any_node.run("exec", container, "/bin/true")
         assert (done.returncode, b"container background is not running" in done.stderr) == (125, True)
@@ -252,3 +252,14 @@ def test_exec_changes_what_it_is_told_to(any_node: nodes.Node, image: str, tmp_p
             "exec", "--env-file", str(file), "-e", "B=option", "-w", "/bin", "-u", "1000:7", container, *command
         )
     assert output.split() == ["image", "file", "option", "/bin", "Uid:", *["1000"] * 4, "Gid:", *["7"] * 4]
+
+
+def test_exec_knows_the_users_of_the_container(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("root:x:0:0::/:\nada:x:1000:100::/:\n")
+    (tmp_path / "group").write_text("users:x:100:\naudio:x:29:ada\n")
+    volumes = [option for name in ("passwd", "group") for option in ("-v", f"{tmp_path}/{name}:/etc/{name}:ro")]
+    with background(any_node, image, options=volumes) as container:
+        command = ["/bin/busybox", "id"]
+        of_ada = "uid=1000(ada) gid=100(users) groups=29(audio),100(users)"
+        assert any_node.ok("exec", "-u", "ada", container, *command).split() == of_ada.split()
+        assert any_node.ok("exec", "-u", "1000", container, *command).split() == of_ada.split()

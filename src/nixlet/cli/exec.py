@@ -12,7 +12,7 @@ from nixlet.cli import completion, options
 @click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="A variable for its environment.")
 @click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
 @click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
-@click.option("--user", "-u", metavar="UID[:GID]", help="Its user and group, by number.")
+@click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
 @click.argument("container", shell_complete=completion.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @options.asynchronous
@@ -39,11 +39,7 @@ async def exec(  # noqa: A001 (the verb's name)
     words = command[1:] if command[:1] == ("--",) else command
     if not words:
         raise errors.UsageError("there is no command to run")
-    rights = None
-    if user is not None:
-        rights = arguments.user(user)
-        if rights.run_as_user is None:
-            raise errors.UsageError(f"--user {user!r}: a user of exec is given by its number")
+    rights = None if user is None else arguments.user(user)
     wanted = processes.Command(words, arguments.environment(env, env_file, os.environ), workdir or "", rights, tty=tty)
     if tty:
         terminal.check(stdin=interactive)

@@ -13,7 +13,7 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import client, tasks
-from nixlet.kube import model, player, stdio
+from nixlet.kube import model, player, stdio, users
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class Processes:
         if command.working_dir:
             spec["cwd"] = command.working_dir
         if command.user is not None:
-            spec["user"] = {"uid": command.user.run_as_user, "gid": command.user.run_as_group or 0}
+            root = f"/proc/{await self._tasks.pid(container)}/root"
+            ids = await asyncio.to_thread(users.find, root, command.user)
+            spec["user"] = {"uid": ids.uid, "gid": ids.gid, "additionalGids": list(ids.groups)}
         return spec
 
     @contextlib.asynccontextmanager
@@ -61,7 +63,7 @@ class Processes:
         """A process in a container; when the context is left before it has ended, it is killed.
 
         Raises:
-            NotFoundError: There is no such container, or it doesn't run.
+            NotFoundError: There is no such container, or it doesn't run, or it has no such user.
             CommandNotFoundError: Its image has no such program.
             NotExecutableError: The program can't be executed.
         """

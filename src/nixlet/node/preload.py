@@ -38,10 +38,14 @@ _log = logging.getLogger("nixlet.preload")
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What tells one state of a file from another, in bytes and nanoseconds."""
+    """What tells one state of a file from another, in bytes and nanoseconds.
+
+    All files in a store are as old as each other: where a link leads to another one, only the inode need differ.
+    """
 
     size: int
     mtime_ns: int
+    inode: int
 
 
 class _Imported(msgspec.Struct, frozen=True):
@@ -192,7 +196,7 @@ class Preload:
                     path = os.path.join(parent, name)
                     with contextlib.suppress(OSError):
                         status = os.stat(path)
-                        found[path] = _State(status.st_size, status.st_mtime_ns)
+                        found[path] = _State(status.st_size, status.st_mtime_ns, status.st_ino)
         return found
 
     def _read_cache(self) -> dict[str, _Imported]:
