@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from nixlet.host import mounts
+from nixlet.host import mounts, unixsocket
 from nixlet.node import stand
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
 from support import parts, storeimages
@@ -78,7 +77,7 @@ def started(argv: Sequence[str], socket: Path, log: Path) -> Iterator["subproces
     with log.open("ab") as out, subprocess.Popen(argv, stdout=out, stderr=out) as process:
         try:
             for _ in range(500):
-                if server.is_served(str(socket)):
+                if unixsocket.is_served(str(socket)):
                     break
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.02)

@@ -257,7 +257,7 @@ def test_exec_changes_what_it_is_told_to(any_node: nodes.Node, image: str, tmp_p
 def test_exec_knows_the_users_of_the_container(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
     (tmp_path / "passwd").write_text("root:x:0:0::/:\nada:x:1000:100::/:\n")
     (tmp_path / "group").write_text("users:x:100:\naudio:x:29:ada\n")
-    volumes = [option for name in ("passwd", "group") for option in ("-v", f"{tmp_path}/{name}:/etc/{name}:ro")]
+    volumes = ("-v", f"{tmp_path}/passwd:/etc/passwd:ro", "-v", f"{tmp_path}/group:/etc/group:ro")
     with background(any_node, image, options=volumes) as container:
         command = ["/bin/busybox", "id"]
         of_ada = "uid=1000(ada) gid=100(users) groups=29(audio),100(users)"

@@ -3,6 +3,8 @@
 Programs are started by argument list, never through a shell, and never with ``preexec_fn``, user or group arguments (those make
 CPython fork instead of vfork). A child that must not outlive nixlet is started through ``setpriv --pdeathsig KILL``: the
 kernel then kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which is the event loop's thread.
+The signal is not sent for a parent that ended before that call, so a shell then compares the parent with us before it becomes
+the program; it takes no word of the command.
 """
 
 import asyncio
@@ -20,6 +22,9 @@ from nixlet import errors
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 STDOUT = subprocess.STDOUT
+
+#: Run after PR_SET_PDEATHSIG: an orphan has another parent, and ends here. The program's words are arguments, never script.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 
 #: How much of a program's output an error shows.
 _SHOWN_OUTPUT = 2000
@@ -118,7 +123,10 @@ def _command(argv: Sequence[str], *, die_with_parent: bool) -> list[str]:
             f"the program {argv[0]} is not installed or not executable", hint="install it, or put its directory on PATH"
         )
     command = [program, *argv[1:]]
-    return [find_setpriv(), "--pdeathsig", "KILL", "--", *command] if die_with_parent else command
+    if not die_with_parent:
+        return command
+    guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
+    return [find_setpriv(), "--pdeathsig", "KILL", "--", *guard, *command]
 
 
 def find_setpriv() -> str:

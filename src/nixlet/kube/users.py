@@ -13,11 +13,17 @@ _MAX_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ids:
-    """Whose rights a process has, in numbers."""
+    """Whose rights a process has, in numbers.
+
+    Attributes:
+        uid: The user.
+        gid: The primary group.
+        groups: All groups. The primary one is among them, or a process that changes it could shed a group that is denied something.
+    """
 
     uid: int
     gid: int
-    groups: tuple[int, ...] = ()
+    groups: tuple[int, ...]
 
 
 def find(root: str, wanted: model.Security) -> Ids:
@@ -42,8 +48,8 @@ def find(root: str, wanted: model.Security) -> Ids:
         )
     name, uid, gid = known or ("", wanted.run_as_user or 0, 0)
     if wanted.run_as_group is not None:
-        return Ids(uid, wanted.run_as_group)
-    return Ids(uid, gid, tuple(_groups(root, name)) if name else ())
+        return Ids(uid, wanted.run_as_group, (wanted.run_as_group,))
+    return Ids(uid, gid, tuple(dict.fromkeys((gid, *(_groups(root, name) if name else ())))))
 
 
 def _users(root: str) -> Iterator[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,6 +82,17 @@ async def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
                 break
             await asyncio.sleep(0.02)
         assert not alive(pid)
+
+
+def test_a_child_whose_parent_ended_at_once_never_becomes_the_program(tmp_path: Path) -> None:
+    """The parent's end before prctl(2) sends no signal: here it has ended before the child's first step."""
+    ran = tmp_path / "ran"
+    command = process._command(["touch", str(ran)], die_with_parent=True)
+    # A stranger is its parent: what a child sees that has been handed on to init.
+    orphan = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], check=False)
+    assert (orphan.returncode, ran.exists()) == (1, False)
+    ours = subprocess.run(command, check=False)
+    assert (ours.returncode, ran.exists()) == (0, True)
 
 
 async def never() -> None:

@@ -27,13 +27,13 @@ def found(root: Path, text: str) -> users.Ids:
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
-        ("ada", users.Ids(1000, 100, (1, 29))),
-        ("bob", users.Ids(1001, 101, (29,))),
-        ("root", users.Ids(0, 0, (1,))),
-        ("1000", users.Ids(1000, 100, (1, 29))),
-        ("77", users.Ids(77, 0)),
-        ("ada:5", users.Ids(1000, 5)),
-        ("77:5", users.Ids(77, 5)),
+        ("ada", users.Ids(1000, 100, (100, 1, 29))),
+        ("bob", users.Ids(1001, 101, (101, 29))),
+        ("root", users.Ids(0, 0, (0, 1))),
+        ("1000", users.Ids(1000, 100, (100, 1, 29))),
+        ("77", users.Ids(77, 0, (0,))),
+        ("ada:5", users.Ids(1000, 5, (5,))),
+        ("77:5", users.Ids(77, 5, (5,))),
     ],
 )
 def test_users(root: Path, text: str, ids: users.Ids) -> None:
@@ -47,7 +47,7 @@ def test_a_name_that_the_container_has_not(root: Path, name: str) -> None:
 
 
 def test_a_container_without_files(tmp_path: Path) -> None:
-    assert found(tmp_path, "5") == users.Ids(5, 0)
+    assert found(tmp_path, "5") == users.Ids(5, 0, (0,))
     with pytest.raises(errors.NotFoundError):
         found(tmp_path, "root")
 
