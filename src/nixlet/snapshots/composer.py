@@ -2,7 +2,9 @@
 
 import asyncio
 import collections
+import contextlib
 import os
+import stat
 from collections.abc import Awaitable, Callable
 
 from nixlet import errors
@@ -48,6 +50,28 @@ class Composer:
     def upper(self, number: int) -> str:
         """The directory with a snapshot's own content."""
         return os.path.join(self._snapshots, str(number), "fs")
+
+    def check_mount_points(self, number: int, closure: metadata.Closure) -> None:
+        """Refuse a layer with mount points that its closure doesn't fill (blocking).
+
+        Layers of equal content are one snapshot in containerd, whichever image's labels came first: a closure that
+        doesn't belong to a layer would leave the containers of another image with empty directories.
+
+        Raises:
+            FailedPreconditionError: It has one, or its store is no directory.
+        """
+        directory = self.upper(number)
+        with contextlib.suppress(FileNotFoundError):
+            for part in self._store_dir.strip("/").split("/"):
+                # The layer's content is foreign: a link in it would lead this look astray, on the host.
+                directory = os.path.join(directory, part)
+                if not stat.S_ISDIR(os.lstat(directory).st_mode):
+                    raise errors.FailedPreconditionError(f"the layer's {self._store_dir} is not a directory")
+            unfilled = sorted(set(os.listdir(directory)) - set(closure.names))
+            if unfilled:
+                raise errors.FailedPreconditionError(
+                    f"the layer has a mount point for {self._store_dir}/{unfilled[0]}, which its closure lacks"
+                )
 
     async def mounts(self, row: metadata.Row) -> list[model.Mount]:
         """The mounts of an active or view snapshot; its closures are complete then.

@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import shutil
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -163,7 +162,7 @@ class Snapshotter:
         row = self._db.get(key)
         if row.kind is model.Kind.ACTIVE:
             if row.closure is not None:
-                await asyncio.to_thread(self._check_mount_points, row.id, self._db.closure(row.closure))
+                await asyncio.to_thread(self._composer.check_mount_points, row.id, self._db.closure(row.closure))
             upper = self._composer.upper(row.id)
             usage = disk.small_usage(upper)
             if usage is None:
@@ -330,25 +329,6 @@ class Snapshotter:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-    def _check_mount_points(self, number: int, closure: metadata_module.Closure) -> None:
-        """Refuse a layer with mount points that its closure doesn't fill.
-
-        Layers of equal content are one snapshot in containerd, whichever image's labels came first: a closure that
-        doesn't belong to a layer would leave the containers of another image with empty directories.
-        """
-        directory = self._composer.upper(number)
-        with contextlib.suppress(FileNotFoundError):
-            for part in self._store_dir.strip("/").split("/"):
-                # The layer's content is foreign: a link in it would lead this look astray, on the host.
-                directory = os.path.join(directory, part)
-                if not stat.S_ISDIR(os.lstat(directory).st_mode):
-                    raise errors.FailedPreconditionError(f"the layer's {self._store_dir} is not a directory")
-            unfilled = sorted(set(os.listdir(directory)) - set(closure.names))
-            if unfilled:
-                raise errors.FailedPreconditionError(
-                    f"the layer has a mount point for {self._store_dir}/{unfilled[0]}, which its closure lacks"
-                )
 
     # Work that outlives its caller.
 

@@ -1,0 +1,151 @@
+"""A sqlite database that is written in the event loop, commits grouped.
+
+All changes that arrive in one turn of the loop share a transaction, each in a savepoint of its own, so that sixteen clients
+wait for one fsync and not for sixteen. Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from nixlet import errors
+from nixlet.host import files
+from nixlet.snapshots import faults as faults_module
+
+T = TypeVar("T")
+
+#: "nixl", so that a database of another program is recognised (sqlite's PRAGMA application_id).
+_APPLICATION_ID = 0x6E69786C
+
+#: The write-ahead log's length (bytes): the 1,000 pages after which sqlite makes a checkpoint, with their headers.
+_LOG_SIZE = 1_000 * (4096 + 24) + 32
+
+
+class Database:
+    """An open database; it is used in the event loop's thread only.
+
+    Attributes:
+        connection: For reading, and for changing inside ``write``.
+    """
+
+    def __init__(self, path: str, migrations: Sequence[str], faults: faults_module.Faults) -> None:
+        """Open or create it.
+
+        Args:
+            path: The file.
+            migrations: The schema's steps; a database at version N has had the first N applied.
+            faults: Where tests can have the process killed.
+
+        Raises:
+            FailedPreconditionError: It is damaged, foreign, or of a later nixlet, or the disk is full.
+        """
+        self._path = path
+        self._faults = faults
+        self._pending: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
+        try:
+            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+            self._prepare(migrations)
+        except OSError as error:
+            raise files.refused(f"the snapshotter's database {path} can't be written", error) from error
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise files.refused(f"the snapshotter's database {path} can't be written", full) from error
+            raise errors.FailedPreconditionError(
+                f"the snapshotter's database {path} can't be read: {error}",
+                hint="restore it from a backup, or move the snapshotter's whole directory away and load the images again",
+            ) from error
+
+    def _prepare(self, migrations: Sequence[str]) -> None:
+        run = self.connection.execute
+        version = run("PRAGMA user_version").fetchone()[0]
+        application = run("PRAGMA application_id").fetchone()[0]
+        if (version or application) and application != _APPLICATION_ID:
+            raise errors.FailedPreconditionError(
+                f"{self._path} is not a database of nixlet", hint="choose another root for the snapshotter"
+            )
+        if version > len(migrations):
+            raise errors.FailedPreconditionError(
+                f"{self._path} was written by a later nixlet (schema {version}, this one knows {len(migrations)})",
+                hint="run that nixlet, or choose another root for the snapshotter",
+            )
+        # Nobody else opens it: no locks are taken for each statement, and there is no shared memory beside it.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        run("PRAGMA foreign_keys = ON")
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            self.connection.executescript(
+                f"BEGIN; {script} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
+            )
+        # A write, so that the log is there.
+        run(f"PRAGMA user_version = {len(migrations)}")
+        _extend(f"{self._path}-wal")
+
+    def close(self) -> None:
+        """Write what is pending and close."""
+        self._flush()
+        self.connection.close()
+
+    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a change in a transaction and wait until it is durable.
+
+        An exception of ``change`` undoes that change alone, and is raised here.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        if not self._pending:
+            loop.call_soon(self._flush)
+        self._pending.append((change, future))
+        # A caller that is cancelled here loses the answer, never the change.
+        return await future
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        results: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        db = self.connection
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for change, future in pending:
+                db.execute("SAVEPOINT change")
+                try:
+                    results.append((future, change(db), None))
+                except Exception as error:  # noqa: BLE001 (handed to the caller, whose change it was)
+                    db.execute("ROLLBACK TO change")
+                    results.append((future, None, error))
+                db.execute("RELEASE change")
+            self._faults.reach("changes-made")
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            failure = errors.FailedPreconditionError(
+                f"the snapshotter's database {self._path} can't be written: {error}"
+            )
+            failure.__cause__ = error
+            results = [(future, None, failure) for _, future in pending]
+        for future, result, problem in results:
+            if future.cancelled():
+                continue
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+
+
+def _extend(log: str) -> None:
+    """Let the write-ahead log have the length from the start to which it grows before it is used again from its beginning.
+
+    A commit that makes a file longer costs the file system a commit of its own journal; one that writes over what is there
+    doesn't. What stands behind the last valid frame is ignored (https://www.sqlite.org/fileformat2.html, 4.4).
+    """
+    with open(log, "ab") as file:
+        file.write(bytes(max(0, _LOG_SIZE - file.tell())))
+        file.flush()
+        os.fsync(file.fileno())
