@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-
-from nixlet import errors
+from collections.abc import Sequence
 
 DEFAULT_DATA_DIR = "/var/lib/nixlet"
 DEFAULT_STATE_DIR = "/run/nixlet"
@@ -109,31 +107,6 @@ class Settings:
     health_address: str = ""
     log: str = ""
     debug: bool = False
-
-    def checked(self, called: Callable[[str], str] = flag) -> "Settings":
-        """The settings with absolute paths; endpoints become paths as well.
-
-        Args:
-            called: What an error calls a setting, from its name here: its flag, or the place where its value stands.
-
-        Raises:
-            UsageError: A value can't be used; the sentence names the setting.
-        """
-        from nixlet.node import rules  # noqa: PLC0415 (every verb imports this module for its defaults alone)
-
-        found = rules.first_problem(self)
-        if found is not None:
-            raise errors.UsageError(f"{called(found.name)} {found.what}", hint=found.hint)
-        return dataclasses.replace(
-            self,
-            data_dir=os.path.abspath(self.data_dir),
-            state_dir=os.path.abspath(self.state_dir),
-            private_registry=os.path.abspath(self.private_registry),
-            resolv_conf=os.path.abspath(self.resolv_conf) if self.resolv_conf else "",
-            log=os.path.abspath(self.log) if self.log else "",
-            container_runtime_endpoint=self.container_runtime_endpoint.removeprefix(UNIX),
-            image_service_endpoint=self.image_service_endpoint.removeprefix(UNIX),
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

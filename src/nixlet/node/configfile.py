@@ -13,7 +13,7 @@ from typing import Literal
 
 from nixlet import errors
 from nixlet.kube import yamlread
-from nixlet.node import config, trusted
+from nixlet.node import config, rules, trusted
 
 Value = bool | str | tuple[str, ...]
 
@@ -112,7 +112,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
         values[name] = _from_flag(given, default, config.flag(name))
         origins[name] = Origin("flag", (config.flag(name),))
     settings = config.Settings(**values)  # type: ignore[arg-type]  # each is of its default's type
-    return Configuration(settings.checked(lambda name: origins[name].called(name)), origins, files)
+    return Configuration(rules.checked(settings, lambda name: origins[name].called(name)), origins, files)
 
 
 def cannot_join(place: str) -> errors.UnsupportedError:

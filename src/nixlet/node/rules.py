@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nixlet import errors
@@ -32,7 +32,7 @@ _REQUIRED = {
 }
 
 
-class Problem(NamedTuple):
+class _Problem(NamedTuple):
     """What is wrong with a value: the rest of a sentence that begins with the setting."""
 
     name: str
@@ -40,79 +40,98 @@ class Problem(NamedTuple):
     hint: str = ""
 
 
-def first_problem(settings: config.Settings) -> Problem | None:
-    """The first of the values that a node can't use, or None."""
-    return next(_problems(settings), None)
+def checked(settings: config.Settings, called: Callable[[str], str] = config.flag) -> config.Settings:
+    """Settings that a node can use, with absolute paths; endpoints become paths as well.
+
+    Args:
+        settings: What a person said.
+        called: What an error calls a setting, from its name here: its flag, or the place where its value stands.
+
+    Raises:
+        UsageError: A value can't be used; the sentence names the setting.
+    """
+    for problem in _problems(settings):
+        raise errors.UsageError(f"{called(problem.name)} {problem.what}", hint=problem.hint)
+    return dataclasses.replace(
+        settings,
+        data_dir=os.path.abspath(settings.data_dir),
+        state_dir=os.path.abspath(settings.state_dir),
+        private_registry=os.path.abspath(settings.private_registry),
+        resolv_conf=os.path.abspath(settings.resolv_conf) if settings.resolv_conf else "",
+        log=os.path.abspath(settings.log) if settings.log else "",
+        container_runtime_endpoint=settings.container_runtime_endpoint.removeprefix(config.UNIX),
+        image_service_endpoint=settings.image_service_endpoint.removeprefix(config.UNIX),
+    )
 
 
-def _problems(settings: config.Settings) -> Iterator[Problem]:
+def _problems(settings: config.Settings) -> Iterator[_Problem]:
     for name, value in dataclasses.asdict(settings).items():
         for text in (value,) if isinstance(value, str) else () if isinstance(value, bool) else value:
             if not text.isprintable():
-                yield Problem(name, f"{text!r} holds a line break, a control character or no UTF-8")
+                yield _Problem(name, f"{text!r} holds a line break, a control character or no UTF-8")
     yield from _path_problems(settings)
     yield from _network_problems(settings)
     yield from _image_problems(settings)
     if not _SNAPSHOTTER.fullmatch(settings.snapshotter):
         hint = 'use "nix", "overlayfs" or "native"'
-        yield Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
+        yield _Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
     if settings.default_runtime and not _RUNTIME.fullmatch(settings.default_runtime):
-        yield Problem(
+        yield _Problem(
             "default_runtime", f"{settings.default_runtime!r} is no runtime's name", 'as in "crun" or "runsc"'
         )
     for name, known in (("strategy", ("auto", "view", "bind")), ("unsigned_paths", ("allow", "deny"))):
         if getattr(settings, name) not in known:
-            yield Problem(name, f"{getattr(settings, name)!r} is not known", f"use {' or '.join(known)}")
+            yield _Problem(name, f"{getattr(settings, name)!r} is not known", f"use {' or '.join(known)}")
     if settings.containerd_restart not in config.RESTARTS:
         hint = f"use {' or '.join(config.RESTARTS)}"
-        yield Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
+        yield _Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
 
 
-def _path_problems(settings: config.Settings) -> Iterator[Problem]:
+def _path_problems(settings: config.Settings) -> Iterator[_Problem]:
     for name, what in _REQUIRED.items():
         if not getattr(settings, name):
-            yield Problem(name, f"is empty: it must name {what}")
+            yield _Problem(name, f"is empty: it must name {what}")
     for name in ("data_dir", "state_dir"):
         path = os.path.abspath(getattr(settings, name))
         if re.search(r"[:,\\\s\"]", path):
-            yield Problem(name, f"{path!r} holds a blank, colon, comma, quote or backslash")
+            yield _Problem(name, f"{path!r} holds a blank, colon, comma, quote or backslash")
     state_dir = os.path.abspath(settings.state_dir)
     if len(os.fsencode(state_dir)) > _MAX_STATE_DIR:
-        yield Problem(
+        yield _Problem(
             "state_dir", f"{state_dir} is longer than {_MAX_STATE_DIR} characters, which socket paths don't allow"
         )
     for name in ("cni_bin_dirs", "archive_dirs"):
         for directory in getattr(settings, name):
             if not os.path.isabs(directory):
-                yield Problem(name, f"{directory!r} must be an absolute path")
+                yield _Problem(name, f"{directory!r} must be an absolute path")
     for name in ("container_runtime_endpoint", "image_service_endpoint"):
         endpoint = getattr(settings, name)
         path = endpoint.removeprefix(config.UNIX)
         if endpoint and not os.path.isabs(path):
-            yield Problem(name, f"{endpoint!r} is not a Unix socket", "write unix:///PATH, or the absolute path alone")
+            yield _Problem(name, f"{endpoint!r} is not a Unix socket", "write unix:///PATH, or the absolute path alone")
         if len(os.fsencode(path)) > _MAX_SOCKET:
-            yield Problem(name, f"{endpoint} is longer than {_MAX_SOCKET} bytes, which socket paths don't allow")
+            yield _Problem(name, f"{endpoint} is longer than {_MAX_SOCKET} bytes, which socket paths don't allow")
 
 
-def _network_problems(settings: config.Settings) -> Iterator[Problem]:
+def _network_problems(settings: config.Settings) -> Iterator[_Problem]:
     if not _BRIDGE.fullmatch(settings.bridge):
-        yield Problem("bridge", f"{settings.bridge!r} is no interface name of at most 15 lower-case characters")
+        yield _Problem("bridge", f"{settings.bridge!r} is no interface name of at most 15 lower-case characters")
     try:
         network = ipaddress.ip_network(settings.pod_cidr)
     except ValueError as error:
-        yield Problem("pod_cidr", f"{settings.pod_cidr!r} is not a network: {error}", "as in 10.63.0.0/16")
+        yield _Problem("pod_cidr", f"{settings.pod_cidr!r} is not a network: {error}", "as in 10.63.0.0/16")
     else:
         if network.num_addresses < 8:
-            yield Problem("pod_cidr", f"{settings.pod_cidr} has room for fewer than five pods")
+            yield _Problem("pod_cidr", f"{settings.pod_cidr} has room for fewer than five pods")
     if settings.health_address in {"", config.NO_HEALTH}:
         return
     host, _, port = settings.health_address.rpartition(":")
     hint = f"use 127.0.0.1:PORT, or {config.NO_HEALTH} for nowhere"
     if not host or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
-        yield Problem("health_address", f"{settings.health_address!r} is not HOST:PORT, with a port up to 65535", hint)
+        yield _Problem("health_address", f"{settings.health_address!r} is not HOST:PORT, with a port up to 65535", hint)
     elif not _is_loopback(host):
         what = f"{settings.health_address!r} is no loopback address, and what is served there is for this host alone"
-        yield Problem("health_address", what, hint)
+        yield _Problem("health_address", what, hint)
 
 
 def _is_loopback(host: str) -> bool:
@@ -123,12 +142,12 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback and (address.version == 6) == host.startswith("[")
 
 
-def _image_problems(settings: config.Settings) -> Iterator[Problem]:
+def _image_problems(settings: config.Settings) -> Iterator[_Problem]:
     if settings.pause_image:
         try:
             reference.parse(settings.pause_image)
         except errors.NixletError as error:
-            yield Problem("pause_image", f"can't be used: {error.message}", error.hint)
+            yield _Problem("pause_image", f"can't be used: {error.message}", error.hint)
     for name in ("system_default_registry", "airgap_extra_registry"):
         value = getattr(settings, name)
         for registry in (value,) if isinstance(value, str) else value:
@@ -138,7 +157,7 @@ def _image_problems(settings: config.Settings) -> Iterator[Problem]:
                 hint = (
                     "write HOST.DOMAIN, HOST:PORT or HOST.DOMAIN/PATH, without https:// and without a slash at the end"
                 )
-                yield Problem(name, f"{registry!r} is no registry", hint)
+                yield _Problem(name, f"{registry!r} is no registry", hint)
 
 
 def _is_registry(text: str) -> bool:

@@ -44,6 +44,9 @@ async def run(settings: node_config.Settings) -> None:
 
     A second signal makes it quick: containerd gets no more time to end.
 
+    Args:
+        settings: As ``rules.checked`` returns them.
+
     Raises:
         NixletError: It can't start, or containerd died for good.
     """
@@ -73,7 +76,7 @@ async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> No
     def tell(event: supervisor.Event) -> None:
         notifier.tell(f"STATUS=containerd: {event}")
 
-    async with running(settings.checked(), hastened=stop.hastened, tell=tell) as containerd, notifier.ready():
+    async with running(settings, hastened=stop.hastened, tell=tell) as containerd, notifier.ready():
         _log.info("the node is ready")
         raise await containerd.gave_up()
 

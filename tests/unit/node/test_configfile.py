@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.node import config, configfile
+from nixlet.node import config, configfile, rules
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_flag_wins_over_the_environment_over_a_file_over_the_default(file: Pat
     file.write_text("")
     said = load(file)
     assert (said.settings.runc, str(said.origins["runc"])) == ("runc", "default")
-    assert said.settings == config.Settings().checked()
+    assert said.settings == rules.checked(config.Settings())
 
 
 @pytest.mark.parametrize("name", [name for name in config.Settings.__dataclass_fields__ if name != "debug"])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.node import config
+from nixlet.node import config, rules
 
 WRONG = [
     ("data_dir", "", "--data-dir is empty: it must name a directory"),
@@ -111,19 +111,19 @@ RIGHT = [
 @pytest.mark.parametrize(("name", "value", "sentence"), WRONG)
 def test_a_value_that_cannot_be(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(errors.UsageError) as caught:
-        dataclasses.replace(config.Settings(), **{name: value}).checked()
+        rules.checked(dataclasses.replace(config.Settings(), **{name: value}))
     assert sentence in caught.value.message
     assert caught.value.message.startswith(f"{config.flag(name)} ")
 
 
 @pytest.mark.parametrize(("name", "value", "checked"), RIGHT)
 def test_a_value_that_can_be(name: str, value: Any, checked: str) -> None:
-    assert getattr(dataclasses.replace(config.Settings(), **{name: value}).checked(), name) == checked
+    assert getattr(rules.checked(dataclasses.replace(config.Settings(), **{name: value})), name) == checked
 
 
 def test_the_defaults_can_be_and_checking_twice_changes_nothing() -> None:
-    settings = config.Settings(container_runtime_endpoint="unix:///run/a.sock", data_dir="data").checked()
-    assert settings.checked() == settings
+    settings = rules.checked(config.Settings(container_runtime_endpoint="unix:///run/a.sock", data_dir="data"))
+    assert rules.checked(settings) == settings
 
 
 def test_every_setting_has_a_case() -> None:
@@ -133,7 +133,7 @@ def test_every_setting_has_a_case() -> None:
 
 def test_an_error_calls_the_setting_as_its_origin_does() -> None:
     with pytest.raises(errors.UsageError, match=r"^/etc/x, line 3: bridge 'A' is no interface name"):
-        config.Settings(bridge="A").checked(lambda name: f"/etc/x, line 3: {config.key(name)}")
+        rules.checked(config.Settings(bridge="A"), lambda name: f"/etc/x, line 3: {config.key(name)}")
 
 
 def test_the_files_that_belong_to_versions_of_containerds_format() -> None:
