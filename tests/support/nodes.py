@@ -86,7 +86,13 @@ class Node:
 
     def start(self) -> None:
         """Start the server and wait until it is ready."""
-        process = self.launch()
+        self.launch()
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until a server that was launched is ready."""
+        process = self._process
+        assert process is not None
         deadline = time.monotonic() + START_SECONDS
         while self.version()["node"] is None:
             assert process.poll() is None, self.log.read_text()

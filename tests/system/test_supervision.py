@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.host import mounts, network
+from nixlet.host import mounts, network, unixsocket
 from support import nodes, parts, storeimages
 
 SECONDS = 30.0
@@ -294,8 +294,11 @@ def test_another_containerd_is_used_when_it_has_our_snapshotter(
                 assert f"error: the containerd at {state}/c.sock can't use the snapshotter nix: " in text
                 assert f'hint: give it [proxy_plugins.nix] type = "snapshot", address = "{node.node_socket}"' in text
             node.log.unlink()
+            # At boot it may come later than the node, which has to serve it when it does.
+            node.launch()
+            until(lambda: unixsocket.is_served(str(node.node_socket)), "the snapshotter serves")
             with containerd(top + ours):
-                node.start()
+                node.await_ready()
                 assert ask(node, "/readyz") == (200, "ok")
                 running = node.version()["node"]
                 assert running["containerd"].startswith("1.6.20")
