@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,17 @@ def test_beside_a_node_that_runs(any_node: nodes.Node) -> None:
     assert f"in use by process {any_node.pid}" in found["disk", "data directory"]["evidence"]
     # It still runs.
     assert any_node.version()["node"] is not None
+    # Nor does a health address that the node has disturb it.
+    found = doctor(any_node, "--health-address", "127.0.0.1:9")[1]
+    assert f"(process {any_node.pid})" in found["sockets", "health"]["evidence"]
+
+
+def test_a_health_address_that_somebody_has(fresh: nodes.Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, found = doctor(fresh, "--health-address", address)
+        assert (status, found["sockets", "health"]["status"]) == (1, "missing")
+        assert "Address already in use" in found["sockets", "health"]["evidence"]
+    status, found = doctor(fresh, "--health-address", address)
+    assert (status, found["sockets", "health"]["evidence"]) == (0, f"{address} is free")
+    assert ("sockets", "health") not in doctor(fresh, "--health-address", "none")[1]

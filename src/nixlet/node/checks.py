@@ -21,6 +21,7 @@ from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node import config as node_config
 from nixlet.node import machine, netprobe, pause, preflight, registries, rendering, snapshotters, stand
 from nixlet.rpc import channel as channels
+from nixlet.services import health
 from nixlet.snapshots import model, probe
 from nixlet.store.daemon import client as nix
 
@@ -219,6 +220,8 @@ class Doctor:
         sockets = {"node": layout.node_socket, "containerd": layout.containerd_socket}
         if not self._settings.health_address:
             sockets["health"] = layout.health_socket
+        elif self._settings.health_address != node_config.NO_HEALTH:
+            yield Check("sockets", "health", self._health_address)
         if self._settings.container_runtime_endpoint:
             endpoint = self._settings.container_runtime_endpoint
             yield Check("sockets", "containerd", lambda: _served(endpoint, by_our_snapshotter=self._ours))
@@ -238,6 +241,13 @@ class Doctor:
         raise errors.FailedPreconditionError(
             f"{path} is served by another process ({pid})", hint="stop that process, or choose another --state-dir"
         )
+
+    def _health_address(self) -> str:
+        address, holder = self._settings.health_address, files.holder(self._layout.lock)
+        if holder:
+            return f"{address} is up to the node that runs (process {holder})"
+        health.listen_tcp(address).close()
+        return f"{address} is free"
 
     def _data_directory(self) -> str:
         directory = self._layout.data_dir

@@ -149,7 +149,7 @@ async def serve(health: Health, address: str) -> AsyncIterator[None]:
         UsageError: The address is not on this host.
         FailedPreconditionError: The address is taken.
     """
-    sock = rpc_server.listen_unix(address) if address.startswith("/") else _listen_tcp(*parse_address(address))
+    sock = rpc_server.listen_unix(address) if address.startswith("/") else listen_tcp(address)
     connections = _Connections(health)
     create = asyncio.start_unix_server if address.startswith("/") else asyncio.start_server
     server = await create(connections.take, sock=sock, limit=_MAX_REQUEST)
@@ -164,7 +164,14 @@ async def serve(health: Health, address: str) -> AsyncIterator[None]:
                 os.unlink(address)
 
 
-def _listen_tcp(host: str, port: int) -> socket.socket:
+def listen_tcp(address: str) -> socket.socket:
+    """A socket that listens at a loopback address and port.
+
+    Raises:
+        UsageError: The address is not on this host.
+        FailedPreconditionError: It is taken.
+    """
+    host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
