@@ -4,7 +4,8 @@
 # itself into it. A stamp of what was installed makes the second call free.
 ensure_venv() {
   local lock=$1 python stamp=$top/.venv/.nixlet-stamp wanted
-  wanted=$lock-$(cat "$top/requirements/$lock.txt" "$top/pyproject.toml" | sha256sum | cut -c1-16)
+  # The place counts as well: what is installed names it.
+  wanted=$lock-$({ echo "$top"; cat "$top/requirements/$lock.txt" "$top/pyproject.toml"; } | sha256sum | cut -c1-16)
   # The developers' lock holds all of the users' one: a checkout set up for tests serves the quickstart as it is.
   if [ -f "$stamp" ] && { grep -qx "$wanted" "$stamp" || { [ "$lock" = runtime ] && grep -q '^dev-' "$stamp" && [ "$stamp" -nt "$top/requirements/dev.txt" ]; }; }; then
     return

@@ -13,6 +13,8 @@ import pytest
 from nixlet.host import mounts
 from support import image_archives, nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 HASH = "0" * 32
 
 
@@ -135,7 +137,7 @@ def archive_with(annotations: dict[str, str], path: Path, **config: object) -> s
     "named",
     ["/etc", "../..", "--help", "/tmp/x", "/nix/store", "/nix/store/../../etc", f"/nix/store/{HASH}-a\n/etc", ""],
 )
-@pytest.mark.parametrize("form", ["closure", pytest.param("paths", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["closure", "paths"])
 def test_annotations_that_name_something_else_than_store_paths(
     unchanged: nodes.Node, archives: Path, named: str, form: str
 ) -> None:

@@ -21,6 +21,8 @@ from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
 from support import alone, storeimages
 
+pytestmark = pytest.mark.slow
+
 CRASHES = int(os.environ.get("NIXLET_CRASHES", "8"))
 
 

@@ -18,6 +18,8 @@ from nixlet.host import mounts
 from nixlet.node import stand
 from support import image_archives, nodes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PLACE = Path("/run/nixlet-test/d")
 

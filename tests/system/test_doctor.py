@@ -11,6 +11,8 @@ import pytest
 
 from support import nodes
 
+pytestmark = pytest.mark.slow
+
 DOCTOR = [sys.executable, "-m", "nixlet", "doctor"]
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from support import nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def image(any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> str:

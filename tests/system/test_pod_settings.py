@@ -9,6 +9,8 @@ import pytest
 
 from support import nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def version() -> str:

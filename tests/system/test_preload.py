@@ -11,6 +11,8 @@ import pytest
 
 from support import image_archives, nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 NAME = "localhost/ordinary:1"
 
 

@@ -16,6 +16,8 @@ from nixlet.host import mounts, network, unixsocket
 from nixlet.node import stand
 from support import nodes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SYSTEM_SOCKET = "/run/containerd/containerd.sock"
 
@@ -153,7 +155,6 @@ def test_the_systems_containerd_is_not_touched(directory: Path, ordinary: Path) 
         ctr("images", "remove", "--sync", "localhost/ordinary:1")
 
 
-@pytest.mark.slow
 def test_the_package_installs_into_an_empty_environment(tmp_path: Path) -> None:
     """sdist, wheel, and what a user gets from it, with nothing but the locked requirements."""
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]

@@ -12,6 +12,8 @@ import pytest
 
 from support import nodes, registries
 
+pytestmark = pytest.mark.slow
+
 #: The registry itself, its mirrors, one that wants a login, one with certificates, and nobody.
 OWN, MIRROR, LOCKED, SECURE, NOBODY = 5971, 5972, 5973, 5974, 5979
 

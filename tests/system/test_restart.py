@@ -13,6 +13,8 @@ import pytest
 
 from support import nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
 def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.Node]:

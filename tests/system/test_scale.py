@@ -10,6 +10,8 @@ from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
 from support import alone
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 16
 
 
@@ -44,7 +46,7 @@ async def work(place: alone.Alone, client: int, rounds: int) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1_000, 10_000])
 async def test_sixteen_clients(count: int, place: alone.Alone) -> None:
     with place.serving() as process:
         async with place.client() as stub:

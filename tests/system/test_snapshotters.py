@@ -9,6 +9,8 @@ import pytest
 
 from support import image_archives, nodes, parts
 
+pytestmark = pytest.mark.slow
+
 PAUSE = "localhost/pause:1"
 
 

@@ -17,6 +17,8 @@ from nixlet.host import mounts, unixsocket
 from nixlet.node import standalone
 from support import alone, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[alone.Alone]:

@@ -13,6 +13,8 @@ import pytest
 
 from support import nodes, storeimages, terminals
 
+pytestmark = pytest.mark.slow
+
 DATA = bytes(range(256)) * 1000 + b"\r\n\n\r"
 
 

@@ -16,6 +16,8 @@ import pytest
 from nixlet.host import mounts, network, unixsocket
 from support import nodes, parts, storeimages
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30.0
 
 

@@ -20,6 +20,8 @@ import pytest
 from nixlet.host import mounts, network
 from support import nodes, parts
 
+pytestmark = pytest.mark.slow
+
 #: These stand for a test's own places in the cases below.
 TMP, DATA, STATE = "{tmp}", "{data}", "{state}"
 
