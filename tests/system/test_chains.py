@@ -7,6 +7,8 @@ import pytest
 
 from support import image_archives, nodes, storeimages
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "containerd.io/snapshot"
 CONFIG = {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]}
 
