@@ -7,6 +7,7 @@ know without a word, so the tests look for every value in what ``containerd conf
 The tables follow containerd's docs/PLUGINS.md, docs/cri/config.md and what its ``config default`` prints.
 """
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -120,10 +121,12 @@ async def ask(path: str) -> ContainerdProgram:
         UnsupportedError: It speaks a configuration that nixlet can't render.
         CommandFailedError: It does not answer.
     """
-    printed = (await process.run([path, "--version"], timeout=20)).check().stdout.decode(errors="replace")
+    # A large program, which takes its time to start: both at once.
+    questions = (["--version"], ["config", "default"])
+    answers = await asyncio.gather(*(process.run([path, *question], timeout=20) for question in questions))
+    printed, default = (answer.check().stdout.decode(errors="replace") for answer in answers)
     found = re.search(r"\bv?(\d+\.\d+\.\d+[^\s~+]*)", printed)
     version = found[1] if found else printed.strip().partition("\n")[0][:40]
-    default = (await process.run([path, "config", "default"], timeout=20)).check().stdout.decode(errors="replace")
     line = re.search(r"^version = (\d+)$", default, re.MULTILINE)
     if line is None:
         raise errors.UnsupportedError(

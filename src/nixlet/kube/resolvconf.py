@@ -1,16 +1,49 @@
 """Where pods look names up (resolv.conf(5)): a file that serves pods as well as the host, and what CRI is told of it."""
 
 import ipaddress
+import logging
 import os
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.rpc.gen import cri_pb2
 
 #: The host's own file, which containerd copies to pods by itself, and where systemd-resolved keeps the servers behind its own.
 HOST, _UPSTREAM = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 
+#: Looks names up for pods where the host does so in itself alone; k3s's choice.
+_PUBLIC_SERVER = "8.8.8.8"
+
 #: As large as such a file may be, in bytes.
 _MAX_BYTES = 1 << 20
+
+_log = logging.getLogger("nixlet.pods")
+
+
+def for_pods(named: str, instead: str) -> str:
+    """Where pods are to look names up; empty if containerd's way, which is to copy the host's file, serves them.
+
+    Args:
+        named: The file that a person wants them to use; empty: none.
+        instead: Is written, and is where they look, if no file of the host's serves them.
+
+    Raises:
+        FailedPreconditionError: The file that is named can't be read, or the other one not be written.
+    """
+    if named:
+        read(named)
+        return named
+    found = find()
+    if found is None:
+        _log.warning(
+            "%s names no server that pods can reach: they look names up at %s",
+            HOST,
+            _PUBLIC_SERVER,
+            extra={"hint": "name other servers: --resolv-conf FILE"},
+        )
+        files.write_atomically(instead, f"nameserver {_PUBLIC_SERVER}\n")
+        return instead
+    return "" if found == HOST else found
 
 
 def find(candidates: tuple[str, ...] = (HOST, _UPSTREAM)) -> str | None:

@@ -39,12 +39,14 @@ class Programs:
     pause: str
 
 
-async def find_programs(settings: node_config.Settings) -> Programs:
-    """Look the programs up, and ask containerd what it speaks.
+async def find_programs(settings: node_config.Settings) -> Programs | None:
+    """Look the programs up, and ask containerd what it speaks; None where somebody else's containerd is used.
 
     Raises:
         UnavailableError: One is missing.
     """
+    if settings.container_runtime_endpoint:
+        return None
     containerd = preflight.find_program(settings.containerd, package="containerd", setting="--containerd")
     preflight.find_shim(containerd)
     return Programs(

@@ -30,9 +30,6 @@ from nixlet.telemetry import metrics
 #: The snapshotter that is ours; all others are containerd's own or another program's.
 _NIX = "nix"
 
-#: Looks names up for pods where the host does so in itself alone; k3s's choice.
-_PUBLIC_SERVER = "8.8.8.8"
-
 #: Seconds for which a store that answered is not asked again: where no Nix daemon runs, asking starts one.
 _STORE_GOOD_FOR = 5.0
 
@@ -135,8 +132,16 @@ async def running(
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
     store = _store(settings)
-    await snapshotters.check_supported(settings, layout, store)
-    programs = None if settings.container_runtime_endpoint else await containerd_child.find_programs(settings)
+    # Both wait for other programs.
+    supported, programs = await asyncio.gather(
+        snapshotters.check_supported(settings, layout, store),
+        containerd_child.find_programs(settings),
+        return_exceptions=True,
+    )
+    if isinstance(supported, BaseException):
+        raise supported
+    if isinstance(programs, BaseException):
+        raise programs
     observed = metrics.NodeMetrics()
     observed.registry.add(*metrics.process_metrics(nixlet.__version__))
     async with contextlib.AsyncExitStack() as stack:
@@ -200,26 +205,8 @@ def _status(
         containerd_address=settings.container_runtime_endpoint or layout.containerd_socket,
         containerd_config_version=0 if programs is None else programs.containerd.config_version,
         pod_log_dir=layout.pods,
-        resolv_conf=_resolv_conf(settings, layout),
+        resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf),
     )
-
-
-def _resolv_conf(settings: node_config.Settings, layout: node_config.Layout) -> str:
-    """Where pods are to look names up; empty if containerd's way, which is to copy the host's file, serves them."""
-    if settings.resolv_conf:
-        resolvconf.read(settings.resolv_conf)
-        return settings.resolv_conf
-    found = resolvconf.find()
-    if found is None:
-        _log.warning(
-            "%s names no server that pods can reach: they look names up at %s",
-            resolvconf.HOST,
-            _PUBLIC_SERVER,
-            extra={"hint": "name other servers: --resolv-conf FILE"},
-        )
-        files.write_atomically(layout.resolv_conf, f"nameserver {_PUBLIC_SERVER}\n")
-        return layout.resolv_conf
-    return "" if found == resolvconf.HOST else found
 
 
 class _Faces:
