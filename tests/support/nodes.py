@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nixlet.host import mounts, network
+from nixlet.host import iptables, mounts, network
 from nixlet.node import stand
 from support import parts
 
@@ -147,6 +147,11 @@ class Node:
         places = (str(self.state_dir), str(self.data_dir))
         return [entry.path for place in places for entry in mounts.below(place)]
 
+    def packet_rules(self) -> list[list[str]]:
+        """What it takes to remove the rules of the packet filter that are there for its pods: iptables' arguments."""
+        saved = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout
+        return iptables.removals(saved, network=f"nixlet-{self.bridge}")
+
     def remove_all_pods(self) -> None:
         """Remove every pod, also those that a failed test left."""
         containers = self.ok("ps", "-aq").split()
@@ -183,6 +188,7 @@ def with_descendants(pids: Sequence[int]) -> list[int]:
 @contextlib.contextmanager
 def cleaned_up(node: Node) -> Iterator[Node]:
     """A node of which nothing stays, whatever happens to the test."""
+    left: list[list[str]] = []
     try:
         yield node
     finally:
@@ -190,6 +196,7 @@ def cleaned_up(node: Node) -> Iterator[Node]:
         if process is not None and process.poll() is None:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 node.remove_all_pods()
+                left = node.packet_rules()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(30)
@@ -204,8 +211,11 @@ def cleaned_up(node: Node) -> Iterator[Node]:
             with contextlib.suppress(Exception):
                 mounts.unmount(place)
         network.remove_bridge(node.bridge)
+        for rule in node.packet_rules():
+            subprocess.run(["iptables", "-w", "-t", "nat", *rule], check=False)
         if not node.mounts():
             subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir), str(node.gc_roots)], check=False)
+    assert left == [], "pods that are gone have rules in the packet filter"
 
 
 def manifest(name: str, image: str, *, command: Sequence[str] = (), args: Sequence[str] = (), **more: Any) -> bytes:

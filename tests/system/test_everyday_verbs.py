@@ -77,8 +77,10 @@ def test_a_container_in_the_background_is_removed_when_it_ends(any_node: nodes.N
     [("none", {"lo"}), ("bridge", {"lo", "eth0"}), ("host", set())],
 )
 def test_networks(any_node: nodes.Node, image: str, network: str, interfaces: set[str]) -> None:
+    rules = any_node.packet_rules()
     any_node.ok("run", "-d", "--name", "networked", "--network", network, image, "--", "/bin/sleep", "1000")
     try:
+        assert (any_node.packet_rules() != rules) == (network == "bridge")
         names = set(any_node.ok("exec", "networked", "/bin/ls", "/sys/class/net").split())
         # The host has more, which come and go with pods.
         assert names == interfaces if network != "host" else any_node.bridge in names
@@ -90,6 +92,7 @@ def test_networks(any_node: nodes.Node, image: str, network: str, interfaces: se
             assert any_node.run("exec", "networked", "/bin/busybox", "ping", "-c", "1", "1.1.1.1").returncode != 0
     finally:
         any_node.ok("rm", "-f", "networked")
+    assert any_node.packet_rules() == rules
 
 
 def answer(host: str, port: int) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 
 from nixlet import errors
 from nixlet.containerd import client, cri
-from nixlet.host import files, mounts, netns
+from nixlet.host import files, iptables, mounts, netns
 from nixlet.host import ports as host_ports
 from nixlet.kube import logs, model, pods, resolvconf
 from nixlet.rpc.gen import cri_pb2
@@ -161,6 +161,8 @@ class Player:
                 "the runtime does not tell a pod's process, so its network can't be taken away"
             )
         await asyncio.to_thread(netns.leave_only_loopback, pid)
+        # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
+        await iptables.remove_rules(container=sandbox)
 
     async def _image(self, container: model.Container) -> str:
         if container.pull_policy != "Always":

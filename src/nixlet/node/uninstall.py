@@ -12,14 +12,13 @@ import itertools
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.host import files, logfiles, mounts, network, process
+from nixlet.host import files, iptables, logfiles, mounts, network, process
 from nixlet.kube import player
 from nixlet.node import config as node_config
 from nixlet.node import preflight, server, stand
@@ -114,7 +113,7 @@ async def uninstall(settings: node_config.Settings) -> None:
         _remove(sockets)
         await _unmount(layout)
         network_name = f"nixlet-{settings.bridge}"
-        await _remove_rules(network_name)
+        await iptables.remove_rules(network=network_name)
         _remove(glob.glob(f"{_CNI_RESULTS}/{network_name}-*"))
         network.remove_bridge(settings.bridge)
         _check_free(doomed.trees)
@@ -220,32 +219,6 @@ async def _unmount(layout: node_config.Layout) -> None:
                     if attempt == 19:
                         raise
                     await asyncio.sleep(0.1)
-
-
-async def _remove_rules(network_name: str) -> None:
-    """Remove packet filter rules of our network that a CNI plugin did not take back; their comments name the network."""
-    for program in ("iptables", "ip6tables"):
-        if process.find_program(f"{program}-save") is None:
-            continue
-        with contextlib.suppress(errors.CommandFailedError):
-            printed = (await process.run([f"{program}-save", "-t", "nat"], timeout=_PATIENCE)).check().stdout.decode()
-            for command in rule_removals(printed, network_name):
-                await process.run([program, "-w", "-t", "nat", *command], timeout=_PATIENCE)
-
-
-def rule_removals(saved: str, network_name: str) -> list[list[str]]:
-    """The arguments of iptables that remove a network's rules and their chains, from what iptables-save printed."""
-    rules, chains = [], []
-    for line in saved.splitlines():
-        # The plugins' comments: name: "NETWORK" id: "CONTAINER", with quotes that iptables-save escapes.
-        if line.startswith("-A ") and f'name: "{network_name}" id: "' in line.replace('\\"', '"'):
-            words = shlex.split(line)
-            rules.append(["-D", *words[1:]])
-            target = words[words.index("-j") + 1] if "-j" in words[:-1] else ""
-            # Chains for a container have hashes in their names; those for all networks stay.
-            chains += [name for name in (words[1], target) if re.fullmatch(r"CNI-(DN-|SN-)?[0-9a-f]{16,}", name)]
-    unique = list(dict.fromkeys(chains))
-    return [*rules, *(["-F", name] for name in unique), *(["-X", name] for name in unique)]
 
 
 def _namespaces() -> Iterator[str]:

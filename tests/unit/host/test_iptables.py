@@ -1,6 +1,6 @@
-"""Which packet filter rules go with a node."""
+"""Which packet filter rules go with a network or a container."""
 
-from nixlet.node import uninstall
+from nixlet.host import iptables
 
 #: What iptables-save prints of the bridge and portmap plugins: two networks, one with a port mapping.
 SAVED = r"""
@@ -22,7 +22,7 @@ COMMIT
 
 
 def test_the_rules_of_a_network_go_and_no_others() -> None:
-    removals = uninstall.rule_removals(SAVED, "nixlet-nixlet0")
+    removals = iptables.removals(SAVED, network="nixlet-nixlet0")
     deleted = [each[1:] for each in removals if each[0] == "-D"]
     assert [each[0] for each in deleted] == [
         "POSTROUTING",
@@ -37,4 +37,12 @@ def test_the_rules_of_a_network_go_and_no_others() -> None:
 
 
 def test_without_rules_nothing_is_removed() -> None:
-    assert uninstall.rule_removals(SAVED, "nixlet-other") == []
+    assert iptables.removals(SAVED, network="nixlet-other") == []
+    assert iptables.removals(SAVED, network="nixlet-nixlet0", container="c2") == []
+
+
+def test_the_rules_of_a_container() -> None:
+    assert iptables.removals(SAVED, container="c1") == iptables.removals(SAVED, network="nixlet-nixlet0")
+    chain = "CNI-aaaaaaaaaaaaaaaaaaaaaaaa"
+    (rule, *chains) = iptables.removals(SAVED, container="c2")
+    assert (rule[:2], rule[-1], chains) == (["-D", "POSTROUTING"], chain, [["-F", chain], ["-X", chain]])
