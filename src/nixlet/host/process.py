@@ -1,7 +1,7 @@
 """The one place where processes start.
 
 Programs are started by argument list, never through a shell, and never with ``preexec_fn``, user or group arguments (those make
-CPython fork instead of vfork). A child that must not outlive nixlet is started through ``setpriv --pdeathsig KILL``: the
+CPython fork instead of vfork). No child may outlive nixlet, so each is started through ``setpriv --pdeathsig KILL``: the
 kernel then kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which is the event loop's thread.
 The signal is not sent for a parent that ended before that call, so a shell then compares the parent with us before it becomes
 the program; it takes no word of the command.
@@ -116,17 +116,14 @@ def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.Comma
     )
 
 
-def _command(argv: Sequence[str], *, die_with_parent: bool) -> list[str]:
+def _command(argv: Sequence[str]) -> list[str]:
     program = argv[0] if os.path.isabs(argv[0]) else find_program(argv[0])
     if program is None or not os.access(program, os.X_OK):
         raise errors.UnavailableError(
             f"the program {argv[0]} is not installed or not executable", hint="install it, or put its directory on PATH"
         )
-    command = [program, *argv[1:]]
-    if not die_with_parent:
-        return command
     guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
-    return [find_setpriv(), "--pdeathsig", "KILL", "--", *guard, *command]
+    return [find_setpriv(), "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
 def find_setpriv() -> str:
@@ -153,7 +150,6 @@ async def start(
     stdin: int = DEVNULL,
     stdout: int = DEVNULL,
     stderr: int = DEVNULL,
-    die_with_parent: bool = True,
     grace: float = 5.0,
     cwd: str | None = None,
 ) -> AsyncIterator[Child]:
@@ -165,7 +161,6 @@ async def start(
         stdin: ``PIPE``, ``DEVNULL`` or a file descriptor; likewise ``stdout`` and ``stderr`` (there also ``STDOUT``).
         stdout: See ``stdin``.
         stderr: See ``stdin``.
-        die_with_parent: Let the kernel kill it when we die.
         grace: Seconds between SIGTERM and SIGKILL.
         cwd: Its working directory.
 
@@ -173,7 +168,7 @@ async def start(
         UnavailableError: There is no such program.
     """
     process = await asyncio.create_subprocess_exec(
-        *_command(argv, die_with_parent=die_with_parent),
+        *_command(argv),
         env=None if env is None else dict(env),
         stdin=stdin,
         stdout=stdout,

@@ -47,9 +47,10 @@ def find(root: str, wanted: model.Security) -> Ids:
             f"the container has no user {wanted.run_as_name}", hint="give the number of one: -u 1000"
         )
     name, uid, gid = known or ("", wanted.run_as_user or 0, 0)
+    further = _groups(root, name) if name and wanted.run_as_group is None else ()
     if wanted.run_as_group is not None:
-        return Ids(uid, wanted.run_as_group, (wanted.run_as_group,))
-    return Ids(uid, gid, tuple(dict.fromkeys((gid, *(_groups(root, name) if name else ())))))
+        gid = wanted.run_as_group
+    return Ids(uid, gid, tuple(dict.fromkeys((gid, *further))))
 
 
 def _users(root: str) -> Iterator[tuple[str, int, int]]:

@@ -45,7 +45,7 @@ class Database:
         """
         self._path = path
         self._faults = faults
-        self._pending: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
             self._prepare(migrations)
@@ -91,7 +91,7 @@ class Database:
         self._flush()
         self.connection.close()
 
-    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, change: Callable[[], T]) -> T:
         """Run a change in a transaction and wait until it is durable.
 
         An exception of ``change`` undoes that change alone, and is raised here.
@@ -115,7 +115,7 @@ class Database:
             for change, future in pending:
                 db.execute("SAVEPOINT change")
                 try:
-                    results.append((future, change(db), None))
+                    results.append((future, change(), None))
                 except Exception as error:  # noqa: BLE001 (handed to the caller, whose change it was)
                     db.execute("ROLLBACK TO change")
                     results.append((future, None, error))

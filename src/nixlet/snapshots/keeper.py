@@ -132,7 +132,7 @@ class ClosureKeeper:
                 await asyncio.to_thread(self._views.remove, closure.id)
                 self._faults.reach("view-removed")
                 self._complete.pop(closure.id, None)
-                await self._db.write(lambda _: self._db.delete_closure(closure.id))
+                await self._db.write(lambda: self._db.delete_closure(closure.id))
                 self._faults.reach("closure-forgotten")
         await asyncio.to_thread(self._roots.remove, identity)
         self._faults.reach("root-removed")

@@ -102,11 +102,11 @@ class Metadata:
         Raises:
             FailedPreconditionError: It is damaged, foreign, or of a later nixlet, or the disk is full.
         """
-        self._database = database.Database(path, _MIGRATIONS, faults or faults_module.Faults())
-        self._db = self._database.connection
+        opened = database.Database(path, _MIGRATIONS, faults or faults_module.Faults())
+        self._db = opened.connection
         #: Runs a change durably: see ``Database``.
-        self.write = self._database.write
-        self.close = self._database.close
+        self.write = opened.write
+        self.close = opened.close
 
     # Reading. These see what is committed, and inside a change what it has written.
 

@@ -170,11 +170,11 @@ class Snapshotter:
         else:
             usage = model.Usage(0, 0)  # refused below, after the checks that come first
         self._faults.reach("usage-measured")
-        await self._db.write(lambda _: self._db.commit_snapshot(name, key, labels, usage))
+        await self._db.write(lambda: self._db.commit_snapshot(name, key, labels, usage))
 
     async def remove(self, key: str) -> None:
         """Forget a snapshot; its disk space is freed in the background."""
-        row = await self._uncancelled(self._db.write(lambda _: self._db.remove_snapshot(key)), f"remove {key}")
+        row = await self._uncancelled(self._db.write(lambda: self._db.remove_snapshot(key)), f"remove {key}")
         self._faults.reach("removal-recorded")
         if not self._removed:
             self._background(self._free(), "freeing removed snapshots")
@@ -198,11 +198,11 @@ class Snapshotter:
         if row.kind is model.Kind.COMMITTED and row.closure is None:
             reference = closures.parse_annotations(new, self._store_dir)
         if reference is None:
-            await self._db.write(lambda _: self._db.set_labels(self._db.get(name), new))
+            await self._db.write(lambda: self._db.set_labels(self._db.get(name), new))
             return self._db.get(name).info()
         async with self._closures.realised(reference, self._background) as record:
 
-            def change(_: object) -> None:
+            def change() -> None:
                 self._db.set_closure(row, record())
                 self._db.set_labels(self._db.get(name), new)
 
@@ -313,7 +313,7 @@ class Snapshotter:
         try:
             self._faults.reach("directory-made")
 
-            def change(_: object) -> metadata_module.Row:
+            def change() -> metadata_module.Row:
                 closure = None if record_closure is None else record_closure()
                 row = self._db.insert_snapshot(key, kind, parent, labels, closure, strategy)
                 if row.parent is not None:

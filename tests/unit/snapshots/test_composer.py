@@ -24,7 +24,7 @@ async def database(tmp_path: Path) -> AsyncIterator[metadata.Metadata]:
 async def chain(database: metadata.Metadata, count: int) -> metadata.Row:
     """An active snapshot on so many ordinary layers."""
 
-    def make(_: object) -> metadata.Row:
+    def make() -> metadata.Row:
         parent = ""
         for number in range(count):
             database.insert_snapshot("unpacked", model.Kind.ACTIVE, parent, {}, None, "view")
