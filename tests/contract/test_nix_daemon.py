@@ -289,7 +289,7 @@ def serving(directory: Path) -> Iterator[str]:
     class Handler(http.server.SimpleHTTPRequestHandler):
         wbufsize = -1
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class calls it so)
             pass
 
     handler = functools.partial(Handler, directory=str(directory))

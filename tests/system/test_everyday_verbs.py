@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def image(any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage])
     return store_images[50].reference
 
 
-def inspected(node: nodes.Node, container: str) -> dict[str, object]:
+def inspected(node: nodes.Node, container: str) -> dict[str, Any]:
     (found,) = json.loads(node.ok("inspect", container))
     assert isinstance(found, dict)
     return found
@@ -143,7 +144,7 @@ def test_inspect(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
         assert state["created"] < min(state["started"], state["finished"])
         assert process["args"] == ["/bin/sh", "-c", "exit 3"]
         assert "A=1" in process["env"]
-        assert {"host": str(tmp_path), "container": "/x", "read_only": True} in list(found["mounts"])  # type: ignore[call-overload]
+        assert {"host": str(tmp_path), "container": "/x", "read_only": True} in list(found["mounts"])
     finally:
         any_node.ok("rm", "looked-at")
     missing = any_node.run("inspect", "looked-at")

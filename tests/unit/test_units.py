@@ -14,7 +14,7 @@ NAMESPACED = ("Protect", "PrivateTmp", "PrivateMounts", "PrivateDevices", "ReadO
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_units(path: Path) -> None:
     unit = configparser.ConfigParser(strict=True, interpolation=None)
-    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.optionxform = str  # type: ignore[method-assign, assignment]  # names as they stand: configparser's way
     unit.read_string(path.read_text())
     service = unit["Service"]
     assert service["Type"] == "notify"

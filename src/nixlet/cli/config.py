@@ -44,7 +44,7 @@ def config() -> None:
 )
 @settings.node_settings
 @options.asynchronous
-async def render(*, version: str | None, whose: str, base: bool, output: str, **given: Any) -> None:  # noqa: ANN401
+async def render(*, version: str | None, whose: str, base: bool, output: str, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Print containerd's configuration as a node with these settings would write it; nothing is changed.
 
     Templates and drop-ins are those in DATA_DIR/agent/etc/containerd.

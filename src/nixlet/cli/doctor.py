@@ -21,7 +21,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "missing": "red", "unknown": "ma
 @click.option("--json", "as_json", is_flag=True, help="For programs: the same as --output json.")
 @options.output
 @options.asynchronous
-async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Check this machine for a node with these settings; nothing is changed.
 
     Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.

@@ -29,7 +29,7 @@ def build(archive: str, output: str, **inputs: str | None) -> None:
     """
     from nixlet.images import builder
 
-    request = builder.read_request(store_dir=os.environ.get("NIX_STORE_DIR", "/nix/store"), **inputs)  # type: ignore[arg-type]
+    request = builder.read_request(store_dir=os.environ.get("NIX_STORE_DIR", "/nix/store"), **inputs)  # type: ignore[arg-type]  # options are named as its parameters
     built = builder.build_image(request, archive)
     if output == "json":
         options.print_json({"name": built.name, "digest": built.digest, "id": built.config_digest})

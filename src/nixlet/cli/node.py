@@ -89,7 +89,7 @@ class Node:
                         if event.finished:
                             self.pulled[reference] = event
                             return
-                        sink(steps.Progress(event.stage, event.done, event.total, event.unit, event.detail))  # type: ignore[arg-type]
+                        sink(steps.Progress(event.stage, event.done, event.total, event.unit, event.detail))  # type: ignore[arg-type]  # the wire has the unit as any string
 
                 watching = asyncio.create_task(watch())
                 try:

@@ -53,8 +53,7 @@ def expand(fd: int, target: IO[bytes], shown: str) -> None:
 
 
 def _chunks(fd: int, shown: str) -> Iterator[bytes]:
-    # Imported late: few archives are compressed.
-    import zstandard  # noqa: PLC0415
+    import zstandard  # noqa: PLC0415 (few archives are compressed)
 
     with os.fdopen(os.dup(fd), "rb") as source:
         source.seek(0)
@@ -72,8 +71,8 @@ def _chunks(fd: int, shown: str) -> Iterator[bytes]:
 
 
 def _reader(source: io.BufferedReader, shown: str) -> IO[bytes] | gzip.GzipFile:
-    import lz4.frame  # noqa: PLC0415
-    import zstandard  # noqa: PLC0415
+    import lz4.frame  # noqa: PLC0415 (few archives are compressed)
+    import zstandard  # noqa: PLC0415 (few archives are compressed)
 
     magic = source.peek(6)
     reader: IO[bytes] | gzip.GzipFile

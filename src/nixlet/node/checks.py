@@ -7,6 +7,7 @@ start-up itself calls. What only makes things worse, without keeping a node from
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import re
@@ -227,7 +228,7 @@ class Doctor:
             yield Check("sockets", "containerd", lambda: _served(endpoint, by_our_snapshotter=self._ours))
             del sockets["containerd"]
         for name, path in sockets.items():
-            yield Check("sockets", name, lambda path=path: self._free(path))  # type: ignore[misc]
+            yield Check("sockets", name, functools.partial(self._free, path))
 
     def _free(self, path: str) -> str:
         """A socket that is ours already, or nobody's."""

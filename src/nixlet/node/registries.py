@@ -129,7 +129,7 @@ class Registries:
         relayed = {endpoint for host in hosts.values() for endpoint in _endpoints(host) if self._needs_relay(endpoint)}
         if relayed and self._relay is None:
             # Imported late: most nodes have no use for it, and it takes a third of a second.
-            from nixlet.services import registry_relay  # noqa: PLC0415
+            from nixlet.services import registry_relay  # noqa: PLC0415 (see above)
 
             self._relay = await self._stack.enter_async_context(registry_relay.serve())
         if self._relay is not None:

@@ -76,8 +76,8 @@ def _create_stream(
         raise StreamTerminatedError("Connection lost")
     return _Stream(
         connection,
-        connection._connection,  # noqa: SLF001
-        connection._transport,  # noqa: SLF001
+        connection._connection,  # noqa: SLF001 (as the method does that this one replaces)
+        connection._transport,  # noqa: SLF001 (likewise)
         stream_id=stream_id,
         wrapper=wrapper,
     )
@@ -117,13 +117,13 @@ class LimitedProtocol(protocol.H2Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Take up a new connection."""
-        super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]
-        self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]
+        super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]  # it passes all else on
+        self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]  # no hook for it
 
     def go_away(self) -> None:
         """Ask the peer to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""
         if not self.connection.is_closing():
-            self.connection._transport.write(_GO_AWAY)  # noqa: SLF001
+            self.connection._transport.write(_GO_AWAY)  # noqa: SLF001 (grpclib sends none)
 
     def close(self) -> None:
         """Close the connection; the calls on it end on both sides."""
@@ -138,4 +138,4 @@ def announce_deadline(call: "client.Stream[Any, Any]", deadline: Deadline | None
     A deadline given to the call starts a timer of its own. In a call that is made to answer another, that timer would fire
     together with the answered call's, and who comes first would decide about the status.
     """
-    call._deadline = deadline  # noqa: SLF001
+    call._deadline = deadline  # noqa: SLF001 (see above)

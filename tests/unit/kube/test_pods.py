@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,14 +24,14 @@ IDENTITY = {
 }
 
 
-def container_of(pod: model.Pod = POD, **changes: object) -> cri_pb2.ContainerConfig:
-    container = dataclasses.replace(MAIN, **changes)  # type: ignore[arg-type]
+def container_of(pod: model.Pod = POD, **changes: Any) -> cri_pb2.ContainerConfig:
+    container = dataclasses.replace(MAIN, **changes)
     pod = dataclasses.replace(pod, containers=(container,))
     return pods.container_config(pod, container, "sha256:1", PLACEMENT)
 
 
-def sandbox_of(**changes: object) -> cri_pb2.PodSandboxConfig:
-    return pods.sandbox_config(dataclasses.replace(POD, **changes), PLACEMENT)  # type: ignore[arg-type]
+def sandbox_of(**changes: Any) -> cri_pb2.PodSandboxConfig:
+    return pods.sandbox_config(dataclasses.replace(POD, **changes), PLACEMENT)
 
 
 def test_a_sandbox_has_its_identity() -> None:

@@ -105,7 +105,7 @@ async def test_a_sink_that_fails_ends_it(pipes: Pipes) -> None:
     def refuse(_name: str, _data: bytes) -> None:
         raise BrokenPipeError
 
-    pipes.sink = refuse  # type: ignore[method-assign, assignment]
+    pipes.sink = refuse  # type: ignore[method-assign, assignment]  # for this test alone
     process = pipes.run("while :; do echo y; done")
     waiter = asyncio.create_task(pipes.serve(process))
     try:

@@ -200,7 +200,7 @@ def test_template_and_drop_ins(layout: config.Layout, caplog: pytest.LogCaptureF
     lines = Path(layout.containerd_config).read_text().splitlines()
     sources = [template, f"{directory}/10-a.toml", f"{directory}/20-b.toml"]
     assert [line for line in lines if line.startswith("# With ")] == [f"# With {source}" for source in sources]
-    assert [record.args[0] for record in caplog.records if record.levelno == logging.INFO and record.args] == sources  # type: ignore[index]
+    assert [record.args[0] for record in caplog.records if record.levelno == logging.INFO and record.args] == sources  # type: ignore[index]  # a tuple here
     assert (
         "x"
         not in rendering.render(

@@ -32,7 +32,7 @@ class Version(containerd_version_grpc.VersionBase):
         self.calls = 0
         self._answers_from = answers_from
 
-    async def Version(self, stream: Any) -> None:  # noqa: N802
+    async def Version(self, stream: Any) -> None:  # noqa: N802 (as on the wire)
         await stream.recv_message()
         self.calls += 1
         if self.calls < self._answers_from:

@@ -290,7 +290,7 @@ async def test_the_unexpected_is_logged_and_not_told(
 
 async def test_statuses_become_our_errors(tmp_path: Path) -> None:
     class Snapshots(containerd_snapshots_grpc.SnapshotsBase):
-        async def Stat(self, stream: Any) -> None:  # noqa: N802
+        async def Stat(self, stream: Any) -> None:  # noqa: N802 (as on the wire)
             await stream.recv_message()
             raise errors.NotFoundError("snapshot x does not exist")
 

@@ -81,7 +81,7 @@ async def daemon(tmp_path: Path, script: Script) -> AsyncIterator[client.DaemonS
         done.append(result)
         try:
             await script(Peer(reader, writer))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 (raised again in the test)
             result.set_exception(error)
         else:
             result.set_result(None)
