@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 from nixlet import errors
-from nixlet.kube import model, quantity, yamlread
+from nixlet.encoding import yamlread
+from nixlet.kube import model, quantity
 
 _UID_MAX = 2**32 - 2
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")

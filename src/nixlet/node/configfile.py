@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from nixlet import errors
-from nixlet.kube import yamlread
+from nixlet.encoding import yamlread
 from nixlet.node import config, rules, trusted
 
 Value = bool | str | tuple[str, ...]

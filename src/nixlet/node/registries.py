@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.containerd import registries
+from nixlet.encoding import yamlread
 from nixlet.host import files
-from nixlet.kube import yamlread
 from nixlet.node import config as node_config
 from nixlet.node import trusted
 

@@ -5,7 +5,8 @@ import tracemalloc
 import pytest
 
 from nixlet import errors
-from nixlet.kube import manifest, yamlread
+from nixlet.encoding import yamlread
+from nixlet.kube import manifest
 
 TOP = "apiVersion: v1\nkind: Pod\n"
 METADATA = TOP + "metadata:\n  name: small\n"

@@ -1,0 +1,1 @@
+"""Formats of files that people write, read with the place of each value."""
