@@ -1,4 +1,8 @@
-"""Files that are whole or not there, directories that are durable, and locks."""
+"""Files that are whole or not there, directories that are durable, and locks.
+
+Directories, pipes and files that outlive us are made here, with the mode that is asked for: a person's umask may be 0077, and what we
+make for containers and other programs must not depend on it. The umask itself is one for all threads, so nobody may change it.
+"""
 
 import contextlib
 import errno
@@ -73,16 +77,77 @@ def _write_atomically(path: str, content: bytes, mode: int) -> None:
     sync_directory(directory)
 
 
+def new_directory(path: str, mode: int = 0o755) -> None:
+    """Make one directory that is not there yet, with exactly this mode.
+
+    Raises:
+        OSError: As ``os.mkdir``.
+    """
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
+def new_directories(path: str, mode: int = 0o755) -> None:
+    """Make a directory, and its parents with mode 0755; what is there stays as it is, since it may be somebody else's.
+
+    Raises:
+        OSError: As ``os.makedirs``; also when something else has that name.
+    """
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    if not os.path.lexists(parent):
+        new_directories(parent)
+    try:
+        new_directory(path, mode)
+    except OSError:
+        # A file system that can't be written to, for one, is no trouble where the directory is there.
+        if not os.path.isdir(path):
+            raise
+
+
 def make_directory(path: str, *, mode: int = 0o755) -> None:
-    """Make a directory and its parents; one that is there stays as it is, since it may be somebody else's.
+    """``new_directories``, with an error in words.
 
     Raises:
         FailedPreconditionError: Something else has that name, or the file system refuses.
     """
     try:
-        os.makedirs(path, mode=mode, exist_ok=True)
+        new_directories(path, mode)
     except OSError as error:
         raise refused(f"can't make the directory {path}", error) from error
+
+
+def new_file(path: str, mode: int = 0o644) -> int:
+    """A descriptor for writing to a file that is not there yet, with exactly this mode.
+
+    Raises:
+        OSError: As ``os.open`` with O_EXCL.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    os.fchmod(fd, mode)
+    return fd
+
+
+def open_for_appending(path: str, mode: int) -> int:
+    """A descriptor for writing to a file's end; a file that is not there is made with exactly this mode.
+
+    Raises:
+        OSError: As ``os.open``.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(new_file(path, mode))
+    # Without O_CREAT: a symlink that leads to nothing is none of ours to make something of.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+
+def new_pipe(path: str) -> None:
+    """Make a named pipe for us alone.
+
+    Raises:
+        OSError: As ``os.mkfifo``.
+    """
+    os.mkfifo(path, 0o600)
+    os.chmod(path, 0o600)
 
 
 @contextlib.contextmanager
@@ -94,6 +159,7 @@ def exclusive_lock(path: str, *, what: str) -> Iterator[None]:
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)
     except OSError as error:
         raise refused(f"the lock {path} can't be opened", error) from error
     try:

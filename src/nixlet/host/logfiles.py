@@ -9,6 +9,8 @@ import os
 import stat
 from typing import Self
 
+from nixlet.host import files
+
 #: A file's size (bytes) and the number of older ones that are kept; k3s keeps as much of its containerd.
 LIMIT = 50 << 20
 BACKUPS = 3
@@ -36,7 +38,7 @@ class RotatingFile:
 
     def _open(self) -> None:
         # O_APPEND: what a process that is just ending still writes doesn't overwrite our lines.
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = files.open_for_appending(self.path, 0o640)
         status = os.fstat(self._fd)
         # A terminal, a pipe or /dev/null must never be put aside.
         self._rotates = stat.S_ISREG(status.st_mode)

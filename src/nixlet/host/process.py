@@ -24,7 +24,8 @@ DEVNULL = subprocess.DEVNULL
 STDOUT = subprocess.STDOUT
 
 #: Run after PR_SET_PDEATHSIG: an orphan has another parent, and ends here. The program's words are arguments, never script.
-_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+#: containerd makes files that containers read (/etc/resolv.conf) with the umask that it has: never a person's.
+_UNLESS_ORPHANED = 'umask 0022; [ "$PPID" = "$0" ] && exec "$@"'
 
 #: How much of a program's output an error shows.
 _SHOWN_OUTPUT = 2000

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
+from nixlet.host import files
 from nixlet.kube import logs, stdio
 
 #: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
@@ -67,7 +68,7 @@ class Foreground:
                 aside = path + _ASIDE
                 os.rename(path, aside)
                 stack.callback(_put_back, aside, path)
-                os.mkfifo(path, 0o600)
+                files.new_pipe(path)
                 if stream != "stdin":
                     self._streams.open_output(stream, path, copy=aside, lost=self._log)
             yield

@@ -185,8 +185,8 @@ class Player:
                 places[volume.name] = volume.host_path
             else:
                 place = os.path.join(directory, _VOLUMES, volume.name)
-                os.makedirs(place)
-                os.chmod(place, 0o777)  # noqa: S103 (as kubelets do: containers of any user share it)
+                # As kubelets do: containers of any user share it.
+                files.new_directories(place, 0o777)
                 places[volume.name] = place
         return places
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.kube import model
 from nixlet.rpc.gen import cri_pb2
 
@@ -96,9 +97,9 @@ def check_host_path(volume: model.Volume) -> None:
     }
     try:
         if kind == "DirectoryOrCreate" and not os.path.lexists(path):
-            os.makedirs(path, mode=0o755, exist_ok=True)
+            files.new_directories(path)
         elif kind == "FileOrCreate" and not os.path.lexists(path):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.close(files.new_file(path))
         mode = os.stat(path).st_mode
     except OSError as error:
         raise errors.FailedPreconditionError(f"the volume {volume.name} needs {path}: {error.strerror}") from error

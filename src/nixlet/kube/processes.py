@@ -13,6 +13,7 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import client, tasks
+from nixlet.host import files
 from nixlet.kube import model, player, stdio, users
 
 
@@ -93,7 +94,7 @@ def _make_pipes(directory: str, *, stdin: bool, tty: bool) -> tasks.Streams:
     names = ["stdout", *(["stdin"] if stdin else []), *([] if tty else ["stderr"])]
     paths = {name: os.path.join(directory, name) for name in names}
     for path in paths.values():
-        os.mkfifo(path, 0o600)
+        files.new_pipe(path)
     return tasks.Streams(**paths)
 
 

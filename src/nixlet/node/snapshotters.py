@@ -123,7 +123,7 @@ def check_overlay(root: str) -> None:
                 "enable d_type support"
             )
         for name in ("lower1", "lower2", "upper", "work", "merged"):
-            os.mkdir(os.path.join(base, name))
+            files.new_directory(os.path.join(base, name))
         merged = os.path.join(base, "merged")
         options = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
         if userns.is_inside():

@@ -238,7 +238,7 @@ def roots_owner(root: str) -> str:
 def _ensure_store(store: interface.Store) -> None:
     """The store's directory, which Nix makes with its first path, is the lower layer of every view."""
     try:
-        os.makedirs(store.real_dir, mode=0o1775, exist_ok=True)
+        files.new_directories(store.real_dir, mode=0o1775)
     except OSError as error:
         raise errors.UnavailableError(
             f"there is no Nix store at {store.real_dir}, and it can't be made: {error.strerror}"

@@ -234,15 +234,6 @@ async def serve(
             await server.wait_closed()
 
 
-@contextlib.contextmanager
-def _umask(mask: int) -> Any:
-    old = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(old)
-
-
 def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.socket:
     """A listening socket of mode 0600 in a directory of mode 0700, in the place of one that nobody serves any more.
 
@@ -269,8 +260,9 @@ def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.so
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        with _umask(0o177):
-            sock.bind(path)
+        # Linux gives a socket's file the mode that the socket has (unix_bind in net/unix/af_unix.c): no moment in which others may connect.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
         sock.listen(128)
     except OSError as error:
         sock.close()

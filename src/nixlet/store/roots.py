@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.store import paths
 
 #: How the names of half-made roots begin.
@@ -105,7 +106,7 @@ class Roots:
         for _ in range(10):
             # Another owner's last root may take the common directory away at any of these steps.
             with contextlib.suppress(FileNotFoundError):
-                os.makedirs(self._directory, exist_ok=True)
+                files.new_directories(self._directory)
                 return tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._directory)
         raise FileNotFoundError(2, "the directory vanishes again and again", self._directory)
 

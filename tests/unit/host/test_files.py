@@ -1,12 +1,16 @@
 """Files and locks."""
 
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nixlet import errors
-from nixlet.host import files, mounts
+from nixlet.host import files, logfiles, mounts, process
+from nixlet.rpc import server
+from nixlet.store import paths, roots
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +63,86 @@ def test_too_long_options_are_refused_before_the_kernel_cuts_them(tmp_path: Path
 def test_a_refused_mount_says_why(tmp_path: Path) -> None:
     with pytest.raises(errors.FailedPreconditionError, match=r"can't mount no-such-fs on .*ENODEV"):
         mounts.mount("none", str(tmp_path), "no-such-fs")
+
+
+@pytest.fixture(params=[0o077, 0o027, 0])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    try:
+        yield request.param
+    finally:
+        os.umask(before)
+
+
+def _log(path: str) -> None:
+    logfiles.RotatingFile(path).close()
+
+
+def _lock(path: str) -> None:
+    with files.exclusive_lock(path, what="it"):
+        pass
+
+
+def _root(path: str) -> None:
+    roots.Roots(os.path.dirname(path), "owner").add("1", [paths.StorePath(f"/nix/store/{'a' * 32}-x")])
+    os.rename(os.path.join(os.path.dirname(path), "nixlet"), path)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize(
+    ("make", "modes"),
+    [
+        (lambda path: files.new_directory(path, 0o1775), [0o1775]),
+        (lambda path: files.make_directory(f"{path}/b/c", mode=0o700), [0o755, 0o755, 0o700]),
+        (lambda path: os.close(files.new_file(path, 0o666)), [0o666]),
+        (files.new_pipe, [0o600]),
+        (_log, [0o640]),
+        (_lock, [0o600]),
+        (lambda path: files.write_atomically(path, "", mode=0o644), [0o644]),
+        (lambda path: server.listen_unix(f"{path}/s").close(), [0o700, 0o600]),
+        (_root, [0o755, 0o755, 0o755]),
+    ],
+    ids=["directory", "parents", "file", "pipe", "log", "lock", "replaced file", "socket", "GC root"],
+)
+def test_modes_do_not_depend_on_the_umask(
+    tmp_path: Path, make: Callable[[str], object], modes: list[int], umask: int
+) -> None:
+    make(str(tmp_path / "a"))
+    here, found = tmp_path, []
+    while here.is_dir() and not here.is_symlink() and (inside := sorted(here.iterdir())):
+        here = inside[0]
+        found.append(here.lstat().st_mode & 0o7777)
+    assert found[: len(modes)] == modes
+
+
+async def test_programs_that_are_started_have_the_usual_umask(umask: int) -> None:
+    status = (await process.run(["cat", "/proc/self/status"])).check().stdout.decode()
+    assert re.findall("Umask:.(.*)", status) == ["0022"]
+
+
+def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir(mode=0o700)
+    files.make_directory(str(tmp_path / "d"))
+    assert (tmp_path / "d").stat().st_mode & 0o7777 == 0o700
+
+
+def test_a_directory_that_cannot_be_is_refused_and_not_tried_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for place in ("/proc/none/there", str(tmp_path / "file/a"), str(tmp_path / "dangling/a")):
+        with pytest.raises(errors.FailedPreconditionError, match="can't make the directory"):
+            files.make_directory(place)
+
+
+def test_nobody_changes_the_umask_or_makes_directories_in_another_way() -> None:
+    """The umask is one for all threads; and every mode is set where directories are made."""
+    source = Path(__file__).parents[3] / "src/nixlet"
+    found = {
+        f"{path.relative_to(source)}: {call}"
+        for path in source.rglob("*.py")
+        for call in re.findall(
+            r"\b(?:os\.(?:umask|mkdir|makedirs|mkfifo|mknod)|shutil\.copytree|\.mkdir)\(", path.read_text()
+        )
+        if path.name != "files.py"
+    }
+    assert not {each for each in found if not each.startswith("snapshots/")}
