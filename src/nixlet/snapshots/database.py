@@ -45,7 +45,7 @@ class Database:
         """
         self._path = path
         self._faults = faults
-        self._pending: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]] = []
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
             self._prepare(migrations)
@@ -91,10 +91,12 @@ class Database:
         self._flush()
         self.connection.close()
 
-    async def write(self, change: Callable[[], T]) -> T:
+    async def write(self, change: Callable[[contextlib.ExitStack], T]) -> T:
         """Run a change in a transaction and wait until it is durable.
 
-        An exception of ``change`` undoes that change alone, and is raised here.
+        An exception of ``change`` undoes that change alone, and is raised here. What a change does outside of the
+        database it pairs with a callback on the stack that it is given: these run, last first, when the change or the
+        transaction that it shares fails.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -109,27 +111,16 @@ class Database:
         if not pending:
             return
         results: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
-        db = self.connection
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for change, future in pending:
-                db.execute("SAVEPOINT change")
-                try:
-                    results.append((future, change(), None))
-                except Exception as error:  # noqa: BLE001 (handed to the caller, whose change it was)
-                    db.execute("ROLLBACK TO change")
-                    results.append((future, None, error))
-                db.execute("RELEASE change")
-            self._faults.reach("changes-made")
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            failure = errors.FailedPreconditionError(
-                f"the snapshotter's database {self._path} can't be written: {error}"
-            )
-            failure.__cause__ = error
-            results = [(future, None, failure) for _, future in pending]
+        with contextlib.ExitStack() as effects:
+            try:
+                self._transact(pending, results, effects)
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):
+                    self.connection.execute("ROLLBACK")
+                failure = self._refused(error)
+                results = [(future, None, failure) for _, future in pending]
+            else:
+                effects.pop_all()
         for future, result, problem in results:
             if future.cancelled():
                 continue
@@ -137,6 +128,36 @@ class Database:
                 future.set_result(result)
             else:
                 future.set_exception(problem)
+
+    def _transact(
+        self,
+        pending: Sequence[tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]],
+        results: list[tuple[asyncio.Future[Any], Any, BaseException | None]],
+        effects: contextlib.ExitStack,
+    ) -> None:
+        run = self.connection.execute
+        run("BEGIN IMMEDIATE")
+        for change, future in pending:
+            run("SAVEPOINT change")
+            with contextlib.ExitStack() as effect:
+                try:
+                    results.append((future, change(effect), None))
+                except Exception as error:
+                    if isinstance(error, sqlite3.Error) and not self.connection.in_transaction:
+                        # sqlite has rolled back everything by itself, as on a full disk.
+                        raise
+                    run("ROLLBACK TO change")
+                    results.append((future, None, error))
+                else:
+                    effects.push(effect.pop_all())
+            run("RELEASE change")
+        self._faults.reach("changes-made")
+        run("COMMIT")
+
+    def _refused(self, error: sqlite3.Error) -> errors.NixletError:
+        failure = errors.FailedPreconditionError(f"the snapshotter's database {self._path} can't be written: {error}")
+        failure.__cause__ = error
+        return failure
 
 
 def _extend(log: str) -> None:

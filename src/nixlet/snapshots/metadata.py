@@ -1,9 +1,10 @@
 """What the snapshotter knows: its tables of snapshots and closures, with containerd's rules for changing them."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nixlet import errors
@@ -89,6 +90,18 @@ class Closure(NamedTuple):
     names: tuple[str, ...]
 
 
+class NewClosure(NamedTuple):
+    """What is recorded of a closure, together with a snapshot that brings it along; as in ``Closure``."""
+
+    identity: str
+    reference: str
+    names: tuple[str, ...]
+
+
+#: What a change does on the disk, in its transaction: it is given the snapshot, and a stack for callbacks that undo it.
+Effect = Callable[[Row, contextlib.ExitStack], None]
+
+
 class Metadata:
     """The tables; one instance for the life of the snapshotter, used in the event loop's thread only."""
 
@@ -104,11 +117,10 @@ class Metadata:
         """
         opened = database.Database(path, _MIGRATIONS, faults or faults_module.Faults())
         self._db = opened.connection
-        #: Runs a change durably: see ``Database``.
-        self.write = opened.write
+        self._write = opened.write
         self.close = opened.close
 
-    # Reading. These see what is committed, and inside a change what it has written.
+    # Reading. These see what is committed: a transaction begins and ends in one turn of the event loop.
 
     def find(self, key: str) -> Row | None:
         """The snapshot of that key or name."""
@@ -188,48 +200,63 @@ class Metadata:
         )
         return [_closure(row) for row in rows]
 
-    # Changes, for use inside write().
+    # Changes. Each is a transaction, durable when the call returns; it is made or not made also when the caller gives up.
 
-    def insert_closure(self, identity: str, reference: str, names: Sequence[str]) -> int:
-        """The number of a closure, recorded now if it is new."""
-        row = self._db.execute("SELECT id FROM closures WHERE identity = ?", (identity,)).fetchone()
-        if row is not None:
-            return int(row[0])
-        cursor = self._db.execute(
-            "INSERT INTO closures (identity, reference, paths) VALUES (?, ?, ?)",
-            (identity, reference, "\n".join(names)),
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def insert_snapshot(
-        self, key: str, kind: model.Kind, parent: str, labels: Mapping[str, str], closure: int | None, strategy: str
+    async def create_snapshot(
+        self,
+        key: str,
+        kind: model.Kind,
+        parent: str,
+        labels: Mapping[str, str],
+        *,
+        strategy: str,
+        closure: NewClosure | None = None,
+        effect: Effect = lambda _row, _undo: None,
     ) -> Row:
-        """Record a new active or view snapshot.
+        """Record a new active or view snapshot, and the closure that it brings along.
 
         Raises:
             AlreadyExistsError: The key is taken.
             NotFoundError: There is no such parent.
             InvalidArgumentError: The parent is not committed.
         """
-        parent_id = None
-        if parent:
-            row = self.get(parent)
-            if row.kind is not model.Kind.COMMITTED:
-                raise errors.InvalidArgumentError(f"parent {parent} is not a committed snapshot")
-            parent_id = row.id
-        if self.find(key) is not None:
-            raise errors.AlreadyExistsError(f"snapshot {key} exists already")
-        now, text = time.time_ns(), json.dumps(dict(labels))
+
+        def change(undo: contextlib.ExitStack) -> Row:
+            parent_id = None
+            if parent:
+                found = self.get(parent)
+                if found.kind is not model.Kind.COMMITTED:
+                    raise errors.InvalidArgumentError(f"parent {parent} is not a committed snapshot")
+                parent_id = found.id
+            if self.find(key) is not None:
+                raise errors.AlreadyExistsError(f"snapshot {key} exists already")
+            number = None if closure is None else self._record(closure)
+            now, text = time.time_ns(), json.dumps(dict(labels))
+            cursor = self._db.execute(
+                "INSERT INTO snapshots (key, kind, parent, created, updated, labels, closure, strategy)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, int(kind), parent_id, now, now, text, number, strategy),
+            )
+            assert cursor.lastrowid is not None
+            row = Row(cursor.lastrowid, key, kind, parent_id, now, now, text, number, strategy, 0, 0, parent)
+            effect(row, undo)
+            return row
+
+        return await self._write(change)
+
+    def _record(self, closure: NewClosure) -> int:
+        """The number of a closure, recorded now if it is new."""
+        row = self._db.execute("SELECT id FROM closures WHERE identity = ?", (closure.identity,)).fetchone()
+        if row is not None:
+            return int(row[0])
         cursor = self._db.execute(
-            "INSERT INTO snapshots (key, kind, parent, created, updated, labels, closure, strategy)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, int(kind), parent_id, now, now, text, closure, strategy),
+            "INSERT INTO closures (identity, reference, paths) VALUES (?, ?, ?)",
+            (closure.identity, closure.reference, "\n".join(closure.names)),
         )
         assert cursor.lastrowid is not None
-        return Row(cursor.lastrowid, key, kind, parent_id, now, now, text, closure, strategy, 0, 0, parent)
+        return cursor.lastrowid
 
-    def commit_snapshot(self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage) -> None:
+    async def commit_snapshot(self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage) -> None:
         """Turn an active snapshot into a committed one; its labels become those of the call, its closure stays.
 
         Raises:
@@ -237,45 +264,65 @@ class Metadata:
             AlreadyExistsError: The name is taken.
             FailedPreconditionError: The snapshot is not active.
         """
-        if self.find(name) is not None:
-            raise errors.AlreadyExistsError(f"snapshot {name} exists already")
-        row = self.get(key)
-        if row.kind is not model.Kind.ACTIVE:
-            raise errors.FailedPreconditionError(f"snapshot {key} is not active and can't be committed")
-        now = time.time_ns()
-        self._db.execute(
-            "UPDATE snapshots SET key = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?, inodes = ?"
-            " WHERE id = ?",
-            (name, int(model.Kind.COMMITTED), now, now, json.dumps(dict(labels)), usage.size, usage.inodes, row.id),
-        )
 
-    def remove_snapshot(self, key: str) -> Row:
+        def change(_: contextlib.ExitStack) -> None:
+            if self.find(name) is not None:
+                raise errors.AlreadyExistsError(f"snapshot {name} exists already")
+            row = self.get(key)
+            if row.kind is not model.Kind.ACTIVE:
+                raise errors.FailedPreconditionError(f"snapshot {key} is not active and can't be committed")
+            now = time.time_ns()
+            self._db.execute(
+                "UPDATE snapshots SET key = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?, inodes = ?"
+                " WHERE id = ?",
+                (name, int(model.Kind.COMMITTED), now, now, json.dumps(dict(labels)), usage.size, usage.inodes, row.id),
+            )
+
+        await self._write(change)
+
+    async def remove_snapshot(self, key: str) -> Row:
         """Forget a snapshot.
 
         Raises:
             NotFoundError: There is no such key.
             FailedPreconditionError: Other snapshots stand on it.
         """
-        row = self.get(key)
-        if self._db.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
-            raise errors.FailedPreconditionError(f"cannot remove snapshot {key}: other snapshots have it as parent")
-        self._db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
-        return row
 
-    def set_labels(self, row: Row, labels: Mapping[str, str]) -> None:
-        """Replace a snapshot's labels."""
-        self._db.execute(
-            "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
-            (json.dumps(dict(labels)), time.time_ns(), row.id),
-        )
+        def change(_: contextlib.ExitStack) -> Row:
+            row = self.get(key)
+            if self._db.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
+                raise errors.FailedPreconditionError(f"cannot remove snapshot {key}: other snapshots have it as parent")
+            self._db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
+            return row
 
-    def set_closure(self, row: Row, closure: int) -> None:
-        """Let a committed snapshot bring a closure along."""
-        self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (closure, row.id))
+        return await self._write(change)
 
-    def delete_closure(self, closure: int) -> None:
+    async def set_labels(self, name: str, labels: Mapping[str, str], closure: NewClosure | None = None) -> Row:
+        """Replace a snapshot's labels; a committed one that brings no closure along may be given one.
+
+        Raises:
+            NotFoundError: There is no such snapshot.
+        """
+
+        def change(_: contextlib.ExitStack) -> Row:
+            row = self.get(name)
+            if closure is not None:
+                self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (self._record(closure), row.id))
+            self._db.execute(
+                "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
+                (json.dumps(dict(labels)), time.time_ns(), row.id),
+            )
+            return self.get(name)
+
+        return await self._write(change)
+
+    async def delete_closure(self, closure: int) -> None:
         """Forget a closure that no snapshot brings along."""
-        self._db.execute("DELETE FROM closures WHERE id = ?", (closure,))
+
+        def change(_: contextlib.ExitStack) -> None:
+            self._db.execute("DELETE FROM closures WHERE id = ?", (closure,))
+
+        await self._write(change)
 
 
 def _row(row: Sequence[Any]) -> Row:

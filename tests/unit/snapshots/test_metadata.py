@@ -23,11 +23,11 @@ def database(tmp_path: Path) -> Iterator[metadata.Metadata]:
 async def insert(
     db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE
 ) -> metadata.Row:
-    return await db.write(lambda: db.insert_snapshot(key, kind, parent, {"k": "v"}, None, "view"))
+    return await db.create_snapshot(key, kind, parent, {"k": "v"}, strategy="view")
 
 
 async def commit(db: metadata.Metadata, name: str, key: str) -> None:
-    await db.write(lambda: db.commit_snapshot(name, key, {"done": "yes"}, model.Usage(4096, 1)))
+    await db.commit_snapshot(name, key, {"done": "yes"}, model.Usage(4096, 1))
 
 
 async def test_commit_replaces_labels_and_times(database: metadata.Metadata) -> None:
@@ -96,12 +96,12 @@ async def test_a_parent_is_not_removed(database: metadata.Metadata) -> None:
     await commit(database, "layer", "a")
     await insert(database, "child", "layer")
     with pytest.raises(errors.FailedPreconditionError, match="cannot remove"):
-        await database.write(lambda: database.remove_snapshot("layer"))
+        await database.remove_snapshot("layer")
 
 
 async def test_numbers_are_never_used_again(database: metadata.Metadata) -> None:
     first = await insert(database, "a")
-    await database.write(lambda: database.remove_snapshot("a"))
+    await database.remove_snapshot("a")
     second = await insert(database, "a")
     assert second.id > first.id
 

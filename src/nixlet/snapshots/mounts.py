@@ -8,24 +8,25 @@ import stat
 from collections.abc import Awaitable, Callable
 
 from nixlet import errors
-from nixlet.host import mounts
-from nixlet.snapshots import binds, keeper, metadata, model
+from nixlet.host import mounts as host_mounts
+from nixlet.snapshots import binds, metadata, model
+from nixlet.snapshots import closures as closures_module
 
 
-class Composer:
+class Mounts:
     """Says what a client has to mount to see a snapshot."""
 
     def __init__(
         self,
         database: metadata.Metadata,
-        closures: keeper.ClosureKeeper,
+        closures: closures_module.Closures,
         *,
         root: str,
         store_dir: str,
         real_store_dir: str,
         check_targets: Callable[[], Awaitable[None]],
     ) -> None:
-        """A composer for the snapshots below a root.
+        """The mounts of the snapshots below a root.
 
         Args:
             database: Their database.
@@ -73,7 +74,7 @@ class Composer:
                     f"the layer has a mount point for {self._store_dir}/{unfilled[0]}, which its closure lacks"
                 )
 
-    async def mounts(self, row: metadata.Row) -> list[model.Mount]:
+    async def of(self, row: metadata.Row) -> list[model.Mount]:
         """The mounts of an active or view snapshot; its closures are complete then.
 
         Raises:
@@ -113,10 +114,10 @@ class Composer:
         # containerd mounts long lists relative to the directory that all layers have in common.
         shared = len(os.path.commonpath(lower)) + 1 if len(lower) > 1 else 0
         size = sum(len(os.fsencode(option)) + 1 for option in options) - shared * len(lower)
-        if size > mounts.MAX_OPTIONS:
+        if size > host_mounts.MAX_OPTIONS:
             raise errors.FailedPreconditionError(
                 f"the snapshot {row.key} has {len(lower)} layers, whose names take {size} bytes and the kernel mounts"
-                f" {mounts.MAX_OPTIONS}",
+                f" {host_mounts.MAX_OPTIONS}",
                 hint="build the image with fewer layers",
             )
         return model.Mount("overlay", "overlay", options)

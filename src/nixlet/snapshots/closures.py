@@ -1,4 +1,4 @@
-"""The closures of a snapshotter: brought into the store, rooted, shown as views, and let go with their last snapshot."""
+"""The closures of a snapshotter: brought into the store, rooted, shown as views, and dropped with their last snapshot."""
 
 import asyncio
 import contextlib
@@ -6,19 +6,21 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from nixlet import errors
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import model
+from nixlet.snapshots import tasks as tasks_module
 from nixlet.snapshots import views as views_module
-from nixlet.store import closures, realiser, roots
+from nixlet.store import closures as closure_references
+from nixlet.store import realiser, roots
 
 _log = logging.getLogger("nixlet.snapshots")
 
 
-class ClosureKeeper:
+class Closures:
     """Keeps in step what the database says of closures, the store's GC roots, and the views."""
 
     def __init__(
@@ -30,9 +32,11 @@ class ClosureKeeper:
         real_store_dir: str,
         realise: realiser.Realiser,
         gc_roots: roots.Roots,
+        tasks: tasks_module.Tasks,
         faults: faults_module.Faults,
     ) -> None:
         self._faults = faults
+        self._tasks = tasks
         self._db = database
         self._views = views
         self._store_dir = store_dir
@@ -47,28 +51,28 @@ class ClosureKeeper:
 
     @contextlib.asynccontextmanager
     async def realised(
-        self, reference: closures.ClosureReference, let_go: Callable[[Awaitable[None], str], None]
-    ) -> AsyncIterator[Callable[[], int]]:
+        self, reference: closure_references.ClosureReference
+    ) -> AsyncIterator[metadata_module.NewClosure]:
         """Have a closure in the store and rooted for the time of the context.
 
-        Yields a function that records the closure, for use inside a change of the database; without a snapshot that
-        refers to it the root is dropped again afterwards, by work that is given to ``let_go``.
+        Yields what is to be recorded of it with a snapshot; without a snapshot that refers to it the root is dropped
+        again afterwards, in the background.
         """
         identity = reference.identity
-        # Not while the same closure is just being let go.
+        # Not while the same closure is just being dropped.
         async with self._lock(identity):
             self._pins[identity] = self._pins.get(identity, 0) + 1
         try:
             realised = await self._realiser.realise_closure(reference, root_name=identity)
-            names = [path.name for path in realised.paths]
+            names = tuple(path.name for path in realised.paths)
             annotations = json.dumps(reference.annotations())
             self._faults.reach("closure-realised")
-            yield lambda: self._db.insert_closure(identity, annotations, names)
+            yield metadata_module.NewClosure(identity, annotations, names)
         finally:
             self._pins[identity] -= 1
             if not self._pins[identity]:
                 del self._pins[identity]
-                let_go(self.drop_unused((identity,)), f"dropping the roots of {identity}")
+                self._tasks.background(self.drop_unused((identity,)), f"dropping the roots of {identity}")
 
     async def ensure_shown(self, number: int, strategy: model.Strategy) -> str:
         """The layer that shows a closure: it can be mounted, and all of the closure's paths are in the store.
@@ -107,7 +111,7 @@ class ClosureKeeper:
         return [name for name in names if not os.path.lexists(os.path.join(self._real_store_dir, name))]
 
     async def _realise_again(self, closure: metadata_module.Closure, example: str) -> None:
-        reference = closures.parse_annotations(json.loads(closure.reference), self._store_dir)
+        reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
         assert reference is not None, "only closures that an annotation named are recorded"
         try:
             await self._realiser.realise_closure(reference, root_name=closure.identity)
@@ -132,7 +136,7 @@ class ClosureKeeper:
                 await asyncio.to_thread(self._views.remove, closure.id)
                 self._faults.reach("view-removed")
                 self._complete.pop(closure.id, None)
-                await self._db.write(lambda: self._db.delete_closure(closure.id))
+                await self._db.delete_closure(closure.id)
                 self._faults.reach("closure-forgotten")
         await asyncio.to_thread(self._roots.remove, identity)
         self._faults.reach("root-removed")

@@ -1,0 +1,46 @@
+"""Work that outlives whoever asked for it: changes that must not be cut in half, and what is tidied up behind a call."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_log = logging.getLogger("nixlet.snapshots")
+
+
+class Tasks:
+    """The running tasks of one owner."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[object]] = set()
+
+    def start(self, work: Awaitable[T], name: str) -> "asyncio.Task[T]":
+        """Run something in a task of its own; whoever starts it looks at its outcome."""
+
+        async def run() -> T:
+            return await work
+
+        task = asyncio.create_task(run(), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def uncancelled(self, work: Awaitable[T], name: str) -> T:
+        """Wait for something that runs to its end also when the caller gives up."""
+        return await asyncio.shield(self.start(work, name))
+
+    def background(self, work: Awaitable[object], name: str) -> None:
+        """Run something that nobody waits for; a failure is logged."""
+
+        def report(done: "asyncio.Task[object]") -> None:
+            if not done.cancelled() and (error := done.exception()):
+                _log.error("%s failed: %s", done.get_name(), error)
+
+        self.start(work, name).add_done_callback(report)
+
+    async def finish(self) -> None:
+        """Wait until nothing runs any more."""
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
