@@ -1,6 +1,5 @@
 """``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,31 +75,15 @@ def _short(image: str) -> str:
 
 
 async def find(connection: "Node", wanted: str) -> "cri_pb2.Container":
-    """A container by its ID or the beginning of it, its name, its pod's name, or "pod/name".
+    """A container of a node, as ``lookup.find`` finds it.
 
     Raises:
         NotFoundError: There is none.
         InvalidArgumentError: There are several.
     """
-    from nixlet import errors
-    from nixlet.kube import pods
+    from nixlet.kube import lookup
 
-    everything = await connection.runtime.containers()
-    tests: Sequence[object] = (
-        [each for each in everything if each.id.startswith(wanted)],
-        [each for each in everything if each.metadata.name == wanted],
-        [each for each in everything if f"{each.labels.get(pods.POD_NAME)}/{each.metadata.name}" == wanted],
-        [each for each in everything if each.labels.get(pods.POD_NAME) == wanted],
-    )
-    for found in tests:
-        assert isinstance(found, list)
-        if len(found) > 1:
-            names = ", ".join(sorted(f"{each.labels.get(pods.POD_NAME)}/{each.metadata.name}" for each in found))
-            raise errors.InvalidArgumentError(f"{wanted} can mean several containers: {names}")
-        if found:
-            container: cri_pb2.Container = found[0]
-            return container
-    raise errors.NotFoundError(f"there is no container {wanted}", hint="see what there is: nixlet ps -a")
+    return lookup.find(wanted, await connection.runtime.containers())
 
 
 async def details(connection: "Node", container: str) -> "tuple[cri_pb2.ContainerStatus, dict[str, Any]]":
