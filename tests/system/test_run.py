@@ -114,6 +114,42 @@ def test_progress_on_a_terminal(any_node: nodes.Node, store_images: dict[int, st
     assert done.stdout.rstrip().endswith(b"out")
 
 
+def test_system_calls_are_filtered_unless_somebody_says_otherwise(
+    node: nodes.Node, store_images: dict[int, storeimages.StoreImage], tmp_path: Path
+) -> None:
+    profile = tmp_path / "profile.json"
+    refused = {"names": ["uname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}))
+
+    def seccomp(*options: str) -> str:
+        text = node.ok("run", "--rm", *options, store_images[50].reference, "--", "/bin/cat", "/proc/self/status")
+        return next(line.split()[1] for line in text.splitlines() if line.startswith("Seccomp:"))
+
+    assert seccomp() == "2"
+    assert seccomp("--security-opt", "seccomp=unconfined") == "0"
+    assert seccomp("--privileged") == "0"
+    own = ["--security-opt", f"seccomp={profile}"]
+    assert seccomp(*own) == "2"
+    assert "Linux" not in node.ok("run", "--rm", *own, store_images[50].reference, "--", "/bin/busybox", "uname")
+
+
+def test_capabilities_are_taken_away_whatever_they_are_called(
+    node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    image = store_images[50].reference
+    command = ["/bin/cat", "/proc/self/status"]
+    dropping = nodes.manifest("drops", image, command=command, container={"securityContext": {"capabilities": {"drop": ["CAP_NET_RAW"]}}})  # fmt: skip
+
+    def bounding(text: str) -> int:
+        return next(int(line.split()[1], 16) for line in text.splitlines() if line.startswith("CapBnd:"))
+
+    net_raw, sys_time = 1 << 13, 1 << 25
+    assert bounding(node.ok("run", "--rm", image, "--", *command)) & (net_raw | sys_time) == net_raw
+    assert not bounding(node.ok("kube", "play", "--wait", "-", stdin=dropping)) & net_raw
+    changed = ["--cap-drop", "all", "--cap-add", "cap_sys_time"]
+    assert bounding(node.ok("run", "--rm", *changed, image, "--", *command)) == sys_time
+
+
 def test_interrupting_run_removes_the_container(any_node: nodes.Node, image: str) -> None:
     argv = [sys.executable, "-m", "nixlet", "run", "--rm", image, "--", "/bin/sh", "-c", "echo up; exec sleep 1000"]
     with subprocess.Popen(argv, env=any_node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -43,6 +43,16 @@ _CONTAINERD_STATE = "/run/containerd"
 @click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
 @click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Takes the place of the image's entrypoint.")
+@click.option("--privileged", is_flag=True, help="It may do what root on the host may.")
+@click.option("--cap-add", multiple=True, metavar="CAPABILITY", help="Give it a capability, or ALL.")
+@click.option("--cap-drop", multiple=True, metavar="CAPABILITY", help="Take a capability, or ALL, from it.")
+@click.option(
+    "--security-opt",
+    multiple=True,
+    metavar="OPTION",
+    help="seccomp=unconfined, seccomp=FILE, apparmor=PROFILE, no-new-privileges.  "
+    "[default: system calls are filtered by the runtime's profile]",
+)
 @click.option("--read-only", is_flag=True, help="Its root file system can't be written to.")
 @click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
 @click.argument("image")
@@ -63,7 +73,11 @@ async def run(
     user: str | None,
     entrypoint: str | None,
     pull: str,
+    cap_add: tuple[str, ...],
+    cap_drop: tuple[str, ...],
+    security_opt: tuple[str, ...],
     *,
+    privileged: bool,
     read_only: bool,
     interactive: bool,
     tty: bool,
@@ -98,6 +112,14 @@ async def run(
     own_name = model.checked_name(name or f"run-{os.urandom(4).hex()}", "--name")
     variables = arguments.environment(env, env_file, os.environ)
     volumes, mounts = arguments.volumes(volume)
+    rights = arguments.user(user) if user else model.Security()
+    security = dataclasses.replace(
+        arguments.security(security_opt, add=cap_add, drop=cap_drop, privileged=privileged),
+        run_as_user=rights.run_as_user,
+        run_as_group=rights.run_as_group,
+        run_as_name=rights.run_as_name,
+        read_only_root=read_only,
+    )
     policies = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
     container = model.Container(
         name=own_name,
@@ -109,7 +131,7 @@ async def run(
         working_dir=workdir or "",
         ports=arguments.ports(publish),
         mounts=mounts,
-        security=dataclasses.replace(arguments.user(user) if user else model.Security(), read_only_root=read_only),
+        security=security,
         stdin=interactive,
         # With nobody attached from the start, whoever comes and goes must not end it.
         stdin_once=interactive and not detach,

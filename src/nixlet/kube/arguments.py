@@ -1,12 +1,13 @@
-"""What people write behind ``-p``, ``-v``, ``-e`` and ``-u``, as the container tools they know read it."""
+"""What people write behind ``-p``, ``-v``, ``-e``, ``-u`` and the like, as the container tools they know read it."""
 
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from nixlet import errors
-from nixlet.kube import model
+from nixlet.kube import capabilities, model
 
 _UID_MAX = 2**32 - 2
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -16,6 +17,10 @@ _PORT = re.compile(
     r"(?:(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):)?"
     r"(?P<host>\d+)(?:-(?P<host_last>\d+))?:(?P<container>\d+)(?:-(?P<container_last>\d+))?(?:/(?P<protocol>\w+))?"
 )
+
+#: ``--security-opt``: a word, and a value behind "=" or, as docker had it once, ":".
+_OPTION = re.compile(r"([a-z-]+)(?:([=:])(.*))?")
+_SECCOMP = {"unconfined": "Unconfined", "builtin": "RuntimeDefault"}
 
 #: An environment file may be this large (bytes).
 _MAX_FILE = 1 << 20
@@ -121,6 +126,62 @@ def user(text: str) -> model.Security:
         raise errors.UsageError(f"--user {text[:80]!r}: a group is given by its number")
     uid = _number(name, text)
     return model.Security(run_as_user=uid, run_as_group=gid, run_as_name="" if uid is not None else name)
+
+
+def security(
+    options: Iterable[str], *, add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool = False
+) -> model.Security:
+    """What a container may do: what stands behind ``--security-opt``, ``--cap-add`` and ``--cap-drop``.
+
+    Without a word system calls are filtered by the runtime's default profile, as other container tools have it.
+
+    Raises:
+        UsageError: Something of it is not known, or a profile can't be read.
+    """
+    seccomp, apparmor, no_new_privileges = "RuntimeDefault", "", False
+    for text in options:
+        match = _OPTION.fullmatch(text)
+        key, sign, value = match.groups("") if match else (text, "", "")
+        if key == "seccomp" and value:
+            seccomp = _SECCOMP.get(value) or _profile(value)
+        elif key == "apparmor" and value:
+            apparmor = value
+        elif key == "no-new-privileges" and value in {"", "true", "false"} and bool(sign) == bool(value):
+            no_new_privileges = value != "false"
+        else:
+            raise errors.UsageError(
+                f"--security-opt {text[:80]!r} is not supported",
+                hint="there are seccomp=unconfined, seccomp=FILE, apparmor=PROFILE and no-new-privileges",
+            )
+    return model.Security(
+        privileged=privileged,
+        no_new_privileges=no_new_privileges,
+        add_capabilities=_capabilities("--cap-add", add),
+        drop_capabilities=_capabilities("--cap-drop", drop),
+        seccomp=seccomp,
+        apparmor=apparmor,
+    )
+
+
+def _profile(path: str) -> str:
+    """A seccomp profile, as an absolute path: containerd reads it when it makes the container."""
+    try:
+        with open(path, "rb") as file:
+            parsed = json.loads(file.read(_MAX_FILE))
+    except OSError as error:
+        raise errors.UsageError(f"the seccomp profile {path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise errors.UsageError(f"the seccomp profile {path} is no JSON: {error}") from error
+    if not isinstance(parsed, dict) or "defaultAction" not in parsed:
+        raise errors.UsageError(f"{path} is no seccomp profile: it has no defaultAction")
+    return os.path.abspath(path)
+
+
+def _capabilities(option: str, texts: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return tuple(capabilities.name(each) for text in texts for each in text.split(","))
+    except ValueError as error:
+        raise errors.UsageError(f"{option} has {error}") from error
 
 
 def _number(digits: str, text: str) -> int | None:

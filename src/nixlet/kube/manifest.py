@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.encoding import yamlread
-from nixlet.kube import model, quantity
+from nixlet.kube import capabilities, model, quantity
 
 _UID_MAX = 2**32 - 2
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
-_CAPABILITY = re.compile(r"ALL|(?:CAP_)?[A-Z_]+")
 
 #: Heeded by a scheduler or an API server, of which there is none.
 _CLUSTER_FIELDS = (
@@ -283,12 +282,12 @@ def _container_security(context: yamlread.Mapping | None) -> model.Security:
         return model.Security()
     privileged, read_only = bool(context.boolean("privileged")), bool(context.boolean("readOnlyRootFilesystem"))
     escalation = context.boolean("allowPrivilegeEscalation")
-    capabilities = context.mapping("capabilities")
+    changed = context.mapping("capabilities")
     add: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
-    if capabilities is not None:
-        add, drop = _capabilities(capabilities, "add"), _capabilities(capabilities, "drop")
-        capabilities.end()
+    if changed is not None:
+        add, drop = _capabilities(changed, "add"), _capabilities(changed, "drop")
+        changed.end()
     return dataclasses.replace(
         _security(context),
         privileged=privileged,
@@ -300,11 +299,10 @@ def _container_security(context: yamlread.Mapping | None) -> model.Security:
 
 
 def _capabilities(item: yamlread.Mapping, key: str) -> tuple[str, ...]:
-    names = item.texts(key) or []
-    for name in names:
-        if not _CAPABILITY.fullmatch(name):
-            raise item.error(key, f"has {name[:80]!r}, which is no capability")
-    return tuple(names)
+    try:
+        return tuple(map(capabilities.name, item.texts(key) or []))
+    except ValueError as error:
+        raise item.error(key, f"has {error}") from error
 
 
 def _resources(item: yamlread.Mapping | None) -> model.Resources:

@@ -56,7 +56,11 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Security:
-    """Whose rights a container has; None is "as the pod or the image says". A name is one of the image's own users."""
+    """Whose rights a container has; None is "as the pod or the image says". A name is one of the image's own users.
+
+    ``seccomp`` is RuntimeDefault, Unconfined, or the absolute path of a profile; ``apparmor`` is "unconfined" or a profile's name, or
+    empty for the runtime's default.
+    """
 
     run_as_user: int | None = None
     run_as_group: int | None = None
@@ -67,6 +71,7 @@ class Security:
     add_capabilities: tuple[str, ...] = ()
     drop_capabilities: tuple[str, ...] = ()
     seccomp: str = ""
+    apparmor: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -247,9 +247,18 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
     return _REFERENCE.sub(value, text)
 
 
-def _seccomp(kind: str) -> cri_pb2.SecurityProfile:
+def _seccomp(said: str) -> cri_pb2.SecurityProfile:
     profile = cri_pb2.SecurityProfile
-    return profile(profile_type=profile.RuntimeDefault if kind == "RuntimeDefault" else profile.Unconfined)
+    if said.startswith("/"):
+        return profile(profile_type=profile.Localhost, localhost_ref=said)
+    return profile(profile_type=profile.RuntimeDefault if said == "RuntimeDefault" else profile.Unconfined)
+
+
+def _apparmor(said: str) -> cri_pb2.SecurityProfile:
+    profile = cri_pb2.SecurityProfile
+    if said == "unconfined":
+        return profile(profile_type=profile.Unconfined)
+    return profile(profile_type=profile.Localhost, localhost_ref=said)
 
 
 def _security(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContainerSecurityContext:
@@ -268,6 +277,8 @@ def _security(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContai
         no_new_privs=own.no_new_privileges,
         seccomp=_seccomp(own.seccomp or pod.seccomp),
     )
+    if own.apparmor:
+        context.apparmor.CopyFrom(_apparmor(own.apparmor))
     user = pod.run_as_user if own.run_as_user is None else own.run_as_user
     group = pod.run_as_group if own.run_as_group is None else own.run_as_group
     if own.run_as_name:

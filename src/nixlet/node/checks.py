@@ -107,7 +107,7 @@ class Doctor:
         if not settings.container_runtime_endpoint:
             yield Check("binaries", "containerd", self._containerd)
             yield Check("binaries", "containerd-shim-runc-v2", self._shim)
-            yield Check("binaries", "runc", lambda: _program(settings.runc, "runc", "--runc"))
+            yield Check("binaries", "runc", lambda: machine.runc(settings.runc))
             yield Check("binaries", "CNI plugins", lambda: preflight.find_cni_plugins(settings.cni_bin_dirs))
             yield Check("binaries", "iptables", machine.iptables)
             if not settings.pause_image:
@@ -327,10 +327,6 @@ def known_trouble(version: str) -> str:
 def _root() -> str:
     preflight.check_root()
     return "we may mount"
-
-
-def _program(name: str, package: str, setting: str) -> str:
-    return preflight.find_program(name, package=package, setting=setting)
 
 
 def _runtimes() -> str:

@@ -1,6 +1,7 @@
 """What a node needs of the kernel and of the machine's limits; looked at, never derived from a version."""
 
 import ipaddress
+import json
 import os
 import resource
 import socket
@@ -88,8 +89,9 @@ def _namespaces() -> str:
 def _seccomp() -> str:
     if os.path.exists("/proc/sys/kernel/seccomp/actions_avail"):
         return "system calls can be filtered"
-    raise Worse(
-        "the kernel has no seccomp: containers may make all system calls", "use a kernel with CONFIG_SECCOMP_FILTER"
+    raise errors.UnsupportedError(
+        "the kernel has no seccomp, and every pod's own process is started with a filter of system calls",
+        hint="use a kernel with CONFIG_SECCOMP_FILTER",
     )
 
 
@@ -173,6 +175,32 @@ async def iptables() -> str:
     path = preflight.find_program("iptables", package="iptables", setting="PATH")
     printed = (await process.run([path, "--version"], timeout=10)).check().stdout
     return f"{path}, {printed.decode(errors='replace').strip()}"
+
+
+async def runc(name: str) -> str:
+    """The OCI runtime, and whether it can filter system calls (``runc features``, from 1.1 on; crun has the same).
+
+    Raises:
+        UnavailableError: It is missing.
+        UnsupportedError: It was built without seccomp.
+    """
+    path = preflight.find_program(name, package="runc", setting="--runc")
+    result = await process.run([path, "features"], timeout=10)
+    try:
+        said = json.loads(result.stdout) if result.returncode == 0 else None
+        enabled = None if said is None else bool((said["linux"].get("seccomp") or {}).get("enabled"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        enabled = None
+    if enabled is None:
+        raise Worse(
+            f"{path} does not tell whether it filters system calls", "use runc 1.1 or later, built with libseccomp"
+        )
+    if not enabled:
+        raise errors.UnsupportedError(
+            f"{path} was built without seccomp, and every pod's own process is started with a filter of system calls",
+            hint="use one with libseccomp (Debian: apt install runc): --runc",
+        )
+    return f"{path}, filters system calls"
 
 
 def routes(path: str = "/proc/net/route") -> dict[str, list[ipaddress.IPv4Network]]:

@@ -127,6 +127,52 @@ def test_what_is_no_user(text: str) -> None:
         arguments.user(text)
 
 
+@pytest.mark.parametrize(
+    ("options", "security"),
+    [
+        ((), model.Security(seccomp="RuntimeDefault")),
+        (("seccomp=unconfined",), model.Security(seccomp="Unconfined")),
+        (("seccomp:unconfined", "seccomp=builtin"), model.Security(seccomp="RuntimeDefault")),
+        (("apparmor=unconfined",), model.Security(seccomp="RuntimeDefault", apparmor="unconfined")),
+        (("no-new-privileges",), model.Security(seccomp="RuntimeDefault", no_new_privileges=True)),
+        (("no-new-privileges:true",), model.Security(seccomp="RuntimeDefault", no_new_privileges=True)),
+        (("no-new-privileges=false",), model.Security(seccomp="RuntimeDefault")),
+    ],
+)
+def test_security_options(options: tuple[str, ...], security: model.Security) -> None:
+    assert arguments.security(options) == security
+
+
+def test_a_seccomp_profile_is_read_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = tmp_path / "profile.json"
+    for text, problem in (
+        ("{", "the seccomp profile profile.json is no JSON: "),
+        ("[]", "profile.json is no seccomp profile: it has no defaultAction"),
+    ):
+        profile.write_text(text)
+        with pytest.raises(errors.UsageError, match=f"^{problem}"):
+            arguments.security(["seccomp=profile.json"])
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    assert arguments.security(["seccomp=profile.json"]).seccomp == str(profile)
+    with pytest.raises(errors.UsageError, match="the seccomp profile missing can't be read: No such file"):
+        arguments.security(["seccomp=missing"])
+
+
+@pytest.mark.parametrize("option", ["", "seccomp", "seccomp=", "label=disable", "no-new-privileges=", "no-new-privileges=1", "SECCOMP=x"])  # fmt: skip
+def test_what_is_no_security_option(option: str) -> None:
+    with pytest.raises(errors.UsageError, match=r"^--security-opt .* is not supported$"):
+        arguments.security([option])
+
+
+def test_capabilities_in_all_spellings() -> None:
+    found = arguments.security((), add=["CAP_NET_RAW,sys_time", "all"], drop=["cap_chown"], privileged=True)
+    assert (found.add_capabilities, found.drop_capabilities) == (("NET_RAW", "SYS_TIME", "ALL"), ("CHOWN",))
+    assert found.privileged
+    with pytest.raises(errors.UsageError, match="--cap-drop has 'NET', which is no capability"):
+        arguments.security((), drop=["NET"])
+
+
 def test_variables_of_files_and_of_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("# said\nA=1\n\n  B=two words \nHOME\nMISSING\nC=a=b\n")

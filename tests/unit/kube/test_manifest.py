@@ -70,7 +70,7 @@ spec:
       privileged: true
       readOnlyRootFilesystem: true
       allowPrivilegeEscalation: false
-      capabilities: {add: [NET_ADMIN, CAP_SYS_TIME], drop: [ALL]}
+      capabilities: {add: [NET_ADMIN, CAP_SYS_TIME], drop: [all, cap_net_raw]}
       seccompProfile: {type: Unconfined}
     stdin: true
     stdinOnce: true
@@ -126,8 +126,8 @@ def test_every_field_arrives() -> None:
                     privileged=True,
                     read_only_root=True,
                     no_new_privileges=True,
-                    add_capabilities=("NET_ADMIN", "CAP_SYS_TIME"),
-                    drop_capabilities=("ALL",),
+                    add_capabilities=("NET_ADMIN", "SYS_TIME"),
+                    drop_capabilities=("ALL", "NET_RAW"),
                     seccomp="Unconfined",
                 ),
                 stdin=True,

@@ -108,7 +108,12 @@ def test_the_pod_that_the_cases_add_to_is_good() -> None:
         (
             "securityContext: {capabilities: {add: [net admin]}}",
             9,
-            f"{C}.securityContext.capabilities.add has 'net admin', which is no capability",
+            f"{C}.securityContext.capabilities.add has 'net admin', which is no capability (did you mean NET_ADMIN?)",
+        ),
+        (
+            "securityContext: {capabilities: {drop: [NET_ROW]}}",
+            9,
+            f"{C}.securityContext.capabilities.drop has 'NET_ROW', which is no capability (did you mean NET_RAW?)",
         ),
         (
             "securityContext: {seccompProfile: {type: Localhost}}",

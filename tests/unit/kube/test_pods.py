@@ -168,6 +168,16 @@ def test_without_a_word_a_container_is_unconfined_by_seccomp_and_runs_as_its_ima
     assert not context.HasField("run_as_group")
 
 
+def test_profiles_of_the_hosts() -> None:
+    own = container_of(security=model.Security(seccomp="/srv/p.json", apparmor="mine")).linux.security_context
+    local = cri_pb2.SecurityProfile.Localhost
+    assert own.seccomp == cri_pb2.SecurityProfile(profile_type=local, localhost_ref="/srv/p.json")
+    assert own.apparmor == cri_pb2.SecurityProfile(profile_type=local, localhost_ref="mine")
+    free = container_of(security=model.Security(apparmor="unconfined")).linux.security_context
+    assert free.apparmor.profile_type == cri_pb2.SecurityProfile.Unconfined
+    assert not container_of().linux.security_context.HasField("apparmor")
+
+
 def test_only_privileged_containers_see_all_of_proc_and_sys() -> None:
     plain = container_of(security=model.Security(add_capabilities=("NET_ADMIN",), drop_capabilities=("ALL",)))
     context = plain.linux.security_context

@@ -125,3 +125,26 @@ async def test_sockets_of_others(tmp_path: Path) -> None:
     assert f"served by another process ({os.getpid()})" in found["containerd"].evidence
     assert (found["node"].status, found["health"].status) == ("ok", "ok")
     assert "will be replaced" in found["node"].evidence
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        ('echo \'{"linux": {"seccomp": {"enabled": true}}}\'', None, "filters system calls"),
+        ('echo \'{"linux": {"seccomp": {"enabled": false}}}\'', errors.UnsupportedError, "was built without seccomp"),
+        ("echo '{\"linux\": {}}'", errors.UnsupportedError, "was built without seccomp"),
+        ("echo 'No help topic for features'; exit 3", machine.Worse, "does not tell whether it filters system calls"),
+        ("echo features", machine.Worse, "does not tell whether it filters system calls"),
+    ],
+)
+async def test_a_runc_that_can_not_filter_system_calls(
+    tmp_path: Path, script: str, kind: type[Exception] | None, said: str
+) -> None:
+    program = tmp_path / "runc"
+    program.write_text(f'#!/bin/sh\n[ "$1" = features ] || exit 9\n{script}\n')
+    program.chmod(0o755)
+    if kind is None:
+        assert await machine.runc(str(program)) == f"{program}, {said}"
+    else:
+        with pytest.raises(kind, match=said):
+            await machine.runc(str(program))
