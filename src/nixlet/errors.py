@@ -49,6 +49,10 @@ class FailedPreconditionError(NixletError):
     """The request is well-formed, but the state of things does not allow it."""
 
 
+class ResourceExhaustedError(NixletError):
+    """A disk is full, or another limit of this host is reached; trying again helps once there is room."""
+
+
 class PermissionDeniedError(NixletError):
     """The caller, or nixlet itself, lacks the right to do it, or a policy refuses it."""
 

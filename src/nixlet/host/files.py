@@ -16,6 +16,9 @@ from nixlet import errors
 _ROOM = "make room on that file system, or choose another directory"
 _IN_THE_WAY = "move away what has that name, or choose another directory"
 
+#: A disk with less room than this is full (bytes).
+_SMALL = 64 << 10
+
 #: What to do about what a file system refuses.
 _HINTS = {
     errno.ENOSPC: _ROOM,
@@ -24,18 +27,54 @@ _HINTS = {
     errno.EEXIST: _IN_THE_WAY,
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EISDIR: _IN_THE_WAY,
+    errno.EIO: "the kernel's log says what the disk's trouble is: dmesg",
+}
+
+#: What kinds of errors refusals are; a state of things for all others.
+_KINDS: dict[int, type[errors.NixletError]] = {
+    errno.ENOSPC: errors.ResourceExhaustedError,
+    errno.EDQUOT: errors.ResourceExhaustedError,
+    errno.EMFILE: errors.ResourceExhaustedError,
+    errno.ENFILE: errors.ResourceExhaustedError,
+    errno.EIO: errors.UnavailableError,
 }
 
 
-def refused(what: str, error: OSError) -> errors.FailedPreconditionError:
+def refused(what: str, error: OSError) -> errors.NixletError:
     """The error for what a file system refuses, with its reason and what to do about that.
+
+    A full disk makes a ResourceExhaustedError, a broken one an UnavailableError, all else a FailedPreconditionError.
 
     Args:
         what: The sentence up to the reason ("/x can't be written").
         error: The refusal.
     """
     number = error.errno or errno.EIO
-    return errors.FailedPreconditionError(f"{what}: {os.strerror(number)}", hint=_HINTS.get(number, ""))
+    kind = _KINDS.get(number, errors.FailedPreconditionError)
+    return kind(f"{what}: {os.strerror(number)}", hint=_HINTS.get(number, ""))
+
+
+def exhausted(error: OSError) -> errors.NixletError | None:
+    """The error for an unforeseen refusal if the disk, or a limit of this host, is the cause and not we; else None."""
+    if error.errno not in _KINDS:
+        return None
+    return refused(f"{error.filename or 'a file'} can't be used", error)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Have what a file system refuses in the context told as ``refused`` does."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(what, error) from error
+
+
+def is_full(directory: str) -> bool:
+    """Whether a directory's file system has no room for as much as a small file: of its blocks, or of its inodes."""
+    free = os.statvfs(directory)
+    # Some file systems (btrfs) don't count inodes.
+    return free.f_bavail * free.f_frsize < _SMALL or (free.f_files > 0 and not free.f_favail)
 
 
 def sync_directory(path: str) -> None:
@@ -51,7 +90,7 @@ def write_atomically(path: str, data: bytes | str, *, mode: int = 0o644) -> None
     """Replace a file whole: written beside it, synced, renamed over it.
 
     Raises:
-        FailedPreconditionError: The file system refuses; what was there before still is.
+        NixletError: The file system refuses, as in ``refused``; what was there before still is.
     """
     content = data.encode() if isinstance(data, str) else data
     try:
@@ -109,7 +148,7 @@ def make_directory(path: str, *, mode: int = 0o755) -> None:
     """``new_directories``, with an error in words.
 
     Raises:
-        FailedPreconditionError: Something else has that name, or the file system refuses.
+        NixletError: Something else has that name, or the file system refuses, as in ``refused``.
     """
     try:
         new_directories(path, mode)

@@ -38,7 +38,7 @@ def expand(fd: int, target: IO[bytes], shown: str) -> None:
 
     Raises:
         InvalidArgumentError: It is damaged, ends too early, expands to too much, or is compressed in another way.
-        FailedPreconditionError: The file system refuses what it expands to.
+        NixletError: The file system refuses what it expands to, as in ``files.refused``.
     """
     written = 0
     for chunk in _chunks(fd, shown):

@@ -97,6 +97,8 @@ async def _answer(path: str, handle: _Handle, stream: Any) -> const.Status:
         raise
     except Exception as error:
         _log.exception("%s failed", path)
+        if isinstance(error, OSError) and (told := files.exhausted(error)):
+            raise status.from_error(told) from error
         raise GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}") from error
 
 

@@ -12,6 +12,7 @@ _CODES: tuple[tuple[type[errors.NixletError], Status], ...] = (
     (errors.UsageError, Status.INVALID_ARGUMENT),
     (errors.FailedPreconditionError, Status.FAILED_PRECONDITION),
     (errors.UnsupportedError, Status.FAILED_PRECONDITION),
+    (errors.ResourceExhaustedError, Status.RESOURCE_EXHAUSTED),
     (errors.PermissionDeniedError, Status.PERMISSION_DENIED),
     (errors.UnavailableError, Status.UNAVAILABLE),
     (errors.UnimplementedError, Status.UNIMPLEMENTED),

@@ -7,6 +7,7 @@ wait for one fsync and not for sixteen. Write-ahead log with ``synchronous=FULL`
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -17,6 +18,14 @@ from nixlet.host import files
 from nixlet.snapshots import faults as faults_module
 
 T = TypeVar("T")
+
+_log = logging.getLogger("nixlet.snapshots")
+
+#: A change that waits for the next transaction, and whoever waits for it.
+_Pending = tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]
+
+#: Whoever waits, and what the change returned or why it was not made.
+_Result = tuple[asyncio.Future[Any], Any, BaseException | None]
 
 #: "nixl", so that a database of another program is recognised (sqlite's PRAGMA application_id).
 _APPLICATION_ID = 0x6E69786C
@@ -41,27 +50,28 @@ class Database:
             faults: Where tests can have the process killed.
 
         Raises:
-            FailedPreconditionError: It is damaged, foreign, or of a later nixlet, or the disk is full.
+            FailedPreconditionError: It is damaged, foreign, or of a later nixlet.
+            ResourceExhaustedError: The disk is full.
+            UnavailableError: The disk has another trouble, or another program has the database open.
         """
         self._path = path
         self._faults = faults
-        self._pending: list[tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]] = []
-        try:
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
-            self._prepare(migrations)
-        except OSError as error:
-            raise files.refused(f"the snapshotter's database {path} can't be written", error) from error
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                raise files.refused(f"the snapshotter's database {path} can't be written", full) from error
-            raise errors.FailedPreconditionError(
-                f"the snapshotter's database {path} can't be read: {error}",
-                hint="restore it from a backup, or move the snapshotter's whole directory away and load the images again",
-            ) from error
+        self._pending: list[_Pending] = []
+        with contextlib.ExitStack() as stack:
+            try:
+                self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+                stack.callback(self.connection.close)
+                with files.refusing(f"the snapshotter's database {path} can't be written"):
+                    self._prepare(migrations)
+            except sqlite3.Error as error:
+                raise self._told(error) from error
+            stack.pop_all()
 
     def _prepare(self, migrations: Sequence[str]) -> None:
         run = self.connection.execute
+        # Nobody else opens it: no locks are taken for each statement. Said before anything is read: sqlite would make a file of
+        # shared memory beside it otherwise, which a full disk has no room for.
+        run("PRAGMA locking_mode = EXCLUSIVE")
         version = run("PRAGMA user_version").fetchone()[0]
         application = run("PRAGMA application_id").fetchone()[0]
         if (version or application) and application != _APPLICATION_ID:
@@ -73,8 +83,6 @@ class Database:
                 f"{self._path} was written by a later nixlet (schema {version}, this one knows {len(migrations)})",
                 hint="run that nixlet, or choose another root for the snapshotter",
             )
-        # Nobody else opens it: no locks are taken for each statement, and there is no shared memory beside it.
-        run("PRAGMA locking_mode = EXCLUSIVE")
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("PRAGMA foreign_keys = ON")
@@ -110,17 +118,17 @@ class Database:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        results: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
-        with contextlib.ExitStack() as effects:
-            try:
-                self._transact(pending, results, effects)
-            except sqlite3.Error as error:
-                with contextlib.suppress(sqlite3.Error):
-                    self.connection.execute("ROLLBACK")
-                failure = self._refused(error)
-                results = [(future, None, failure) for _, future in pending]
-            else:
-                effects.pop_all()
+        results: list[_Result] = []
+        effects = contextlib.ExitStack()
+        try:
+            self._transact(pending, results, effects)
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            _undo(effects)
+            # Those that were refused by themselves keep their own reason.
+            refused = {future: problem for future, _, problem in results if problem is not None}
+            results = [(future, None, refused.get(future) or self._told(error)) for _, future in pending]
         for future, result, problem in results:
             if future.cancelled():
                 continue
@@ -129,35 +137,58 @@ class Database:
             else:
                 future.set_exception(problem)
 
-    def _transact(
-        self,
-        pending: Sequence[tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]],
-        results: list[tuple[asyncio.Future[Any], Any, BaseException | None]],
-        effects: contextlib.ExitStack,
-    ) -> None:
+    def _transact(self, pending: Sequence[_Pending], results: list[_Result], effects: contextlib.ExitStack) -> None:
         run = self.connection.execute
         run("BEGIN IMMEDIATE")
         for change, future in pending:
             run("SAVEPOINT change")
-            with contextlib.ExitStack() as effect:
-                try:
-                    results.append((future, change(effect), None))
-                except Exception as error:
-                    if isinstance(error, sqlite3.Error) and not self.connection.in_transaction:
-                        # sqlite has rolled back everything by itself, as on a full disk.
-                        raise
-                    run("ROLLBACK TO change")
-                    results.append((future, None, error))
-                else:
-                    effects.push(effect.pop_all())
+            effect = contextlib.ExitStack()
+            try:
+                results.append((future, change(effect), None))
+                effects.push(effect)
+            except Exception as error:
+                _undo(effect)
+                if not self.connection.in_transaction:
+                    # sqlite has undone the whole transaction by itself, as it does when the disk is full.
+                    raise
+                run("ROLLBACK TO change")
+                results.append((future, None, self._told(error) if isinstance(error, sqlite3.Error) else error))
             run("RELEASE change")
         self._faults.reach("changes-made")
         run("COMMIT")
 
-    def _refused(self, error: sqlite3.Error) -> errors.NixletError:
-        failure = errors.FailedPreconditionError(f"the snapshotter's database {self._path} can't be written: {error}")
-        failure.__cause__ = error
-        return failure
+    def _told(self, error: sqlite3.Error) -> errors.NixletError:
+        told = self._in_words(error)
+        told.__cause__ = error
+        return told
+
+    def _in_words(self, error: sqlite3.Error) -> errors.NixletError:
+        """What sqlite says, with what to do about it (https://www.sqlite.org/rescode.html)."""
+        # Errors that Python makes up itself have no code.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        what = f"the snapshotter's database {self._path}"
+        if code == sqlite3.SQLITE_FULL or (
+            code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN} and files.is_full(os.path.dirname(self._path))
+        ):
+            return files.refused(f"{what} can't be written", OSError(errno.ENOSPC, ""))
+        if code == sqlite3.SQLITE_IOERR:
+            return files.refused(f"{what} can't be used: {error}", OSError(errno.EIO, ""))
+        if code == sqlite3.SQLITE_READONLY:
+            return files.refused(f"{what} can't be written", OSError(errno.EROFS, ""))
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return errors.FailedPreconditionError(
+                f"{what} can't be read: {error}",
+                hint="restore it from a backup, or move the snapshotter's whole directory away and load the images again",
+            )
+        return errors.UnavailableError(f"{what} can't be used: {error}")
+
+
+def _undo(effects: contextlib.ExitStack) -> None:
+    try:
+        effects.close()
+    except OSError as error:
+        # What stays behind has a number that is given to nobody else, and is swept at the next start.
+        _log.warning("what a failed change did on the disk can't be undone: %s", error)
 
 
 def _extend(log: str) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from nixlet import errors
 from nixlet.snapshots import database, model
@@ -41,6 +41,10 @@ _MIGRATIONS = (
     "ALTER TABLE closures DROP COLUMN store_mtime;",
 )
 
+
+#: The tables whose rows' numbers are also the names of directories.
+Numbered = Literal["snapshots", "closures"]
+_NUMBERED: tuple[Numbered, ...] = get_args(Numbered)
 
 _SELECT = "SELECT s.*, coalesce(p.key, '') FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent"
 
@@ -113,12 +117,31 @@ class Metadata:
             faults: Where tests can have the process killed.
 
         Raises:
-            FailedPreconditionError: It is damaged, foreign, or of a later nixlet, or the disk is full.
+            FailedPreconditionError: It is damaged, foreign, or of a later nixlet.
+            ResourceExhaustedError: The disk is full.
+            UnavailableError: The disk has another trouble.
         """
         opened = database.Database(path, _MIGRATIONS, faults or faults_module.Faults())
         self._db = opened.connection
         self._write = opened.write
         self.close = opened.close
+        # The numbers that were given to a snapshot or closure are counted here as well: sqlite's own count goes back with a
+        # transaction that fails, and a number that was seen on the disk once must never mean something else.
+        self._last = dict.fromkeys(_NUMBERED, 0)
+        for table, number in self._db.execute("SELECT name, seq FROM sqlite_sequence"):
+            self._last[table] = number
+
+    def issued(self, table: Numbered) -> int:
+        """The highest number that was given to a row of a table."""
+        return self._last[table]
+
+    def pass_over(self, table: Numbered, number: int) -> None:
+        """Give none of the numbers up to this one to a row of a table: something on the disk has it."""
+        self._last[table] = max(self._last[table], number)
+
+    def _number(self, table: Numbered) -> int:
+        self._last[table] += 1
+        return self._last[table]
 
     # Reading. These see what is committed: a transaction begins and ends in one turn of the event loop.
 
@@ -232,13 +255,13 @@ class Metadata:
                 raise errors.AlreadyExistsError(f"snapshot {key} exists already")
             number = None if closure is None else self._record(closure)
             now, text = time.time_ns(), json.dumps(dict(labels))
-            cursor = self._db.execute(
-                "INSERT INTO snapshots (key, kind, parent, created, updated, labels, closure, strategy)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, int(kind), parent_id, now, now, text, number, strategy),
+            own = self._number("snapshots")
+            self._db.execute(
+                "INSERT INTO snapshots (id, key, kind, parent, created, updated, labels, closure, strategy)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (own, key, int(kind), parent_id, now, now, text, number, strategy),
             )
-            assert cursor.lastrowid is not None
-            row = Row(cursor.lastrowid, key, kind, parent_id, now, now, text, number, strategy, 0, 0, parent)
+            row = Row(own, key, kind, parent_id, now, now, text, number, strategy, 0, 0, parent)
             effect(row, undo)
             return row
 
@@ -249,12 +272,12 @@ class Metadata:
         row = self._db.execute("SELECT id FROM closures WHERE identity = ?", (closure.identity,)).fetchone()
         if row is not None:
             return int(row[0])
-        cursor = self._db.execute(
-            "INSERT INTO closures (identity, reference, paths) VALUES (?, ?, ?)",
-            (closure.identity, closure.reference, "\n".join(closure.names)),
+        number = self._number("closures")
+        self._db.execute(
+            "INSERT INTO closures (id, identity, reference, paths) VALUES (?, ?, ?, ?)",
+            (number, closure.identity, closure.reference, "\n".join(closure.names)),
         )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        return number
 
     async def commit_snapshot(self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage) -> None:
         """Turn an active snapshot into a committed one; its labels become those of the call, its closure stays.

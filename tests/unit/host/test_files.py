@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(
-        errors.FailedPreconditionError, match=r"/file can't be written: No space left on device$"
+        errors.ResourceExhaustedError, match=r"/file can't be written: No space left on device$"
     ) as caught:
         files.write_atomically(str(path), "new")
     assert caught.value.hint == "make room on that file system, or choose another directory"

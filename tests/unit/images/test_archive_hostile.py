@@ -93,7 +93,7 @@ def test_no_room_to_expand(tmp_path: Path) -> None:
     path = tmp_path / "image.tar"
     path.write_bytes(gzip.compress(b"x" * 5_000_000))
     with open("/dev/full", "wb") as full, open(path, "rb") as file:
-        with pytest.raises(errors.FailedPreconditionError, match="it can't be expanded: No space left") as caught:
+        with pytest.raises(errors.ResourceExhaustedError, match="it can't be expanded: No space left") as caught:
             expand.expand(file.fileno(), full, "it")
         full.raw.close()
     assert "make room" in caught.value.hint

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -381,6 +383,28 @@ async def test_what_happened_elsewhere_is_not_taken_for_the_calls_own_end(
             await call(channel, "Echo")
     assert (caught.value.status, caught.value.message) == (Status.INTERNAL, f"internal error: {type(raised).__name__}")
     assert [record.name for record in caplog.records] == ["nixlet.rpc"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "hint"),
+    [
+        (errno.ENOSPC, Status.RESOURCE_EXHAUSTED, "make room on that file system, or choose another directory"),
+        (errno.EIO, Status.UNAVAILABLE, "the kernel's log says what the disk's trouble is: dmesg"),
+    ],
+)
+async def test_a_disk_in_trouble_is_told_whoever_comes_upon_it(
+    tmp_path: Path, number: int, code: Status, hint: str
+) -> None:
+    class Writing(Backend):
+        async def echo(self, stream: Any) -> None:
+            await stream.recv_message()
+            raise OSError(number, "secret", "/data/x")
+
+    async with serving(tmp_path / "d" / "s.sock", Writing()) as channel:
+        with pytest.raises(GRPCError) as caught:
+            await call(channel, "Echo")
+    assert caught.value.status is code
+    assert caught.value.message == f"/data/x can't be used: {os.strerror(number)}\nhint: {hint}"
 
 
 async def test_calls_beyond_the_limit_wait_and_huge_headers_end_the_connection(

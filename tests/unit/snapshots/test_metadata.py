@@ -106,6 +106,59 @@ async def test_numbers_are_never_used_again(database: metadata.Metadata) -> None
     assert second.id > first.id
 
 
+async def test_a_full_disk_undoes_what_was_done_and_no_number_comes_twice(database: metadata.Metadata) -> None:
+    made: list[int] = []
+    undone: list[int] = []
+
+    def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+        made.append(row.id)
+        undo.callback(undone.append, row.id)
+
+    async def create(key: str, size: int) -> metadata.Row:
+        labels = {"l": "x" * size}
+        return await database.create_snapshot(key, model.Kind.ACTIVE, "", labels, strategy="view", effect=effect)
+
+    await create("before", 1)
+    (pages,) = database._db.execute("PRAGMA page_count").fetchone()
+    database._db.execute(f"PRAGMA max_page_count = {pages}")
+    # The second doesn't fit, and sqlite undoes the whole transaction; the first has a reason of its own.
+    results = await asyncio.gather(
+        create("before", 1), create("small", 1), create("large", 100_000), create("other", 1), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [errors.AlreadyExistsError, *[errors.ResourceExhaustedError] * 3]
+    assert str(results[2]).endswith("/nixlet.db can't be written: No space left on device")
+    assert undone == made[1:]
+    assert undone
+    assert {row.key for row in database.rows()} == {"before"}
+    database._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    for key in ("small", "large", "other"):
+        await create(key, 1)
+    assert len({*made}) == len(made)
+    assert undone == made[1:-3]
+
+
+async def test_a_transaction_that_fails_at_its_end_undoes_every_change(database: metadata.Metadata) -> None:
+    undone: list[int] = []
+
+    def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+        undo.callback(undone.append, row.id)
+
+    # What sqlite checks at the COMMIT alone can be broken by a change: here a row without the parent that it names.
+    def orphan(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+        effect(row, undo)
+        database._db.execute("PRAGMA defer_foreign_keys = ON")
+        database._db.execute("UPDATE snapshots SET parent = 999 WHERE id = ?", (row.id,))
+
+    results = await asyncio.gather(
+        database.create_snapshot("a", model.Kind.ACTIVE, "", {}, strategy="view", effect=effect),
+        database.create_snapshot("b", model.Kind.ACTIVE, "", {}, strategy="view", effect=orphan),
+        return_exceptions=True,
+    )
+    assert all("FOREIGN KEY constraint failed" in str(result) for result in results)
+    assert undone == [2, 1]
+    assert (await insert(database, "a")).id == 3
+
+
 async def test_what_was_acknowledged_is_there_after_a_reopening(tmp_path: Path) -> None:
     first = metadata.Metadata(str(tmp_path / "nixlet.db"))
     await insert(first, "a")
