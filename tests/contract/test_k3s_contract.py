@@ -1,11 +1,7 @@
 """What differs from k3s on purpose, held against the real containerds: drop-ins that they import, plugins, names of images."""
 
-import asyncio
-import contextlib
 import dataclasses
-import os
 import tomllib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +10,7 @@ import pytest
 from nixlet.containerd import config, dropins, imagestore, k3s, tomlread
 from nixlet.host import process
 from nixlet.images import archive, loader, platforms
-from nixlet.rpc import channel as channels
-from support import image_archives, parts
+from support import containerds, image_archives, parts
 
 #: A runtime and a directory beside those that the base has.
 DROP_IN = """
@@ -110,32 +105,6 @@ async def test_no_installed_containerd_has_k3ss_nix_plugin(version: str, tmp_pat
     assert tomlread.at(proxied, ("plugins", k3s.NIX_PLUGIN)) is None
 
 
-@contextlib.asynccontextmanager
-async def images_of(version: str, directory: Path) -> AsyncIterator[imagestore.ImageStore]:
-    """A containerd without CRI's plugins, which names of images don't need."""
-    program = await config.ask(str(parts.containerd(version)))
-    table = config.tables(dataclasses.replace(settings_for(program.config_version, directory), snapshotter="native"))
-    disabled = [name for name in table["plugins"] if ".cri." in name or name.endswith(".cri")]
-    file, socket = directory / "config.toml", f"{directory}/c.sock"
-    file.write_text(config.dump({**table, "disabled_plugins": disabled}, program.config_version))
-    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-    with (directory / "log").open("wb") as log:
-        async with (
-            process.start(
-                [program.path, f"--config={file}"],
-                env=environment,
-                stdout=log.fileno(),
-                stderr=process.STDOUT,
-                grace=20,
-            ),
-            channels.connect(socket) as channel,
-        ):
-            store = imagestore.ImageStore(channel, socket)
-            async with asyncio.timeout(30):
-                await channels.wait_until_answered(store.version)
-            yield store
-
-
 def image_archive(directory: Path, content: bytes) -> Path:
     layer = image_archives.tar({"content": content})
     path = directory / f"{content.decode()}.tar"
@@ -148,12 +117,14 @@ def image_archive(directory: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("version", parts.CONTAINERDS)
 async def test_a_name_that_a_person_gives_is_taken_and_an_archives_own_is_not(version: str, tmp_path: Path) -> None:
     """k3s's import takes all names of an archive away from those who have them."""
-    async with images_of(version, tmp_path) as store:
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
 
-        async def load(content: bytes, name: str, *others: str) -> str:
+        async def load(content: bytes, name: str) -> str:
             with archive.open_archive(str(image_archive(tmp_path, content))) as source:
                 image = source.image(platforms.host_platform())
-                await loader.Loader(store, "native").load(source, image, [name], if_free=others)
+                assert image.names == ("docker.io/library/a:1",)
+                await loader.Loader(store, containerds.SNAPSHOTTER).load(source, image, [name])
                 return image.descriptor.digest
 
         async def named(name: str) -> str:
@@ -163,18 +134,24 @@ async def test_a_name_that_a_person_gives_is_taken_and_an_archives_own_is_not(ve
 
         first = await load(b"first", "localhost/a:1")
         assert await named("localhost/a:1") == first
-        second = await load(b"second", "localhost/b:1", "localhost/a:1", "localhost/c:1")
-        assert [await named(f"localhost/{each}:1") for each in "abc"] == [first, second, second]
+        second = await load(b"second", "localhost/b:1")
+        assert [await named(f"localhost/{each}:1") for each in "ab"] == [first, second]
+        assert await store.image("docker.io/library/a:1") is None
         assert await load(b"second", "localhost/a:1") == await named("localhost/a:1") == second
 
 
 @pytest.mark.parametrize("version", parts.CONTAINERDS)
 async def test_a_pinned_image_keeps_its_label(version: str, tmp_path: Path) -> None:
     """The label is CRI's: kubelets don't collect what has it."""
-    async with images_of(version, tmp_path) as store:
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
         with archive.open_archive(str(image_archive(tmp_path, b"pause"))) as source:
             image = source.image(platforms.host_platform())
-            await loader.Loader(store, "native").load(source, image, ["localhost/pause:1"], labels=imagestore.PINNED)
+            loads = loader.Loader(store, containerds.SNAPSHOTTER)
+            await loads.load(source, image, ["localhost/pause:1"], labels=imagestore.PINNED)
+            # Somebody who pulls it doesn't know of that.
+            await loads.load(source, image, ["localhost/pause:1"], labels={"own": "label"})
         found = await store.image("localhost/pause:1")
         assert found is not None
         assert found.labels["io.cri-containerd.pinned"] == "pinned"
+        assert found.labels["own"] == "label"

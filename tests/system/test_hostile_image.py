@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nixlet.images import archive as archive_module
+from nixlet.images import platforms
+from nixlet.store import closures
 from support import image_archives, nodes, storeimages
 
 SECRET = "a secret of the host"
@@ -132,3 +135,62 @@ def test_too_many_or_too_large_annotations(
     assert resident() - before < 150
     assert json.loads(any_node.ok("images", "--output", "json")) is not None
     path.unlink()
+
+
+def test_an_archive_that_is_pulled_gives_itself_no_name(any_node: nodes.Node, archives: Path) -> None:
+    """Else the next pod with imagePullPolicy IfNotPresent would run it in another image's place."""
+    digest = f"sha256:{'0' * 64}"
+    names = ["docker.io/library/nginx:1.27", f"registry.k8s.io/x@{digest}"]
+    manifest, blobs = image_archives.image([layer([])])
+    index = image_archives.index_json(*(image_archives.entry(manifest, name) for name in names))
+    path = archives / "named.tar"
+    path.write_bytes(image_archives.tar({"oci-layout": b"{}", "index.json": index, **blobs}))
+    any_node.crictl("pull", f"nix:0{path}")
+    (shown,) = [
+        image for image in json.loads(any_node.crictl("images", "-o", "json"))["images"] if str(path) in str(image)
+    ]
+    assert shown["repoTags"] == [f"nix:0{path}:latest"]
+    assert shown["repoDigests"] == []
+    listed = any_node.ok("ctr", "images", "ls", "-q").split()
+    assert not set(names) & set(listed)
+    any_node.crictl("rmi", shown["id"])
+    path.unlink()
+
+
+def test_layers_of_equal_content_never_have_anothers_closure(
+    node: nodes.Node, archives: Path, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    image = store_images[50]
+    with archive_module.open_archive(str(image.archive)) as source:
+        (own,) = source.image(platforms.host_platform()).layers
+    # The same paths, by two forms; and others.
+    by_info = dict(own.descriptor.annotations or {})
+    by_paths = closures.ClosureReference(None, tuple(image.paths)).annotations()
+    other = closures.ClosureReference(None, tuple(image.paths[:2])).annotations()
+
+    def made(name: str, notes: dict[str, str] | None) -> str:
+        files = image_archives.oci(
+            [image_archives.tar({"the-same": b""})], name=None, annotations=[notes], config={"Labels": {"name": name}}
+        )
+        (archives / f"{name}.tar").write_bytes(image_archives.tar(files))
+        return f"nix:0{archives}/{name}.tar"
+
+    first = made("first", by_info)
+    node.crictl("pull", first)
+    node.crictl("pull", made("equal", by_paths))
+    for name, notes, said in (("other", other, "a closure of 2 paths"), ("none", None, "no closure")):
+        done = node.run("run", "--rm", made(name, notes))
+        assert done.returncode == 125
+        assert (
+            f"can't be loaded with {said}: nix:0{archives}/equal.tar:latest, {first}:latest has" in done.stderr.decode()
+        )
+        assert " the same layer with the closure /nix/store/" in done.stderr.decode()
+    for name in ("first", "equal"):
+        node.crictl("rmi", f"nix:0{archives}/{name}.tar")
+    # When nobody has it any more, it is whoever's comes next.
+    node.ok("ctr", "leases", "create", "--id", "test")
+    node.ok("ctr", "leases", "delete", "--sync", "test")
+    node.crictl("pull", f"nix:0{archives}/other.tar")
+    node.crictl("rmi", f"nix:0{archives}/other.tar")
+    for name in ("first", "equal", "other", "none"):
+        (archives / f"{name}.tar").unlink()

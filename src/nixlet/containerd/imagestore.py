@@ -3,13 +3,16 @@
 import contextlib
 import copy
 import dataclasses
-import datetime
+import functools
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from grpclib import client as grpc_client
+from grpclib import exceptions
+
 from nixlet import errors
-from nixlet.containerd import client
+from nixlet.containerd import client, leases
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,
@@ -18,18 +21,12 @@ from nixlet.rpc.gen import (
     containerd_diff_pb2,
     containerd_images_grpc,
     containerd_images_pb2,
-    containerd_leases_grpc,
-    containerd_leases_pb2,
     containerd_snapshots_grpc,
     containerd_snapshots_pb2,
     containerd_types_pb2,
 )
 
 _CHUNK = 1 << 20
-
-#: Leases that a crash leaves behind end by themselves (label containerd.io/gc.expire).
-_LEASE_SECONDS = 24 * 3600
-
 
 #: The label by which CRI knows images that must not be collected.
 PINNED: Mapping[str, str] = MappingProxyType({"io.cri-containerd.pinned": "pinned"})
@@ -60,25 +57,18 @@ class ImageStore(client.Containerd):
         self._content = containerd_content_grpc.ContentStub(channel)
         self._snapshots = containerd_snapshots_grpc.SnapshotsStub(channel)
         self._diff = containerd_diff_grpc.DiffStub(channel)
-        self._leases = containerd_leases_grpc.LeasesStub(channel)
+        self._leases = leases.Leases(channel, self._peer, self._metadata)
 
     @contextlib.asynccontextmanager
     async def leased(self) -> AsyncIterator["ImageStore"]:
-        """A client of its own, what it makes being kept from containerd's garbage collector for the time of the context."""
-        name = f"nixlet-{os.urandom(8).hex()}"
-        until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=_LEASE_SECONDS)
-        labels = {"containerd.io/gc.expire": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        with self._translated():
-            request = containerd_leases_pb2.CreateRequest(id=name, labels=labels)
-            await self._leases.Create(request, metadata=self._metadata)
-        holder = copy.copy(self)
-        holder._metadata = {**self._metadata, "containerd-lease": name}  # noqa: SLF001 (its own copy)
-        try:
+        """A client of its own; what it makes, and what it finds made, is kept from containerd's garbage collector.
+
+        That lasts for the time of the context.
+        """
+        async with self._leases.held() as name:
+            holder = copy.copy(self)
+            holder._metadata = {**self._metadata, "containerd-lease": name}  # noqa: SLF001 (its own copy)
             yield holder
-        finally:
-            # A lease that can't be deleted ends by itself, and must not hide why the work under it failed.
-            with contextlib.suppress(errors.NixletError), self._translated():
-                await self._leases.Delete(containerd_leases_pb2.DeleteRequest(id=name), metadata=self._metadata)
 
     # Images.
 
@@ -118,29 +108,24 @@ class ImageStore(client.Containerd):
             await self._images.Update(request, metadata=self._metadata)
 
     async def put_image(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> None:
-        """Make an image's record, or let an existing one point to a new target."""
+        """Make an image's record, or let an existing one point to a new target; labels that it has besides stay."""
         image = containerd_images_pb2.Image(name=name, labels=labels, target=target.message())
-        try:
-            with self._translated():
-                await self._images.Create(
-                    containerd_images_pb2.CreateImageRequest(image=image), metadata=self._metadata
-                )
-        except errors.AlreadyExistsError:
-            with self._translated():
-                await self._images.Update(
-                    containerd_images_pb2.UpdateImageRequest(image=image), metadata=self._metadata
-                )
+        update = containerd_images_pb2.UpdateImageRequest(image=image)
+        update.update_mask.paths.extend(["target", *(f"labels.{label}" for label in labels)])
+        while True:
+            try:
+                with self._translated():
+                    create = containerd_images_pb2.CreateImageRequest(image=image)
+                    await self._images.Create(create, metadata=self._metadata)
+            except errors.AlreadyExistsError:
+                # It may go between the two calls.
+                with contextlib.suppress(errors.NotFoundError), self._translated():
+                    await self._images.Update(update, metadata=self._metadata)
+                    return
+            else:
+                return
 
     # Content.
-
-    async def has_content(self, digest: str) -> bool:
-        """Whether a blob is there."""
-        try:
-            with self._translated():
-                await self._content.Info(containerd_content_pb2.InfoRequest(digest=digest), metadata=self._metadata)
-        except errors.NotFoundError:
-            return False
-        return True
 
     async def read_content(self, digest: str) -> bytes:
         """A small blob, whole.
@@ -157,41 +142,58 @@ class ImageStore(client.Containerd):
         return b"".join(chunks)
 
     async def write_content(
-        self, digest: str, size: int, chunks: AsyncIterable[bytes], labels: Mapping[str, str]
+        self, digest: str, size: int, chunks: Callable[[], AsyncIterable[bytes]], labels: Mapping[str, str]
     ) -> None:
-        """Write a blob; containerd checks its size and digest. One that is there already only gets the labels."""
+        """Have a blob; one that is there already isn't read again, but gets the labels, and is leased as a new one is.
+
+        Args:
+            digest: Its digest, which containerd checks.
+            size: Its size in bytes, which containerd checks.
+            chunks: Opens its content.
+            labels: Its labels.
+        """
+        while True:
+            try:
+                if await self._write_content(digest, size, chunks, labels):
+                    return
+            except errors.AlreadyExistsError:
+                # Somebody else wrote it meanwhile: only the answer to a first message means that it is leased, too.
+                continue
+            await self.label_content(digest, labels)
+            return
+
+    async def _write_content(
+        self, digest: str, size: int, chunks: Callable[[], AsyncIterable[bytes]], labels: Mapping[str, str]
+    ) -> bool:
+        """Write a blob; False if it was there from the start.
+
+        Raises:
+            AlreadyExistsError: It appeared meanwhile.
+        """
         reference = f"nixlet-{digest}-{os.urandom(4).hex()}"
-        write = containerd_content_pb2.WriteContentRequest
+        message = functools.partial(containerd_content_pb2.WriteContentRequest, ref=reference, total=size)
+        begun = False
         try:
             with self._translated():
                 async with self._content.Write.open(metadata=self._metadata) as stream:
-                    offset = 0
-                    async for chunk in chunks:
-                        for start in range(0, len(chunk), _CHUNK):
-                            part = chunk[start : start + _CHUNK]
-                            await stream.send_message(
-                                write(
-                                    action=containerd_content_pb2.WRITE,
-                                    ref=reference,
-                                    offset=offset,
-                                    data=part,
-                                    total=size,
-                                )
-                            )
-                            await stream.recv_message()
+                    first = message(action=containerd_content_pb2.STAT, expected=digest)
+                    # Another namespace may have it all; the content is then only made known to ours.
+                    offset = (await _exchanged(stream, first)).offset
+                    begun = True
+                    if offset < size:
+                        async for part in _in_parts(chunks()):
+                            write = message(action=containerd_content_pb2.WRITE, offset=offset, data=part)
+                            await _exchanged(stream, write)
                             offset += len(part)
-                    commit = write(
-                        action=containerd_content_pb2.COMMIT,
-                        ref=reference,
-                        offset=offset,
-                        total=size,
-                        expected=digest,
-                        labels=labels,
+                    commit = message(
+                        action=containerd_content_pb2.COMMIT, offset=offset, expected=digest, labels=labels
                     )
-                    await stream.send_message(commit, end=True)
-                    await stream.recv_message()
+                    await _exchanged(stream, commit, end=True)
         except errors.AlreadyExistsError:
-            await self.label_content(digest, labels)
+            if begun:
+                raise
+            return False
+        return True
 
     async def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
         """Add labels to a blob."""
@@ -215,12 +217,26 @@ class ImageStore(client.Containerd):
     async def prepare_snapshot(
         self, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
     ) -> Sequence[containerd_types_pb2.Mount]:
-        """Make an active snapshot."""
+        """Make an active snapshot.
+
+        Raises:
+            AlreadyExistsError: The committed snapshot that the label containerd.io/snapshot.ref names is there.
+        """
         request = containerd_snapshots_pb2.PrepareSnapshotRequest(
             snapshotter=snapshotter, key=key, parent=parent, labels=labels
         )
         with self._translated():
             return (await self._snapshots.Prepare(request, metadata=self._metadata)).mounts
+
+    async def hold_snapshot(self, snapshotter: str, name: str) -> containerd_snapshots_pb2.Info | None:
+        """What is known of a snapshot, or None; in a lease's context it is leased, as one that was made there is.
+
+        containerd 1.6 doesn't lease a snapshot when it answers that it exists, as later versions do.
+        """
+        lease = self._metadata.get("containerd-lease", "")
+        if lease:
+            await self._leases.add(lease, f"snapshots/{snapshotter}", name)
+        return await self.snapshot(snapshotter, name)
 
     async def commit_snapshot(self, snapshotter: str, name: str, key: str, labels: Mapping[str, str]) -> None:
         """Commit an active snapshot."""
@@ -256,3 +272,23 @@ class ImageStore(client.Containerd):
         request = containerd_diff_pb2.ApplyRequest(diff=layer.message(), mounts=mounts)
         with self._translated():
             return (await self._diff.Apply(request, metadata=self._metadata)).applied.digest
+
+
+async def _in_parts(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        for start in range(0, len(chunk), _CHUNK):
+            yield chunk[start : start + _CHUNK]
+
+
+async def _exchanged(
+    stream: grpc_client.Stream[containerd_content_pb2.WriteContentRequest, containerd_content_pb2.WriteContentResponse],
+    message: containerd_content_pb2.WriteContentRequest,
+    *,
+    end: bool = False,
+) -> containerd_content_pb2.WriteContentResponse:
+    await stream.send_message(message, end=end)
+    answer = await stream.recv_message()
+    if answer is None:
+        # With this error the stream's end tells why.
+        raise exceptions.StreamTerminatedError("the stream ended")
+    return answer

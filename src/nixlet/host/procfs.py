@@ -1,5 +1,7 @@
 """What /proc says of a process (proc_pid_status(5))."""
 
+import os
+
 
 def heeds_signal(pid: int, number: int) -> bool:
     """Whether a process handles or ignores a signal, instead of leaving it to its default effect; False when it is gone."""
@@ -10,3 +12,39 @@ def heeds_signal(pid: int, number: int) -> bool:
     except (OSError, KeyError, ValueError):
         return False
     return bool(masks >> (number - 1) & 1)
+
+
+def mark_of(pid: int) -> str:
+    """What tells a process from every other that has its number later, or elsewhere on this machine.
+
+    Raises:
+        OSError: It is gone.
+    """
+    return "/".join((_boot(), os.readlink("/proc/self/ns/pid"), str(pid), _started(pid)))
+
+
+def is_gone(mark: str) -> bool:
+    """Whether a process, by its mark, has surely ended; False where that can't be seen from here."""
+    boot, namespace, pid, started = (mark.split("/") + [""] * 4)[:4]
+    if not pid.isdecimal() or not started:
+        return False
+    if boot != _boot():
+        return True
+    if namespace != os.readlink("/proc/self/ns/pid"):
+        return False
+    try:
+        return _started(int(pid)) != started
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the boot (proc_pid_stat(5), field 22)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The second field is the program's name in parentheses, and may hold anything.
+        return file.read().rpartition(b")")[2].split()[19].decode()

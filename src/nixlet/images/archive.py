@@ -62,6 +62,11 @@ class Archive:
         self._members: dict[str, tarball.Member] = {}
         self._made: dict[str, bytes] = {}
 
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        return self._files.label
+
     def image(self, platform: model.Platform) -> ArchiveImage:
         """The archive's only image, in the form that suits a platform best.
 

@@ -5,17 +5,23 @@ snapshot is prepared with the annotations as labels, applied by containerd's Dif
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import imagestore
-from nixlet.images import archive, model
+from nixlet.host import uncut
+from nixlet.images import archive, model, reference
+from nixlet.rpc.gen import containerd_types_pb2
 from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
+
+#: How often a layer is begun that somebody else unpacks and removes meanwhile.
+_TRIES = 5
 
 #: Annotations below this name become labels of the layer's snapshot, as containerd's own unpacker does.
 _INHERITED = "containerd.io/snapshot/"
@@ -62,7 +68,6 @@ class Loader:
         image: archive.ArchiveImage,
         names: Sequence[str],
         *,
-        if_free: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         sink: progress.ProgressSink = progress.ignore,
     ) -> Loaded:
@@ -71,14 +76,22 @@ class Loader:
         Args:
             source: The open archive that holds it.
             image: The image.
-            names: As containerd records them.
-            if_free: What a foreign archive calls the image itself: it must not be able to take a name away.
-            labels: For the records under ``names``.
+            names: As containerd records them. They are the caller's choice: what a foreign archive calls its image itself
+                must not take a name away from another.
+            labels: For the records.
             sink: Gets the progress.
 
         Raises:
+            InvalidArgumentError: A name has the digest of another image.
+            FailedPreconditionError: A layer is there already, with another closure.
             NixletError: A layer can't be read, realised or unpacked; nothing of it stays once containerd has collected.
         """
+        for name in names:
+            if reference.digest_in(name) not in {"", image.descriptor.digest}:
+                raise errors.InvalidArgumentError(
+                    f"{source.label} can't be loaded as {name}: its digest is {image.descriptor.digest}",
+                    hint="name it by a tag",
+                )
         closure_paths, took = await self._realise(image, sink)
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
@@ -101,9 +114,6 @@ class Loader:
             target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
             for name in names:
                 await containerd.put_image(name, target, {**_MANAGED, **(labels or {})})
-            for name in if_free:
-                if await containerd.image(name) is None:
-                    await containerd.put_image(name, target, _MANAGED)
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 
@@ -114,7 +124,7 @@ class Loader:
         members: set[paths.StorePath] = set()
         took = interface.Realised()
         for layer in image.layers:
-            named = self._closure(layer)
+            named = self._closure(layer.descriptor.annotations)
             if named is None:
                 continue
             if self._realiser is None:
@@ -127,58 +137,120 @@ class Loader:
             took += realised.took
         return len(members), took
 
-    def _closure(self, layer: archive.Layer) -> closures.ClosureReference | None:
+    def _closure(self, annotations: Mapping[str, str] | None) -> closures.ClosureReference | None:
         store_dir = self._realiser.store_dir if self._realiser is not None else paths.DEFAULT_STORE_DIR
-        return closures.parse_annotations(layer.descriptor.annotations or {}, store_dir)
+        return closures.parse_annotations(annotations or {}, store_dir)
 
     @staticmethod
     async def _copy(
         containerd: imagestore.ImageStore, source: archive.Archive, blob: model.Descriptor, labels: Mapping[str, str]
     ) -> None:
-        if await containerd.has_content(blob.digest):
-            await containerd.label_content(blob.digest, labels)
-        else:
-            await containerd.write_content(blob.digest, blob.size, _chunks(source, blob.digest), labels)
+        await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
 
     async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
         annotations = layer.descriptor.annotations or {}
         inherited = {key: value for key, value in annotations.items() if key.startswith(_INHERITED)}
-        existing = await containerd.snapshot(self._snapshotter, name)
-        if existing is None:
-            await self._unpack_anew(containerd, layer, parent, name, inherited)
-        elif self._closure(layer) is not None and not inherited.items() <= existing.labels.items():
+        labels = {**inherited, _SNAPSHOT_REF: name}
+        for _ in range(_TRIES):
+            key = f"extract-{os.urandom(8).hex()} {name}"
+            try:
+                mounts = await containerd.prepare_snapshot(self._snapshotter, key, parent, labels)
+            except errors.AlreadyExistsError:
+                if await self._take_unpacked(containerd, layer, name, inherited):
+                    return
+                continue
+            try:
+                await self._unpack_onto(containerd, layer, mounts)
+                await containerd.commit_snapshot(self._snapshotter, name, key, labels)
+            except BaseException as error:
+                with contextlib.suppress(errors.NixletError):
+                    await uncut.to_its_end(containerd.remove_snapshot(self._snapshotter, key))
+                # Somebody else unpacked the same layer meanwhile.
+                if not isinstance(error, errors.AlreadyExistsError):
+                    raise
+            else:
+                return
+        raise errors.UnavailableError(f"the layer {layer.descriptor.digest} comes and goes in containerd")
+
+    @staticmethod
+    async def _unpack_onto(
+        containerd: imagestore.ImageStore, layer: archive.Layer, mounts: Sequence[containerd_types_pb2.Mount]
+    ) -> None:
+        blob = layer.descriptor
+        applied = await containerd.apply(imagestore.Descriptor(blob.media_type, blob.digest, blob.size), mounts)
+        if applied != layer.diff_id:
+            raise errors.InvalidArgumentError(
+                f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
+            )
+
+    async def _take_unpacked(
+        self, containerd: imagestore.ImageStore, layer: archive.Layer, name: str, inherited: Mapping[str, str]
+    ) -> bool:
+        """Take a layer that is unpacked already, if containers of this image see their own closure in it.
+
+        Layers of equal content are one snapshot, whatever closures their images name: it can have one only.
+        Returns False if the layer is gone.
+
+        Raises:
+            FailedPreconditionError: It has another closure.
+        """
+        info = await containerd.hold_snapshot(self._snapshotter, name)
+        if info is None:
+            return False
+        there, wanted = self._closure(info.labels), self._closure(layer.descriptor.annotations)
+        if self._realiser is None or await self._are_equal(self._realiser, there, wanted):
+            return True
+        if there is None:
             # A client that passes no annotations on unpacked it before: its containers would see empty mount points.
             # The labels mend that.
             await containerd.label_snapshot(self._snapshotter, name, inherited)
+            return True
+        others = ", ".join(await _images_with(containerd, name)) or "an image that was removed"
+        raise errors.FailedPreconditionError(
+            f"the layer {layer.descriptor.digest} can't be loaded with {_shown(wanted)}: {others} has the same layer with "
+            f"{_shown(there)}",
+            hint="remove that image first (nixlet crictl rmi), or build one of them again so that the layers differ",
+        )
 
-    async def _unpack_anew(
-        self,
-        containerd: imagestore.ImageStore,
-        layer: archive.Layer,
-        parent: str,
-        name: str,
-        inherited: Mapping[str, str],
-    ) -> None:
-        labels = {**inherited, _SNAPSHOT_REF: name}
-        key = f"extract-{os.urandom(8).hex()} {name}"
-        mounts = await containerd.prepare_snapshot(self._snapshotter, key, parent, labels)
+    @staticmethod
+    async def _are_equal(
+        realise: realiser.Realiser, one: closures.ClosureReference | None, other: closures.ClosureReference | None
+    ) -> bool:
+        if one is None or other is None:
+            return one is other
+        if one.identity == other.identity:
+            return True
         try:
-            blob = layer.descriptor
-            applied = await containerd.apply(imagestore.Descriptor(blob.media_type, blob.digest, blob.size), mounts)
-            if applied != layer.diff_id:
-                raise errors.InvalidArgumentError(
-                    f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
-                )
-            await containerd.commit_snapshot(self._snapshotter, name, key, labels)
-        except errors.AlreadyExistsError:
-            # Somebody else unpacked the same layer meanwhile.
-            await containerd.remove_snapshot(self._snapshotter, key)
-        except BaseException:
-            await containerd.remove_snapshot(self._snapshotter, key)
-            raise
+            # The same paths can be listed by several closureInfos.
+            return (await realise.realise_closure(one)).paths == (await realise.realise_closure(other)).paths
+        except errors.NixletError:
+            return False
+
+
+def _shown(closure: closures.ClosureReference | None) -> str:
+    if closure is None:
+        return "no closure"
+    if closure.closure_info is not None:
+        return f"the closure {closure.closure_info}"
+    return f"a closure of {len(closure.listed)} paths"
+
+
+async def _images_with(containerd: imagestore.ImageStore, chain_id: str) -> list[str]:
+    """The names of images that need a snapshot, as far as they can be read."""
+    found = []
+    for record in sorted(await containerd.images(), key=lambda each: each.name):
+        with contextlib.suppress(errors.NixletError):
+            text = await containerd.read_content(record.target.digest)
+            manifest = model.decode(text, model.Manifest, record.name)
+            text = await containerd.read_content(manifest.config.digest)
+            config = model.decode(text, model.ImageConfig, record.name)
+            # CRI has another record by the image's ID.
+            if chain_id in model.chain_ids(config.rootfs.diff_ids) and not record.name.startswith("sha256:"):
+                found.append(record.name)
+    return found
 
 
 async def _chunks(source: archive.Archive, digest: str) -> AsyncIterator[bytes]:
     with source.open_blob(digest) as blob:
-        while chunk := await asyncio.to_thread(blob.read, _CHUNK):
+        while chunk := await uncut.to_its_end(asyncio.to_thread(blob.read, _CHUNK)):
             yield chunk

@@ -172,9 +172,8 @@ class Puller:
             if wanted.store_path is not None:
                 took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
             source, image = await asyncio.to_thread(self._open, stack, wanted)
-            loaded = await self._loader.load(
-                source, image, [reference.canonical(wanted)], if_free=image.names, sink=sink
-            )
+            # Under the name that was asked for alone: what the archive calls itself is its maker's wish.
+            loaded = await self._loader.load(source, image, [reference.canonical(wanted)], sink=sink)
         await wait_for_cri(self._images, loaded.image_id)
         took += loaded.took
         return Pulled(loaded.image_id, loaded.closure_paths, took, round((time.monotonic() - start) * 1000))

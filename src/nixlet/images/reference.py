@@ -110,6 +110,11 @@ def parse_archive(path: str, store_dir: str = paths.DEFAULT_STORE_DIR) -> Archiv
     return ArchiveReference(path, paths.parse(path, store_dir) if in_store else None)
 
 
+def digest_in(name: str) -> str:
+    """The digest in a name as containerd records it; an empty string for a name without."""
+    return "" if is_archive(name) else name.partition("@")[2]
+
+
 def _parse_image(text: str) -> ImageReference:
     name, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):

@@ -151,7 +151,7 @@ class Preload:
             source, found = await asyncio.to_thread(_open, stack, path)
             names: list[str] = []
             for image in found:
-                own = image.names or (reference.canonical(reference.parse_archive(os.path.realpath(path))),)
+                own = _own_names(path, image)
                 all_names = further_names(own, image.descriptor.digest, self._registries)
                 loaded = await self._loader.load(source, image, all_names, labels=_PINS)
                 await pulls.wait_for_cri(self._shown, loaded.image_id)
@@ -240,6 +240,16 @@ def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) 
             if not own.startswith(f"{registry}/"):
                 found += [f"{registry}/{parsed.repository}{end}" for end in (tag, by_digest) if end]
     return list(dict.fromkeys(found))
+
+
+def _own_names(path: str, image: archive.ArchiveImage) -> list[str]:
+    """What an archive calls an image, or the archive's own name; without names that have another image's digest."""
+    right, wrong = list[str](), list[str]()
+    for name in image.names:
+        (right if reference.digest_in(name) in {"", image.descriptor.digest} else wrong).append(name)
+    if wrong:
+        _log.warning("%s: names that don't fit %s are left out: %s", path, image.descriptor.digest, ", ".join(wrong))
+    return right or [reference.canonical(reference.parse_archive(os.path.realpath(path)))]
 
 
 def _open(stack: contextlib.ExitStack, path: str) -> tuple[archive.Archive, Sequence[archive.ArchiveImage]]:

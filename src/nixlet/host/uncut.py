@@ -1,0 +1,28 @@
+"""Work that isn't cut in half: a caller may be cancelled, but goes on only when the work has ended."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def to_its_end(work: Coroutine[Any, Any, T], stop: Callable[[], None] = lambda: None) -> T:
+    """Run something in a task of its own; a caller that is cancelled meanwhile waits for its end before it gives up.
+
+    Args:
+        work: What isn't cancelled.
+        stop: Is called when the caller is cancelled, to ask the work for an early end.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop()
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # whoever asked is gone
+        raise
