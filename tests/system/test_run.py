@@ -150,6 +150,27 @@ def test_capabilities_are_taken_away_whatever_they_are_called(
     assert bounding(node.ok("run", "--rm", *changed, image, "--", *command)) == sys_time
 
 
+def test_users_are_those_of_the_image_and_of_the_manifest(
+    node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """The image has no passwd, as most that Nix makes."""
+    image = store_images[50].reference
+
+    def run_by(security: dict[str, object]) -> "subprocess.CompletedProcess[bytes]":
+        manifest = nodes.manifest("who", image, command=["/bin/busybox", "id"], securityContext=security)
+        return node.run("kube", "play", "--wait", "-", stdin=manifest)
+
+    assert node.ok("run", "--rm", "-u", "root", image, "--", "/bin/busybox", "id") == "uid=0 gid=0 groups=0\n"
+    unknown = node.run("run", "--rm", "-u", "www", image, "--", "/bin/busybox", "id")
+    assert unknown.returncode == 125
+    assert b"can't start: its image has no user www\nhint: give the number of one" in unknown.stderr
+    assert run_by({"runAsGroup": 5}).stdout == b"uid=0 gid=5 groups=5\n"
+    assert run_by({"runAsUser": 7, "runAsNonRoot": True}).stdout == b"uid=7 gid=0 groups=0\n"
+    refused = run_by({"runAsNonRoot": True})
+    assert (refused.returncode, b"its image runs as root" in refused.stderr) == (125, True)
+    assert json.loads(node.crictl("pods", "-o", "json"))["items"] == []
+
+
 def test_interrupting_run_removes_the_container(any_node: nodes.Node, image: str) -> None:
     argv = [sys.executable, "-m", "nixlet", "run", "--rm", image, "--", "/bin/sh", "-c", "echo up; exec sleep 1000"]
     with subprocess.Popen(argv, env=any_node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -124,7 +124,8 @@ def user(text: str) -> model.Security:
     gid = _number(group, text) if group else None
     if gid is None and group:
         raise errors.UsageError(f"--user {text[:80]!r}: a group is given by its number")
-    uid = _number(name, text)
+    # Root is root also where nothing says so: images made by Nix have no passwd unless somebody puts one there.
+    uid = 0 if name == "root" else _number(name, text)
     return model.Security(run_as_user=uid, run_as_group=gid, run_as_name="" if uid is not None else name)
 
 

@@ -103,6 +103,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         host_ipc=bool(spec.boolean("hostIPC")),
         run_as_user=own.run_as_user,
         run_as_group=own.run_as_group,
+        run_as_non_root=own.run_as_non_root,
         supplemental_groups=groups,
         seccomp=own.seccomp,
         sysctls=sysctls,
@@ -271,6 +272,7 @@ def _security(context: yamlread.Mapping) -> model.Security:
     security = model.Security(
         run_as_user=context.integer("runAsUser", 0, _UID_MAX),
         run_as_group=context.integer("runAsGroup", 0, _UID_MAX),
+        run_as_non_root=context.boolean("runAsNonRoot"),
         seccomp=_seccomp(context),
     )
     context.end()

@@ -65,6 +65,7 @@ class Security:
     run_as_user: int | None = None
     run_as_group: int | None = None
     run_as_name: str = ""
+    run_as_non_root: bool | None = None
     privileged: bool = False
     read_only_root: bool = False
     no_new_privileges: bool = False
@@ -124,6 +125,7 @@ class Pod:
     host_ipc: bool = False
     run_as_user: int | None = None
     run_as_group: int | None = None
+    run_as_non_root: bool | None = None
     supplemental_groups: tuple[int, ...] = ()
     seccomp: str = ""
     sysctls: dict[str, str] = dataclasses.field(default_factory=dict)

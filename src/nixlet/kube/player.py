@@ -13,7 +13,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.host import files, iptables, mounts, netns
 from nixlet.host import ports as host_ports
-from nixlet.kube import logs, model, pods, resolvconf
+from nixlet.kube import logs, model, pods, resolvconf, users
 from nixlet.rpc.gen import cri_pb2
 
 #: Pulls an image and answers with what containers are made from.
@@ -91,7 +91,12 @@ class Player:
             )
         await self._check_ports(pod)
         # Before anything is made: a pod without its images would only have to be taken down again.
-        references = {each.name: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
+        images = {each.name: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
+        pod = dataclasses.replace(
+            pod,
+            init_containers=tuple(users.resolved(pod, each, images[each.name]) for each in pod.init_containers),
+            containers=tuple(users.resolved(pod, each, images[each.name]) for each in pod.containers),
+        )
         uid = str(uuid.uuid4())
         directory = pods.log_directory(self._pods_dir, pod, uid)
         async with contextlib.AsyncExitStack() as undo:
@@ -105,7 +110,7 @@ class Player:
             if pod.no_network:
                 await self._take_network(sandbox)
             for each in pod.init_containers:
-                container = await self._start(pod, each, references[each.name], placement, sandbox, config)
+                container = await self._start(pod, each, images[each.name].id, placement, sandbox, config)
                 status = await self.wait(container.id)
                 if status.exit_code != 0:
                     raise errors.FailedPreconditionError(
@@ -113,7 +118,7 @@ class Player:
                     )
             containers = tuple(
                 [
-                    await self._start(pod, each, references[each.name], placement, sandbox, config, around_start)
+                    await self._start(pod, each, images[each.name].id, placement, sandbox, config, around_start)
                     for each in pod.containers
                 ]
             )
@@ -164,17 +169,20 @@ class Player:
         # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
         await iptables.remove_rules(container=sandbox)
 
-    async def _image(self, container: model.Container) -> str:
+    async def _image(self, container: model.Container) -> cri_pb2.Image:
         if container.pull_policy != "Always":
             image = await self._images.status(container.image)
             if image is not None:
-                return image.id
+                return image
             if container.pull_policy == "Never":
                 raise errors.NotFoundError(
                     f"the image {container.image} is not here, and imagePullPolicy is Never",
                     hint="pull or load it before",
                 )
-        return await self._pull(container.image)
+        image = await self._images.status(await self._pull(container.image))
+        if image is None:
+            raise errors.NotFoundError(f"the image {container.image} was pulled, and removed at once by somebody")
+        return image
 
     @staticmethod
     def _volumes(pod: model.Pod, directory: str) -> dict[str, str]:
@@ -201,7 +209,10 @@ class Player:
         around_start: AroundStart = _alone,
     ) -> RunningContainer:
         config = pods.container_config(pod, container, image_ref, placement)
-        container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
+        try:
+            container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
+        except errors.NixletError as error:
+            raise users.unknown(container, error) or error from error
         try:
             with around_start(container_id):
                 await self._runtime.start_container(container_id)

@@ -134,8 +134,9 @@ def sandbox_config(
     )
     if pod.run_as_user is not None:
         security.run_as_user.value = pod.run_as_user
-    if pod.run_as_group is not None:
-        security.run_as_group.value = pod.run_as_group
+        # A group without a user is refused, and the pod's own process has no image that could say one.
+        if pod.run_as_group is not None:
+            security.run_as_group.value = pod.run_as_group
     linux = cri_pb2.LinuxPodSandboxConfig(security_context=security, sysctls=pod.sysctls)
     published = published_ports(pod)
     ports = [

@@ -114,6 +114,8 @@ def test_two_volumes_at_one_place() -> None:
         ("1000", model.Security(run_as_user=1000)),
         ("0:0", model.Security(run_as_user=0, run_as_group=0)),
         ("www", model.Security(run_as_name="www")),
+        ("root", model.Security(run_as_user=0)),
+        ("root:5", model.Security(run_as_user=0, run_as_group=5)),
         ("www:33", model.Security(run_as_name="www", run_as_group=33)),
     ],
 )

@@ -101,6 +101,8 @@ def test_a_sandbox_runs_as_the_pod_says() -> None:
     assert list(context.supplemental_groups) == [7, 8]
     assert context.seccomp.profile_type == cri_pb2.SecurityProfile.RuntimeDefault
     assert not sandbox_of().linux.security_context.HasField("run_as_user")
+    # CRI refuses a group without a user.
+    assert not sandbox_of(run_as_group=5).linux.security_context.HasField("run_as_group")
 
 
 def test_a_container_as_a_whole() -> None:
