@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -38,6 +39,10 @@ _GRACE = 5.0
 
 #: Seconds that clients get to close their connections; Go's do so at once, others may not know how.
 _PARTING = 0.3
+
+#: From Python 3.13 on a server that closes also deletes its socket's file, which others may be waiting at (asyncio's documentation,
+#: loop.create_unix_server); whoever made the socket decides about it.
+_KEEPING_THE_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 _log = logging.getLogger("nixlet.rpc")
 
@@ -164,7 +169,7 @@ class _Server(grpclib.server.Server):
 
     async def start_on(self, sock: socket.socket) -> None:
         """Serve on a listening unix socket."""
-        self._server = await self._loop.create_unix_server(self._protocol_factory, sock=sock)
+        self._server = await self._loop.create_unix_server(self._protocol_factory, sock=sock, **_KEEPING_THE_FILE)
         self._server_closed_fut = self._loop.create_future()
 
     def stop_listening(self) -> None:

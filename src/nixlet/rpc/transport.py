@@ -6,6 +6,7 @@ version moves them.
 
 import asyncio
 import types
+from collections.abc import Callable
 from typing import Any
 
 from grpclib import client, protocol
@@ -112,13 +113,58 @@ class _GatheringTransport:
         return getattr(self._transport, name)
 
 
+class _Processor(protocol.EventsProcessor):
+    """What comes in on a connection, which may have to end with its last call."""
+
+    _leaving = False
+
+    def register(self, stream: protocol.Stream) -> Callable[[], None]:
+        release = super().register(stream)
+
+        def released() -> None:
+            release()
+            self._close_when_done()
+
+        return released
+
+    def leave(self, last_stream_id: int) -> None:
+        """Let the calls under way end, up to the last that the peer answers, and then the connection."""
+        self._leaving = True
+        for number, stream in self.streams.items():
+            if number > last_stream_id:
+                stream.__terminated__("the peer answers no more calls on this connection")
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if self._leaving and not self.streams:
+            self.close("the peer is going away")
+
+
 class LimitedProtocol(protocol.H2Protocol):
-    """An HTTP/2 connection whose streams refuse messages beyond the limit."""
+    """An HTTP/2 connection whose streams refuse messages beyond the limit, and whose client goes when it is asked to."""
+
+    processor: _Processor
 
     def connection_made(self, transport: Any) -> None:
         """Take up a new connection."""
         super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]  # it passes all else on
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]  # no hook for it
+        self.processor = _Processor(self.handler, self.connection)
+        if self.h2_config.client_side:
+            # h2 takes a connection for closed with the first GOAWAY, and grpclib ends all calls on it, answered or not.
+            received = self.connection._connection._frame_dispatch_table  # noqa: SLF001 (neither has a hook for it)
+            self._fail = received[frame.GoAwayFrame]
+            received[frame.GoAwayFrame] = self._go
+
+    def _go(self, received: frame.GoAwayFrame) -> tuple[list[Any], list[Any]]:
+        if received.error_code:
+            failed: tuple[list[Any], list[Any]] = self._fail(received)
+            return failed
+        # The channel makes a new connection for its next call.
+        self.handler.connection_lost = True  # type: ignore[attr-defined]  # that of a client's handler
+        # When all that came with it was looked at: the last answer may be among that.
+        asyncio.get_running_loop().call_soon(self.processor.leave, received.last_stream_id)
+        return [], []
 
     def go_away(self) -> None:
         """Ask the peer to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""

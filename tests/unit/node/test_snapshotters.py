@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-import subprocess
+import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,82 +62,69 @@ async def test_a_nix_that_does_not_answer(
     assert f"{tmp_path}/nix-daemon --stdio does not serve: the database is locked" in error.message
 
 
-#: Asks a store as somebody whom permissions stop.
-_ASK = """
-import asyncio, sys
-from nixlet import errors
-from nixlet.node import snapshotters
-from nixlet.store.daemon import client
-try:
-    asyncio.run(snapshotters.check_store(client.DaemonStore(client.DaemonSettings(socket=sys.argv[1]))))
-except errors.NixletError as error:
-    print(error.message, error.hint, sep="\\n")
-"""
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Somebody whom permissions stop, for the time of the context: this process, since another user may not read our Python."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory that everybody can reach."""
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        yield Path(base)
 
 
 @pytest.mark.parametrize("closed", ["directory", "socket"])
-def test_who_may_not_ask_learns_whom_to_ask(tmp_path_factory: pytest.TempPathFactory, closed: str) -> None:
-    import socket
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as base, socket.socket(socket.AF_UNIX) as daemon:
-        directory = Path(base) / "daemon-socket"
+async def test_who_may_not_ask_learns_whom_to_ask(open_to_all: Path, closed: str) -> None:
+    with socket.socket(socket.AF_UNIX) as daemon:
+        directory = open_to_all / "daemon-socket"
         directory.mkdir()
         path = directory / "socket"
         daemon.bind(str(path))
         daemon.listen()
-        Path(base).chmod(0o755)
         directory.chmod(0o750 if closed == "directory" else 0o755)
         path.chmod(0o660)
         for each in (directory, path):
             os.chown(each, 0, 6)  # the group "disk", which every Debian has
-        argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", _ASK, str(path)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    sentence, hint = done.stdout.splitlines()
-    assert sentence == f"the Nix daemon's socket {path} can't be opened: Permission denied"
+        with as_nobody(), pytest.raises(errors.NixletError) as caught:
+            await snapshotters.check_store(nix.DaemonStore(nix.DaemonSettings(socket=str(path))))
+    assert caught.value.message == f"the Nix daemon's socket {path} can't be opened: Permission denied"
     what = f"the directory {directory} is" if closed == "directory" else "the socket is"
     mode = "0750" if closed == "directory" else "0660"
-    assert hint == f"{what} for group disk (mode {mode}): join it, or run nixlet as root"
-
-
-#: The same of a store and a state directory of one's own, where no daemon serves.
-_ASK_OWN = """
-import asyncio, os, sys
-from nixlet import errors
-from nixlet.node import snapshotters
-from nixlet.store.daemon import client
-os.environ |= {"NIX_STORE_DIR": f"{sys.argv[1]}/store", "NIX_STATE_DIR": f"{sys.argv[1]}/state", "HOME": sys.argv[1]}
-try:
-    asyncio.run(snapshotters.check_store(client.DaemonStore(client.DaemonSettings.from_environment(os.environ))))
-    print("answers")
-except errors.NixletError as error:
-    print(error.message, error.hint, sep="\\n")
-"""
+    assert caught.value.hint == f"{what} for group disk (mode {mode}): join it, or run nixlet as root"
 
 
 @pytest.mark.parametrize("owner", [0, 65534])
-def test_a_store_that_is_not_ours_to_write(owner: int) -> None:
+async def test_a_store_that_is_not_ours_to_write(open_to_all: Path, owner: int) -> None:
     """The real Nix answers whoever may read, and would fail only when something is to be fetched."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as base:
-        Path(base).chmod(0o755)
-        # What Nix itself wants to make at once is there.
-        for name, owned_by in (("store", owner), ("state", 65534), ("store/.links", 65534)):
-            (Path(base) / name).mkdir(mode=0o755)
-            os.chown(Path(base) / name, owned_by, owned_by)
-        argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", _ASK_OWN, base]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-        assert done.stdout, done.stderr
-        sentence, *hint = done.stdout.splitlines()
-    if owner:
-        assert sentence == "answers"
-    else:
-        assert sentence == (
-            f"no daemon serves {base}/state/daemon-socket/socket, and the store directory {base}/store (mode 0755) is"
-            " not ours to write"
-        )
-        assert "nix-daemon.socket" in hint[0]
+    # What Nix itself wants to make at once is there.
+    for name, owned_by in (("store", owner), ("state", 65534), ("store/.links", 65534)):
+        (open_to_all / name).mkdir(mode=0o755)
+        os.chown(open_to_all / name, owned_by, owned_by)
+    own = {"NIX_STORE_DIR": f"{open_to_all}/store", "NIX_STATE_DIR": f"{open_to_all}/state", "HOME": str(open_to_all)}
+    store = nix.DaemonStore(nix.DaemonSettings.from_environment({**os.environ, **own}))
+    with as_nobody():
+        if owner:
+            await snapshotters.check_store(store)
+            return
+        with pytest.raises(errors.PermissionDeniedError) as caught:
+            await snapshotters.check_store(store)
+    assert caught.value.message == (
+        f"no daemon serves {open_to_all}/state/daemon-socket/socket, and the store directory {open_to_all}/store"
+        " (mode 0755) is not ours to write"
+    )
+    assert "nix-daemon.socket" in caught.value.hint
 
 
 async def test_overlays_work_here_and_leave_nothing(layout: config.Layout) -> None:

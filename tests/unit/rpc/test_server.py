@@ -323,6 +323,40 @@ async def test_running_calls_may_end_when_the_server_stops(tmp_path: Path) -> No
         assert (await running)[0] == [b"done"]
 
 
+async def test_a_peer_that_goes_away_cuts_no_call_off(tmp_path: Path) -> None:
+    """The GOAWAY comes in one piece with an answer, while another call on the connection is still being answered."""
+    started, release, connections = asyncio.Event(), asyncio.Event(), set[int]()
+
+    class Leaving(Backend):
+        async def echo(self, stream: Any) -> None:
+            await stream.recv_message()
+            connections.add(id(stream._stream.connection))
+            started.set()
+            await release.wait()
+            await stream.send_message(b"later")
+
+        async def fail(self, stream: Any) -> None:
+            await stream.recv_message()
+            connections.add(id(stream._stream.connection))
+            await stream.send_message(b"now")
+            await stream.send_trailing_metadata()
+            stream._stream.connection._transport.write(transport._GO_AWAY)
+
+    async with serving(tmp_path / "d" / "s.sock", Leaving()) as channel:
+        slow = asyncio.create_task(call(channel, "Echo"))
+        await asyncio.wait_for(started.wait(), 10)
+        assert (await call(channel, "Fail"))[0] == [b"now"]
+        first = channel._protocol
+        assert len(connections) == 1
+        # The next call goes elsewhere; the one under way gets its answer, and then the connection ends.
+        assert (await call(channel, "Fail"))[0] == [b"now"]
+        assert len(connections) == 2
+        release.set()
+        assert (await slow)[0] == [b"later"]
+        assert first is not None
+        assert first.connection.is_closing()
+
+
 async def test_calls_that_go_on_are_ended_and_connections_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +372,8 @@ async def test_calls_that_go_on_are_ended_and_connections_closed(
         # Nor does the old connection lead to a server that has stopped.
         with pytest.raises(ConnectionRefusedError):
             await call(channel, "Echo")
+        # Its name stays: a service manager may hold the socket for the next of us.
+        assert (tmp_path / "d" / "s.sock").is_socket()
     assert not backend.seen
 
 
