@@ -128,16 +128,7 @@ class Node:
 
     def crictl(self, *arguments: str) -> str:
         """Run the real crictl against the node; what it printed."""
-        argv = [
-            str(parts.tool("crictl")),
-            *(
-                "--runtime-endpoint",
-                f"unix://{self.containerd_socket}",
-                "--image-endpoint",
-                f"unix://{self.node_socket}",
-            ),
-            *arguments,
-        ]
+        argv = [*parts.crictl(self.node_socket, self.containerd_socket), *arguments]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout.strip()

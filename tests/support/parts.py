@@ -37,3 +37,15 @@ def containerd(version: str) -> Path:
 def tool(name: str) -> Path:
     """A program of the family "tools"."""
     return directories()["tools"] / name
+
+
+def crictl(image_socket: Path, runtime_socket: Path | None = None) -> list[str]:
+    """The beginning of a crictl command line.
+
+    crictl asks a service whether it is well before it does what it is for, and takes 2 s without an answer for an error: too little
+    for a containerd that has just started on a machine with other things to do.
+    """
+    ends = ["--image-endpoint", f"unix://{image_socket}"]
+    if runtime_socket is not None:
+        ends += ["--runtime-endpoint", f"unix://{runtime_socket}"]
+    return [str(tool("crictl")), *ends, "--timeout", "100s"]

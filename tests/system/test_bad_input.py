@@ -68,7 +68,7 @@ def refused(node: nodes.Node, image: str, *, status: int = 125) -> str:
     assert not done.stdout
     # crictl, which is to get no less, sees it too.
     crictl = subprocess.run(
-        [parts.tool("crictl"), "--image-endpoint", f"unix://{node.node_socket}", "pull", image],
+        [*parts.crictl(node.node_socket), "pull", image],
         capture_output=True,
         text=True,
         check=False,

@@ -54,8 +54,7 @@ def test_any_containerd_runs_containers_through_it(
 
 
 def test_the_image_service_serves_at_once_and_finds_containerd_later(place: alone.Alone, hello: str) -> None:
-    crictl = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{place.socket}", "--timeout", "20s"]
-    crictl += ["--runtime-endpoint", f"unix://{place.containerd_socket}"]
+    crictl = parts.crictl(place.socket, place.containerd_socket)
     with place.serving():
         early = subprocess.run([*crictl, "pull", hello], capture_output=True, text=True, check=False)
         assert early.returncode != 0
@@ -163,7 +162,7 @@ def test_settings(tmp_path: Path, place: alone.Alone) -> None:
 
 
 def crictl_pull(place: alone.Alone, reference: str) -> "subprocess.CompletedProcess[str]":
-    argv = [str(parts.tool("crictl")), "--image-endpoint", f"unix://{place.socket}", "pull", reference]
+    argv = [*parts.crictl(place.socket), "pull", reference]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 

@@ -143,13 +143,11 @@ class _Processor(protocol.EventsProcessor):
 class LimitedProtocol(protocol.H2Protocol):
     """An HTTP/2 connection whose streams refuse messages beyond the limit, and whose client goes when it is asked to."""
 
-    processor: _Processor
-
     def connection_made(self, transport: Any) -> None:
         """Take up a new connection."""
         super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]  # it passes all else on
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]  # no hook for it
-        self.processor = _Processor(self.handler, self.connection)
+        self.processor = self._own = _Processor(self.handler, self.connection)
         if self.h2_config.client_side:
             # h2 takes a connection for closed with the first GOAWAY, and grpclib ends all calls on it, answered or not.
             received = self.connection._connection._frame_dispatch_table  # noqa: SLF001 (neither has a hook for it)
@@ -163,7 +161,7 @@ class LimitedProtocol(protocol.H2Protocol):
         # The channel makes a new connection for its next call.
         self.handler.connection_lost = True  # type: ignore[attr-defined]  # that of a client's handler
         # When all that came with it was looked at: the last answer may be among that.
-        asyncio.get_running_loop().call_soon(self.processor.leave, received.last_stream_id)
+        asyncio.get_running_loop().call_soon(self._own.leave, received.last_stream_id)
         return [], []
 
     def go_away(self) -> None:
