@@ -21,7 +21,7 @@ ensure_venv() {
   site=$("$top/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   echo "$top/src" >"$site/nixlet.pth"
   cat >"$top/.venv/bin/nixlet" <<SCRIPT
-#!$top/.venv/bin/python
+#!$top/.venv/bin/python -P
 import sys
 from nixlet.__main__ import main
 sys.exit(main())

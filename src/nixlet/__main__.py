@@ -6,6 +6,10 @@ import sys
 
 def main() -> int:
     """Run the command line; the exit status."""
+    # Python looks first where the program lies, or with -m in the working directory: whoever can write there, or leads root
+    # there, would have their modules run.
+    if not sys.flags.safe_path:
+        del sys.path[0]
     from nixlet.cli import app  # noqa: PLC0415 (nothing is imported before it is needed)
 
     status = app.run(sys.argv[1:])

@@ -79,8 +79,9 @@ class Node:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             argv = [*self.wrapper, sys.executable, "-m", "nixlet", "server", "--snapshotter", "nix", *self.arguments]
+            # A careful administrator's umask: what containers see must not depend on it.
             self._process = subprocess.Popen(
-                argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, umask=0o077
             )
         return self._process
 

@@ -102,6 +102,26 @@ def inside(node: nodes.Node, container: str, *command: str) -> str:
     return node.crictl("exec", "-s", container, *command)
 
 
+def test_who_is_not_root_sees_and_writes_what_is_theirs(
+    any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """Test nodes are started with umask 077, which is no business of containers."""
+    look = "cd /; ls /nix/store >/dev/null && cat /etc/resolv.conf /etc/hosts >/dev/null && : >/data/mine && umask"
+    container = {
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1000},
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    manifest = nodes.manifest(
+        "modes",
+        store_images[1].reference,
+        command=["/bin/sh", "-c", f"{look} && busybox stat -c %a / /nix /nix/store /data"],
+        container=container,
+        volumes=[{"name": "data", "emptyDir": {}}],
+    )
+    printed = any_node.ok("kube", "play", "--wait", "-", stdin=manifest)
+    assert printed.split() == ["0022", "755", "755", "755", "777"]
+
+
 def views(node: nodes.Node) -> set[str]:
     return {place for place in node.mounts() if "/views/" in place}
 

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
@@ -101,6 +102,14 @@ def find_program(name: str, search_path: str | None = None) -> str | None:
     """
     path = search_path if search_path is not None else os.environ.get("PATH", os.defpath)
     return shutil.which(name, path=os.pathsep.join([path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line of a module of ours as a program of its own, in the Python that runs us.
+
+    It imports from nowhere but where we did: ``-m`` alone would look into the working directory first, which is anybody's.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.CommandFailedError:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from nixlet import errors
-from nixlet.host import mounts
+from nixlet.host import files, mounts
 from nixlet.snapshots import model
 
 #: So many inodes are looked at without a thread.
@@ -80,7 +80,7 @@ class Spares:
     def __init__(self, directory: str) -> None:
         """Keep them in a directory, on the file system of the snapshots; what is there already is left over and goes."""
         shutil.rmtree(directory, ignore_errors=True)
-        os.mkdir(directory, 0o700)
+        files.new_directory(directory, 0o700)
         self._directory = directory
         self._ready: collections.deque[str] = collections.deque()
         self._names = itertools.count(1)
@@ -108,7 +108,7 @@ class Spares:
 
     def _make(self) -> str:
         path = os.path.join(self._directory, str(next(self._names)))
-        os.mkdir(path, 0o700)
-        os.mkdir(os.path.join(path, "fs"), 0o755)
-        os.mkdir(os.path.join(path, "work"), 0o711)
+        files.new_directory(path, 0o700)
+        files.new_directory(os.path.join(path, "fs"), 0o755)
+        files.new_directory(os.path.join(path, "work"), 0o711)
         return path

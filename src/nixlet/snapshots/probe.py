@@ -47,7 +47,7 @@ async def findings(root: str, real_store_dir: str) -> Findings:
         kept = json.loads(_read(path))
         if kept["circumstances"] == here:
             return {strategy.value: str(kept["findings"][strategy.value]) for strategy in model.Strategy}
-    argv = [sys.executable, "-m", "nixlet.snapshots.probe", root, real_store_dir]
+    argv = process.python("nixlet.snapshots.probe", root, real_store_dir)
     done = (await process.run(argv, timeout=_TIMEOUT)).check()
     found: dict[str, str] = json.loads(done.stdout)
     files.write_atomically(path, json.dumps({"circumstances": here, "findings": found}), mode=0o600)
@@ -99,7 +99,7 @@ def probe(root: str, real_store_dir: str) -> Findings:
 def _try(base: str, real_store_dir: str, strategy: model.Strategy) -> None:
     """Make a container's root over a store of one path, and over the real store, and look into both."""
     own_store = os.path.join(base, "store")
-    os.makedirs(os.path.join(own_store, "pkg/bin"))
+    files.new_directories(os.path.join(own_store, "pkg/bin"))
     with open(os.path.join(own_store, "pkg/bin/hello"), "w", encoding="ascii") as file:
         file.write("hello")
     _look(base, "own", own_store, ["pkg"], strategy, lambda store: _read(os.path.join(store, "pkg/bin/hello")))
@@ -120,7 +120,7 @@ def _look(
 ) -> None:
     here = os.path.join(base, name)
     for part in ("views", "fs", "upper", "work", "root"):
-        os.makedirs(os.path.join(here, part))
+        files.new_directories(os.path.join(here, part))
     views = views_module.Views(os.path.join(here, "views"), store_dir="/nix/store", real_store_dir=store)
     views.ensure(1, names, strategy)
     root = os.path.join(here, "root")

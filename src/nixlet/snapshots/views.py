@@ -101,7 +101,7 @@ class Views:
         if not os.path.isdir(meta):
             self._build(meta, names, redirects=True)
             self._faults.reach("view-built")
-        os.makedirs(target, mode=0o755, exist_ok=True)
+        files.new_directories(target)
         options = f"lowerdir={meta}:{self._real_store_dir},redirect_dir=follow"
         if os.path.exists(os.path.join(meta, _METACOPY_MARK)):
             options += ",metacopy=on"
@@ -112,9 +112,9 @@ class Views:
         temporary = meta + _UNFINISHED
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            os.mkdir(temporary, 0o755)
+            files.new_directory(temporary)
             layer = os.path.join(temporary, LAYER)
-            os.makedirs(layer + self._store_dir, mode=0o755)
+            files.new_directories(layer + self._store_dir)
             for name in names:
                 try:
                     self._add(temporary, name, redirects=redirects)
@@ -136,7 +136,7 @@ class Views:
         target = os.path.join(meta, LAYER) + os.path.join(self._store_dir, name)
         status = os.lstat(source)
         if stat.S_ISDIR(status.st_mode):
-            os.mkdir(target)
+            files.new_directory(target)
             if redirects:
                 os.setxattr(target, _REDIRECT, os.fsencode(f"/{name}"))
             self._copy_attributes(status, target)

@@ -29,6 +29,30 @@ async def test_output_and_status_are_kept() -> None:
     assert caught.value.returncode == 3
 
 
+@pytest.mark.parametrize("how", ["child", "-m", "console script"])
+async def test_no_module_comes_from_where_we_happen_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for name in ("nixlet", "click", "json", "uvloop", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("open('/proc/self/cwd/imported', 'a').write(__name__)")
+    monkeypatch.chdir(tmp_path)
+    if how == "child":
+        argv = process.python("nixlet", "version")
+    elif how == "-m":
+        # What -m itself imports is Python's own business; it is told where nixlet is.
+        (tmp_path / "nixlet.py").unlink()
+        argv = [sys.executable, "-m", "nixlet", "version"]
+    else:
+        # As pip makes them, in a directory that others can write to.
+        script = tmp_path / "nixlet"
+        script.write_text("import sys\nfrom nixlet.__main__ import main\nsys.exit(main())\n")
+        (tmp_path / "nixlet.py").unlink()
+        argv = [sys.executable, str(script), "version"]
+    done = await process.run(argv)
+    assert done.stdout.startswith(b"nixlet "), done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
 async def test_a_signal_is_named() -> None:
     done = await process.run(["sh", "-c", "kill -TERM $$"])
     with pytest.raises(errors.CommandFailedError, match="sh was ended by SIGTERM"):

@@ -13,14 +13,14 @@ def test_a_process_is_gone_when_it_surely_is() -> None:
         child.communicate()
     assert procfs.is_gone(mark)
     boot, namespace, pid, started = procfs.mark_of(os.getpid()).split("/")
-    assert procfs.is_gone("/".join((boot, namespace, pid, "1")))
-    assert procfs.is_gone("/".join(("another-boot", namespace, pid, started)))
+    assert procfs.is_gone(f"{boot}/{namespace}/{pid}/1")
+    assert procfs.is_gone(f"another-boot/{namespace}/{pid}/{started}")
     # Nothing is known of these.
     for unknown in (
         "",
         "/",
         "what/is/this",
-        "/".join((boot, "pid:[1]", pid, "1")),
-        "/".join((boot, namespace, "x", "1")),
+        f"{boot}/pid:[1]/{pid}/1",
+        f"{boot}/{namespace}/x/1",
     ):
         assert not procfs.is_gone(unknown)
