@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from nixlet import errors
 from nixlet.images import expand, model, platforms, reference, tarball
 
@@ -28,7 +30,7 @@ _MAX_ENTRIES = 1000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of an image: its blob with its annotations, and its digest when unpacked."""
+    """A layer of an image: its blob with its annotations and OCI's name for how it is packed; its digest when unpacked."""
 
     descriptor: model.Descriptor
     diff_id: str
@@ -95,7 +97,7 @@ class Archive:
         else:
             raise self._files.malformed("it has neither index.json nor manifest.json")
         if found:
-            return found
+            return _merge(found)
         if not offered:
             raise self._files.malformed("it holds no image")
         shown = ", ".join(sorted({str(each) for each in offered})[:8])
@@ -137,64 +139,85 @@ class Archive:
             raise self._files.malformed(f"{name[:200]} is larger than {model.MAX_JSON_BYTES} bytes")
         return self._files.read(member, 0, member.size)
 
-    def _from_layout(self, platform: model.Platform) -> tuple[tuple[ArchiveImage, ...], list[model.Platform]]:
+    def _from_layout(self, platform: model.Platform) -> tuple[list[ArchiveImage], list[model.Platform]]:
         offered: list[model.Platform] = []
-        # The best form of each name: an archive may have one index entry for each platform.
-        best: dict[str, tuple[int, ArchiveImage]] = {}
         docker_names = self._docker_names()
-        for name, descriptor in self._manifests():
-            stated = descriptor.platform
-            if stated is not None and platforms.rank(stated, platform) is None:
-                # Its blobs may be missing: exporters leave other platforms out but keep the index whole.
-                if stated.os != "unknown":
-                    offered.append(stated)
-                continue
-            image = self._read_image(descriptor, name, docker_names)
-            rank = platforms.rank(image.config.platform, platform)
-            if rank is None:
-                offered.append(image.config.platform)
-            elif name not in best or rank < best[name][0]:
-                best[name] = (rank, image)
-        return _merge(image for _, image in best.values()), offered
+        # An entry of the outermost index is an image, or one form of it where several entries have one name, or none.
+        named: dict[str, list[tuple[int, ArchiveImage]]] = {}
+        for name, forms in self._entries():
+            ranked: list[tuple[int, ArchiveImage]] = []
+            for descriptor in forms:
+                stated = descriptor.platform
+                rank = None if stated is None else platforms.rank(stated, platform)
+                if stated is not None and rank is None:
+                    # Its blobs may be missing: exporters leave other platforms out but keep the index whole.
+                    if stated.os != "unknown":
+                        offered.append(stated)
+                    continue
+                image = self._read_image(descriptor, name, docker_names)
+                if image is None:
+                    continue
+                if rank is None:
+                    choose = platforms.rank_alone if len(forms) == 1 else platforms.rank
+                    rank = choose(image.config.platform, platform)
+                if rank is None:
+                    offered.append(image.config.platform)
+                else:
+                    ranked.append((rank, image))
+            if ranked:
+                named.setdefault(name, []).append(min(ranked, key=_rank))
+        found: list[ArchiveImage] = []
+        for ranked in named.values():
+            best = min(map(_rank, ranked))
+            found += [image for rank, image in ranked if rank == best]
+        return found, offered
 
-    def _manifests(self) -> list[tuple[str, model.Descriptor]]:
-        """The manifests of the layout's index and of those nested in it, each with the name that the outermost entry has."""
-        found: list[tuple[str, model.Descriptor]] = []
-        pending = [("", "", 0)]
-        entries = 0
-        while pending:
-            name, digest, depth = pending.pop()
-            text = self.read_blob(digest) if digest else self._read_file("index.json")
-            what = f"{self._files.label}: the image index"
-            for entry in model.decode(text, model.Index, what).manifests:
-                entries += 1
-                if depth > _MAX_NESTING or entries > _MAX_ENTRIES:
-                    raise self._files.malformed(
-                        f"its index has more than {_MAX_ENTRIES} entries, or is nested too deep"
-                    )
-                notes = entry.annotations or {}
-                own = name or notes.get(model.ANNOTATION_NAME) or notes.get(model.ANNOTATION_REF_NAME) or ""
-                if entry.media_type in model.MANIFEST_TYPES:
-                    found.append((own, entry))
-                elif entry.media_type in model.INDEX_TYPES:
-                    pending.append((own, entry.digest, depth + 1))
-        return found
+    def _entries(self) -> Iterator[tuple[str, list[model.Descriptor]]]:
+        """The entries of the layout's index: each one's name, and its manifest or those of the indexes below it."""
+        count = 0
+
+        def manifests(entry: model.Descriptor, depth: int) -> Iterator[model.Descriptor]:
+            nonlocal count
+            count += 1
+            if depth > _MAX_NESTING or count > _MAX_ENTRIES:
+                raise self._files.malformed(f"its index has more than {_MAX_ENTRIES} entries, or is nested too deep")
+            if entry.media_type in model.MANIFEST_TYPES:
+                yield entry
+            elif entry.media_type in model.INDEX_TYPES:
+                for each in self._index(self.read_blob(entry.digest)):
+                    yield from manifests(each, depth + 1)
+
+        for entry in self._index(self._read_file("index.json")):
+            notes = entry.annotations or {}
+            name = notes.get(model.ANNOTATION_NAME) or notes.get(model.ANNOTATION_REF_NAME) or ""
+            yield name, list(manifests(entry, 0))
+
+    def _index(self, text: bytes) -> list[model.Descriptor]:
+        return model.decode(text, model.Index, f"{self._files.label}: the image index").manifests
 
     def _docker_names(self) -> dict[str, list[str]]:
         """What ``manifest.json`` calls each configuration, by the name of its file."""
         if "manifest.json" not in self._files:
             return {}
-        return {entry.config: entry.repo_tags or [] for entry in self._docker_entries()}
+        names: dict[str, list[str]] = {}
+        for entry in self._docker_entries():
+            names.setdefault(entry.config, []).extend(entry.repo_tags or [])
+        return names
 
     def _docker_entries(self) -> list[model.DockerEntry]:
         return model.decode(
             self._read_file("manifest.json"), list[model.DockerEntry], f"{self._files.label}: manifest.json"
         )
 
-    def _read_image(self, descriptor: model.Descriptor, name: str, docker_names: dict[str, list[str]]) -> ArchiveImage:
+    def _read_image(
+        self, descriptor: model.Descriptor, name: str, docker_names: dict[str, list[str]]
+    ) -> ArchiveImage | None:
+        """The image of a manifest; None for what is none, which may lie beside it."""
         manifest = model.decode(
             self.read_blob(descriptor.digest), model.Manifest, f"{self._files.label}: the image's manifest"
         )
+        if manifest.is_artifact:
+            return None
         config = model.decode(
             self.read_blob(manifest.config.digest), model.ImageConfig, f"{self._files.label}: the image's configuration"
         )
@@ -211,19 +234,21 @@ class Archive:
     def _pair(self, layers: Sequence[model.Descriptor], diff_ids: Sequence[str]) -> tuple[Layer, ...]:
         if len(layers) != len(diff_ids):
             raise self._files.malformed(f"its {len(layers)} layers don't fit the {len(diff_ids)} of its configuration")
-        return tuple(Layer(layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True))
+        # How a layer is packed is read from it: not every containerd knows every name for it, and not every name is true.
+        typed = [msgspec.structs.replace(each, media_type=self._layer_type(self._find(each.digest))) for each in layers]
+        return tuple(Layer(layer, diff_id) for layer, diff_id in zip(typed, diff_ids, strict=True))
 
-    def _from_docker(self, platform: model.Platform) -> tuple[tuple[ArchiveImage, ...], list[model.Platform]]:
+    def _from_docker(self, platform: model.Platform) -> tuple[list[ArchiveImage], list[model.Platform]]:
         offered: list[model.Platform] = []
         found: list[ArchiveImage] = []
         for entry in self._docker_entries():
             content = self._read_file(entry.config)
             config = model.decode(content, model.ImageConfig, f"{self._files.label}: the image's configuration")
-            if platforms.rank(config.platform, platform) is None:
+            if platforms.rank_alone(config.platform, platform) is None:
                 offered.append(config.platform)
             else:
                 found.append(self._make_image(entry, content, config))
-        return _merge(found), offered
+        return found, offered
 
     def _make_image(self, entry: model.DockerEntry, content: bytes, config: model.ImageConfig) -> ArchiveImage:
         """A Docker archive's image, with the manifest that it would have in a registry."""
@@ -344,7 +369,11 @@ def _canonical(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _merge(images: Iterator[ArchiveImage] | Sequence[ArchiveImage]) -> tuple[ArchiveImage, ...]:
+def _rank(ranked: tuple[int, ArchiveImage]) -> int:
+    return ranked[0]
+
+
+def _merge(images: Sequence[ArchiveImage]) -> tuple[ArchiveImage, ...]:
     """One image for each manifest, with all its names."""
     merged: dict[str, ArchiveImage] = {}
     for image in images:

@@ -154,10 +154,7 @@ def build_image(request: BuildRequest, output: str) -> BuiltImage:
 
 def _base_layers(base: archive.ArchiveImage | None) -> list[model.Descriptor]:
     """The base's layers, with their annotations (they may name closures) and OCI's names for what they are."""
-    return [
-        msgspec.structs.replace(each.descriptor, media_type=model.LAYER_TYPES[each.descriptor.media_type], urls=None)
-        for each in (base.layers if base else ())
-    ]
+    return [msgspec.structs.replace(each.descriptor, urls=None) for each in (base.layers if base else ())]
 
 
 def _image_config(request: BuildRequest, base: archive.ArchiveImage | None, diff_id: str) -> model.ImageConfig:

@@ -1,6 +1,6 @@
 """OCI images as values: index, manifest, descriptor, configuration (OCI image specification 1.1; Docker schema 2 reads alike).
 
-Reading tolerates fields that nixlet doesn't know and nulls, which Go programs write for what is empty. Writing keeps the
+Reading tolerates fields that nixlet doesn't know, and nulls, which Go programs write for what is empty. Writing keeps the
 specification's order of fields, so that equal values give equal bytes.
 """
 
@@ -21,20 +21,23 @@ OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
-DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG, ""})
 
-#: The OCI name of each kind of layer that can be unpacked; others (encrypted, foreign) can't.
-LAYER_TYPES = {
-    OCI_LAYER: OCI_LAYER,
-    OCI_LAYER_GZIP: OCI_LAYER_GZIP,
-    OCI_LAYER_ZSTD: OCI_LAYER_ZSTD,
-    DOCKER_LAYER: OCI_LAYER,
-    DOCKER_LAYER_GZIP: OCI_LAYER_GZIP,
-}
+#: What the types of all kinds of layers begin with, also of those that can't be unpacked (encrypted ones).
+_LAYER_FAMILIES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+
+#: Layers that can be unpacked. Those that registries must not hand on are layers like others when they are there.
+LAYER_TYPES = frozenset(
+    {
+        *(OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD),
+        *(f"application/vnd.oci.image.layer.nondistributable.v1.tar{end}" for end in ("", "+gzip", "+zstd")),
+        *(f"application/vnd.docker.image.rootfs.diff.tar{end}" for end in ("", ".gzip", ".zstd")),
+        *(f"application/vnd.docker.image.rootfs.foreign.diff.tar{end}" for end in ("", ".gzip")),
+    }
+)
 
 #: Annotations of an index's descriptors: the whole reference (containerd's), and the tag alone.
 ANNOTATION_NAME = "io.containerd.image.name"
@@ -48,6 +51,9 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Flags = dict[str, dict[str, object] | None]
 
+#: Fields that are sets of names: objects whose values say nothing.
+_SETS = frozenset({"ExposedPorts", "Volumes"})
+
 _T = TypeVar("_T")
 
 
@@ -60,8 +66,8 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
         variant: Of the processor ("v7"), or an empty string.
     """
 
-    architecture: str
-    os: str
+    architecture: str = ""
+    os: str = ""
     variant: str | None = ""
 
     def __str__(self) -> str:
@@ -84,17 +90,25 @@ class Index(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
     schema_version: Annotated[int, msgspec.Meta(ge=2, le=2)] = 2
     media_type: str = OCI_INDEX
-    manifests: list[Descriptor]
+    manifests: list[Descriptor] = []
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
-    """One image for one platform: its configuration and its layers, the lowest first."""
+    """One image for one platform: its configuration and its layers, the lowest first; or an artifact."""
 
     schema_version: Annotated[int, msgspec.Meta(ge=2, le=2)]
     media_type: str = ""
     config: Descriptor
-    layers: list[Descriptor]
+    layers: list[Descriptor] = []
     annotations: dict[str, str] | None = None
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it holds something else than an image: a signature or a chart, for example."""
+        types = [layer.media_type for layer in self.layers]
+        # Signatures have an image's configuration, but no layers of an image.
+        is_foreign = bool(types) and not any(each.startswith(_LAYER_FAMILIES) for each in types)
+        return self.config.media_type not in CONFIG_TYPES or is_foreign
 
 
 class ContainerConfig(msgspec.Struct, frozen=True, omit_defaults=True, rename="pascal", kw_only=True):
@@ -118,8 +132,8 @@ class ContainerConfig(msgspec.Struct, frozen=True, omit_defaults=True, rename="p
 class RootFS(msgspec.Struct, frozen=True):
     """The layers as they are unpacked: digests of the uncompressed archives."""
 
-    type: str
-    diff_ids: list[Digest]
+    type: str = "layers"
+    diff_ids: list[Digest] = []
 
 
 class ImageConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -127,11 +141,11 @@ class ImageConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     created: str | None = None
     author: str | None = None
-    architecture: str
-    os: str
+    architecture: str = ""
+    os: str = ""
     variant: str | None = None
     config: ContainerConfig | None = None
-    rootfs: RootFS
+    rootfs: RootFS = RootFS()
 
     @property
     def platform(self) -> Platform:
@@ -156,9 +170,23 @@ def decode(data: bytes, kind: type[_T], what: str) -> _T:
     if len(data) > MAX_JSON_BYTES:
         raise errors.InvalidArgumentError(f"{what} is larger than {MAX_JSON_BYTES} bytes")
     try:
-        return msgspec.json.decode(data, type=kind)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            if b"null" not in data:
+                raise
+            return msgspec.convert(_without_nulls(msgspec.json.decode(data)), kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.InvalidArgumentError(f"{what} is malformed: {error}") from error
+
+
+def _without_nulls(value: object) -> object:
+    """JSON as Go reads it: a field that is null might as well not be there. In sets of names a null means nothing."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: each if key in _SETS else _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def encode(value: msgspec.Struct) -> bytes:

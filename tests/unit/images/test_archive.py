@@ -145,18 +145,107 @@ def test_several_images(tmp_path: Path) -> None:
             source.image(AMD64)
 
 
+def test_images_without_full_names_are_images_like_others(tmp_path: Path) -> None:
+    one, two, old = made.image([b"1"]), made.image([b"2"]), made.image([b"0"], architecture="386")
+    blobs = {**one[1], **two[1], **old[1]}
+    tag = {"org.opencontainers.image.ref.name": "latest"}
+    for index in (
+        # The form for an older machine is one of those forms that have no name either.
+        made.index_json(made.entry(one[0]), made.entry(old[0]), made.entry(two[0])),
+        made.index_json(made.entry(one[0], annotations=tag), made.entry(two[0], annotations=tag)),
+        made.index_json(made.entry(one[0], "a:1"), made.entry(two[0], "a:1")),
+    ):
+        with archive.open_archive(write(tmp_path, made.tar({"index.json": index, **blobs}))) as source:
+            assert [contents(source, image) for image in source.images(AMD64)] == [[b"1"], [b"2"]]
+
+
+def artifact(kind: str) -> tuple[bytes, made.Files]:
+    manifest, blobs = made.image([b"one"])
+    value = json.loads(manifest)
+    if kind == "signature":
+        value["layers"][0]["mediaType"] = "application/vnd.dev.cosign.simplesigning.v1+json"
+    else:
+        value["config"] = made.descriptor("application/vnd.oci.empty.v1+json", b"{}")
+        value["artifactType"] = "application/vnd.example"
+    text = json.dumps(value).encode()
+    return text, {**blobs, made.blob(b"{}"): b"{}", made.blob(text): text}
+
+
+@pytest.mark.parametrize("kind", ["signature", "artifact"])
+def test_artifacts_beside_an_image_are_passed_over(tmp_path: Path, kind: str) -> None:
+    manifest, blobs = made.image([b"one"])
+    other, other_blobs = artifact(kind)
+    inner = made.index_json(made.entry(other), made.entry(manifest, platform={"os": "linux", "architecture": "amd64"}))
+    outer = made.index_json(
+        made.entry(other, "localhost/a:sha256-1.sig"), {**made.entry(inner, "a:1"), "mediaType": model.OCI_INDEX}
+    )
+    files = {"index.json": outer, made.blob(inner): inner, **blobs, **other_blobs}
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        assert source.image(AMD64).names == ("docker.io/library/a:1",)
+    files["index.json"] = made.index_json(made.entry(other))
+    with (
+        archive.open_archive(write(tmp_path, made.tar(files))) as source,
+        pytest.raises(errors.InvalidArgumentError, match="it holds no image"),
+    ):
+        source.image(AMD64)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        # docker says so of layers that are packed all the same.
+        "application/vnd.docker.image.rootfs.diff.tar",
+    ],
+)
+def test_every_name_of_a_zstd_layer(tmp_path: Path, kind: str) -> None:
+    packed = made.COMPRESSIONS["zst"](b"a layer")
+    manifest, blobs = made.image([b"a layer"])
+    value = json.loads(manifest)
+    value["layers"] = [made.descriptor(kind, packed)]
+    text = json.dumps(value).encode()
+    files = {"index.json": made.index_json(made.entry(text)), **blobs, made.blob(text): text, made.blob(packed): packed}
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        image = source.image(AMD64)
+        # What every containerd can unpack, whatever the manifest calls it; the manifest stays as it is.
+        assert image.layers[0].descriptor.media_type == model.OCI_LAYER_ZSTD
+        assert source.read_blob(image.descriptor.digest) == text
+
+
+def test_an_image_without_layers(tmp_path: Path) -> None:
+    config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null}}'
+    manifest = json.dumps(
+        {"schemaVersion": 2, "config": made.descriptor(model.OCI_CONFIG, config), "layers": None, "annotations": None}
+    ).encode()
+    index = made.index_json(made.entry(manifest, "a:1", platform=None))
+    files = {"index.json": index, made.blob(config): config, made.blob(manifest): manifest}
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        assert source.image(AMD64).layers == ()
+
+
+def test_manifest_json_may_name_one_image_twice(tmp_path: Path) -> None:
+    files = made.oci(name=None)
+    config = next(name for name, data in files.items() if b"rootfs" in data)
+    files["manifest.json"] = json.dumps([{"Config": config, "RepoTags": [tag]} for tag in ("a:1", "b:2")]).encode()
+    with archive.open_archive(write(tmp_path, made.tar(files))) as source:
+        assert source.image(AMD64).names == ("docker.io/library/a:1", "docker.io/library/b:2")
+
+
 def test_docker_schema_2_in_an_oci_layout(tmp_path: Path) -> None:
     manifest, blobs = made.image([b"one"])
     docker = (
         manifest.replace(model.OCI_MANIFEST.encode(), model.DOCKER_MANIFEST.encode())
         .replace(model.OCI_CONFIG.encode(), model.DOCKER_CONFIG.encode())
-        .replace(model.OCI_LAYER_GZIP.encode(), model.DOCKER_LAYER_GZIP.encode())
+        .replace(model.OCI_LAYER_GZIP.encode(), b"application/vnd.docker.image.rootfs.diff.tar.gzip")
     )
     entry = {**made.entry(docker, "a:1"), "mediaType": model.DOCKER_MANIFEST}
     files = {**blobs, made.blob(docker): docker, "index.json": made.index_json(entry)}
     with archive.open_archive(write(tmp_path, made.tar(files))) as source:
         image = source.image(AMD64)
-        assert image.layers[0].descriptor.media_type == model.DOCKER_LAYER_GZIP
+        assert image.manifest.layers[0].media_type == "application/vnd.docker.image.rootfs.diff.tar.gzip"
+        assert image.layers[0].descriptor.media_type == model.OCI_LAYER_GZIP
         assert contents(source, image) == [b"one"]
 
 

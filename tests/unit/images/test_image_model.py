@@ -57,7 +57,7 @@ def test_a_digest_has_one_form(digest: str) -> None:
     ],
 )
 def test_no_json_gets_through(text: bytes) -> None:
-    for kind in (model.Descriptor, model.ImageConfig, model.Index, model.Manifest):
+    for kind in (model.Descriptor, model.Manifest):
         with pytest.raises(errors.InvalidArgumentError):
             model.decode(text, kind, "it")
 
@@ -127,9 +127,17 @@ def test_machines_have_gos_names(machine: str, expected: str) -> None:
         (("amd64", ""), "x86_64", 0),
         (("amd64", "v1"), "x86_64", 0),
         (("amd64", "v3"), "x86_64", None),
+        (("x86_64", ""), "x86_64", 0),
+        (("386", ""), "x86_64", 1),
+        (("i386", ""), "i686", 0),
+        (("amd64", ""), "i686", None),
         (("arm64", ""), "aarch64", 0),
         (("arm64", "v8"), "aarch64", 0),
         (("arm64", ""), "x86_64", None),
+        (("arm64", "v9"), "aarch64", None),
+        (("arm", "v7"), "aarch64", 2),
+        (("armhf", ""), "aarch64", 2),
+        (("", ""), "x86_64", None),
         (("arm", ""), "armv7l", 0),
         (("arm", "v6"), "armv7l", 1),
         (("arm", "v7"), "armv6l", None),
@@ -140,3 +148,30 @@ def test_what_runs_on_what(image: tuple[str, str], machine: str, expected: int |
     offered = model.Platform(image[0], "linux", image[1])
     assert platforms.rank(offered, platforms.host_platform(machine)) == expected
     assert platforms.rank(model.Platform(image[0], "windows", image[1]), platforms.host_platform(machine)) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "machine", "expected"),
+    [
+        (("amd64", ""), "x86_64", 0),
+        (("386", ""), "x86_64", 1),
+        (("amd64", "v3"), "x86_64", 2),
+        (("", ""), "x86_64", 2),
+        (("arm64", "v9"), "aarch64", 5),
+        (("arm64", ""), "x86_64", None),
+        (("arm", "v7"), "armv6l", None),
+    ],
+)
+def test_an_images_only_form_is_taken_where_no_choice_is_wrong(
+    image: tuple[str, str], machine: str, expected: int | None
+) -> None:
+    offered = model.Platform(image[0], "", image[1])
+    assert platforms.rank_alone(offered, platforms.host_platform(machine)) == expected
+
+
+def test_nulls_are_what_go_takes_them_for() -> None:
+    text = b'{"architecture":null,"os":null,"config":{"Env":null,"Volumes":{"/v":null}},"rootfs":{"type":"layers","diff_ids":null}}'
+    config = model.decode(text, model.ImageConfig, "it")
+    assert config == model.ImageConfig(config=model.ContainerConfig(volumes={"/v": None}))
+    assert model.decode(b'{"rootfs":null}', model.ImageConfig, "it").rootfs.diff_ids == []
+    assert model.decode(b'{"manifests":null,"mediaType":null}', model.Index, "it").manifests == []
