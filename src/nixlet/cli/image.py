@@ -1,10 +1,18 @@
 """``nixlet image``: build and load images."""
 
+import contextlib
 import os
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from nixlet.cli import options
+
+if TYPE_CHECKING:
+    from nixlet.images import archive as archives
+
+_STANDARD_INPUT = "-"
 
 
 @click.group()
@@ -13,10 +21,12 @@ def image() -> None:
 
 
 @image.command()
-@click.option("--config", required=True, help='The "config" object of an OCI image configuration, as JSON.')
+@click.option(
+    "--config", required=True, help='The "config" object of an OCI image configuration: JSON, or a file of it.'
+)
 @click.option("--closure", required=True, help="A file of store paths, one a line.")
 @click.option("--closure-info", help="The store path that lists the closure, for nodes to realise.")
-@click.option("--copy-to-root", help="A JSON list of store paths whose files appear below /.")
+@click.option("--copy-to-root", help="A list of store paths whose files appear below /: JSON, or a file of it.")
 @click.option("--from-image", help="The archive of an image to build upon.")
 @click.option("--ref", help="The image's name.  [default: nix:0OUTPUT]")
 @click.option("--architecture", help="What it runs on, in Go's words.  [default: this machine's]")
@@ -52,12 +62,44 @@ async def _snapshotter_of(state_dir: str) -> str:
     "--snapshotter", envvar="CONTAINERD_SNAPSHOTTER", help="[default: the node's; nix for another containerd]"
 )
 @click.option("--ref", help="The name to load it under.  [default: the archive's own, or nix:0ARCHIVE]")
-@click.argument("archive")
-@options.asynchronous
-async def load(
+@click.argument("archive", default=_STANDARD_INPUT)
+def load(
     archive: str, state_dir: str, address: str | None, namespace: str | None, snapshotter: str | None, ref: str | None
 ) -> None:
-    """Load an image from an archive into a node's containerd; prints its name."""
+    """Load the images of an archive into a node's containerd; prints their names.
+
+    ARCHIVE is a file or a pipe; - or nothing stands for standard input.
+    """
+    import asyncio
+
+    from nixlet.images import archive as archives
+
+    with contextlib.ExitStack() as stack:
+        # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
+        if archive == _STANDARD_INPUT:
+            path, label = None, "standard input"
+            if sys.stdin is None or sys.stdin.isatty():
+                raise click.UsageError("name an ARCHIVE, or pipe one to standard input")
+            source = stack.enter_context(archives.open_archive(sys.stdin.fileno(), label=label, piped=True))
+        else:
+            path, label = os.path.abspath(archive), os.path.basename(archive)
+            source = stack.enter_context(archives.open_archive(path, piped=True))
+            path = path if os.path.isfile(path) else None
+        for name in asyncio.run(_load(source, path, label, state_dir, address, namespace, snapshotter, ref)):
+            click.echo(name)
+
+
+async def _load(
+    source: "archives.Archive",
+    path: str | None,
+    label: str,
+    state_dir: str,
+    address: str | None,
+    namespace: str | None,
+    snapshotter: str | None,
+    ref: str | None,
+) -> list[str]:
+    from nixlet import errors
     from nixlet.cli import progress
     from nixlet.containerd import client, imagestore
     from nixlet.images import archive as archives
@@ -67,22 +109,26 @@ async def load(
     from nixlet.store import policy, realiser, roots
     from nixlet.store.daemon import client as nix
 
-    path = os.path.abspath(archive)
+    store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
+    found = source.images(platforms.host_platform())
+    names = archives.recorded_names(found, path)
+    if ref is not None:
+        if len(found) > 1:
+            raise errors.InvalidArgumentError(
+                f"--ref names one image, and {label} holds {len(found)}", hint="load them without it"
+            )
+        names = [(reference.canonical(reference.parse(ref, store.store_dir)),)]
     socket = address or config.Layout("", state_dir).containerd_socket
     # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
     shows_store_paths = True
     if snapshotter is None:
         snapshotter = "nix" if address else await _snapshotter_of(state_dir)
         shows_store_paths = snapshotter == "nix"
-    store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
     bringer = realiser.Realiser(store, roots.Roots(store.settings.gcroots, "unused"), policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:
         containerd = imagestore.ImageStore(channel, socket, namespace or client.CRI_NAMESPACE)
-        with archives.open_archive(path) as source, progress.shown(os.path.basename(path)) as sink:
-            found = source.image(platforms.host_platform())
-            own = found.names[0] if found.names else f"{reference.NIX_PREFIX}{path}"
-            name = reference.canonical(reference.parse(ref or own, store.store_dir))
-            await loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None).load(
-                source, found, [name], sink=sink
-            )
-    click.echo(name)
+        loading = loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None)
+        with progress.shown(label) as sink:
+            for each, own in zip(found, names, strict=True):
+                await loading.load(source, each, own, sink=sink)
+    return [name for own in names for name in own]

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nixlet import errors
-from nixlet.images import expand, model, platforms, reference, tarball
+from nixlet.images import archivefile, expand, model, platforms, reference, tarball
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -79,7 +78,7 @@ class Archive:
         if len(found) > 1:
             raise errors.InvalidArgumentError(
                 f"{self._files.label} holds {len(found)} images, where one is wanted",
-                hint="save each image to an archive of its own",
+                hint="save each image to an archive of its own, or load them all with nixlet image load",
             )
         return found[0]
 
@@ -318,26 +317,31 @@ class _BlobReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None = None) -> Iterator[Archive]:
+def open_archive(
+    source: str | int, *, label: str = "", scratch_dir: str | None = None, piped: bool = False
+) -> Iterator[Archive]:
     """Open an image archive; one that is compressed as a whole is expanded to an unnamed temporary file.
 
     Args:
         source: A path, or a file that is open for reading and stays the caller's.
         label: What errors call it; the path by default.
         scratch_dir: Where the temporary file goes; the system's directory by default.
+        piped: Whether it may be a pipe, which is waited for and copied first.
 
     Raises:
         NotFoundError: There is no such file.
         InvalidArgumentError: It can't be read, is no archive, or is cut short.
-        FailedPreconditionError: There is no room to expand it.
+        FailedPreconditionError: There is no room to expand or to copy it.
     """
     shown = label or str(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, str):
-            fd = _open(source)
+            fd = archivefile.opened(source, piped=piped)
             stack.callback(os.close, fd)
         else:
             fd = source
+        if piped:
+            fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir))
         if expand.is_compressed(fd):
             expanded = stack.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
             expand.expand(fd, expanded, shown)
@@ -345,17 +349,26 @@ def open_archive(source: str | int, *, label: str = "", scratch_dir: str | None 
         yield Archive(tarball.Tarball(fd, shown))
 
 
-def _open(path: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError as error:
-        raise errors.NotFoundError(f"there is no image archive {path}", hint="check the path") from error
-    except OSError as error:
-        raise errors.InvalidArgumentError(f"can't read the image archive {path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise errors.InvalidArgumentError(f"{path} is not an image archive: it is no regular file")
-    return fd
+def recorded_names(images: Sequence[ArchiveImage], path: str | None) -> list[tuple[str, ...]]:
+    """What an archive's images are recorded as, for each image: never nothing.
+
+    An archive's only image that has no name goes by the archive, as if it were pulled; of several each goes by its digest, and so
+    does what came through a pipe.
+
+    Args:
+        images: All images of the archive that are for this machine.
+        path: The archive's absolute path, None for a pipe.
+
+    Raises:
+        InvalidArgumentError: An image is to go by a path that can't be a reference.
+    """
+
+    def fallback(image: ArchiveImage) -> str:
+        if path is not None and len(images) == 1:
+            return reference.canonical(reference.parse_archive(path))
+        return f"localhost/import@{image.descriptor.digest}"
+
+    return [image.names or (fallback(image),) for image in images]
 
 
 def _canonical(names: Sequence[str]) -> tuple[str, ...]:

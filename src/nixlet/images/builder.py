@@ -16,6 +16,7 @@ from typing import IO
 import msgspec
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.images import archive, layers, model, platforms, reference
 from nixlet.store import closures, paths
 
@@ -69,9 +70,10 @@ def read_request(
     """Make a request of files, as ``nixlet image build`` and Nix derivations have them.
 
     Args:
-        config: A JSON file: the "config" object of an OCI image configuration; names of fields in any case, unknown ones ignored.
+        config: The "config" object of an OCI image configuration, as JSON or as a file of it; names of fields in any case,
+            unknown ones ignored.
         closure: A file of store paths, one a line.
-        copy_to_root: A JSON file: a list of store paths.
+        copy_to_root: A list of store paths, as JSON or as a file of it.
         closure_info: The closureInfo that lists the closure. Left out, it is the directory of ``closure``, when that is a
             store path and the file's name is ``store-paths``.
         from_image: An image archive.
@@ -87,9 +89,12 @@ def read_request(
     directory, _, name = os.path.abspath(closure).rpartition("/")
     if closure_info is None and name == closures.STORE_PATHS_FILE and os.path.dirname(directory) == store_dir:
         closure_info = directory
-    roots = model.decode(_read(copy_to_root), list[str], f"{copy_to_root}") if copy_to_root else []
+    roots: list[str] = []
+    if copy_to_root:
+        content, what = _json(copy_to_root, "copy-to-root")
+        roots = model.decode(content, list[str], what)
     return BuildRequest(
-        config=parse_config(_read(config), config),
+        config=parse_config(*_json(config, "config")),
         closure=listed,
         closure_info=paths.parse(closure_info, store_dir) if closure_info else None,
         copy_to_root=tuple(paths.parse(root, store_dir) for root in roots),
@@ -162,19 +167,30 @@ def _image_config(request: BuildRequest, base: archive.ArchiveImage | None, diff
     return model.ImageConfig(
         architecture=request.platform.architecture,
         os=request.platform.os,
-        variant=(base.config.variant if base else request.platform.variant) or None,
+        variant=_variant(request.platform, base) or None,
         config=merge_configs(inherited, request.config) if inherited else request.config,
         rootfs=model.RootFS("layers", [*(base.config.rootfs.diff_ids if base else ()), diff_id]),
     )
+
+
+def _variant(platform: model.Platform, base: archive.ArchiveImage | None) -> str | None:
+    """A base for the same processor may ask for a newer one; a base for another processor says nothing of ours."""
+    if base is not None and base.config.architecture == platform.architecture:
+        return base.config.variant
+    return platform.variant
 
 
 def merge_configs(base: model.ContainerConfig, own: model.ContainerConfig) -> model.ContainerConfig:
     """A base image's configuration with another's on top.
 
     Environment variables are overridden by name and appended; ports, volumes and labels are joined; all else is taken from
-    ``own`` where it says something.
+    ``own`` where it says something. What belongs to the base alone is left out, as Docker does: arguments that were meant for
+    another entrypoint, and triggers for builds upon it.
     """
     fields = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+    if own.entrypoint is not None:
+        fields["cmd"], fields["args_escaped"] = own.cmd, own.args_escaped
+    fields["on_build"] = own.on_build
     for name in ("exposed_ports", "volumes", "labels"):
         joined = {**(getattr(base, name) or {}), **(getattr(own, name) or {})}
         fields[name] = joined or None
@@ -238,6 +254,7 @@ def _replacing(output: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, output)
         temporary = None
+        files.sync_directory(os.path.dirname(output))
     except OSError as error:
         raise errors.FailedPreconditionError(
             f"can't write the image archive {output}: {error.strerror or error}", hint="check the directory"
@@ -246,6 +263,13 @@ def _replacing(output: str) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _json(given: str, name: str) -> tuple[bytes, str]:
+    """What a person gave as JSON, or as a file of it; and what errors call it."""
+    if given.lstrip().startswith(("{", "[")):
+        return os.fsencode(given), f"what is given as {name}"
+    return _read(given), given
 
 
 def _read(path: str) -> bytes:

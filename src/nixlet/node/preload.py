@@ -6,6 +6,7 @@ place it takes on a node without a way to them. Afterwards the directory is watc
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -150,8 +151,8 @@ class Preload:
         with contextlib.ExitStack() as stack:
             source, found = await asyncio.to_thread(_open, stack, path)
             names: list[str] = []
-            for image in found:
-                own = _own_names(path, image)
+            found = [_with_fitting_names(path, image) for image in found]
+            for image, own in zip(found, archive.recorded_names(found, os.path.realpath(path)), strict=True):
                 all_names = further_names(own, image.descriptor.digest, self._registries)
                 loaded = await self._loader.load(source, image, all_names, labels=_PINS)
                 await pulls.wait_for_cri(self._shown, loaded.image_id)
@@ -242,14 +243,14 @@ def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) 
     return list(dict.fromkeys(found))
 
 
-def _own_names(path: str, image: archive.ArchiveImage) -> list[str]:
-    """What an archive calls an image, or the archive's own name; without names that have another image's digest."""
+def _with_fitting_names(path: str, image: archive.ArchiveImage) -> archive.ArchiveImage:
+    """An image of an archive without names that have another image's digest."""
     right, wrong = list[str](), list[str]()
     for name in image.names:
         (right if reference.digest_in(name) in {"", image.descriptor.digest} else wrong).append(name)
     if wrong:
         _log.warning("%s: names that don't fit %s are left out: %s", path, image.descriptor.digest, ", ".join(wrong))
-    return right or [reference.canonical(reference.parse_archive(os.path.realpath(path)))]
+    return dataclasses.replace(image, names=tuple(right))
 
 
 def _open(stack: contextlib.ExitStack, path: str) -> tuple[archive.Archive, Sequence[archive.ArchiveImage]]:

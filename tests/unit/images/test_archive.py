@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
+import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -273,3 +276,60 @@ def test_a_blob_that_isnt_there(tmp_path: Path) -> None:
         pytest.raises(errors.InvalidArgumentError, match="has no file"),
     ):
         source.open_blob("sha256:" + "0" * 64)
+
+
+@pytest.mark.parametrize("form", [None, "zst"])
+def test_an_archive_through_a_pipe(tmp_path: Path, form: str | None) -> None:
+    data = made.tar(made.oci([b"a layer" * 100_000]))
+    data = made.COMPRESSIONS[form](data) if form else data
+    os.mkfifo(tmp_path / "fifo")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with subprocess.Popen(["tee", str(tmp_path / "fifo")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as writer:
+        thread = threading.Thread(target=writer.communicate, args=[data])
+        thread.start()
+        with archive.open_archive(f"{tmp_path}/fifo", piped=True, scratch_dir=str(scratch)) as source:
+            assert contents(source, source.image(AMD64)) == [b"a layer" * 100_000]
+            assert list(scratch.iterdir()) == []
+        thread.join()
+
+
+def test_a_pipe_that_ends_too_early_is_told(tmp_path: Path) -> None:
+    for data, why in ((b"", "it is empty"), (made.tar(made.oci())[:2000], "the image archive it ends too early")):
+        ours, theirs = os.pipe()
+        os.write(theirs, data)
+        os.close(theirs)
+        with (
+            pytest.raises(errors.InvalidArgumentError, match=why),
+            archive.open_archive(ours, label="it", piped=True),
+        ):
+            pass
+        os.close(ours)
+
+
+def test_no_room_for_a_pipe_names_the_place(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(theirs)
+    with (
+        pytest.raises(errors.FailedPreconditionError, match=f"it can't be copied to {tmp_path}/gone: No such file"),
+        archive.open_archive(ours, label="it", piped=True, scratch_dir=f"{tmp_path}/gone"),
+    ):
+        pass
+    os.close(ours)
+
+
+def test_what_images_are_recorded_as(tmp_path: Path) -> None:
+    one, blobs = made.image([b"one"])
+    two, more = made.image([b"two"])
+    both = {**blobs, **more}
+    with archive.open_archive(write(tmp_path, made.tar({"index.json": made.index_json(made.entry(one)), **both}))) as a:
+        found = a.images(AMD64)
+        assert archive.recorded_names(found, "/a.tar") == [("nix:0/a.tar:latest",)]
+        assert archive.recorded_names(found, None) == [(f"localhost/import@{made.digest(one)}",)]
+    index = made.index_json(made.entry(one), made.entry(two, "b:1"), made.entry(two, f"b@{made.digest(two)}"))
+    with archive.open_archive(write(tmp_path, made.tar({"index.json": index, **both}))) as a:
+        expected = [
+            (f"localhost/import@{made.digest(one)}",),
+            ("docker.io/library/b:1", f"docker.io/library/b@{made.digest(two)}"),
+        ]
+        assert archive.recorded_names(a.images(AMD64), "/a.tar") == expected

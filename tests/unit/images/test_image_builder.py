@@ -145,6 +145,7 @@ def test_a_base_image_is_inherited(build: Build, inputs: dict[str, str], tmp_pat
         "Labels": {"a": "b"},
         "WorkingDir": "/w",
         "Healthcheck": {"Test": ["NONE"]},
+        "OnBuild": ["RUN x"],
     }
     base = made.oci([b"low", b"high"], annotations=[None, notes], config=config)
     (tmp_path / "base.tar").write_bytes(made.tar(base))
@@ -153,7 +154,6 @@ def test_a_base_image_is_inherited(build: Build, inputs: dict[str, str], tmp_pat
         user="1000",
         env=["PATH=/bin", "A=1", "B=2"],
         entrypoint=["/bin/hello"],
-        cmd=["sh"],
         volumes={"/base": {}, "/v": None},
         labels={"a": "b"},
         working_dir="/w",
@@ -190,6 +190,38 @@ def test_what_is_set_overrides_even_when_empty() -> None:
     merged = builder.merge_configs(base, model.ContainerConfig(cmd=[], working_dir="", env=["A"]))
     assert merged == model.ContainerConfig(cmd=[], working_dir="", env=["A"])
     assert builder.merge_configs(base, model.ContainerConfig()) == base
+
+
+def test_a_new_entrypoint_gets_no_arguments_that_were_meant_for_another() -> None:
+    base = model.ContainerConfig(entrypoint=["old"], cmd=["sh"], args_escaped=True)
+    merge = builder.merge_configs
+    assert merge(base, model.ContainerConfig(entrypoint=["new"])) == model.ContainerConfig(entrypoint=["new"])
+    assert merge(base, model.ContainerConfig(entrypoint=[])) == model.ContainerConfig(entrypoint=[])
+    assert merge(base, model.ContainerConfig(entrypoint=["new"], cmd=["x"])).cmd == ["x"]
+    assert merge(base, model.ContainerConfig(cmd=["x"])).entrypoint == ["old"]
+
+
+@pytest.mark.parametrize(("base", "expected"), [(("arm", "v7"), ""), (("arm64", "v9"), "v9")])
+def test_a_base_for_another_processor_says_nothing_of_ours(
+    inputs: dict[str, str], tmp_path: Path, base: tuple[str, str], expected: str
+) -> None:
+    (tmp_path / "base.tar").write_bytes(made.tar(made.oci(architecture=base[0], variant=base[1])))
+    request = builder.read_request(**{**inputs, "architecture": "arm64", "from_image": f"{tmp_path}/base.tar"})
+    builder.build_image(request, f"{tmp_path}/out.tar")
+    with archive.open_archive(f"{tmp_path}/out.tar") as source:
+        config = source.image(model.Platform("arm64", "linux")).config
+    assert config.platform == model.Platform("arm64", "linux", expected)
+
+
+def test_json_can_be_given_in_place_of_a_file(inputs: dict[str, str]) -> None:
+    as_files = builder.read_request(**inputs)
+    given = {name: " " + Path(inputs[name]).read_text() for name in ("config", "copy_to_root")}
+    assert builder.read_request(**{**inputs, **given}) == as_files
+    for name, text in (("config", "{"), ("config", "[]"), ("copy_to_root", "{}"), ("copy_to_root", "[1]")):
+        with pytest.raises(
+            errors.InvalidArgumentError, match=f"what is given as {name.replace('_', '-')} is malformed"
+        ):
+            builder.read_request(**{**inputs, name: text})
 
 
 @pytest.mark.parametrize(
