@@ -23,8 +23,9 @@ _LEVEL = 6
 #: RFC 1952: magic, deflate, no flags, no time, no extra flags, unknown system.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
-#: Links to directories are looked into only where trees overlap; deeper than this, they go round in a circle.
-_MAX_DEPTH = 64
+#: Links to directories are looked into only where trees overlap; more than this, one below another, go round in a circle. The
+#: kernel follows 40, but gives up after half of them when it has to begin anew.
+_MAX_LINKS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ def plan(closure: Sequence[StorePath], copy_to_root: Sequence[StorePath]) -> dic
     return dict(sorted(entries.items(), key=lambda item: item[0].split("/")))
 
 
-def _merge(place: str, sources: Sequence[str], entries: dict[str, Entry]) -> None:
-    """Join directories that belong at one place."""
+def _merge(place: str, sources: Sequence[str], entries: dict[str, Entry], links: int = 0) -> None:
+    """Join directories that belong at one place, which so many links lead to."""
     children: dict[str, list[str]] = {}
     for source in sources:
         for name in os.listdir(source):
@@ -82,10 +83,10 @@ def _merge(place: str, sources: Sequence[str], entries: dict[str, Entry]) -> Non
         if len(found) == 1:
             mergeable = not os.path.islink(found[0]) and bool(directories)
         else:
-            mergeable = len(directories) == len(found) and below.count("/") < _MAX_DEPTH
+            mergeable = len(directories) == len(found) and links < _MAX_LINKS
         if mergeable:
             entries[below] = Entry("directory")
-            _merge(below, found, entries)
+            _merge(below, found, entries, links + any(map(os.path.islink, found)))
         elif len({os.path.realpath(path) for path in found}) == 1:
             entries[below] = Entry("link", found[0])
         else:
