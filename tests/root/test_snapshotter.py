@@ -13,7 +13,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.snapshots import model, snapshotter
+from nixlet.snapshots import faults, model, snapshotter
 from nixlet.store import policy, realiser, roots
 from nixlet.store.daemon import client
 from support.nixstore import PrivateStore
@@ -30,6 +30,7 @@ class Rig:
     def __init__(self, directory: Path, store: PrivateStore, strategy: str) -> None:
         self.strategy = strategy
         self.check_targets = nothing_to_check
+        self.faults: faults.Faults | None = None
         self.root = directory / "root"
         self.store = store
         self.daemon = client.DaemonStore(store.settings)
@@ -46,6 +47,7 @@ class Rig:
             gc_roots=self.roots,
             strategy=self.strategy,
             check_targets=self.check_targets,
+            faults=self.faults,
         )
 
     async def reopen(self) -> None:
@@ -344,29 +346,83 @@ async def test_what_a_crash_leaves_is_swept_and_what_was_acknowledged_stays(rig:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("layer", [one])
     await rig.snapshotter.prepare("container", "layer", {})
-    for orphan in ("snapshots/new-abc/fs", "snapshots/999/fs", "views/77.meta/v", "views/78.meta.new"):
+    for orphan in ("snapshots/somebody's", "snapshots/999/fs", "views/77.meta/v", "views/78.meta.new"):
         (rig.root / orphan).mkdir(parents=True)
     rig.roots.add("orphan", [])
     await rig.reopen()
-    assert sorted(os.listdir(rig.root / "snapshots")) == ["1", "2"]
+    assert sorted(os.listdir(rig.root / "snapshots")) == ["1", "2", "somebody's"]
     assert {name.partition(".")[0] for name in os.listdir(rig.root / "views")} == {"1"}
     assert len(rig.roots.names()) == 1
     made = await rig.snapshotter.mounts("container")
     assert content(rig, made) == shown(f=one)
 
 
-async def test_a_directory_that_a_power_cut_took_is_made_again(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_directory_that_a_power_cut_took_is_missed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await rig.snapshotter.prepare("a", "", {})
     await rig.snapshotter.commit("layer", "a", {})
-    made = await rig.snapshotter.prepare("container", "layer", {})
+    await rig.snapshotter.prepare("container", "layer", {})
     for number in (1, 2):
         shutil.rmtree(rig.root / "snapshots" / str(number))
     await rig.reopen()
-    assert await rig.snapshotter.mounts("container") == made
-    with seen(rig, made) as root:
-        assert os.listdir(root) == []
     assert "layer 1 has lost its content" in caplog.text
     assert "snapshot 2 has lost its content" in caplog.text
+    # Nothing starts without what its layer had; the layer can be removed, to be pulled again.
+    with pytest.raises(errors.FailedPreconditionError, match="layer 1 has lost its content") as caught:
+        await rig.snapshotter.mounts("container")
+    assert "pull them again" in caught.value.hint
+    with pytest.raises(errors.FailedPreconditionError, match="layer 1 has lost its content"):
+        await rig.snapshotter.prepare("other", "layer", {})
+    for key in ("container", "layer"):
+        await rig.snapshotter.remove(key)
+    await rig.snapshotter.prepare("a", "", {})
+    await rig.snapshotter.commit("layer", "a", {})
+    await rig.snapshotter.prepare("container", "layer", {})
+
+
+class GivingUp(faults.Faults):
+    """A caller who gives up at the moment when a step is reached."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        self.step = step
+        self.caller: asyncio.Task[object] | None = None
+        self.loop = asyncio.get_running_loop()
+
+    def reach(self, step: faults.Step) -> None:
+        if step == self.step and self.caller is not None:
+            self.loop.call_soon_threadsafe(self.caller.cancel)
+            self.step = ""
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["closure-realised", "directory-made", "directory-renamed", "snapshot-recorded", "view-built", "removal-recorded"],
+)
+async def test_a_caller_who_gives_up_leaves_nothing(rig: Rig, step: str) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    rig.faults = giving_up = GivingUp("skeleton-built" if (step, rig.strategy) == ("view-built", "bind") else step)
+    await rig.reopen()
+    await rig.layer("layer", [one])
+
+    async def live() -> None:
+        key, labels = "ns/1/extract-2 other", {model.SNAPSHOT_REF_LABEL: "other", LAYER: "true", f"{PATH}0": two}
+        await rig.snapshotter.prepare(key, "", labels)
+        await rig.snapshotter.remove(key)
+        await rig.snapshotter.prepare("container", "layer", {})
+        await rig.snapshotter.remove("container")
+
+    two = rig.store.add("two", {"f": "2"})
+    giving_up.caller = asyncio.create_task(live())
+    await asyncio.wait([giving_up.caller])
+    assert giving_up.caller.cancelled()
+    # The keys are free for whoever tries again at once.
+    await live()
+    await rig.snapshotter.close()
+    assert os.listdir(rig.root / "snapshots") == ["1"]
+    assert len(rig.roots.names()) == 1
+    rig.snapshotter = rig.open()
+    await rig.snapshotter.start()
+    assert {name.partition(".")[0] for name in os.listdir(rig.root / "views")} == {"1"}
 
 
 async def test_cleaning_up_takes_nothing_from_those_who_work_meanwhile(rig: Rig) -> None:

@@ -1,7 +1,9 @@
 """The directories of snapshots: made in advance, measured, deleted. What walks a tree blocks: call it in a thread."""
 
 import collections
+import contextlib
 import itertools
+import logging
 import os
 import shutil
 import stat
@@ -12,6 +14,8 @@ from collections.abc import Callable, Iterable
 from nixlet import errors
 from nixlet.host import files, mounts
 from nixlet.snapshots import model
+
+_log = logging.getLogger("nixlet.snapshots")
 
 #: So many inodes are looked at without a thread.
 _FEW = 16
@@ -41,9 +45,13 @@ def _count(directory: str, limit: int) -> model.Usage | None:
     seen = {(status.st_dev, status.st_ino)}
     pending = [directory]
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        # A container may delete what is being counted.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(pending.pop()) as entries:
             for entry in entries:
-                status = entry.stat(follow_symlinks=False)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 if len(seen) == limit:
@@ -55,32 +63,60 @@ def _count(directory: str, limit: int) -> model.Usage | None:
     return model.Usage(size, len(seen))
 
 
-def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: None) -> None:
-    """Delete the directories of snapshots, but none in which something is mounted; ``removed`` is called after each.
+def numbers(directory: str) -> set[int]:
+    """The snapshots that have a directory in one; what has another name there is somebody else's."""
+    return {int(name) for name in os.listdir(directory) if name.isascii() and name.isdecimal()}
 
-    Raises:
-        FailedPreconditionError: Something is mounted in one of them; the others are gone.
+
+def has_content(directory: str) -> bool:
+    """Whether somebody wrote into a snapshot."""
+    try:
+        with os.scandir(os.path.join(directory, "fs")) as entries:
+            return any(True for _ in entries)
+    except FileNotFoundError:
+        return False
+
+
+def lost_content(number: int) -> errors.FailedPreconditionError:
+    """The error for a layer whose directory is not there."""
+    return errors.FailedPreconditionError(
+        f"layer {number} has lost its content, as after a power cut",
+        hint="remove the images that have it and pull them again",
+    )
+
+
+def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: None) -> None:
+    """Delete the directories of snapshots; ``removed`` is called after each.
+
+    One in which something is mounted stays, as does what can't be deleted: the log says so, and the next sweep tries again.
     """
     mounted = [entry.path for entry in mounts.table()]
-    left = []
     for path in paths:
         inside = [each for each in mounted if each == path or each.startswith(f"{path}/")]
         if inside:
-            left.append(inside[-1])
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-            removed()
-    if left:
-        raise errors.FailedPreconditionError(f"a removed snapshot's directory stays, since {left[0]} is still mounted")
+            _log.warning("the directory %s of a removed snapshot stays, since %s is still mounted", path, inside[-1])
+            continue
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.warning("the directory %s of a removed snapshot stays: %s", path, error)
+            continue
+        removed()
 
 
 class Spares:
     """Empty directories for snapshots, made in advance: making three takes a file system as long as a durable commit."""
 
     def __init__(self, directory: str) -> None:
-        """Keep them in a directory, on the file system of the snapshots; what is there already is left over and goes."""
+        """Keep them in a directory, on the file system of the snapshots; what is there already is left over and goes.
+
+        Raises:
+            NixletError: The directory can't be made, as in ``files.refused``.
+        """
         shutil.rmtree(directory, ignore_errors=True)
-        files.new_directory(directory, 0o700)
+        files.make_directory(directory, mode=0o700)
         self._directory = directory
         self._ready: collections.deque[str] = collections.deque()
         self._names = itertools.count(1)
@@ -108,7 +144,11 @@ class Spares:
 
     def _make(self) -> str:
         path = os.path.join(self._directory, str(next(self._names)))
-        files.new_directory(path, 0o700)
-        files.new_directory(os.path.join(path, "fs"), 0o755)
-        files.new_directory(os.path.join(path, "work"), 0o711)
+        try:
+            files.new_directory(path, 0o700)
+            files.new_directory(os.path.join(path, "fs"), 0o755)
+            files.new_directory(os.path.join(path, "work"), 0o711)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return path

@@ -80,7 +80,7 @@ class _Parser:
         value = self._value()
         match operator[0]:
             case "==":
-                return lambda info: _field(info, path)[0] == value
+                return lambda info: _field(info, path) == (value, True)
             case "!=":
                 return lambda info: _field(info, path)[0] != value
             case _:

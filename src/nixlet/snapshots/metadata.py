@@ -8,39 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from nixlet import errors
-from nixlet.snapshots import database, model
+from nixlet.snapshots import database, model, schema
 from nixlet.snapshots import faults as faults_module
-
-#: The schema's steps; a database at version N has had the first N applied.
-_MIGRATIONS = (
-    """
-    CREATE TABLE closures (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        identity TEXT NOT NULL UNIQUE,
-        reference TEXT NOT NULL,
-        paths TEXT NOT NULL,
-        store_mtime INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE TABLE snapshots (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        key TEXT NOT NULL UNIQUE,
-        kind INTEGER NOT NULL,
-        parent INTEGER REFERENCES snapshots (id),
-        created INTEGER NOT NULL,
-        updated INTEGER NOT NULL,
-        labels TEXT NOT NULL,
-        closure INTEGER REFERENCES closures (id),
-        strategy TEXT NOT NULL DEFAULT '',
-        size INTEGER NOT NULL DEFAULT 0,
-        inodes INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE INDEX snapshots_parent ON snapshots (parent);
-    CREATE INDEX snapshots_closure ON snapshots (closure);
-    """,
-    # When all paths of a closure were last seen is known in memory only.
-    "ALTER TABLE closures DROP COLUMN store_mtime;",
-)
-
 
 #: The tables whose rows' numbers are also the names of directories.
 Numbered = Literal["snapshots", "closures"]
@@ -121,7 +90,7 @@ class Metadata:
             ResourceExhaustedError: The disk is full.
             UnavailableError: The disk has another trouble.
         """
-        opened = database.Database(path, _MIGRATIONS, faults or faults_module.Faults())
+        opened = database.Database(path, schema.MIGRATIONS, faults or faults_module.Faults())
         self._db = opened.connection
         self._write = opened.write
         self.close = opened.close
@@ -279,11 +248,20 @@ class Metadata:
         )
         return number
 
-    async def commit_snapshot(self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage) -> None:
+    async def commit_snapshot(
+        self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage, number: int | None = None
+    ) -> None:
         """Turn an active snapshot into a committed one; its labels become those of the call, its closure stays.
 
+        Args:
+            name: Its name from then on.
+            key: Its key until then.
+            labels: Its labels.
+            usage: What it takes of the disk.
+            number: The number of the snapshot that was measured: the key may be another one's by now.
+
         Raises:
-            NotFoundError: There is no such key.
+            NotFoundError: There is no such key; or it is another snapshot's now than the one that was measured.
             AlreadyExistsError: The name is taken.
             FailedPreconditionError: The snapshot is not active.
         """
@@ -294,6 +272,8 @@ class Metadata:
             row = self.get(key)
             if row.kind is not model.Kind.ACTIVE:
                 raise errors.FailedPreconditionError(f"snapshot {key} is not active and can't be committed")
+            if number is not None and row.id != number:
+                raise errors.NotFoundError(f"snapshot {key} was removed while it was being committed")
             now = time.time_ns()
             self._db.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?, inodes = ?"
@@ -310,18 +290,41 @@ class Metadata:
             NotFoundError: There is no such key.
             FailedPreconditionError: Other snapshots stand on it.
         """
+        return await self._write(lambda _: self._forget(self.get(key)))
 
-        def change(_: contextlib.ExitStack) -> Row:
-            row = self.get(key)
-            if self._db.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
-                raise errors.FailedPreconditionError(f"cannot remove snapshot {key}: other snapshots have it as parent")
-            self._db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
-            return row
+    async def undo_creation(self, row: Row) -> bool:
+        """Forget a snapshot that nobody was told of, unless it has become a layer meanwhile; whether it is forgotten now.
+
+        The key may be another snapshot's by now, which stays.
+        """
+
+        def change(_: contextlib.ExitStack) -> bool:
+            now = self.find(row.key)
+            if now is None or now.id != row.id or now.kind is model.Kind.COMMITTED:
+                return False
+            self._forget(now)
+            return True
 
         return await self._write(change)
 
-    async def set_labels(self, name: str, labels: Mapping[str, str], closure: NewClosure | None = None) -> Row:
-        """Replace a snapshot's labels; a committed one that brings no closure along may be given one.
+    def _forget(self, row: Row) -> Row:
+        if self._db.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
+            raise errors.FailedPreconditionError(f"cannot remove snapshot {row.key}: other snapshots have it as parent")
+        self._db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
+        return row
+
+    async def update_labels(
+        self,
+        name: str,
+        change_labels: Callable[[Mapping[str, str]], Mapping[str, str]],
+        closure: NewClosure | None = None,
+    ) -> Row:
+        """Change a snapshot's labels; a committed one that brings no closure along may be given one.
+
+        Args:
+            name: Its key or name.
+            change_labels: The new labels, of those that it has when it is changed.
+            closure: Its closure from now on, if it is committed and has none.
 
         Raises:
             NotFoundError: There is no such snapshot.
@@ -329,8 +332,9 @@ class Metadata:
 
         def change(_: contextlib.ExitStack) -> Row:
             row = self.get(name)
-            if closure is not None:
+            if closure is not None and row.kind is model.Kind.COMMITTED and row.closure is None:
                 self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (self._record(closure), row.id))
+            labels = change_labels(json.loads(row.labels))
             self._db.execute(
                 "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
                 (json.dumps(dict(labels)), time.time_ns(), row.id),
@@ -348,12 +352,12 @@ class Metadata:
         await self._write(change)
 
 
-def _row(row: Sequence[Any]) -> Row:
-    return Row(row[0], row[1], model.Kind(row[2]), *row[3:])
+def _row(values: Sequence[Any]) -> Row:
+    return Row(values[0], values[1], model.Kind(values[2]), *values[3:])
 
 
-def _closure(row: Sequence[Any]) -> Closure:
-    return Closure(row[0], row[1], row[2], tuple(row[3].split("\n")) if row[3] else ())
+def _closure(values: Sequence[Any]) -> Closure:
+    return Closure(values[0], values[1], values[2], tuple(values[3].split("\n")) if values[3] else ())
 
 
 def database_path(root: str) -> str:

@@ -5,11 +5,11 @@ import collections
 import contextlib
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from nixlet import errors
 from nixlet.host import mounts as host_mounts
-from nixlet.snapshots import binds, metadata, model
+from nixlet.snapshots import binds, disk, metadata, model
 from nixlet.snapshots import closures as closures_module
 
 
@@ -43,6 +43,8 @@ class Mounts:
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
         self._check_targets = check_targets
+        #: Layers whose directories are not there.
+        self.lost: Collection[int] = ()
         #: How many roots were made for containers and layers, by strategy.
         self.made: collections.Counter[str] = collections.Counter()
         # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
@@ -85,6 +87,8 @@ class Mounts:
         self.made[strategy.value] += 1
         layers: list[binds.Lower] = []
         for layer in self._db.chain(row.parent):
+            if layer.id in self.lost:
+                raise disk.lost_content(layer.id)
             # A closure stands directly above its own layer, whose empty mount points it fills, and below all later ones.
             if layer.closure is not None:
                 shown = await self._closures.ensure_shown(layer.closure, strategy)

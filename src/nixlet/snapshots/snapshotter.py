@@ -1,20 +1,19 @@
 """The snapshotter: containerd's snapshot semantics, with closures as views.
 
 Snapshot N lives in ``snapshots/N`` (its content in ``fs``, overlayfs's ``work`` beside it), view M in ``views/M``. The database is the
-truth: a directory, view or GC root that it doesn't know is left over from a crash and is swept at the start.
+truth: a directory, view or GC root that it knows no more is left over from a crash and is swept at the start.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.host import files
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import disk, filters, model, probe, sweep
+from nixlet.snapshots import create, disk, filters, model, probe, sweep
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import mounts as mounts_module
@@ -82,7 +81,7 @@ class Snapshotter:
         self._views = views_module.Views(
             views_dir, store_dir=store_dir, real_store_dir=real_store_dir, faults=self._faults
         )
-        self._db = metadata_module.Metadata(metadata_module.database_path(root), self._faults)
+        self._db = self._open_database()
         self._tasks = tasks_module.Tasks()
         self._closures = closures_module.Closures(
             self._db,
@@ -111,17 +110,43 @@ class Snapshotter:
             tasks=self._tasks,
             faults=self._faults,
         )
+        self._creator = create.Creator(
+            self._db,
+            self._closures,
+            self._mounts,
+            self._sweeper,
+            snapshots=self._snapshots,
+            spares=self._spares,
+            tasks=self._tasks,
+            faults=self._faults,
+        )
         self._chosen: asyncio.Task[model.Strategy] | None = None
+
+    def _open_database(self) -> metadata_module.Metadata:
+        path = metadata_module.database_path(self.root)
+        if not os.path.exists(path):
+            # Before one is made that would be taken for theirs.
+            sweep.check_known(path, 0, self._snapshots)
+        opened = metadata_module.Metadata(path, self._faults)
+        try:
+            sweep.check_known(path, opened.issued("snapshots"), self._snapshots)
+        except BaseException:
+            opened.close()
+            raise
+        # What a sweep can't delete must not be taken for something new.
+        opened.pass_over("snapshots", max(disk.numbers(self._snapshots), default=0))
+        opened.pass_over("closures", max(self._views.numbers(), default=0))
+        return opened
 
     async def start(self) -> None:
         """Finish or undo what a crash cut off, and begin to find out which strategy works here."""
         self._chosen = self._tasks.start(
             probe.choose(self._wanted, self.root, self._real_store_dir), "choosing a strategy"
         )
-        self._refill_spares()
+        self._creator.refill_spares()
         await self._closures.discard_unfinished()
         swept = await self._sweeper.sweep()
-        await self._sweeper.restore()
+        self._mounts.lost = await self._sweeper.restore()
         if swept:
             _log.info("swept what an earlier run left behind: %s", ", ".join(swept))
 
@@ -158,28 +183,32 @@ class Snapshotter:
         row = self._db.get(key)
         if row.kind is model.Kind.COMMITTED:
             raise errors.FailedPreconditionError(f"snapshot {key} is committed and has no mounts of its own")
-        return await self._mounts.of(row)
+        with self._refusing():
+            return await self._mounts.of(row)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
         """Turn an active snapshot into a committed one, under its final name."""
         model.check_key(name)
         model.check_labels(labels)
         row = self._db.get(key)
+        usage = model.Usage(0, 0)
+        # What isn't active is refused below, after the checks that come first.
         if row.kind is model.Kind.ACTIVE:
-            if row.closure is not None:
-                await asyncio.to_thread(self._mounts.check_mount_points, row.id, self._db.closure(row.closure))
-            upper = self._mounts.upper(row.id)
-            usage = disk.small_usage(upper)
-            if usage is None:
-                usage = await asyncio.to_thread(disk.usage, upper)
-        else:
-            usage = model.Usage(0, 0)  # refused below, after the checks that come first
+            with self._refusing():
+                if row.closure is not None:
+                    await asyncio.to_thread(self._mounts.check_mount_points, row.id, self._db.closure(row.closure))
+                upper = self._mounts.upper(row.id)
+                small = disk.small_usage(upper)
+                usage = await asyncio.to_thread(disk.usage, upper) if small is None else small
         self._faults.reach("usage-measured")
-        await self._db.commit_snapshot(name, key, labels, usage)
+        await self._db.commit_snapshot(name, key, labels, usage, row.id)
 
     async def remove(self, key: str) -> None:
         """Forget a snapshot; its disk space is freed in the background."""
-        row = await self._tasks.uncancelled(self._db.remove_snapshot(key), f"remove {key}")
+        await self._tasks.uncancelled(self._remove(key), f"remove {key}")
+
+    async def _remove(self, key: str) -> None:
+        row = await self._db.remove_snapshot(key)
         self._faults.reach("removal-recorded")
         self._sweeper.free(row)
 
@@ -194,17 +223,31 @@ class Snapshotter:
         unpacked by a client which passes no annotations on. A closure that is there stays.
         """
         row = self._db.get(name)
-        current = dict(row.info().labels)
-        new = model.updated_labels(current, labels, fields)
-        model.check_labels(new)
+
+        def changed(current: Mapping[str, str]) -> Mapping[str, str]:
+            new = model.updated_labels(current, labels, fields)
+            model.check_labels(new)
+            return new
+
         reference = None
         if row.kind is model.Kind.COMMITTED and row.closure is None:
-            reference = closure_references.parse_annotations(new, self._store_dir)
-        if reference is None:
-            return (await self._db.set_labels(name, new)).info()
-        async with self._closures.realised(reference) as closure:
-            changed = await self._tasks.uncancelled(self._db.set_labels(name, new, closure), f"update {name}")
-        return changed.info()
+            reference = closure_references.parse_annotations(changed(row.info().labels), self._store_dir)
+        async with contextlib.AsyncExitStack() as stack:
+            closure = None
+            if reference is not None:
+                closure = await stack.enter_async_context(self._closures.realised(reference))
+            updating = self._update(stack.pop_all(), name, changed, closure)
+            return (await self._tasks.uncancelled(updating, f"update {name}")).info()
+
+    async def _update(
+        self,
+        held: contextlib.AsyncExitStack,
+        name: str,
+        changed: Callable[[Mapping[str, str]], Mapping[str, str]],
+        closure: metadata_module.NewClosure | None,
+    ) -> metadata_module.Row:
+        async with held:
+            return await self._db.update_labels(name, changed, closure)
 
     async def pages(self, wanted: Sequence[str] = ()) -> AsyncIterator[list[model.Info]]:
         """The snapshots that filters ask for, in pages of some number and size (bytes of labels).
@@ -233,14 +276,21 @@ class Snapshotter:
     async def usage(self, key: str) -> model.Usage:
         """What a snapshot takes of the disk; measured at commit, and afresh for an active one."""
         row = self._db.get(key)
-        if row.kind is model.Kind.ACTIVE:
-            return await asyncio.to_thread(disk.usage, self._mounts.upper(row.id))
-        return model.Usage(row.size, row.inodes)
+        if row.kind is not model.Kind.ACTIVE:
+            return model.Usage(row.size, row.inodes)
+        try:
+            with self._refusing():
+                return await asyncio.to_thread(disk.usage, self._mounts.upper(row.id))
+        except errors.FailedPreconditionError:
+            # Removed meanwhile, it may be.
+            self._db.get(key)
+            raise
 
     async def cleanup(self) -> None:
         """Sweep what no snapshot needs; returns when it is gone."""
-        await self._tasks.finish()
-        await self._sweeper.sweep()
+        await self._sweeper.freed()
+        with self._refusing():
+            await self._sweeper.sweep()
 
     @property
     def roots_made(self) -> Mapping[str, int]:
@@ -278,53 +328,12 @@ class Snapshotter:
         reference = None
         if kind is model.Kind.ACTIVE and model.is_unpack(key, labels):
             reference = closure_references.parse_annotations(labels, self._store_dir)
-        if reference is None:
-            row = await self._insert(key, parent, labels, kind, strategy, None)
-        else:
-            async with self._closures.realised(reference) as closure:
-                row = await self._tasks.uncancelled(
-                    self._insert(key, parent, labels, kind, strategy, closure), f"prepare {key}"
-                )
-        self._faults.reach("snapshot-recorded")
-        try:
-            return await self._mounts.of(row)
-        except BaseException:
-            # Without mounts the caller has no snapshot: it must not find the key taken when it tries again.
-            with contextlib.suppress(errors.NixletError):
-                await self._tasks.uncancelled(self.remove(key), f"undo {key}")
-            raise
+        with self._refusing():
+            return await self._creator.create(key, parent, labels, kind, strategy, reference)
 
-    async def _insert(
-        self,
-        key: str,
-        parent: str,
-        labels: Mapping[str, str],
-        kind: model.Kind,
-        strategy: model.Strategy,
-        closure: metadata_module.NewClosure | None,
-    ) -> metadata_module.Row:
-        temporary = self._spares.take()
-        self._refill_spares()
-
-        def place(row: metadata_module.Row, undo: contextlib.ExitStack) -> None:
-            if row.parent is not None:
-                # The root directory's owner comes from the topmost layer, so it must be the parent's.
-                owner = os.stat(self._mounts.upper(row.parent))
-                if (owner.st_uid, owner.st_gid) != (0, 0):
-                    os.chown(os.path.join(temporary, "fs"), owner.st_uid, owner.st_gid)
-            target = os.path.join(self._snapshots, str(row.id))
-            os.rename(temporary, target)
-            undo.callback(os.rename, target, temporary)
-            self._faults.reach("directory-renamed")
-
-        try:
-            self._faults.reach("directory-made")
-            return await self._db.create_snapshot(
-                key, kind, parent, labels, strategy=strategy, closure=closure, effect=place
-            )
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    def _refusing(self) -> contextlib.AbstractContextManager[None]:
+        """Tell what the file system refuses, with the directory."""
+        return files.refusing(f"the snapshotter's directory {self.root} can't be used")
 
     def _refill_spares(self) -> None:
         if self._spares.claim_refill():

@@ -1,10 +1,16 @@
-"""What is there for nothing goes: directories of removed snapshots, and what a crash left that the database doesn't know."""
+"""What is there for nothing goes: directories of removed snapshots, and what a crash left that the database doesn't know.
+
+Only what the database knew once, or nobody ever wrote to, is there for nothing: where a database lacks what it should know,
+nothing is deleted.
+"""
 
 import asyncio
 import functools
 import logging
 import os
+from collections.abc import Collection
 
+from nixlet import errors
 from nixlet.snapshots import closures as closures_module
 from nixlet.snapshots import disk, metadata, model
 from nixlet.snapshots import faults as faults_module
@@ -14,6 +20,31 @@ from nixlet.snapshots import tasks as tasks_module
 _FREE_LATER = 0.1
 
 _log = logging.getLogger("nixlet.snapshots")
+
+
+def check_known(database: str, issued: int, snapshots: str) -> None:
+    """Refuse directories whose snapshots a database never had: it is not theirs, or older than they are.
+
+    A crash leaves such a directory empty: nobody is told of a snapshot before the database has it.
+
+    Args:
+        database: The database's file, for the error.
+        issued: The highest number that it gave to a snapshot; 0 for a database that is not there.
+        snapshots: The directory with a directory for each snapshot.
+
+    Raises:
+        FailedPreconditionError: There is one with content.
+    """
+    strange = [number for number in sorted(disk.numbers(snapshots)) if number > issued]
+    strange = [number for number in strange if disk.has_content(os.path.join(snapshots, str(number)))]
+    if strange:
+        example = os.path.join(snapshots, str(strange[0]))
+        why = "is older than" if issued else "is missing, or not the one of"
+        raise errors.FailedPreconditionError(
+            f"the snapshotter's database {database} {why} the snapshots that are there ({example}, {len(strange)} in all)",
+            hint=f"put the right {os.path.basename(database)} back; without one, move {snapshots} away, remove all"
+            " containers and images, and load the images again",
+        )
 
 
 class Sweeper:
@@ -47,11 +78,14 @@ class Sweeper:
         self._faults = faults
         #: Snapshots whose directories are to be deleted, and whether a closure may be dropped with them.
         self._removed: dict[int, bool] = {}
+        self._freeing: set[asyncio.Task[None]] = set()
 
     def free(self, row: metadata.Row) -> None:
         """Have the directory of a snapshot deleted that the database has forgotten, and its closure if nobody needs that."""
         if not self._removed:
-            self._tasks.background(self._free(), "freeing removed snapshots")
+            task = self._tasks.background(self._free(), "freeing removed snapshots")
+            self._freeing.add(task)
+            task.add_done_callback(self._freeing.discard)
         self._removed[row.id] = row.closure is not None
 
     async def _free(self) -> None:
@@ -65,25 +99,35 @@ class Sweeper:
             if any(removed.values()):
                 await self._closures.drop_unused()
 
+    async def freed(self) -> None:
+        """Wait until the snapshots are deleted that were removed up to now; not for those that are removed meanwhile."""
+        if self._freeing:
+            await asyncio.wait(set(self._freeing))
+
     async def sweep(self) -> list[str]:
         """Remove directories, views and roots that the database doesn't know; what was removed, in words."""
         # Looked at before the database is: what is made meanwhile is known there, and not seen here.
-        present = await asyncio.to_thread(os.listdir, self._snapshots)
-        unknown = sorted(set(present) - {str(number) for number in self._db.snapshot_ids() | self._removed.keys()})
-        await asyncio.to_thread(disk.remove_trees, [os.path.join(self._snapshots, name) for name in unknown])
-        swept = [f"snapshot directory {name}" for name in unknown]
+        present = await asyncio.to_thread(disk.numbers, self._snapshots)
+        unknown = sorted(present - self._db.snapshot_ids() - self._removed.keys())
+        await asyncio.to_thread(disk.remove_trees, [os.path.join(self._snapshots, str(number)) for number in unknown])
+        swept = [f"snapshot directory {number}" for number in unknown]
         return swept + await self._closures.sweep()
 
-    async def restore(self) -> None:
-        """Make directories again that a power cut took: what the database says is on the disk before they are."""
-        await asyncio.to_thread(self._restore, {row.id: row.kind for row in self._db.rows()})
+    async def restore(self) -> Collection[int]:
+        """Make directories again that a power cut took: what the database says is on the disk before they are.
 
-    def _restore(self, kinds: dict[int, model.Kind]) -> None:
-        for number in sorted(kinds.keys() - {int(name) for name in os.listdir(self._snapshots) if name.isdigit()}):
-            os.rename(self._spares.take(), os.path.join(self._snapshots, str(number)))
+        Returns:
+            The layers among them, whose content is lost: what stands on them must not start without it.
+        """
+        return await asyncio.to_thread(self._restore, {row.id: row.kind for row in self._db.rows()})
+
+    def _restore(self, kinds: dict[int, model.Kind]) -> Collection[int]:
+        lost = []
+        for number in sorted(kinds.keys() - disk.numbers(self._snapshots)):
             if kinds[number] is model.Kind.COMMITTED:
-                _log.error(
-                    "layer %d has lost its content, as after a power cut; remove its image and pull it again", number
-                )
+                lost.append(number)
+                _log.error("%s", disk.lost_content(number))
             else:
+                os.rename(self._spares.take(), os.path.join(self._snapshots, str(number)))
                 _log.warning("snapshot %d has lost its content, as after a power cut", number)
+        return lost

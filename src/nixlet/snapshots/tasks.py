@@ -31,14 +31,16 @@ class Tasks:
         """Wait for something that runs to its end also when the caller gives up."""
         return await asyncio.shield(self.start(work, name))
 
-    def background(self, work: Awaitable[object], name: str) -> None:
+    def background(self, work: Awaitable[T], name: str) -> "asyncio.Task[T]":
         """Run something that nobody waits for; a failure is logged."""
 
-        def report(done: "asyncio.Task[object]") -> None:
+        def report(done: "asyncio.Task[T]") -> None:
             if not done.cancelled() and (error := done.exception()):
                 _log.error("%s failed: %s", done.get_name(), error)
 
-        self.start(work, name).add_done_callback(report)
+        task = self.start(work, name)
+        task.add_done_callback(report)
+        return task
 
     async def finish(self) -> None:
         """Wait until nothing runs any more."""

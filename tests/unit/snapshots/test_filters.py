@@ -26,6 +26,12 @@ from nixlet.snapshots import filters, model
         (['labels."containerd.io/snapshot.ref"'], True),
         (['labels."absent"'], False),
         (["labels.plain==1"], True),
+        # As in Go: what isn't there equals nothing, and differs from everything.
+        (['labels.absent==""'], False),
+        (['labels.absent!=""'], False),
+        (["labels.absent!=x"], True),
+        (['labels.absent~="^$"'], True),
+        (['labels.empty==""'], True),
         (["labels.a.b==2"], True),
         (["parent=="], None),
         (['parent==""'], True),
@@ -35,7 +41,12 @@ from nixlet.snapshots import filters, model
 )
 def test_filters(wanted: list[str], matches: bool | None) -> None:
     snapshot = model.Info(
-        "sha256:abc", "", model.Kind.ACTIVE, 0, 0, {"containerd.io/snapshot.ref": "x", "plain": "1", "a.b": "2"}
+        "sha256:abc",
+        "",
+        model.Kind.ACTIVE,
+        0,
+        0,
+        {"containerd.io/snapshot.ref": "x", "plain": "1", "empty": "", "a.b": "2"},
     )
     if matches is None:
         with pytest.raises(errors.InvalidArgumentError, match="a value should stand there"):
