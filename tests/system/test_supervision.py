@@ -313,7 +313,7 @@ def test_another_containerd_is_used_when_it_has_our_snapshotter(
                 # With a snapshotter of its own it needs nothing of ours, and can't run store paths.
                 node.arguments += ["--snapshotter", "overlayfs"]
                 node.start()
-                assert ask(node, "/readyz?verbose") == (200, "[+]containerd ok\nreadyz check passed\n")
+                assert ask(node, "/readyz?verbose") == (200, "[+]containerd ok\n[+]disk ok\nreadyz check passed\n")
                 assert node.version()["node"]["strategy"] == ""
                 with pytest.raises(AssertionError, match="which the snapshotter overlayfs can't run") as refused:
                     node.crictl("pull", store_images[50].reference)

@@ -77,6 +77,16 @@ def is_full(directory: str) -> bool:
     return free.f_bavail * free.f_frsize < _SMALL or (free.f_files > 0 and not free.f_favail)
 
 
+def check_room(directory: str) -> None:
+    """Check that a directory's file system is not full.
+
+    Raises:
+        ResourceExhaustedError: It is.
+    """
+    if is_full(directory):
+        raise refused(f"{directory} is full", OSError(errno.ENOSPC, ""))
+
+
 def sync_directory(path: str) -> None:
     """Write a directory's entries to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

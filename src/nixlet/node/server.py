@@ -178,7 +178,7 @@ async def running(
         stack.push_async_callback(faces.close)
         _observe_containerd(observed, containerd)
         if settings.health_address != node_config.NO_HEALTH:
-            checks = _checks(containerd, stood, place, store)
+            checks = _checks(containerd, stood, place, store, layout)
             address = settings.health_address or layout.health_socket
             await stack.enter_async_context(health.serve(health.Health(checks, observed.registry), address))
         rendered = crictl.render(
@@ -323,10 +323,19 @@ async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> Non
 
 
 def _checks(
-    containerd: Containerd, stood: stand.Stand, place: stand.Place, store: interface.Store | None
+    containerd: Containerd,
+    stood: stand.Stand,
+    place: stand.Place,
+    store: interface.Store | None,
+    layout: node_config.Layout,
 ) -> dict[str, health.Check]:
     """What must be so for the node to be ready."""
-    checks: dict[str, health.Check] = {"containerd": lambda: containerd.check(stood.runtime)}
+
+    async def has_room() -> None:
+        for directory in (layout.data_dir, layout.state_dir):
+            files.check_room(directory)
+
+    checks: dict[str, health.Check] = {"containerd": lambda: containerd.check(stood.runtime), "disk": has_room}
     if store is None or stood.snapshotter is None:
         return checks
     snapshotter = stood.snapshotter
