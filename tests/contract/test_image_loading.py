@@ -1,6 +1,7 @@
 """What loading images relies on in the real containerds: leases, content that is there already, records, layers."""
 
 import asyncio
+import gzip
 import os
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.images import archive, loader, model, platforms
 from nixlet.rpc import channel as channels
-from nixlet.rpc.gen import containerd_leases_grpc, containerd_leases_pb2
+from nixlet.rpc.gen import (
+    containerd_content_grpc,
+    containerd_content_pb2,
+    containerd_leases_grpc,
+    containerd_leases_pb2,
+)
 from nixlet.telemetry import progress
 from support import containerds, image_archives, parts
 
@@ -127,3 +133,45 @@ async def test_a_name_with_another_images_digest_is_refused(version: str, tmp_pa
             await load(channel, path, f"localhost/a@sha256:{'0' * 64}")
         image = await load(channel, path, "localhost/a:1")
         await load(channel, path, f"localhost/a@{image.descriptor.digest}")
+
+
+@ALL
+async def test_an_archive_that_was_loaded_before_is_not_needed_again(version: str, tmp_path: Path) -> None:
+    name = "localhost/a:1"
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
+        loads = loader.Loader(store, containerds.SNAPSHOTTER)
+
+        async def again(origin: str = "one") -> loader.Loaded | None:
+            return await loads.load_again(name, origin, progress.ignore)
+
+        async def loaded(path: Path) -> loader.Loaded:
+            with archive.open_archive(str(path)) as source:
+                image = source.image(platforms.host_platform())
+                labels = loader.came_from("one", image.descriptor.digest)
+                return await loads.load(source, image, [name], labels=labels)
+
+        assert await again() is None
+        first = await loaded(image_file(tmp_path, "first", SHARED))
+        assert await again() == first
+        assert await again("another") is None
+        # Somebody gives the name to another image.
+        await load(channel, image_file(tmp_path, "second", SHARED), name)
+        assert await again() is None
+        # Something of it is gone.
+        await loaded(image_file(tmp_path, "first", SHARED))
+        await delete_content(channel, image_archives.digest(gzip.compress(SHARED, mtime=0)))
+        assert await again() is None
+        await loaded(image_file(tmp_path, "first", SHARED))
+        assert await again() == first
+        await store.remove_snapshot(containerds.SNAPSHOTTER, image_archives.digest(SHARED))
+        assert await again() is None
+
+
+async def delete_content(channel: channels.Channel, digest: str) -> None:
+    """Delete a blob, also from the disk, where it would be found again."""
+    request = containerd_content_pb2.DeleteContentRequest(digest=digest)
+    await containerd_content_grpc.ContentStub(channel).Delete(request, metadata=METADATA)
+    stub = containerd_leases_grpc.LeasesStub(channel)
+    await stub.Create(containerd_leases_pb2.CreateRequest(id="collect"), metadata=METADATA)
+    await stub.Delete(containerd_leases_pb2.DeleteRequest(id="collect", sync=True), metadata=METADATA)

@@ -1,6 +1,7 @@
 """Bad input gets one clear sentence, the right exit status, no traceback, and leaves nothing behind."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,23 +68,28 @@ def refused(node: nodes.Node, image: str, *, status: int = 125) -> str:
     assert len(lines) == 1, text
     assert not done.stdout
     # crictl, which is to get no less, sees it too.
-    crictl = subprocess.run(
-        [*parts.crictl(node.node_socket), "pull", image],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert crictl.returncode != 0
+    assert told_to_crictl(node, image)
     return lines[0].removeprefix("error: ")
+
+
+def told_to_crictl(node: nodes.Node, image: str) -> str:
+    """What CRI says of an image that can't be pulled."""
+    done = subprocess.run([*parts.crictl(node.node_socket), "pull", image], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return done.stderr
 
 
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        ("nix:0/tmp/nixlet-test-images/missing.tar", "there is no image archive /tmp/nixlet-test-images/missing.tar"),
-        ("nix:0/etc/passwd", "there is no image archive /etc/passwd"),
-        ("nix:0/tmp", "there is no image archive /tmp"),
-        ("nix:0/etc/no-such-file", "there is no image archive /etc/no-such-file"),
+        (
+            "nix:0/tmp/nixlet-test-images/missing.tar",
+            "/tmp/nixlet-test-images/missing.tar can't be opened: No such file",
+        ),
+        ("nix:0/etc/passwd", "/etc/passwd lies below none of the archive directories"),
+        ("nix:0/tmp", "/tmp lies below none of the archive directories"),
+        ("nix:0/etc/no-such-file", "/etc/no-such-file lies below none of the archive directories"),
+        (f"nix:/nix/store/{HASH}-a.tar", "is not an image reference: its 0 is missing"),
         (f"nix:0/nix/store/{HASH}-nowhere.tar", f"{HASH}-nowhere.tar is not in the Nix store and can't be fetched"),
         ("nix:0/nix/store/../../etc/passwd", "is not an image reference"),
         ("nix:0/nix/store/short-x", "is not a store path below /nix/store"),
@@ -92,25 +98,35 @@ def refused(node: nodes.Node, image: str, *, status: int = 125) -> str:
     ],
 )
 def test_references(unchanged: nodes.Node, image: str, sentence: str) -> None:
-    import re
-
     assert re.search(sentence, refused(unchanged, image))
 
 
 def test_an_archive_outside_the_store_has_one_answer(unchanged: nodes.Node, archives: Path, ordinary: Path) -> None:
-    """Missing, unreadable, no archive, a link, cut short, of a foreign owner: all the same, but for the name."""
+    """Whoever creates a pod gets the same for all, but for the name; root at the command line, and the log, get the reason."""
     (archives / "text.tar").write_text("this is no archive\n" * 100)
     (archives / "cut.tar").write_bytes(ordinary.read_bytes()[:20_000])
     (archives / "link.tar").symlink_to(ordinary)
     (archives / "foreign.tar").write_bytes(ordinary.read_bytes())
     os.chown(archives / "foreign.tar", 65534, 65534)
     os.mkfifo(archives / "pipe.tar")
-    sentences = set()
-    for name in ("text", "cut", "link", "foreign", "pipe", "absent"):
+    reasons = {
+        "text": "PATH is not an image archive: it is no tar file",
+        "cut": "the image archive PATH ends too early",
+        "link": "PATH is a symbolic link, which isn't followed",
+        "foreign": "the image archive PATH belongs to user 65534, whom the node doesn't trust",
+        "pipe": "PATH is not an image archive: it is no regular file",
+        "absent": "the image archive PATH can't be opened: No such file or directory",
+    }
+    answers = set()
+    for name, reason in reasons.items():
         path = f"{archives}/{name}.tar"
-        sentences.add(refused(unchanged, f"nix:0{path}").replace(path, "PATH"))
+        assert refused(unchanged, f"nix:0{path}").replace(path, "PATH") == reason
+        assert reason.replace("PATH", path) in unchanged.log.read_text()
+        told = told_to_crictl(unchanged, f"nix:0{path}")
+        (answer,) = set(re.findall("there is no image archive PATH.* on the way", told.replace(path, "PATH")))
+        answers.add(answer)
         (archives / f"{name}.tar").unlink(missing_ok=True)
-    assert sentences == {"there is no image archive PATH"}
+    assert len(answers) == 1
 
 
 def test_a_store_path_that_is_no_archive(unchanged: nodes.Node) -> None:

@@ -213,6 +213,9 @@ def test_paths_that_nobody_vouches_for_can_be_refused(place: alone.Alone) -> Non
             assert f"the store path {path} is unsigned, and unsigned_paths is set to deny" in done.stderr
             assert f"nix store sign {path}" in done.stderr
             assert not place.gc_roots.exists() or os.listdir(place.gc_roots) == []
+            # An archive in the store is a store path, too: it is not even opened.
+            done = crictl_pull(place, f"nix:0{path}")
+            assert f"the store path {path} is unsigned, and unsigned_paths is set to deny" in done.stderr
         with place.serving(), place.containerd("1.6.20"):
             assert crictl_pull(place, f"nix:0{archive}").returncode == 0
     finally:

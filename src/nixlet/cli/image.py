@@ -101,9 +101,9 @@ async def _load(
 ) -> list[str]:
     from nixlet import errors
     from nixlet.cli import progress
-    from nixlet.containerd import client, imagestore
+    from nixlet.containerd import client, cri, imagestore
     from nixlet.images import archive as archives
-    from nixlet.images import loader, platforms, reference
+    from nixlet.images import loader, platforms, pulls, reference
     from nixlet.node import config
     from nixlet.rpc import channel as channels
     from nixlet.store import policy, realiser, roots
@@ -130,5 +130,8 @@ async def _load(
         loading = loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None)
         with progress.shown(label) as sink:
             for each, own in zip(found, names, strict=True):
-                await loading.load(source, each, own, sink=sink)
+                loaded = await loading.load(source, each, own, sink=sink)
+                if address is None and containerd.namespace == client.CRI_NAMESPACE:
+                    # A container that is run next is to find it.
+                    await pulls.wait_for_cri(cri.ImageClient(channel, socket), loaded.image_id, own)
     return [name for own in names for name in own]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nixlet import errors
 from nixlet.cli import progress
@@ -11,6 +11,7 @@ from nixlet.containerd import client, cri, tasks
 from nixlet.kube import player
 from nixlet.node import config
 from nixlet.rpc import channel as channels
+from nixlet.rpc import status
 from nixlet.rpc.gen import node_grpc, node_pb2
 from nixlet.telemetry import progress as steps
 
@@ -74,11 +75,21 @@ class Node:
     async def pull(self, reference: str) -> str:
         """Pull an image through CRI, showing the progress that the node tells; what containers are made from."""
         with progress.shown(f"pulling {reference.rpartition('/')[2]}") as sink:
-            async with self._watched(reference, sink):
-                return await self.images.pull(reference)
+            async with self._watched(reference, sink) as last_event:
+                try:
+                    return await self.images.pull(reference)
+                except errors.NotFoundError as error:
+                    # CRI's callers learn little of the node's files; who may watch its pulls learns all.
+                    event = await last_event()
+                    if event is None or not event.error:
+                        raise
+                    message, hint = status.parted(event.error)
+                    raise errors.NotFoundError(message, hint=hint) from error
 
     @contextlib.asynccontextmanager
-    async def _watched(self, reference: str, sink: steps.ProgressSink) -> AsyncIterator[None]:
+    async def _watched(
+        self, reference: str, sink: steps.ProgressSink
+    ) -> AsyncIterator[Callable[[], Awaitable[node_pb2.PullEvent | None]]]:
         with channels.translated(self._peer):
             async with self._stub.WatchPulls.open() as stream:
                 await stream.send_message(node_pb2.WatchPullsRequest(reference=reference), end=True)
@@ -91,13 +102,17 @@ class Node:
                             return
                         sink(steps.Progress(event.stage, event.done, event.total, event.unit, event.detail))  # type: ignore[arg-type]  # the wire has the unit as any string
 
-                watching = asyncio.create_task(watch())
-                try:
-                    yield
+                async def last_event() -> node_pb2.PullEvent | None:
                     if reference.startswith("nix:0"):
-                        # The last event is posted before CRI answers, so it is on its way.
+                        # It is published before CRI answers, so it is on its way.
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(watching, 2)
+                    return self.pulled.get(reference)
+
+                watching = asyncio.create_task(watch())
+                try:
+                    yield last_event
+                    await last_event()
                 finally:
                     watching.cancel()
                     await asyncio.gather(watching, return_exceptions=True)

@@ -26,6 +26,7 @@ class Containerd:
 
     def __init__(self, channel: channels.Channel, address: str, namespace: str = CRI_NAMESPACE) -> None:
         self._peer = f"containerd at {address}"
+        self.namespace = namespace
         self._metadata = {"containerd-namespace": namespace}
         self._introspection = containerd_introspection_grpc.IntrospectionStub(channel)
         self._version = containerd_version_grpc.VersionStub(channel)

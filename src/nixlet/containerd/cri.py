@@ -153,10 +153,14 @@ class ImageClient:
 
     async def status(self, reference: str) -> cri_pb2.Image | None:
         """An image by reference or ID, or None."""
-        request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=reference))
-        with channels.translated(self._peer):
-            response = await self._stub.ImageStatus(request)
+        response = await self.details(reference, verbose=False)
         return response.image if response.HasField("image") else None
+
+    async def details(self, reference: str, *, verbose: bool = True) -> cri_pb2.ImageStatusResponse:
+        """An image by reference or ID, with what the runtime has to add: texts, most of them JSON."""
+        request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=reference), verbose=verbose)
+        with channels.translated(self._peer):
+            return await self._stub.ImageStatus(request)
 
     async def images(self, filters: cri_pb2.ImageFilter | None = None) -> Sequence[cri_pb2.Image]:
         """All images, or those that a filter names."""

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import io
 import os
-import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -318,7 +318,12 @@ class _BlobReader(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_archive(
-    source: str | int, *, label: str = "", scratch_dir: str | None = None, piped: bool = False
+    source: str | int,
+    *,
+    label: str = "",
+    scratch_dir: str | None = None,
+    piped: bool = False,
+    stop: threading.Event | None = None,
 ) -> Iterator[Archive]:
     """Open an image archive; one that is compressed as a whole is expanded to an unnamed temporary file.
 
@@ -327,6 +332,7 @@ def open_archive(
         label: What errors call it; the path by default.
         scratch_dir: Where the temporary file goes; the system's directory by default.
         piped: Whether it may be a pipe, which is waited for and copied first.
+        stop: Ends all reading early when it is set.
 
     Raises:
         NotFoundError: There is no such file.
@@ -343,17 +349,15 @@ def open_archive(
         if piped:
             fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir))
         if expand.is_compressed(fd):
-            expanded = stack.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
-            expand.expand(fd, expanded, shown)
-            fd = expanded.fileno()
-        yield Archive(tarball.Tarball(fd, shown))
+            fd = stack.enter_context(expand.expanded(fd, shown, scratch_dir, stop))
+        yield Archive(tarball.Tarball(fd, shown, stop))
 
 
 def recorded_names(images: Sequence[ArchiveImage], path: str | None) -> list[tuple[str, ...]]:
     """What an archive's images are recorded as, for each image: never nothing.
 
     An archive's only image that has no name goes by the archive, as if it were pulled; of several each goes by its digest, and so
-    does what came through a pipe.
+    does what came through a pipe. Names with the digest of something else (an index that isn't recorded) are left out.
 
     Args:
         images: All images of the archive that are for this machine.
@@ -368,7 +372,10 @@ def recorded_names(images: Sequence[ArchiveImage], path: str | None) -> list[tup
             return reference.canonical(reference.parse_archive(path))
         return f"localhost/import@{image.descriptor.digest}"
 
-    return [image.names or (fallback(image),) for image in images]
+    def own(image: ArchiveImage) -> tuple[str, ...]:
+        return tuple(name for name in image.names if reference.digest_in(name) in {"", image.descriptor.digest})
+
+    return [own(image) or (fallback(image),) for image in images]
 
 
 def _canonical(names: Sequence[str]) -> tuple[str, ...]:

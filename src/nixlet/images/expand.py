@@ -1,9 +1,13 @@
 """Expanding a file that is compressed as a whole: by gzip, bzip2, lz4 or zstd, which is known by its first bytes."""
 
 import bz2
+import contextlib
+import errno
 import gzip
 import io
 import os
+import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import IO
@@ -13,6 +17,9 @@ from nixlet.host import files
 
 #: What grows beyond this is refused, in bytes.
 MAX_EXPANDED_BYTES = 32 * 1024**3
+
+#: What stays free of a file system: this part of it, but not more than this many bytes.
+_RESERVED_PART, _RESERVED_BYTES = 20, 1024**3
 
 #: How far zstd may refer back, in bytes, which has to be held in memory; k3s has the same limit.
 _MAX_WINDOW = 32 * 1024**2
@@ -24,32 +31,74 @@ _CHUNK = 1024 * 1024
 
 
 def is_compressed(fd: int) -> bool:
-    """Whether a file is compressed, be it in a way that ``expand`` doesn't know."""
+    """Whether a file is compressed, be it in a way that ``expanded`` doesn't know."""
     return os.pread(fd, 6, 0).startswith((GZIP_MAGIC, ZSTD_MAGIC, _BZIP2_MAGIC, _LZ4_MAGIC, _XZ_MAGIC))
 
 
-def expand(fd: int, target: IO[bytes], shown: str) -> None:
-    """Expand a file into another.
+@contextlib.contextmanager
+def expanded(fd: int, shown: str, directory: str | None = None, stop: threading.Event | None = None) -> Iterator[int]:
+    """What a compressed file expands to, as an unnamed temporary file, open for the time of the context.
 
     Args:
         fd: The compressed file; it is read from its beginning.
-        target: Gets what it expands to.
         shown: What errors call the file.
+        directory: Where the temporary file goes; the system's directory for such by default.
+        stop: Ends the work early when it is set, since nobody wants it any more.
 
     Raises:
         InvalidArgumentError: It is damaged, ends too early, expands to too much, or is compressed in another way.
+        CallCancelledError: ``stop`` was set.
         NixletError: The file system refuses what it expands to, as in ``files.refused``.
     """
-    written = 0
-    for chunk in _chunks(fd, shown):
-        written += len(chunk)
-        if written > MAX_EXPANDED_BYTES:
-            raise errors.InvalidArgumentError(f"{shown} expands to more than {MAX_EXPANDED_BYTES} bytes")
+    place = directory or _temporary_directory(shown)
+    with contextlib.ExitStack() as stack:
         try:
-            target.write(chunk)
-            target.flush()
+            target = stack.enter_context(tempfile.TemporaryFile(dir=place))
         except OSError as error:
-            raise files.refused(f"{shown} can't be expanded", error) from error
+            raise _refused(shown, place, directory, error) from error
+        written = 0
+        for chunk in _chunks(fd, shown):
+            if stop is not None and stop.is_set():
+                raise errors.CallCancelledError(f"{shown} is not wanted any more")
+            written += len(chunk)
+            if written > MAX_EXPANDED_BYTES:
+                raise errors.InvalidArgumentError(f"{shown} expands to more than {MAX_EXPANDED_BYTES} bytes")
+            try:
+                _check_room(target.fileno(), len(chunk))
+                target.write(chunk)
+                target.flush()
+            except OSError as error:
+                raise _refused(shown, place, directory, error) from error
+        yield target.fileno()
+
+
+def _check_room(fd: int, length: int) -> None:
+    """Leave others, the node's database among them, some room on the file system.
+
+    Raises:
+        OSError: There would be too little (ENOSPC).
+    """
+    system = os.fstatvfs(fd)
+    reserve = min(system.f_blocks * system.f_frsize // _RESERVED_PART, _RESERVED_BYTES)
+    # A file system that says 0 doesn't know its size.
+    if system.f_blocks and system.f_bavail * system.f_frsize < length + reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _refused(shown: str, place: str, directory: str | None, error: OSError) -> errors.NixletError:
+    refused = files.refused(f"{shown} can't be expanded in {place}", error)
+    if directory is None and refused.hint:
+        refused.hint = f"make room in {place}, or name another directory: TMPDIR"
+    return refused
+
+
+def _temporary_directory(shown: str) -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise errors.ResourceExhaustedError(
+            f"{shown} can't be expanded: {error.strerror}", hint="make room there, or name another directory: TMPDIR"
+        ) from error
 
 
 def _chunks(fd: int, shown: str) -> Iterator[bytes]:

@@ -7,8 +7,10 @@ snapshot is prepared with the annotations as labels, applied by containerd's Dif
 import asyncio
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
 
 from nixlet import errors
 from nixlet.containerd import imagestore
@@ -26,6 +28,9 @@ _TRIES = 5
 #: Annotations below this name become labels of the layer's snapshot, as containerd's own unpacker does.
 _INHERITED = "containerd.io/snapshot/"
 _SNAPSHOT_REF = "containerd.io/snapshot.ref"
+
+#: The label that names what an image was loaded from (the archive's nar hash), and the manifest that was found there.
+_ORIGIN = "io.nixlet.origin"
 
 #: The label by which CRI knows its images; it sets it by itself on what it sees appear.
 _MANAGED = {"io.cri-containerd.image": "managed"}
@@ -46,6 +51,48 @@ class Loaded:
     took: interface.Realised
 
 
+def came_from(origin: str, digest: str) -> dict[str, str]:
+    """The label for an image's record that lets ``Loader.load_again`` find it.
+
+    Args:
+        origin: What it is loaded from.
+        digest: Its manifest's: a record that somebody lets lead elsewhere keeps its labels.
+    """
+    return {_ORIGIN: f"{origin} {digest}"}
+
+
+class Source(Protocol):
+    """Where an image's blobs are read from, an archive for example."""
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        ...
+
+    def open_blob(self, digest: str) -> io.BufferedIOBase:
+        """Read a blob."""
+        ...
+
+
+class _GoneError(errors.NotFoundError):
+    """A blob is not in containerd any more."""
+
+
+class _Nothing:
+    """What an image is loaded from of which containerd has everything."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def open_blob(self, digest: str) -> io.BufferedIOBase:
+        """Nobody should ask.
+
+        Raises:
+            _GoneError: Always.
+        """
+        raise _GoneError(f"{digest} of {self.label} is gone from containerd")
+
+
 class Loader:
     """Loads images into one containerd for one snapshotter.
 
@@ -62,9 +109,44 @@ class Loader:
         self._snapshotter = snapshotter
         self._realiser = realise
 
+    async def load_again(self, name: str, origin: str, sink: progress.ProgressSink) -> Loaded | None:
+        """Have an image that was loaded under a name from the same origin before, without the archive.
+
+        Returns None where it wasn't, or something of it is gone.
+
+        Args:
+            name: As containerd records it.
+            origin: What it must have been loaded from.
+            sink: Gets the progress.
+
+        Raises:
+            NixletError: As ``load``.
+        """
+        record = await self._containerd.image(name)
+        if record is None or not came_from(origin, record.target.digest).items() <= record.labels.items():
+            return None
+        try:
+            text = await self._containerd.read_content(record.target.digest)
+            manifest = model.decode(text, model.Manifest, name)
+            text = await self._containerd.read_content(manifest.config.digest)
+            config = model.decode(text, model.ImageConfig, name)
+        except errors.NotFoundError:
+            return None
+        for chain_id in model.chain_ids(config.rootfs.diff_ids):
+            if await self._containerd.snapshot(self._snapshotter, chain_id) is None:
+                return None
+        target = record.target
+        descriptor = model.Descriptor(media_type=target.media_type, digest=target.digest, size=target.size)
+        layers = tuple(map(archive.Layer, manifest.layers, config.rootfs.diff_ids))
+        image = archive.ArchiveImage((), descriptor, manifest, config, layers)
+        try:
+            return await self.load(_Nothing(name), image, [name], sink=sink)
+        except _GoneError:
+            return None
+
     async def load(
         self,
-        source: archive.Archive,
+        source: Source,
         image: archive.ArchiveImage,
         names: Sequence[str],
         *,
@@ -143,7 +225,7 @@ class Loader:
 
     @staticmethod
     async def _copy(
-        containerd: imagestore.ImageStore, source: archive.Archive, blob: model.Descriptor, labels: Mapping[str, str]
+        containerd: imagestore.ImageStore, source: Source, blob: model.Descriptor, labels: Mapping[str, str]
     ) -> None:
         await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
 
@@ -250,7 +332,7 @@ async def _images_with(containerd: imagestore.ImageStore, chain_id: str) -> list
     return found
 
 
-async def _chunks(source: archive.Archive, digest: str) -> AsyncIterator[bytes]:
+async def _chunks(source: Source, digest: str) -> AsyncIterator[bytes]:
     with source.open_blob(digest) as blob:
         while chunk := await uncut.to_its_end(asyncio.to_thread(blob.read, _CHUNK)):
             yield chunk

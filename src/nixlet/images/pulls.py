@@ -3,20 +3,23 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import stat
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.images import admission, archive, loader, model, platforms, reference
-from nixlet.store import interface, realiser
+from nixlet.images import admission, archive, expand, loader, model, opening, platforms, reference
+from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
 
 #: Seconds to wait until CRI has taken notice of a new image.
 _CRI_TIMEOUT = 10.0
+
+_log = logging.getLogger("nixlet.pulls")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Event:
     reference: str
     step: progress.Progress | None = None
     pulled: Pulled | None = None
-    error: str = ""
+    error: BaseException | None = None
 
     @property
     def finished(self) -> bool:
@@ -51,24 +54,24 @@ class Event:
         return self.step is None
 
 
-class Board:
-    """Where pulls post their events, for all who watch."""
+class Exchange:
+    """Where pulls publish their events, for all who subscribe."""
 
     def __init__(self) -> None:
-        self._watchers: set[asyncio.Queue[Event]] = set()
+        self._subscribers: set[asyncio.Queue[Event]] = set()
 
     @contextlib.contextmanager
-    def watched_by(self, queue: "asyncio.Queue[Event]") -> Iterator[None]:
+    def subscribed(self, queue: "asyncio.Queue[Event]") -> Iterator[None]:
         """Put events into a queue for the time of the context; when it is full, steps are left out."""
-        self._watchers.add(queue)
+        self._subscribers.add(queue)
         try:
             yield
         finally:
-            self._watchers.discard(queue)
+            self._subscribers.discard(queue)
 
-    def post(self, event: Event) -> None:
-        """Tell all watchers."""
-        for queue in self._watchers:
+    def publish(self, event: Event) -> None:
+        """Tell all subscribers."""
+        for queue in self._subscribers:
             if queue.full() and event.finished:
                 queue.get_nowait()
             with contextlib.suppress(asyncio.QueueFull):
@@ -89,21 +92,30 @@ def _open_store_file(path: str, shown: str) -> int:
     return fd
 
 
-async def wait_for_cri(images: cri.ImageClient, image_id: str) -> None:
-    """Wait until CRI shows an image that was loaded.
+async def wait_for_cri(images: cri.ImageClient, image_id: str, names: Iterable[str]) -> None:
+    """Wait until CRI shows an image that was loaded, under all of its names.
 
-    It learns of new images by an event: a container that is created before that would not find its image.
+    It learns of each record by an event: a container that is created before that would not find its image, or find the one that had
+    the name before.
+
+    Args:
+        images: CRI's image service.
+        image_id: The image's.
+        names: As containerd records them. Those that CRI can't look for are found by the image's ID.
 
     Raises:
         UnavailableError: It doesn't show it in time.
     """
+    asked = {name if reference.is_known_to_registries(name) else image_id for name in names}
+    waiting = ""
     try:
         async with asyncio.timeout(_CRI_TIMEOUT):
-            while await images.status(image_id) is None:
-                await asyncio.sleep(0.005)
+            for waiting in sorted(asked):
+                while (shown := await images.status(waiting)) is None or shown.id != image_id:
+                    await asyncio.sleep(0.005)
     except TimeoutError as error:
         raise errors.UnavailableError(
-            f"containerd does not show the image {image_id} although it was loaded", hint="look into containerd's log"
+            f"containerd does not show the image {waiting} although it was loaded", hint="look into containerd's log"
         ) from error
 
 
@@ -117,9 +129,10 @@ class Puller:
         containerd: imagestore.ImageStore,
         loads: loader.Loader,
         images: cri.ImageClient,
+        opener: opening.Opener,
         *,
         archive_dirs: Sequence[str],
-        board: Board,
+        exchange: Exchange,
     ) -> None:
         self._store = store
         self._realiser = realise
@@ -127,7 +140,8 @@ class Puller:
         self._loader = loads
         self._images = images
         self._archive_dirs = archive_dirs
-        self._board = board
+        self._opener = opener
+        self._exchange = exchange
         # A lock lives as long as somebody holds or awaits it: references come from outside, in any number.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -145,11 +159,16 @@ class Puller:
             # Pulls of one image come one after the other: the second finds all there and takes a few milliseconds.
             lock = self._locks.setdefault(wanted.path, asyncio.Lock())
             async with lock:
-                pulled = await self._pull(wanted, lambda step: self._board.post(Event(text, step=step)))
-        except BaseException as error:
-            self._board.post(Event(text, error=str(error) or type(error).__name__))
+                pulled = await self._pull(wanted, lambda step: self._exchange.publish(Event(text, step=step)))
+        except admission.NotAdmittedError as error:
+            # Whoever may create a pod gets one answer; whoever may watch the node's pulls, or read its log, gets the truth.
+            _log.warning("%s", error.reason, extra={"hint": error.reason.hint})
+            self._exchange.publish(Event(text, error=error.reason))
             raise
-        self._board.post(Event(text, pulled=pulled))
+        except BaseException as error:
+            self._exchange.publish(Event(text, error=error))
+            raise
+        self._exchange.publish(Event(text, pulled=pulled))
         return pulled
 
     async def image_id(self, text: str) -> str | None:
@@ -166,32 +185,48 @@ class Puller:
 
     async def _pull(self, wanted: reference.ArchiveReference, sink: progress.ProgressSink) -> Pulled:
         start = time.monotonic()
+        # Under the name that was asked for alone: what the archive calls itself is its maker's wish.
+        name = reference.canonical(wanted)
         async with contextlib.AsyncExitStack() as held:
-            stack = held.enter_context(contextlib.ExitStack())
-            took = interface.Realised()
             if wanted.store_path is not None:
                 took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
-            source, image = await asyncio.to_thread(self._open, stack, wanted)
-            # Under the name that was asked for alone: what the archive calls itself is its maker's wish.
-            loaded = await self._loader.load(source, image, [reference.canonical(wanted)], sink=sink)
-        await wait_for_cri(self._images, loaded.image_id)
+                fd = _open_store_file(f"{self._store.real_dir}/{wanted.store_path.name}", wanted.path)
+                held.callback(os.close, fd)
+                loaded = await self._load_from_store(fd, wanted.path, wanted.store_path, name, sink)
+            else:
+                took = interface.Realised()
+                loaded = await self._load_from_outside(wanted.path, name, sink)
+        await wait_for_cri(self._images, loaded.image_id, [name])
         took += loaded.took
         return Pulled(loaded.image_id, loaded.closure_paths, took, round((time.monotonic() - start) * 1000))
 
-    def _open(
-        self, stack: contextlib.ExitStack, wanted: reference.ArchiveReference
-    ) -> tuple[archive.Archive, archive.ArchiveImage]:
-        machine = platforms.host_platform()
-        if wanted.store_path is not None:
-            fd = _open_store_file(f"{self._store.real_dir}/{wanted.store_path.name}", wanted.path)
-            stack.callback(os.close, fd)
-            source = stack.enter_context(archive.open_archive(fd, label=wanted.path))
-            return source, source.image(machine)
-        trusted = {0, os.geteuid()}
-        fd = stack.enter_context(admission.open_allowed_archive(wanted.path, self._archive_dirs, trusted))
-        try:
-            source = stack.enter_context(archive.open_archive(fd, label=wanted.path))
-            return source, source.image(machine)
-        except errors.InvalidArgumentError as error:
-            # What is no archive must look the same from outside as what isn't there.
-            raise admission.no_archive(wanted.path, self._archive_dirs) from error
+    async def _load_from_store(
+        self, fd: int, path: str, store_path: paths.StorePath, name: str, sink: progress.ProgressSink
+    ) -> loader.Loaded:
+        if not await asyncio.to_thread(expand.is_compressed, fd):
+            async with self._opener.opened(fd, path, _only_image) as (source, image):
+                return await self._loader.load(source, image, [name], sink=sink)
+        # To expand it again would take long, and be for nothing where containerd has it all.
+        async with self._store.session() as session:
+            origin = (await session.path_infos([store_path]))[store_path].nar_hash
+        loaded = await self._loader.load_again(name, origin, sink)
+        if loaded is not None:
+            return loaded
+        async with self._opener.opened(fd, path, _only_image) as (source, image):
+            labels = loader.came_from(origin, image.descriptor.digest)
+            return await self._loader.load(source, image, [name], labels=labels, sink=sink)
+
+    async def _load_from_outside(self, path: str, name: str, sink: progress.ProgressSink) -> loader.Loaded:
+        async with contextlib.AsyncExitStack() as held:
+            allowed = admission.open_allowed_archive(path, self._archive_dirs, {0, os.geteuid()})
+            fd = held.enter_context(allowed)
+            try:
+                source, image = await held.enter_async_context(self._opener.opened(fd, path, _only_image))
+            except errors.InvalidArgumentError as error:
+                # What is no archive must look the same from outside as what isn't there.
+                raise admission.NotAdmittedError(path, self._archive_dirs, error) from error
+            return await self._loader.load(source, image, [name], sink=sink)
+
+
+def _only_image(source: archive.Archive) -> archive.ArchiveImage:
+    return source.image(platforms.host_platform())

@@ -12,6 +12,9 @@ from nixlet.store import paths
 
 NIX_PREFIX = "nix:0"
 
+#: What is meant as such a prefix: a registry's name has a number behind the colon.
+_WITHOUT_ZERO = "nix:/"
+
 _DEFAULT_DOMAIN = "docker.io"
 _MAX_NAME = 255
 _MAX_PATH = 4096
@@ -70,6 +73,11 @@ def parse(text: str, store_dir: str = paths.DEFAULT_STORE_DIR) -> Reference:
     Raises:
         InvalidArgumentError: It fits neither grammar, or a path in the store is no store path.
     """
+    if text.startswith(_WITHOUT_ZERO):
+        meant = NIX_PREFIX + text.removeprefix("nix:")
+        raise errors.InvalidArgumentError(
+            f"{paths.shown(text)} is not an image reference: its 0 is missing", hint=f"write {paths.shown(meant)}"
+        )
     if is_archive(text):
         return parse_archive(text.removeprefix(NIX_PREFIX), store_dir)
     return _parse_image(text)
@@ -113,6 +121,15 @@ def parse_archive(path: str, store_dir: str = paths.DEFAULT_STORE_DIR) -> Archiv
 def digest_in(name: str) -> str:
     """The digest in a name as containerd records it; an empty string for a name without."""
     return "" if is_archive(name) else name.partition("@")[2]
+
+
+def is_known_to_registries(name: str) -> bool:
+    """Whether a name as containerd records it fits a registry's grammar, without which CRI can't find it."""
+    try:
+        _parse_image(name)
+    except errors.InvalidArgumentError:
+        return False
+    return True
 
 
 def _parse_image(text: str) -> ImageReference:
@@ -162,4 +179,4 @@ def _malformed(text: str, why: str) -> errors.InvalidArgumentError:
 
 def is_archive(text: str) -> bool:
     """Whether a reference, well-formed or not, is meant as that of an archive on the node."""
-    return text == NIX_PREFIX or text.startswith((f"{NIX_PREFIX}/", f"{NIX_PREFIX}:", f"{NIX_PREFIX}@"))
+    return text == NIX_PREFIX or text.startswith((f"{NIX_PREFIX}/", f"{NIX_PREFIX}:", f"{NIX_PREFIX}@", _WITHOUT_ZERO))

@@ -7,6 +7,7 @@ Interchange Format"; GNU tar manual, "Basic Tar Format"). Sparse files are refus
 import dataclasses
 import os
 import posixpath
+import threading
 from collections.abc import Iterator
 
 from nixlet import errors
@@ -51,18 +52,20 @@ class Tarball:
     Members with names that are absolute or lead upwards, directories and devices are left out: nothing can refer to them.
     """
 
-    def __init__(self, fd: int, label: str) -> None:
+    def __init__(self, fd: int, label: str, stop: threading.Event | None = None) -> None:
         """Read the index.
 
         Args:
             fd: The file, open for reading; stays the caller's.
             label: What errors call it.
+            stop: Makes every reading raise CallCancelledError when it is set.
 
         Raises:
             InvalidArgumentError: It is no tar file, is cut short, has too many members or two of one name that differ.
         """
         self._fd = fd
         self.label = label
+        self._stop = stop
         self._size = os.fstat(fd).st_size
         self._members: dict[str, Member] = {}
         for count, member in enumerate(self._walk(), start=1):
@@ -107,6 +110,8 @@ class Tarball:
             yield self.read(member, offset, _CHUNK)
 
     def _read(self, offset: int, length: int) -> bytes:
+        if self._stop is not None and self._stop.is_set():
+            raise errors.CallCancelledError(f"{self.label} is not wanted any more")
         pieces = []
         while length > 0:
             piece = os.pread(self._fd, length, offset)

@@ -16,8 +16,8 @@ import msgspec
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.host import files
-from nixlet.images import archive, loader, platforms, pulls, reference
+from nixlet.host import files, uncut
+from nixlet.images import archive, loader, opening, platforms, pulls, reference
 from nixlet.node import trusted
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tar.lz4", ".tar.zst", ".tzst")
@@ -64,6 +64,7 @@ class Preload:
         loads: Loads archives.
         containerd: The containerd that gets the images.
         shown: Its CRI, which learns of images late.
+        opener: Opens archives.
         pulling: The image service that lists are pulled by.
         registries: What else the images are named after ("registry.example.com", "registry.example.com/mirror").
     """
@@ -74,6 +75,7 @@ class Preload:
         loads: loader.Loader,
         containerd: imagestore.ImageStore,
         shown: cri.ImageClient,
+        opener: opening.Opener,
         pulling: cri.ImageClient,
         registries: Sequence[str],
     ) -> None:
@@ -81,6 +83,7 @@ class Preload:
         self._loader = loads
         self._containerd = containerd
         self._shown = shown
+        self._opener = opener
         self._pulling = pulling
         self._registries = registries
         self._cache_file = os.path.join(directory, _CACHE)
@@ -148,14 +151,16 @@ class Preload:
         return True
 
     async def _import(self, path: str) -> list[str]:
-        with contextlib.ExitStack() as stack:
-            source, found = await asyncio.to_thread(_open, stack, path)
+        async with contextlib.AsyncExitStack() as held:
+            trusting = trusted.opened(path, "the image archive")
+            file = await uncut.to_its_end(asyncio.to_thread(held.enter_context, trusting))
+            source, found = await held.enter_async_context(self._opener.opened(file.fileno(), path, _images))
             names: list[str] = []
             found = [_with_fitting_names(path, image) for image in found]
             for image, own in zip(found, archive.recorded_names(found, os.path.realpath(path)), strict=True):
                 all_names = further_names(own, image.descriptor.digest, self._registries)
                 loaded = await self._loader.load(source, image, all_names, labels=_PINS)
-                await pulls.wait_for_cri(self._shown, loaded.image_id)
+                await pulls.wait_for_cri(self._shown, loaded.image_id, all_names)
                 names += all_names
             return names
 
@@ -176,16 +181,18 @@ class Preload:
 
     async def _pull(self, text: str) -> list[str]:
         name = reference.canonical(reference.parse(text))
-        if await self._pulling.status(text) is None:
+        if (image := await self._pulling.status(text)) is None:
             await self._pulling.pull(text)
+            image = await self._pulling.status(text)
         record = await self._containerd.image(name)
-        if record is None:
+        if record is None or image is None:
             # Another image service keeps its images where it likes.
             return []
         target = imagestore.Descriptor(record.target.media_type, record.target.digest, record.target.size)
         names = further_names([name], target.digest, self._registries)
         for each in names:
             await self._containerd.put_image(each, target, {**record.labels, **_PINS})
+        await pulls.wait_for_cri(self._shown, image.id, names)
         return names
 
     def _scan(self) -> dict[str, _State]:
@@ -253,10 +260,8 @@ def _with_fitting_names(path: str, image: archive.ArchiveImage) -> archive.Archi
     return dataclasses.replace(image, names=tuple(right))
 
 
-def _open(stack: contextlib.ExitStack, path: str) -> tuple[archive.Archive, Sequence[archive.ArchiveImage]]:
-    file = stack.enter_context(trusted.opened(path, "the image archive"))
-    source = stack.enter_context(archive.open_archive(file.fileno(), label=path))
-    return source, source.images(platforms.host_platform())
+def _images(source: archive.Archive) -> Sequence[archive.ArchiveImage]:
+    return source.images(platforms.host_platform())
 
 
 def references_in(path: str) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import nixlet
 from nixlet import errors
 from nixlet.containerd import cni, cri, crictl, imagestore
-from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
+from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import autoremove, player, resolvconf
 from nixlet.node import config as node_config
@@ -147,8 +147,6 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         _make_directories(layout)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
-        # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
-        stack.enter_context(mounts.powerless(layout.pods))
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
@@ -160,6 +158,7 @@ async def running(
             image_service_socket=settings.image_service_endpoint,
             strategy=settings.strategy,
             unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
+            scratch_dir=layout.agent,
         )
         faces = _Faces(_status(settings, layout, programs))
         if store is not None:
@@ -229,7 +228,7 @@ class _Faces:
         self._removers.append(remover)
         self._made.append(
             node_service.NodeService(
-                self._status, self._children, stood.board, stood.snapshotter, release, remover.wait_for
+                self._status, self._children, stood.exchange, stood.snapshotter, release, remover.wait_for
             )
         )
         return self._made
@@ -274,7 +273,6 @@ async def _own_containerd(
             tell=tell,
         ) as kept,
     ):
-        stood.remarks.tell = lambda: reached.problem
         await _check_strategy(stood, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.loader)
@@ -294,7 +292,15 @@ async def _preloaded(
     registries_named = [*settings.airgap_extra_registry, *also]
     async with channels.connect(address) as channel:
         pulling = cri.ImageClient(channel, address)
-        loaded = preload.Preload(layout.images, stood.loader, stood.containerd, stood.images, pulling, registries_named)
+        loaded = preload.Preload(
+            layout.images,
+            stood.loader,
+            stood.containerd,
+            stood.images,
+            stood.opener,
+            pulling,
+            registries_named,
+        )
         async with preload.kept(loaded):
             yield
 
@@ -376,13 +382,8 @@ def _observe_containerd(observed: metrics.NodeMetrics, containerd: Containerd) -
 def _make_directories(layout: node_config.Layout) -> None:
     for directory in (layout.state_dir, layout.containerd_state, layout.runc_root, layout.cni_data_dir):
         files.make_directory(directory, mode=0o711)
-    for directory in (layout.data_dir, layout.agent, layout.opt, layout.images):
+    for directory in (layout.data_dir, layout.agent, layout.containerd_root, layout.opt, layout.images, layout.pods):
         files.make_directory(directory, mode=0o711)
-    for directory in (layout.containerd_root, layout.pods):
-        # Volumes lie in these, of images in the first and of pods in the second: no other user may reach what a container put
-        # there. Earlier nodes made them 0711.
-        files.make_directory(directory, mode=0o700)
-        os.chmod(directory, 0o700)
     for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
         files.make_directory(os.path.dirname(file))
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import files, mounts, sdnotify, unixsocket
-from nixlet.images import loader, pulls
+from nixlet.images import loader, opening, pulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -40,6 +40,7 @@ class Place:
         unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
         image_service_socket: Another CRI image service, which gets all calls that don't concern ``nix:0`` references;
             empty: containerd's.
+        scratch_dir: Where compressed archives are expanded; empty: in ``root``.
     """
 
     root: str
@@ -51,6 +52,7 @@ class Place:
     strategy: str = "auto"
     unsigned_paths: policy.UnsignedPaths = "allow"
     image_service_socket: str = ""
+    scratch_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ class Stand:
     loader: loader.Loader
     runtime: cri.RuntimeClient
     images: cri.ImageClient
-    board: pulls.Board
-    remarks: images_service.Remarks
+    opener: opening.Opener
+    exchange: pulls.Exchange
 
 
 #: Gives what else is served on the socket.
@@ -131,8 +133,9 @@ async def stand(
         made.containerd,
         made.loader,
         made.images,
+        made.opener,
         archive_dirs=place.archive_dirs,
-        board=made.board,
+        exchange=made.exchange,
     )
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
     await _serve(stack, place, made, services, puller, observed)
@@ -164,8 +167,8 @@ async def _connected(stack: contextlib.AsyncExitStack, place: Place, bringer: re
         loader.Loader(containerd, place.snapshotter, bringer),
         cri.RuntimeClient(channel, address),
         cri.ImageClient(channel, address),
-        pulls.Board(),
-        images_service.Remarks(),
+        opening.Opener(place.scratch_dir or place.root),
+        pulls.Exchange(),
     )
 
 
@@ -185,9 +188,7 @@ async def _serve(
             other = await stack.enter_async_context(channels.connect(place.image_service_socket))
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
             untold_pins = None
-        fallback = images_service.ImageService(
-            handing_on, puller, made.images, observed, untold_pins, made.remarks
-        ).answer
+        fallback = images_service.ImageService(handing_on, puller, made.images, observed, untold_pins).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
     if not sdnotify.Notifier(os.environ).keep(sock):

@@ -209,7 +209,7 @@ async def _end_shims(layout: node_config.Layout) -> None:
 
 async def _unmount(layout: node_config.Layout) -> None:
     """Unmount what containerd and the snapshotter mounted, deepest first, and never lazily: nothing may live on unseen."""
-    for place in (layout.containerd_state, layout.containerd_root, layout.pods):
+    for place in (layout.containerd_state, layout.containerd_root):
         for entry in reversed(mounts.below(place)):
             for attempt in range(20):
                 try:

@@ -28,7 +28,18 @@ _HINT = "\nhint: "
 def from_error(error: errors.NixletError) -> GRPCError:
     """The status that tells a peer of an error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), Status.UNKNOWN)
-    return GRPCError(code, f"{error.message}{_HINT}{error.hint}" if error.hint else error.message)
+    return GRPCError(code, text_of(error))
+
+
+def text_of(error: errors.NixletError) -> str:
+    """An error's sentence and its hint as one text."""
+    return f"{error.message}{_HINT}{error.hint}" if error.hint else error.message
+
+
+def parted(text: str) -> tuple[str, str]:
+    """The sentence and the hint of such a text."""
+    message, _, hint = text.partition(_HINT)
+    return message, hint
 
 
 def to_error(error: GRPCError, peer: str) -> errors.NixletError:
@@ -38,7 +49,7 @@ def to_error(error: GRPCError, peer: str) -> errors.NixletError:
     gave no message.
     """
     kind = next((kind for kind, code in _CODES if code is error.status), errors.NixletError)
-    message, _, hint = (error.message or f"{peer} answered {error.status.name}").partition(_HINT)
+    message, hint = parted(error.message or f"{peer} answered {error.status.name}")
     translated = kind(message, hint=hint)
     translated.__cause__ = error
     return translated

@@ -42,14 +42,6 @@ class NixPuller(Protocol):
         ...
 
 
-class Remarks:
-    """What people should know of a pull from a registry that fails, beside containerd's error."""
-
-    def __init__(self) -> None:
-        #: Tells it; empty: nothing.
-        self.tell: Callable[[], str] = lambda: ""
-
-
 class NoNix:
     """On a node whose snapshotter can't show closures: says so."""
 
@@ -83,7 +75,6 @@ class ImageService:
         images: cri.ImageClient,
         observed: metrics.NodeMetrics | None = None,
         untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
-        remarks: Remarks | None = None,
     ) -> None:
         """An image service.
 
@@ -93,9 +84,7 @@ class ImageService:
             images: containerd's own image service.
             observed: Counts pulls.
             untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
-            remarks: What goes with the errors of pulls.
         """
-        self._remarks = remarks or Remarks()
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
         self._puller = puller
@@ -123,8 +112,7 @@ class ImageService:
         handle = self._handlers.get(path.rpartition("/")[2])
         answer = await handle(request) if handle is not None else None
         if answer is None:
-            remark = self._remarks.tell() if path.endswith("/PullImage") else ""
-            return await self._relay.answer(path, stream, request, remark)
+            return await self._relay.answer(path, stream, request)
         await stream.send_message(answer)
         return Status.OK
 
@@ -136,19 +124,22 @@ class ImageService:
         return pb.PullImageResponse(image_ref=pulled.image_id).SerializeToString()
 
     async def _status(self, request: bytes) -> bytes | None:
+        # By our record of it, since CRI can't parse every path as a reference.
         parsed = pb.ImageStatusRequest.FromString(request)
         if not reference.is_archive(parsed.image.image):
             return None
-        image = await self._find(parsed.image.image)
-        return pb.ImageStatusResponse(image=image).SerializeToString()
+        image_id = await self._puller.image_id(parsed.image.image)
+        if image_id is None:
+            return pb.ImageStatusResponse().SerializeToString()
+        return (await self._images.details(image_id, verbose=parsed.verbose)).SerializeToString()
 
     async def _remove(self, request: bytes) -> bytes | None:
         wanted = pb.RemoveImageRequest.FromString(request).image.image
         if not reference.is_archive(wanted):
             return None
-        image = await self._find(wanted)
-        if image is not None:
-            await self._images.remove(image.id)
+        image_id = await self._puller.image_id(wanted)
+        if image_id is not None and await self._images.status(image_id) is not None:
+            await self._images.remove(image_id)
         return pb.RemoveImageResponse().SerializeToString()
 
     async def _list(self, request: bytes) -> bytes | None:
@@ -159,8 +150,3 @@ class ImageService:
         for image in found:
             image.pinned |= any(name in pinned for name in (*image.repo_tags, *image.repo_digests))
         return pb.ListImagesResponse(images=found).SerializeToString()
-
-    async def _find(self, wanted: str) -> pb.Image | None:
-        """An image by its ``nix:0`` reference: by our record of it, since CRI can't parse every path as a reference."""
-        image_id = await self._puller.image_id(wanted)
-        return None if image_id is None else await self._images.status(image_id)

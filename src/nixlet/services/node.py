@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import nixlet
 from nixlet import errors
 from nixlet.images import pulls
-from nixlet.rpc import server
+from nixlet.rpc import server, status
 from nixlet.rpc.gen import node_grpc
 from nixlet.rpc.gen import node_pb2 as pb
 from nixlet.snapshots import snapshotter as snapshotter_module
@@ -49,14 +49,14 @@ class NodeService(node_grpc.NodeBase):
         self,
         status: NodeStatus,
         children: Callable[[], Sequence[ChildStatus]],
-        board: pulls.Board,
+        exchange: pulls.Exchange,
         snapshotter: snapshotter_module.Snapshotter | None,
         release_pod: Callable[[str], Awaitable[None]],
         remove_ended_pod: Callable[[str], None],
     ) -> None:
         self._status = status
         self._children = children
-        self._board = board
+        self._exchange = exchange
         self._snapshotter = snapshotter
         self._release_pod = release_pod
         self._remove_ended_pod = remove_ended_pod
@@ -93,7 +93,7 @@ class NodeService(node_grpc.NodeBase):
                 if request.reference in {"", event.reference}:
                     await stream.send_message(_event(event))
 
-        with self._board.watched_by(queue):
+        with self._exchange.subscribed(queue):
             # The watcher may pull when it knows that nothing will be missed: the headers tell it so.
             await stream.send_initial_metadata()
             watching = asyncio.create_task(watch(), name="watch pulls")
@@ -136,7 +136,12 @@ class NodeService(node_grpc.NodeBase):
 
 
 def _event(event: pulls.Event) -> pb.PullEvent:
-    message = pb.PullEvent(reference=event.reference, finished=event.finished, error=event.error)
+    message = pb.PullEvent(reference=event.reference, finished=event.finished)
+    if event.error is not None:
+        if isinstance(event.error, errors.NixletError):
+            message.error = status.text_of(event.error)
+        else:
+            message.error = str(event.error) or type(event.error).__name__
     if event.step is not None:
         message.stage, message.done, message.total, message.unit, message.detail = event.step
     if event.pulled is not None:

@@ -120,9 +120,17 @@ class Realiser:
     async def holding(
         self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
     ) -> AsyncIterator[interface.Realised]:
-        """Have paths in the store, and keep the collector from them for the time of the context."""
+        """Have paths in the store, and keep the collector from them for the time of the context.
+
+        Raises:
+            NotFoundError: A path can't be had.
+            PermissionDeniedError: A policy refuses a path.
+        """
         async with self._store.session() as session:
-            yield await self._bring(session, wanted, sink)
+            took = await self._bring(session, wanted, sink)
+            if self._policy.restricts:
+                self._policy.check((await session.path_infos(wanted)).values())
+            yield took
 
     async def _bring(
         self, session: interface.StoreSession, wanted: Collection[paths.StorePath], sink: progress.ProgressSink

@@ -326,7 +326,9 @@ def test_what_images_are_recorded_as(tmp_path: Path) -> None:
         found = a.images(AMD64)
         assert archive.recorded_names(found, "/a.tar") == [("nix:0/a.tar:latest",)]
         assert archive.recorded_names(found, None) == [(f"localhost/import@{made.digest(one)}",)]
-    index = made.index_json(made.entry(one), made.entry(two, "b:1"), made.entry(two, f"b@{made.digest(two)}"))
+    # A digest that isn't the manifest's own names something else.
+    foreign = made.entry(one, f"a@{made.digest(two)}")
+    index = made.index_json(foreign, made.entry(two, "b:1"), made.entry(two, f"b@{made.digest(two)}"))
     with archive.open_archive(write(tmp_path, made.tar({"index.json": index, **both}))) as a:
         expected = [
             (f"localhost/import@{made.digest(one)}",),

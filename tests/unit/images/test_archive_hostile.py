@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -89,14 +90,24 @@ def test_a_zstd_window_that_would_take_all_memory(refuse: Callable[[bytes, str],
     refuse(packer.compress(made.tar(made.oci())) + packer.flush(), "is not an image archive.*too much memory")
 
 
-def test_no_room_to_expand(tmp_path: Path) -> None:
+def test_nobody_wants_it_any_more(tmp_path: Path) -> None:
     path = tmp_path / "image.tar"
-    path.write_bytes(gzip.compress(b"x" * 5_000_000))
-    with open("/dev/full", "wb") as full, open(path, "rb") as file:
-        with pytest.raises(errors.ResourceExhaustedError, match="it can't be expanded: No space left") as caught:
-            expand.expand(file.fileno(), full, "it")
-        full.raw.close()
-    assert "make room" in caught.value.hint
+    stop = threading.Event()
+    path.write_bytes(made.tar(made.oci()))
+    with archive.open_archive(str(path), stop=stop) as source:
+        (layer,) = source.image(AMD64).layers
+        stop.set()
+        with (
+            pytest.raises(errors.CallCancelledError, match="is not wanted any more"),
+            source.open_blob(layer.descriptor.digest) as blob,
+        ):
+            blob.read()
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with (
+        pytest.raises(errors.CallCancelledError, match="is not wanted any more"),
+        archive.open_archive(str(path), stop=stop),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,28 @@ def test_what_is_no_archive_reference(text: str) -> None:
         reference.parse(text)
 
 
+def test_the_zero_may_be_forgotten_but_is_told() -> None:
+    text = f"nix:{STORE_PATH}"
+    assert reference.is_archive(text)
+    with pytest.raises(errors.InvalidArgumentError, match="its 0 is missing") as caught:
+        reference.parse(text)
+    assert caught.value.hint == f"write 'nix:0{STORE_PATH}'"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        (f"nix:0{STORE_PATH}:latest", True),
+        ("nix:0/tmp/a/b.tar:latest", True),
+        ("nix:0/tmp/Capitals.tar:latest", False),
+        ("nix:0/tmp/a+b.tar:latest", False),
+        ("docker.io/library/a:1", True),
+    ],
+)
+def test_names_that_cri_can_look_for(name: str, known: bool) -> None:
+    assert reference.is_known_to_registries(name) is known
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

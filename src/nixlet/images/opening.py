@@ -1,0 +1,54 @@
+"""Opening archives in a node: in threads that end with their callers, and not too many that have to be expanded at a time."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from nixlet.host import uncut
+from nixlet.images import archive, expand
+
+T = TypeVar("T")
+
+#: How many compressed archives may lie about expanded.
+_AT_A_TIME = 2
+
+
+class Opener:
+    """Opens archives.
+
+    Args:
+        scratch_dir: Where compressed ones are expanded, into files without a name.
+    """
+
+    def __init__(self, scratch_dir: str) -> None:
+        self._scratch_dir = scratch_dir
+        self._expansions = asyncio.Semaphore(_AT_A_TIME)
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        self, fd: int, label: str, read: Callable[[archive.Archive], T]
+    ) -> AsyncIterator[tuple[archive.Archive, T]]:
+        """An archive for the time of the context, with what was read from it.
+
+        Args:
+            fd: The archive, open for reading; stays the caller's.
+            label: What errors call it.
+            read: Looks at the archive; runs in a thread.
+
+        Raises:
+            NixletError: As ``archive.open_archive`` and ``read``.
+        """
+        stop = threading.Event()
+        async with contextlib.AsyncExitStack() as held:
+            if await asyncio.to_thread(expand.is_compressed, fd):
+                await held.enter_async_context(self._expansions)
+            stack = held.enter_context(contextlib.ExitStack())
+
+            def open_and_read() -> tuple[archive.Archive, T]:
+                opening = archive.open_archive(fd, label=label, scratch_dir=self._scratch_dir, stop=stop)
+                source = stack.enter_context(opening)
+                return source, read(source)
+
+            yield await uncut.to_its_end(asyncio.to_thread(open_and_read), stop.set)

@@ -1,0 +1,58 @@
+"""Compressed archives where there is no room for what they expand to."""
+
+import gzip
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.images import archive
+from support import image_archives as made
+
+SIZE = 10 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of 10 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def compressed(path: Path, size: int) -> str:
+    path.write_bytes(gzip.compress(made.tar(made.oci([bytes(size)])) + bytes(size)))
+    return str(path)
+
+
+@pytest.mark.parametrize("size", [2 * SIZE, SIZE - (200 << 10)], ids=["far too much", "all that others need"])
+def test_no_room_to_expand(tmp_path: Path, small: Path, size: int) -> None:
+    path = compressed(tmp_path / "image.tar", size)
+    with (
+        pytest.raises(errors.ResourceExhaustedError) as caught,
+        archive.open_archive(path, scratch_dir=str(small)),
+    ):
+        pass
+    assert caught.value.message == f"{path} can't be expanded in {small}: No space left on device"
+    assert os.listdir(small) == []
+    # With room it goes on.
+    with archive.open_archive(compressed(tmp_path / "less.tar", SIZE // 2), scratch_dir=str(small)):
+        assert os.listdir(small) == []
+
+
+def test_a_full_directory_for_temporary_files_is_named(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small))
+    path = compressed(tmp_path / "image.tar", 2 * SIZE)
+    with pytest.raises(errors.ResourceExhaustedError, match=f"can't be expanded in {small}") as caught:
+        archive.open_archive(path).__enter__()
+    assert caught.value.hint == f"make room in {small}, or name another directory: TMPDIR"
