@@ -75,6 +75,29 @@ def refused(place: alone.Alone, *arguments: str) -> str:
     return done.stderr
 
 
+def test_one_that_is_not_needed_any_more_is_taken_away(
+    place: alone.Alone, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    argv = [sys.executable, "-m", "nixlet", "uninstall", "--snapshotter-root", str(place.root)]
+
+    def uninstall(*more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*argv, *more], capture_output=True, text=True, check=False)
+
+    assert "there is no snapshotter at" in uninstall("--yes").stderr
+    with place.serving(), place.containerd("1.6.20"):
+        place.load(store_images[50], "localhost/nix:1")
+        assert "is in use by process" in uninstall("--yes").stderr
+    assert os.listdir(place.gc_roots)
+    planned = uninstall()
+    assert planned.returncode == 0
+    assert str(place.gc_roots) in planned.stdout
+    assert place.root.exists()
+    assert uninstall("--yes").returncode == 0
+    assert not place.gc_roots.exists()
+    assert not place.root.exists()
+    assert all(os.path.lexists(str(path)) for path in store_images[50].paths)
+
+
 def test_a_second_one_names_the_first(place: alone.Alone) -> None:
     with place.serving() as first:
         assert f"the snapshotter's root {place.root} is in use by process {first.pid}" in refused(place)

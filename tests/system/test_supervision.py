@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -376,45 +377,102 @@ def uninstall(node: nodes.Node, *more: str) -> "subprocess.CompletedProcess[byte
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["in-order", "by-hand"])
-def test_uninstalling_leaves_nothing_but_the_store(
-    tmp_path: Path, store_images: dict[int, storeimages.StoreImage], broken: bool
+@pytest.mark.parametrize("version", ["1.6.20", pytest.param("2.4.2", marks=pytest.mark.slow)])
+def test_uninstalling_leaves_nothing_but_the_store_and_what_others_put_there(
+    tmp_path: Path, store_images: dict[int, storeimages.StoreImage], version: str, broken: bool
 ) -> None:
     image = store_images[50]
-    node = nodes.Node(7, tmp_path)
+    node = nodes.Node(7, tmp_path, "--containerd", str(parts.containerd(version)))
+    shims = set(os.listdir("/run/containerd/s")) if os.path.isdir("/run/containerd/s") else set()
     with nodes.cleaned_up(node):
         node.start()
         container, pid = sleeper(node, image, "runs")
+        sandbox = node.crictl("pods", "-q")
+        assert any(sandbox in name for name in os.listdir("/var/lib/cni/results"))
         del container
-        (node.data_dir / "other").write_text("not nixlet's")
+        agent = node.data_dir / "agent"
+        theirs = [node.data_dir / "other", agent / "images/mine.txt", agent / "etc/containerd/config-v3.toml.tmpl"]
+        theirs += [agent / "etc/containerd/config.toml.d/mine.toml", agent / "opt/bin/tool"]
+        for path in theirs:
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_text("not nixlet's")
+        # A second node's, whose bridge's name begins with this one's.
+        other = Path(f"/var/lib/cni/results/nixlet-{node.bridge}-b-{'0' * 64}-eth0")
+        other.write_text("{}")
         refused = uninstall(node, "--yes")
         assert refused.returncode == 125
         assert b"the node is running" in refused.stderr
+        assert refused.stdout == b""
         assert node.gc_roots.exists()
         assert node.stop() == 0
         assert alive(pid)
 
-        asked = uninstall(node)
-        assert asked.returncode == 2
-        assert b"add --yes" in asked.stderr
+        asked = node.run("uninstall", "--data-dir", str(node.data_dir))
+        assert (asked.returncode, asked.stderr) == (0, b"")
+        assert b"Would be removed:" in asked.stdout
+        assert b"add --yes" in asked.stdout
         assert alive(pid)
         arguments = ["--containerd", str(tmp_path / "missing")] if broken else []
-        done = uninstall(node, "--yes", *arguments)
+        done = node.run("uninstall", "--data-dir", str(node.data_dir), "--yes", *arguments)
         assert done.returncode == 0, done.stderr.decode()
-        assert b"Kept:" in done.stdout
+        for path in theirs[1:]:
+            assert f"{path}, which is not the node's".encode() in done.stdout
         until(lambda: not alive(pid), "the pod is gone")
         assert nodes.processes_below(node.state_dir) == []
         assert node.mounts() == []
         assert not network.bridge_exists(node.bridge)
         assert not node.gc_roots.exists()
         assert not node.state_dir.exists()
-        assert os.listdir(node.data_dir) == ["other"]
+        assert {path for path in node.data_dir.rglob("*") if not path.is_dir()} == set(theirs)
         rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
         assert f"nixlet-{node.bridge}" not in rules
-        for path in image.paths:
-            assert os.path.lexists(str(path))
+        assert [name for name in os.listdir("/var/lib/cni/results") if sandbox in name] == []
+        assert other.exists()
+        other.unlink()
+        assert set(os.listdir("/run/containerd/s")) <= shims
+        for each in image.paths:
+            assert os.path.lexists(str(each))
         again = uninstall(node, "--yes")
         assert again.returncode == 125
         assert b"there is no node at" in again.stderr
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """The state directory of another program that has a containerd of its own, such as k3s."""
+    directory = Path("/run/nixlet-test/k3s")
+    (directory / "containerd/io.containerd.runtime.v2.task/k8s.io").mkdir(parents=True)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_uninstalling_takes_no_flags_word_for_what_is_the_nodes(
+    any_node: nodes.Node, theirs: Path, tmp_path: Path
+) -> None:
+    """The flags of another program's directories, of another node's bridge, and a copy of a node's directory."""
+    data = ["uninstall", "--yes", "--data-dir", str(any_node.data_dir)]
+    for flag, value, was in (
+        ("--state-dir", str(theirs), str(any_node.state_dir)),
+        ("--bridge", "cni0", any_node.bridge),
+    ):
+        done = any_node.run(*data, flag, value)
+        assert done.returncode == 125
+        assert f"was started with {flag} {was}, not {value}".encode() in done.stderr
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "nixlet.json").write_bytes((any_node.data_dir / "nixlet.json").read_bytes())
+    done = any_node.run("uninstall", "--yes", "--data-dir", str(copy))
+    assert done.returncode == 125
+    assert f"{copy} was made at {any_node.data_dir} and copied or moved".encode() in done.stderr
+    # Nor does a node start in what is another containerd's.
+    server = [sys.executable, "-m", "nixlet", "server", "--data-dir", str(tmp_path / "data"), "--bridge", "nixtest99"]
+    environment = {**any_node.environment, "NIXLET_STATE_DIR": str(theirs)}
+    refused = subprocess.run(server, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 125
+    assert f"{theirs}/containerd holds the running state of another containerd\n" in refused.stderr
+    assert "--state-dir" in refused.stderr
+    assert not (tmp_path / "data").exists()
+    assert (theirs / "containerd/io.containerd.runtime.v2.task/k8s.io").exists()
 
 
 def test_uninstalling_stops_before_what_is_mounted_in_its_way(tmp_path: Path) -> None:
@@ -422,11 +480,12 @@ def test_uninstalling_stops_before_what_is_mounted_in_its_way(tmp_path: Path) ->
     with nodes.cleaned_up(node):
         node.start()
         assert node.stop() == 0
-        inside = node.data_dir / "agent" / "images" / "disk"
+        pods = node.data_dir / "agent" / "pods"
+        inside = pods / "disk"
         inside.mkdir()
         outside = tmp_path / "outside"
         outside.mkdir()
-        for source, target in ((outside, inside), (node.data_dir / "agent" / "images", outside)):
+        for source, target in ((outside, inside), (pods, outside)):
             (source / "precious").touch()
             subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
             try:

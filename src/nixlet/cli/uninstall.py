@@ -1,35 +1,61 @@
 """``nixlet uninstall``: take a node away."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nixlet import errors
 from nixlet.cli import settings
+
+if TYPE_CHECKING:
+    from nixlet.node import uninstall as uninstalling
 
 
 @click.command()
 @settings.node_settings
+@click.option(
+    "--snapshotter-root",
+    metavar="DIR",
+    help="Take the snapshotter away that stood alone with this directory (nixlet snapshotter), and no node.",
+)
 @click.option("--yes", is_flag=True, help="Do it; without, only say what would be done.")
-def uninstall(*, yes: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
+def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Remove all that a node made on this host: pods, images, mounts, network, state, data, GC roots.
 
-    The node must be stopped. The Nix store, /etc/nixlet and the programs stay.
+    The node must be stopped. It knows itself what it made: --data-dir says which one is meant, and other settings are needed only
+    where a program has moved since. The Nix store, /etc/nixlet, the programs, and what others put into its directories stay.
     """
     import asyncio
+    import os
 
     from nixlet.node import uninstall as uninstalling
     from nixlet.telemetry import logs
 
-    configuration = settings.load(given).settings
-    plan = uninstalling.plan(configuration)
-    click.echo("Removed:" if yes else "Would be removed:")
-    for line in ("all pods and images of this node", f"the bridge {plan.bridge} and its rules", *plan.trees):
+    configuration = settings.load(given)
+    data_dir = os.path.abspath(configuration.settings.data_dir)
+    said = {
+        name: getattr(configuration.settings, name)
+        for name, origin in configuration.origins.items()
+        if origin.source == "flag" and name != "data_dir"
+    }
+    if not yes:
+        root = snapshotter_root and os.path.abspath(snapshotter_root)
+        _show("Would be removed:", uninstalling.plan_snapshotter(root) if root else uninstalling.plan(data_dir, said))
+        click.echo("Nothing was removed yet; to do it, add --yes.")
+        return
+    logs.configure(debug=configuration.settings.debug)
+    if snapshotter_root:
+        done = asyncio.run(uninstalling.uninstall_snapshotter(os.path.abspath(snapshotter_root)))
+    else:
+        done = asyncio.run(uninstalling.uninstall(data_dir, said))
+    _show("Removed:", done)
+
+
+def _show(title: str, plan: "uninstalling.Plan") -> None:
+    """Say what goes or went, and what stays; only afterwards, since whoever reads it may have gone."""
+    click.echo(title)
+    pods = ["all pods and images of this node"] if plan.settings is not None else []
+    for line in (*pods, *(f"the bridge {bridge}" for bridge in plan.bridges), *plan.trees):
         click.echo(f"  {line}")
     click.echo("Kept:")
     for line in plan.kept:
         click.echo(f"  {line}")
-    if not yes:
-        raise errors.UsageError("nothing was removed", hint="to do it, add --yes")
-    logs.configure(debug=configuration.debug)
-    asyncio.run(uninstalling.uninstall(configuration))

@@ -56,6 +56,11 @@ class _Imported(msgspec.Struct, frozen=True):
     images: tuple[str, ...]
 
 
+def cache_file(directory: str) -> str:
+    """Where it is remembered what was imported from a directory."""
+    return os.path.join(directory, _CACHE)
+
+
 class Preload:
     """Imports a directory's images.
 
@@ -86,7 +91,7 @@ class Preload:
         self._opener = opener
         self._pulling = pulling
         self._registries = registries
-        self._cache_file = os.path.join(directory, _CACHE)
+        self._cache_file = cache_file(directory)
         self._seen: dict[str, _State] = {}
         self._imported: dict[str, _Imported] = {}
 

@@ -202,6 +202,15 @@ def _write(certs_dir: str, texts: Mapping[str, str]) -> None:
         files.write_atomically(path, text, mode=0o600)
 
 
+def made_in(certs_dir: str) -> list[str]:
+    """The files in ``certs_dir`` that a node made."""
+    try:
+        places = [os.path.join(certs_dir, name, _HOSTS_FILE) for name in os.listdir(certs_dir)]
+    except FileNotFoundError:
+        return []
+    return [place for place in places if _is_ours(place)]
+
+
 def _is_ours(path: str) -> bool:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

@@ -19,11 +19,11 @@ from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocke
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import autoremove, player, resolvconf
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, pause, preflight, preload, registries, snapshotters, stand
+from nixlet.node import containerd_child, endpoint, marker, pause, preflight, preload, registries, snapshotters, stand
 from nixlet.rpc import channel as channels
 from nixlet.services import health
 from nixlet.services import node as node_service
-from nixlet.store import interface
+from nixlet.store import interface, roots
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
 
@@ -131,6 +131,7 @@ async def running(
     """
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
+    marker.check(layout)
     store = _store(settings)
     # Both wait for other programs.
     supported, programs = await asyncio.gather(
@@ -145,8 +146,12 @@ async def running(
     observed = metrics.NodeMetrics()
     observed.registry.add(*metrics.process_metrics(nixlet.__version__))
     async with contextlib.AsyncExitStack() as stack:
-        _make_directories(layout)
+        for directory in (layout.data_dir, layout.state_dir):
+            files.make_directory(directory, mode=0o711)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        # Before there is anything else that would have to be taken away.
+        marker.write(settings, layout, _gc_roots(store, layout))
+        _make_directories(layout)
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
@@ -194,6 +199,10 @@ def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
     if settings.snapshotter != _NIX:
         return None
     return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
+
+
+def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
+    return "" if store is None else roots.directory(store.settings.gcroots, stand.roots_owner(layout.snapshotter_root))
 
 
 def _status(
@@ -380,9 +389,9 @@ def _observe_containerd(observed: metrics.NodeMetrics, containerd: Containerd) -
 
 
 def _make_directories(layout: node_config.Layout) -> None:
-    for directory in (layout.state_dir, layout.containerd_state, layout.runc_root, layout.cni_data_dir):
+    for directory in (layout.containerd_state, layout.runc_root, layout.cni_data_dir):
         files.make_directory(directory, mode=0o711)
-    for directory in (layout.data_dir, layout.agent, layout.containerd_root, layout.opt, layout.images, layout.pods):
+    for directory in (layout.agent, layout.containerd_root, layout.opt, layout.images, layout.pods):
         files.make_directory(directory, mode=0o711)
     for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
         files.make_directory(os.path.dirname(file))

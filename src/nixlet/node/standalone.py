@@ -14,8 +14,8 @@ import msgspec
 from nixlet import errors
 from nixlet.host import sdnotify, signals
 from nixlet.node import config as node_config
-from nixlet.node import preflight, stand
-from nixlet.store import external, policy
+from nixlet.node import marker, preflight, stand
+from nixlet.store import external, policy, roots
 from nixlet.store.daemon import client as nix
 
 #: Where nix-snapshotter looks for its configuration, and what it takes where that says nothing.
@@ -116,6 +116,9 @@ async def run(settings: StandaloneSettings) -> None:
     )
     async with contextlib.AsyncExitStack() as stack:
         stood = await stand.stand(stack, place, store, nix_settings.gcroots)
+        marker.write_snapshotter(
+            place.root, place.socket, roots.directory(nix_settings.gcroots, stand.roots_owner(place.root))
+        )
         assert stood.snapshotter is not None
         strategy = await stood.snapshotter.strategy()
         _log.info(

@@ -1,35 +1,35 @@
 """Taking a node away: its pods, mounts, network, state, data and GC roots; never the store, nor what others put there.
 
-First in order, as a node that runs would do it (so that containerd, runc and the CNI plugins give back what they took), then what
-is left by hand. No tree is deleted while the mount table of any process shows something beneath it or bound from it.
+What the node wrote down about itself (``node/marker.py``) says what there is to take away. First in order, as a node that runs would do it
+(so that containerd, runc and the CNI plugins give back what they took), then what is left by hand. No tree is deleted while the
+mount table of any process shows something beneath it or bound from it.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import glob
 import itertools
 import logging
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from nixlet import errors
-from nixlet.containerd import cri
+from nixlet.containerd import cni, cri
 from nixlet.host import files, iptables, logfiles, mounts, network, process
 from nixlet.kube import player
 from nixlet.node import config as node_config
-from nixlet.node import preflight, server, stand
+from nixlet.node import marker, podtraces, preflight, preload, registries, server
 from nixlet.rpc import channel as channels
 from nixlet.store.daemon import client as nix
 
 #: Seconds for processes to be gone after SIGKILL, and for mounts that a dying process still holds.
 _PATIENCE = 10.0
 
-#: Where containerd's CNI library keeps what the plugins answered, by network and container.
-_CNI_RESULTS = "/var/lib/cni/results"
+#: The settings by which a node is known; what it was started with holds.
+_KNOWN_BY = ("state_dir", "bridge")
 
 _log = logging.getLogger("nixlet.uninstall")
 
@@ -39,64 +39,152 @@ class Plan:
     """What would go, and what stays.
 
     Attributes:
+        settings: The node's; None where it is a snapshotter alone.
+        layouts: Its directories: one for each state directory that it had.
         trees: Directories and files that are deleted.
         emptied: Directories that are removed when nothing else is in them.
-        bridge: The pods' bridge.
+        bridges: The pods' bridges.
         kept: What stays, in words.
     """
 
+    settings: node_config.Settings | None
+    layouts: tuple[node_config.Layout, ...]
     trees: tuple[str, ...]
     emptied: tuple[str, ...]
-    bridge: str
+    bridges: tuple[str, ...]
     kept: tuple[str, ...]
 
 
-def plan(settings: node_config.Settings) -> Plan:
-    """What taking away the node of these settings means.
+def plan(data_dir: str, said: dict[str, Any]) -> Plan:
+    """What taking away the node of a data directory means.
+
+    Args:
+        data_dir: Its data directory.
+        said: Settings that the person gave for this, by name.
+
+    Raises:
+        NotFoundError: There is none.
+        FailedPreconditionError: It is another one than was said, or the store lies in what would be deleted.
+    """
+    known = _known(data_dir, "node", "--data-dir and --state-dir", os.path.join(data_dir, "nixlet.lock"))
+    last = known.last_settings()
+    for name in _KNOWN_BY:
+        if name in said and said[name] != getattr(last, name):
+            raise errors.FailedPreconditionError(
+                f"the node at {data_dir} was started with {node_config.flag(name)} {getattr(last, name)}, not {said[name]}",
+                hint="leave that flag out: the node knows what it made, and nothing else is taken away",
+            )
+    settings = dataclasses.replace(last, **said)
+    layouts, kept = [], []
+    for state_dir in known.state_dirs:
+        if marker.is_of(state_dir, data_dir):
+            layouts.append(node_config.Layout(data_dir, state_dir))
+        elif os.path.isdir(state_dir) and os.listdir(state_dir):
+            kept.append(f"{state_dir}, which is another program's by now")
+    layout = node_config.Layout(data_dir, last.state_dir)
+    # The log may have been sent to a terminal or to /dev/null.
+    logs = [log + ending for log in known.logs for ending in ("", *(f".{n}" for n in range(1, logfiles.BACKUPS + 1)))]
+    trees = [
+        *(path for each in layouts for path in (each.containerd_state, each.runc_root, each.cni_data_dir)),
+        *(path for each in layouts for path in (each.health_socket, marker.path(each.state_dir))),
+        *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
+        os.path.join(layout.cni_conf_dir, cni.FILE_NAME),
+        *registries.made_in(layout.certs_dir),
+        preload.cache_file(layout.images),
+        *known.gc_roots,
+        *filter(_is_plain_file, logs),
+        marker.path(data_dir),
+        layout.lock,
+    ]
+    present = tuple(tree for tree in trees if os.path.lexists(tree))
+    _check_store(present)
+    kept += (f"{path}, which is not the node's" for path in _others(layout, present))
+    # Parents behind what is in them.
+    inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
+    emptied = (*inside, *(each.state_dir for each in layouts), data_dir, *map(os.path.dirname, known.gc_roots))
+    return Plan(settings, tuple(layouts), present, emptied, known.bridges, (*kept, *_KEPT))
+
+
+#: What is there in any case afterwards.
+_KEPT = (
+    "the store paths (nix-collect-garbage deletes what nothing else needs)",
+    f"the configuration in {os.path.dirname(node_config.DEFAULT_PRIVATE_REGISTRY)}",
+    "the programs: nixlet, containerd, runc, the CNI plugins, Nix",
+)
+
+
+def plan_snapshotter(root: str) -> Plan:
+    """What taking away a snapshotter means that stands alone.
 
     Raises:
         NotFoundError: There is none.
         FailedPreconditionError: The store lies in what would be deleted.
     """
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
-    if not os.path.exists(layout.lock):
-        raise errors.NotFoundError(
-            f"there is no node at {layout.data_dir}", hint="say where it is: --data-dir and --state-dir"
+    known = _known(root, "snapshotter", "--snapshotter-root", os.path.join(root, "lock"))
+    present = tuple(path for path in (root, *known.gc_roots, *known.sockets) if os.path.lexists(path))
+    _check_store(present)
+    records = "what its containerd knows of images and containers (ctr images rm, ctr containers rm)"
+    return Plan(None, (), present, tuple(map(os.path.dirname, known.gc_roots)), (), (records, *_KEPT))
+
+
+def _known(directory: str, kind: str, flags: str, lock: str) -> marker.Marker:
+    known = marker.read(directory)
+    if known is not None and known.kind == kind and os.path.realpath(known.data_dir) == os.path.realpath(directory):
+        return known
+    if known is not None and known.kind == kind:
+        raise errors.FailedPreconditionError(
+            f"{directory} was made at {known.data_dir} and copied or moved since then",
+            hint="start it there once, so that it knows what is its own; a copy can be deleted as any directory",
         )
+    if known is None and os.path.exists(lock):
+        raise errors.FailedPreconditionError(
+            f"the {kind} at {directory} is of a version that didn't write down what it made",
+            hint="start it once more as it was started before, stop it, and try again",
+        )
+    raise errors.NotFoundError(f"there is no {kind} at {directory}", hint=f"say where it is: {flags}")
+
+
+def _check_store(trees: Sequence[str]) -> None:
     nix_settings = nix.DaemonSettings.from_environment(os.environ)
-    gcroots = os.path.join(nix_settings.gcroots, "nixlet")
-    running = (layout.containerd_state, layout.runc_root, layout.cni_data_dir, layout.health_socket)
-    logs = [settings.log + ending for ending in ("", *(f".{n}" for n in range(1, logfiles.BACKUPS + 1)))]
-    roots = os.path.join(gcroots, stand.roots_owner(layout.snapshotter_root))
-    # The log may have been sent to a terminal or to /dev/null.
-    plain_logs = filter(_is_plain_file, logs if settings.log else ())
-    trees = (*running, layout.agent, roots, layout.lock, *plain_logs)
     store = os.path.realpath(nix_settings.real_dir or nix_settings.store_dir)
     for tree in trees:
         if f"{store}/".startswith(f"{os.path.realpath(tree)}/"):
             raise errors.FailedPreconditionError(f"the Nix store {store} lies in {tree}, which would be deleted")
-    kept = (
-        f"the store paths in {nix_settings.store_dir} (nix-collect-garbage deletes what nothing else needs)",
-        f"the configuration in {os.path.dirname(node_config.DEFAULT_PRIVATE_REGISTRY)}",
-        "the programs: nixlet, containerd, runc, the CNI plugins, Nix",
-    )
-    present = tuple(tree for tree in trees if os.path.lexists(tree))
-    return Plan(present, (layout.state_dir, layout.data_dir, gcroots), settings.bridge, kept)
+
+
+def _others(layout: node_config.Layout, trees: Sequence[str]) -> list[str]:
+    """Files below the node's directory that it didn't make: archives, templates, drop-ins, installed programs."""
+    found = []
+    for path, directories, names in os.walk(layout.agent):
+        directories[:] = [name for name in directories if os.path.join(path, name) not in trees]
+        inside = (os.path.join(path, name) for name in sorted(names))
+        # A link to a directory is what somebody put there, too.
+        links = (os.path.join(path, name) for name in directories if os.path.islink(os.path.join(path, name)))
+        found += [each for each in (*inside, *links) if each not in trees]
+    return found
 
 
 def _is_plain_file(path: str) -> bool:
     return os.path.isfile(path) and not os.path.islink(path)
 
 
-async def uninstall(settings: node_config.Settings) -> None:
-    """Take the node away.
+async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
+    """Take the node of a data directory away; what went, and what stays.
+
+    Args:
+        data_dir: Its data directory.
+        said: Settings that the person gave for this, by name.
 
     Raises:
         FailedPreconditionError: It is running, or something is mounted that is not ours; what was not taken away yet stays.
     """
     preflight.check_root()
+    doomed = plan(data_dir, said)
+    settings = doomed.settings
+    assert settings is not None
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
-    doomed = plan(settings)
+    # Before the pods' end: after it nothing knows them.
+    pods = podtraces.of_node(doomed.layouts)
     try:
         with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
             pass
@@ -106,18 +194,44 @@ async def uninstall(settings: node_config.Settings) -> None:
         ) from error
     if not settings.container_runtime_endpoint:
         await _in_order(settings)
+    doomed = plan(data_dir, said)
+    pods |= podtraces.of_node(doomed.layouts)
     with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
-        sockets = _shim_sockets(layout)
-        await _delete_containers(settings, layout)
-        await _end_shims(layout)
-        _remove(sockets)
-        await _unmount(layout)
-        network_name = f"nixlet-{settings.bridge}"
-        await iptables.remove_rules(network=network_name)
-        _remove(glob.glob(f"{_CNI_RESULTS}/{network_name}-*"))
-        network.remove_bridge(settings.bridge)
+        for each in doomed.layouts:
+            sockets = podtraces.shim_sockets(each)
+            await _delete_containers(settings, each)
+            await _end_shims(each)
+            _remove(sockets)
+            await _unmount(each.containerd_state)
+        await _unmount(layout.containerd_root)
+        for pod in pods:
+            await iptables.remove_rules(container=pod)
+        _remove(podtraces.cni_results(pods))
+        for bridge in doomed.bridges:
+            network.remove_bridge(bridge)
         _check_free(doomed.trees)
         await asyncio.to_thread(_remove, doomed.trees)
+    _remove_emptied(doomed)
+    return doomed
+
+
+async def uninstall_snapshotter(root: str) -> Plan:
+    """Take a snapshotter away that stands alone; what went, and what stays.
+
+    Raises:
+        FailedPreconditionError: It is running, or containers that it made still are; what was not taken away yet stays.
+    """
+    preflight.check_root()
+    doomed = plan_snapshotter(root)
+    with files.exclusive_lock(os.path.join(root, "lock"), what=f"the snapshotter's root {root}"):
+        await _unmount(os.path.join(root, "views"))
+        _check_free(doomed.trees)
+        await asyncio.to_thread(_remove, doomed.trees)
+    _remove_emptied(doomed)
+    return doomed
+
+
+def _remove_emptied(doomed: Plan) -> None:
     for directory in doomed.emptied:
         with contextlib.suppress(OSError):
             os.rmdir(directory)
@@ -142,33 +256,14 @@ async def _in_order(settings: node_config.Settings) -> None:
         _log.warning("the node can't be started once more; its pods are ended by hand: %s", error)
 
 
-def _directories(path: str) -> list[str]:
-    try:
-        return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 async def _delete_containers(settings: node_config.Settings, layout: node_config.Layout) -> None:
     """Let runc end the containers that are left, with their cgroups."""
     runc = process.find_program(settings.runc)
-    for namespace in _directories(layout.runc_root):
-        for container in _directories(namespace) if runc else []:
+    for namespace in podtraces.directories(layout.runc_root):
+        for container in podtraces.directories(namespace) if runc else []:
             argv = [runc or "", "--root", namespace, "delete", "--force", os.path.basename(container)]
             with contextlib.suppress(errors.NixletError):
                 await process.run(argv, timeout=_PATIENCE)
-
-
-def _shim_sockets(layout: node_config.Layout) -> list[str]:
-    """The sockets of shims, which lie outside of our directories; each bundle's file "address" names one."""
-    found = []
-    for namespace in _directories(os.path.join(layout.containerd_state, "io.containerd.runtime.v2.task")):
-        for bundle in _directories(namespace):
-            with contextlib.suppress(OSError, UnicodeDecodeError), open(f"{bundle}/address", encoding="utf-8") as file:
-                address = file.read(200).strip().removeprefix("unix://")
-                if re.fullmatch(r"/run/containerd/s/[0-9a-f]{64}", address):
-                    found.append(address)
-    return found
 
 
 def _processes() -> Iterator[tuple[int, int, list[str]]]:
@@ -207,18 +302,17 @@ async def _end_shims(layout: node_config.Layout) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _unmount(layout: node_config.Layout) -> None:
-    """Unmount what containerd and the snapshotter mounted, deepest first, and never lazily: nothing may live on unseen."""
-    for place in (layout.containerd_state, layout.containerd_root):
-        for entry in reversed(mounts.below(place)):
-            for attempt in range(20):
-                try:
-                    mounts.unmount(entry.path)
-                    break
-                except errors.FailedPreconditionError:
-                    if attempt == 19:
-                        raise
-                    await asyncio.sleep(0.1)
+async def _unmount(place: str) -> None:
+    """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen."""
+    for entry in reversed(mounts.below(place)):
+        for attempt in range(20):
+            try:
+                mounts.unmount(entry.path)
+                break
+            except errors.FailedPreconditionError:
+                if attempt == 19:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 def _namespaces() -> Iterator[str]:

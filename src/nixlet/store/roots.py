@@ -18,12 +18,17 @@ from nixlet.store import paths
 _UNFINISHED = ".new-"
 
 
+def directory(gcroots: str, owner: str) -> str:
+    """Where an owner's roots are, below ``gcroots``."""
+    return os.path.join(gcroots, "nixlet", owner)
+
+
 class Roots:
     """The roots of one owner, by name: ``<gcroots>/nixlet/<owner>/<name>/<base name> -> store path``."""
 
     def __init__(self, gcroots: str, owner: str) -> None:
         """The roots of ``owner`` (a file name) below ``gcroots`` ("/nix/var/nix/gcroots")."""
-        self._directory = os.path.join(gcroots, "nixlet", owner)
+        self._directory = directory(gcroots, owner)
         # Threads take turns: adding and removing rename in and out of the same places.
         self._lock = threading.Lock()
 

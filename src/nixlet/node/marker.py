@@ -1,0 +1,177 @@
+"""What a node writes down about itself when it starts: whoever takes it away acts by that, and not by what somebody says.
+
+``DATA_DIR/nixlet.json`` and ``STATE_DIR/nixlet.json`` mark the two directories as a node's own. Each names the other, so that neither
+k3s's directories nor a copy of a node's can be taken for a node, and says all that a node of this data directory ever used.
+"""
+
+import dataclasses
+import os
+from typing import Any, Literal
+
+import msgspec
+
+from nixlet import errors
+from nixlet.host import files
+from nixlet.node import config as node_config
+
+_FILE = "nixlet.json"
+
+#: How the directories begin that containerd's plugins make, in its data as in its running state.
+_PLUGIN = "io.containerd."
+
+_ELSEWHERE = "choose another directory: {flag}"
+
+
+class Marker(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, or a snapshotter that stands alone, by what it has on the machine.
+
+    Attributes:
+        data_dir: Its data directory, or the snapshotter's root.
+        kind: Which of the two.
+        state_dirs: The state directories that it had, the last one last; likewise the next ones.
+        bridges: The bridges that its pods were attached to.
+        logs: The files that its log went to.
+        gc_roots: The directories of its GC roots.
+        sockets: Where a snapshotter served that stands alone.
+        settings: Those of its last start.
+    """
+
+    data_dir: str
+    kind: Literal["node", "snapshotter"] = "node"
+    state_dirs: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    gc_roots: tuple[str, ...] = ()
+    sockets: tuple[str, ...] = ()
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def last_settings(self) -> node_config.Settings:
+        """The settings of its last start."""
+        return msgspec.convert(self.settings, node_config.Settings)
+
+
+def path(directory: str) -> str:
+    """Where a node's directory is marked."""
+    return os.path.join(directory, _FILE)
+
+
+def read(directory: str) -> Marker | None:
+    """What marks a directory, or None where nothing does.
+
+    Raises:
+        FailedPreconditionError: It can't be read.
+    """
+    try:
+        with open(path(directory), "rb") as file:
+            return msgspec.json.decode(file.read(), type=Marker)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise files.refused(f"{path(directory)} can't be read", error) from error
+    except msgspec.MsgspecError as error:
+        raise errors.FailedPreconditionError(
+            f"{path(directory)} doesn't say what node this is: {error}",
+            hint="start the node once more: it writes the file anew",
+        ) from error
+
+
+def check(layout: node_config.Layout) -> None:
+    """Check, before a node makes anything, that its directories are nobody else's.
+
+    Raises:
+        FailedPreconditionError: Another containerd's files are in one of them.
+    """
+    # A node of an earlier version had only its lock.
+    known = _read_leniently(layout.data_dir) or (Marker(data_dir="") if os.path.exists(layout.lock) else None)
+    if known is None and _has_plugins(layout.containerd_root):
+        raise errors.FailedPreconditionError(
+            f"{layout.containerd_root} holds the data of a containerd that is not a node's of nixlet",
+            hint=_ELSEWHERE.format(flag="--data-dir"),
+        )
+    state = _read_leniently(layout.state_dir)
+    ours = state is not None and _same(state.data_dir, layout.data_dir)
+    # Of an earlier version, or moved together with its data.
+    ours |= known is not None and (not known.state_dirs or layout.state_dir in known.state_dirs)
+    if not ours and _has_plugins(layout.containerd_state):
+        raise errors.FailedPreconditionError(
+            f"{layout.containerd_state} holds the running state of another containerd"
+            + (f", that of the node at {state.data_dir}" if state is not None else ""),
+            hint=_ELSEWHERE.format(flag="--state-dir"),
+        )
+
+
+def write(settings: node_config.Settings, layout: node_config.Layout, gc_roots: str = "") -> None:
+    """Mark both directories; they are there, and ours.
+
+    Args:
+        settings: The node's.
+        layout: Where it is.
+        gc_roots: The directory of its GC roots; empty: it has none.
+
+    Raises:
+        FailedPreconditionError: The files can't be written.
+    """
+    before = _read_leniently(layout.data_dir) or Marker(data_dir=layout.data_dir)
+    marker = Marker(
+        data_dir=layout.data_dir,
+        state_dirs=_with(before.state_dirs, layout.state_dir),
+        # Somebody else's containerd has its own network.
+        bridges=_with(before.bridges, "" if settings.container_runtime_endpoint else settings.bridge),
+        logs=_with(before.logs, settings.log and os.path.abspath(settings.log)),
+        gc_roots=_with(before.gc_roots, gc_roots),
+        settings=dataclasses.asdict(settings),
+    )
+    for directory in (layout.data_dir, layout.state_dir):
+        _write(directory, marker)
+
+
+def write_snapshotter(root: str, socket: str, gc_roots: str) -> None:
+    """Mark the root of a snapshotter that stands alone.
+
+    Raises:
+        FailedPreconditionError: The file can't be written.
+    """
+    before = _read_leniently(root) or Marker(data_dir=root)
+    _write(
+        root,
+        Marker(
+            data_dir=root,
+            kind="snapshotter",
+            gc_roots=_with(before.gc_roots, gc_roots),
+            sockets=_with(before.sockets, socket),
+        ),
+    )
+
+
+def _write(directory: str, marker: Marker) -> None:
+    text = msgspec.json.format(msgspec.json.encode(marker)) + b"\n"
+    files.write_atomically(path(directory), text, mode=0o600)
+
+
+def _read_leniently(directory: str) -> Marker | None:
+    # A start writes it anew: one that is damaged is still a node's.
+    try:
+        return read(directory)
+    except errors.FailedPreconditionError:
+        return Marker(data_dir=directory)
+
+
+def is_of(directory: str, data_dir: str) -> bool:
+    """Whether a directory is marked as one of the node with that data directory."""
+    marker = read(directory)
+    return marker is not None and _same(marker.data_dir, data_dir)
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _with(known: tuple[str, ...], one: str) -> tuple[str, ...]:
+    return (*(each for each in known if each != one), one) if one else known
+
+
+def _has_plugins(directory: str) -> bool:
+    try:
+        return any(name.startswith(_PLUGIN) for name in os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
