@@ -295,7 +295,7 @@ CASES = {
     "a file in place of what containerd keeps": Case(
         "containerd serves no CRI: failed to get services: ",
         "see its log",
-        files={f"{DATA}/agent/containerd/io.containerd.metadata.v1.bolt": ""},
+        files={f"{DATA}/agent/containerd/io.containerd.metadata.v1.bolt": "", f"{DATA}/nixlet.lock": ""},
     ),
 }
 
