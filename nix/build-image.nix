@@ -1,27 +1,20 @@
 # buildImage: a Nix image, an archive that names a closure and holds next to nothing itself.
 #
-# With nixpkgs:
-#
-#   buildImage = pkgs.callPackage ./build-image.nix { inherit nixlet; };
-#
-# With nothing but Nix, and a static busybox:
-#
-#   buildImage = import ./build-image.nix { nixlet = "/path/to/nixlet"; shell = "/bin/busybox"; };
-#
-# Then:
-#
-#   buildImage {
+#   nixlet = import ./nix { inherit pkgs; };   # or without nixpkgs: import ./nix { }
+#   nixlet.buildImage {
 #     name = "hello";
 #     resolvedByNix = true;
-#     copyToRoot = hello;
+#     copyToRoot = pkgs.hello;
 #     config.Entrypoint = [ "/bin/hello" ];
 #   }
+#
+# By itself, for a nixlet from elsewhere: pkgs.callPackage ./build-image.nix { inherit nixlet; }
 {
-  # The nixlet package, or the path of its program.
+  # The nixlet package, or the path of its program. A program outside the store can't be called from Nix's sandbox.
   nixlet,
-  busybox ? null,
-  # A program that has busybox's `sh`, `mkdir`, `cp`, `tr` and `awk` as subcommands. Best a static one.
-  shell ? if busybox == null then "/bin/busybox" else "${busybox}/bin/busybox",
+  busybox ? (import ./from-host.nix { inherit system; }).busybox,
+  # A program that has busybox's `sh`, `mkdir`, `cp`, `chmod`, `tr` and `awk` as subcommands. Best a static one.
+  shell ? "${busybox}/bin/busybox",
   stdenv ? null,
   system ? if stdenv == null then builtins.currentSystem else stdenv.hostPlatform.system,
 }:
@@ -72,8 +65,11 @@ let
         "-euc"
         ''
           shell=$1 out=$2
+          # Nix before 2.9 names the file by its path outside of the sandbox.
+          attributes=.attrs.json
+          [ -e "$attributes" ] || attributes=$NIX_ATTRS_JSON_FILE
           "$shell" mkdir "$out"
-          "$shell" tr '{}' '\n\n' <"''${NIX_ATTRS_JSON_FILE:-.attrs.json}" | "$shell" awk -v out="$out" '
+          "$shell" tr '{}' '\n\n' <"$attributes" | "$shell" awk -v out="$out" '
             function text(key) {
               return match($0, "\"" key "\":\"[^\"]*\"") ? substr($0, RSTART + length(key) + 4, RLENGTH - length(key) - 5) : ""
             }
@@ -102,6 +98,8 @@ let
       passAsFile = [ "text" ];
     } ''"$shell" cp "$textPath" "$out"; "$shell" chmod 555 "$out"'';
 
+  characters = text: builtins.genList (place: builtins.substring place 1 text) (builtins.stringLength text);
+
   quote = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] (toString text)}'";
 in
 {
@@ -120,7 +118,21 @@ in
   closureInfo ? null,
 }:
 let
-  baseName = baseNameOf name;
+  # With resolvedByNix the derivation's name becomes a part of the image's, in which kubelets take words of small letters and
+  # digits, with single separators.
+  ownName = baseNameOf name;
+  letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+  small = builtins.replaceStrings (characters letters) (characters "abcdefghijklmnopqrstuvwxyz") ownName;
+  words = builtins.filter (word: builtins.isString word && word != "") (builtins.split "[^a-z0-9]+" small);
+  baseName =
+    if !resolvedByNix || builtins.match "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*" ownName != null then
+      ownName
+    else if words == [ ] then
+      throw "buildImage: the name ${builtins.toJSON name} has neither letters nor digits"
+    else
+      builtins.concatStringsSep "-" words;
+  reference = "nix:0${builtins.storeDir}/${builtins.hashString "md5" ""}-nix-image-${baseName}.tar";
+
   roots = toList copyToRoot;
   configFile = writeText "config-${baseName}.json" (builtins.toJSON config);
   info = if closureInfo == null then makeClosureInfo ([ configFile ] ++ roots) else closureInfo;
@@ -142,6 +154,9 @@ let
     exec "$nixlet" image build "$@" "$out"
   '';
 in
+if resolvedByNix && builtins.stringLength reference > 255 then
+  throw "buildImage: the name ${name} is too long: image references have at most 255 characters, this one would have ${toString (builtins.stringLength reference)}"
+else
 image
 // {
   closureInfo = info;

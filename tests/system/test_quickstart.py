@@ -14,7 +14,7 @@ import pytest
 
 from nixlet.host import mounts, network, unixsocket
 from nixlet.node import stand
-from support import nodes
+from support import nodes, readme
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +83,15 @@ def test_keep_leaves_the_node_up_and_says_how_to_use_it(directory: Path) -> None
         environment = {**os.environ, "NIXLET_STATE_DIR": "/run/nixlet-test/5"}
         output = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
         assert output == "Hello from the store\n"
+        # With the settings that it names, the README's next step succeeds, too.
+        (settings,) = re.findall(r"^ *(export NIX_CONFIG=.*)$", done.stderr, re.MULTILINE)
+        file = readme.checkout(directory.parent / "checkout", readme.image_expressions()["without"])
+        script = f"{settings}; nixlet run --rm nix:0$(nix-build image.nix --no-out-link) -- /bin/busybox echo built"
+        environment["PATH"] = f"{ROOT}/.venv/bin:{environment['PATH']}"
+        environment.pop("NIX_CONFIG", None)
+        argv = ["bash", "-c", script]
+        built = subprocess.run(argv, env=environment, cwd=file.parent, capture_output=True, text=True, check=False)
+        assert built.stdout == "built\n", built.stderr
     finally:
         os.kill(int(found[1]), 15)
         for _ in range(200):
