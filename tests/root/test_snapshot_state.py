@@ -184,7 +184,7 @@ async def test_a_missing_database_beside_snapshots_is_refused(tmp_path: Path) ->
             with pytest.raises(errors.FailedPreconditionError, match=why) as caught:
                 opened(root)
             assert str(database) in caught.value.message
-            assert f"move {root}/snapshots away" in caught.value.hint
+            assert f"move containerd's directory and {root} away" in caught.value.hint
         assert content.stat().st_size == CONTENT
         assert (root / "snapshots/2/fs/content").exists()
         assert database.exists() == (wrong is not None)
@@ -194,7 +194,7 @@ async def test_a_missing_database_beside_snapshots_is_refused(tmp_path: Path) ->
             assert await keys(made) == {"base", "later"}
     # The way out without it.
     database.unlink()
-    (root / "snapshots").rename(tmp_path / "away")
+    root.rename(tmp_path / "away")
     async with running(root) as made:
         assert await keys(made) == set()
 

@@ -176,11 +176,20 @@ class Database:
         if code == sqlite3.SQLITE_READONLY:
             return files.refused(f"{what} can't be written", OSError(errno.EROFS, ""))
         if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            return errors.FailedPreconditionError(
-                f"{what} can't be read: {error}",
-                hint="restore it from a backup, or move the snapshotter's whole directory away and load the images again",
-            )
+            return errors.FailedPreconditionError(f"{what} can't be read: {error}", hint=way_out(self._path))
         return errors.UnavailableError(f"{what} can't be used: {error}")
+
+
+def way_out(path: str) -> str:
+    """What to do about a database that can't be used any more, as a hint.
+
+    containerd relies on the snapshots that it was told of: its own directory (of which the snapshotter's is often a part) has to begin
+    anew as well.
+    """
+    return (
+        f"restore {path} from a backup; or, to begin anew: end nixlet and containerd, move containerd's directory and"
+        f" {os.path.dirname(path)} away, and load the images again"
+    )
 
 
 def _undo(effects: contextlib.ExitStack) -> None:

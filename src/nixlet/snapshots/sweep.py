@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from nixlet import errors
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import disk, metadata, model
+from nixlet.snapshots import database, disk, metadata, model
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import tasks as tasks_module
 
@@ -22,13 +22,13 @@ _FREE_LATER = 0.1
 _log = logging.getLogger("nixlet.snapshots")
 
 
-def check_known(database: str, issued: int, snapshots: str) -> None:
+def check_known(path: str, issued: int, snapshots: str) -> None:
     """Refuse directories whose snapshots a database never had: it is not theirs, or older than they are.
 
     A crash leaves such a directory empty: nobody is told of a snapshot before the database has it.
 
     Args:
-        database: The database's file, for the error.
+        path: The database's file, for the error.
         issued: The highest number that it gave to a snapshot; 0 for a database that is not there.
         snapshots: The directory with a directory for each snapshot.
 
@@ -41,9 +41,8 @@ def check_known(database: str, issued: int, snapshots: str) -> None:
         example = os.path.join(snapshots, str(strange[0]))
         why = "is older than" if issued else "is missing, or not the one of"
         raise errors.FailedPreconditionError(
-            f"the snapshotter's database {database} {why} the snapshots that are there ({example}, {len(strange)} in all)",
-            hint=f"put the right {os.path.basename(database)} back; without one, move {snapshots} away, remove all"
-            " containers and images, and load the images again",
+            f"the snapshotter's database {path} {why} the snapshots that are there ({example}, {len(strange)} in all)",
+            hint=database.way_out(path),
         )
 
 
