@@ -17,7 +17,6 @@ from nixlet.store import closures, interface, paths, policy, realiser, roots
 from nixlet.store.daemon import client, wire
 from nixlet.store.daemon import session as session_module
 from nixlet.telemetry import progress
-from support import storeimages
 from support.nixstore import PrivateStore
 
 
@@ -43,7 +42,7 @@ def path(store: PrivateStore, text: str) -> paths.StorePath:
 
 async def test_presence_of_many_paths_is_one_request(store: PrivateStore, daemon: client.DaemonStore) -> None:
     async with daemon.session() as session:
-        added = [await session.add_text(f"file-{number}", f"content {number}") for number in range(200)]
+        added = store.texts({f"file-{number}": f"content {number}" for number in range(200)})
         absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
         before = session.requests
         assert await session.present([*added, absent]) == set(added)
@@ -53,10 +52,10 @@ async def test_presence_of_many_paths_is_one_request(store: PrivateStore, daemon
 
 async def test_the_closure_follows_references(store: PrivateStore, daemon: client.DaemonStore) -> None:
     async with daemon.session() as session:
-        bottom = await session.add_text("bottom", "bottom")
-        middle = await session.add_text("middle", f"needs {bottom}", [bottom])
-        top = await session.add_text("top", f"needs {middle}", [middle])
-        other = await session.add_text("other", "other")
+        bottom = store.text("bottom", "bottom")
+        middle = store.text("middle", f"needs {bottom}", [bottom])
+        top = store.text("top", f"needs {middle}", [middle])
+        other = store.text("other", "other")
         infos = await session.closure([top])
         assert infos.keys() == {top, middle, bottom}
         assert infos[top].references == {middle}
@@ -68,30 +67,10 @@ async def test_the_closure_follows_references(store: PrivateStore, daemon: clien
         assert await session.present([top]) == {top}
 
 
-async def test_a_nar_is_added_under_the_name_that_its_content_gives(
-    store: PrivateStore, daemon: client.DaemonStore
-) -> None:
-    expected = store.add("tree", {"a": "1", "b": "2"})
-    nar = Path(store.directory / "tree.nar")
-    nar.write_bytes(_dump(store, expected))
-    store.nix("nix-store", "--delete", expected)
-    async with daemon.session() as session:
-        assert await session.add_nar("tree", nar.read_bytes(), []) == expected
-    assert (Path(expected) / "b").read_text() == "2"
-
-
-def _dump(store: PrivateStore, target: str) -> bytes:
-    import subprocess
-
-    return subprocess.run(
-        ["nix-store", "--dump", target], env=store.environment, capture_output=True, check=True
-    ).stdout
-
-
 async def test_a_path_that_nobody_has_is_named_with_the_reason(store: PrivateStore, daemon: client.DaemonStore) -> None:
     absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
     async with daemon.session() as session:
-        present = await session.add_text("present", "x")
+        present = store.text("present", "x")
         with pytest.raises(
             errors.NotFoundError, match=f"{absent} is not in the Nix store and can't be fetched"
         ) as caught:
@@ -105,7 +84,7 @@ async def test_held_paths_survive_a_collection_and_others_do_not(
     store: PrivateStore, daemon: client.DaemonStore
 ) -> None:
     async with daemon.session() as session:
-        held = await session.add_text("held", "held")
+        held = store.text("held", "held")
         await session.hold([held])
         loose = store.add("loose", "loose")
         await asyncio.to_thread(store.nix, "nix-store", "--gc")
@@ -115,15 +94,35 @@ async def test_held_paths_survive_a_collection_and_others_do_not(
     assert not os.path.exists(held)
 
 
-async def test_roots_protect_a_closure_after_the_connection(store: PrivateStore, daemon: client.DaemonStore) -> None:
+async def realise(
+    bringer: realiser.Realiser, reference: closures.ClosureReference, gc_roots: roots.Roots | None = None
+) -> realiser.RealisedClosure:
+    """Have a closure in the store, and root it as "layer"."""
+    async with bringer.realised(reference) as closure:
+        if gc_roots is not None:
+            await asyncio.to_thread(gc_roots.set, "layer", closure.roots)
+        return closure
+
+
+async def test_a_closure_is_kept_while_it_is_used_and_then_by_its_roots(
+    store: PrivateStore, daemon: client.DaemonStore
+) -> None:
+    """Whatever the collector does between the end of the work and the roots."""
     gc_roots = roots.Roots(daemon.settings.gcroots, "test")
-    bringer = realiser.Realiser(daemon, gc_roots, policy.Policy())
-    async with daemon.session() as session:
-        bottom = await session.add_text("bottom", "bottom")
-        top = await session.add_text("top", f"needs {bottom}", [bottom])
-        reference = closures.ClosureReference(None, (bottom, top))
-        realised = await bringer.realise_closure(reference, root_name="layer")
-    assert realised.paths == tuple(sorted([bottom, top]))
+    bringer = realiser.Realiser(daemon, policy.Policy())
+    bottom = store.text("bottom", "bottom")
+    top = store.text("top", f"needs {bottom}", [bottom])
+    reference = closures.ClosureReference(None, (bottom, top))
+    async with bringer.realised(reference) as realised:
+        await asyncio.to_thread(store.nix, "nix-store", "--gc")
+        assert os.path.exists(bottom)
+        # Who comes later uses the same connection.
+        async with bringer.realised(reference) as again:
+            assert again is realised
+        await asyncio.to_thread(store.nix, "nix-store", "--gc")
+        assert os.path.exists(bottom)
+        await asyncio.to_thread(gc_roots.set, "layer", realised.roots)
+    assert realised.members == tuple(sorted([bottom, top]))
     assert realised.took == interface.Realised()
     # One root is enough for both, since one refers to the other.
     assert gc_roots.paths("layer") == [top.name]
@@ -135,15 +134,34 @@ async def test_roots_protect_a_closure_after_the_connection(store: PrivateStore,
     assert not os.path.exists(os.path.join(daemon.settings.gcroots, "nixlet"))
 
 
+async def test_a_valid_path_that_is_not_on_the_disk_is_refused_by_name(store: PrivateStore) -> None:
+    member = path(store, store.add("member", {"f": "1"}))
+    info = path(store, store.add("closure-info", {"store-paths": f"{member}\n"}))
+    bringer = realiser.Realiser(client.DaemonStore(store.settings), policy.Policy())
+    for gone, reference in (
+        (member, closures.ClosureReference(info)),
+        (member, closures.ClosureReference(None, (member,))),
+        (info, closures.ClosureReference(info)),
+    ):
+        os.rename(gone, f"{store.directory}/aside")
+        with pytest.raises(
+            errors.FailedPreconditionError, match=f"{gone} is missing from the disk, though Nix believes it valid"
+        ) as caught:
+            await realise(bringer, reference)
+        assert f"nix-store --repair-path {gone}" in caught.value.hint
+        os.rename(f"{store.directory}/aside", gone)
+        assert (await realise(bringer, reference)).members == (member,)
+
+
 async def test_the_closure_form_reads_the_list_of_the_closure_info(
     store: PrivateStore, daemon: client.DaemonStore
 ) -> None:
     member = store.add("member", "member")
     info = store.add("closure-info", {"store-paths": f"{member}\n"})
     gc_roots = roots.Roots(daemon.settings.gcroots, "test")
-    bringer = realiser.Realiser(daemon, gc_roots, policy.Policy())
-    realised = await bringer.realise_closure(closures.ClosureReference(path(store, info)), root_name="layer")
-    assert realised.paths == (member,)
+    bringer = realiser.Realiser(daemon, policy.Policy())
+    realised = await realise(bringer, closures.ClosureReference(path(store, info)), gc_roots)
+    assert realised.members == (member,)
     # A hand-made closureInfo refers to nothing, so its members need roots of their own.
     assert set(gc_roots.paths("layer")) == {os.path.basename(info), os.path.basename(member)}
 
@@ -152,20 +170,19 @@ async def test_the_closure_form_reads_the_list_of_the_closure_info(
 async def test_a_closure_info_that_lists_something_else_is_refused(store: PrivateStore, content: str) -> None:
     info = store.add("closure-info", {"store-paths": content} if content else {"other": "x"})
     daemon = client.DaemonStore(store.settings)
-    bringer = realiser.Realiser(daemon, roots.Roots(daemon.settings.gcroots, "test"), policy.Policy())
+    bringer = realiser.Realiser(daemon, policy.Policy())
     with pytest.raises(errors.InvalidArgumentError, match=r"is not a store path|has no file store-paths"):
-        await bringer.realise_closure(closures.ClosureReference(path(store, info)))
+        await realise(bringer, closures.ClosureReference(path(store, info)))
 
 
 async def test_a_policy_refuses_unsigned_paths(store: PrivateStore) -> None:
     daemon = client.DaemonStore(store.settings)
-    strict = realiser.Realiser(daemon, roots.Roots(daemon.settings.gcroots, "t"), policy.Policy("deny"))
-    async with daemon.session() as session:
-        addressed = await session.add_text("text", "content-addressed")
-        await strict.realise_closure(closures.ClosureReference(None, (addressed,)))
-    info = interface.PathInfo(addressed, "", "", frozenset(), 0, 0)
-    with pytest.raises(errors.PermissionDeniedError, match="is unsigned"):
-        policy.Policy("deny").check([info])
+    strict = realiser.Realiser(daemon, policy.Policy("deny"))
+    addressed = path(store, store.add("text", "content-addressed"))
+    await realise(strict, closures.ClosureReference(None, (addressed,)))
+    imported = store.text("text", "known by its name alone")
+    with pytest.raises(errors.PermissionDeniedError, match=f"{imported} is unsigned"):
+        await realise(strict, closures.ClosureReference(None, (imported,)))
 
 
 async def test_a_closure_info_can_not_have_arbitrary_paths_fetched(store: PrivateStore) -> None:
@@ -173,85 +190,11 @@ async def test_a_closure_info_can_not_have_arbitrary_paths_fetched(store: Privat
     info = store.add("closure-info", {"store-paths": f"{absent}\n"})
     daemon = client.DaemonStore(store.settings)
     gc_roots = roots.Roots(daemon.settings.gcroots, "test")
-    bringer = realiser.Realiser(daemon, gc_roots, policy.Policy())
+    bringer = realiser.Realiser(daemon, policy.Policy())
     with pytest.raises(errors.InvalidArgumentError, match=f"lists {absent}, which it does not refer to") as caught:
-        await bringer.realise_closure(closures.ClosureReference(path(store, info)), root_name="layer")
+        await realise(bringer, closures.ClosureReference(path(store, info)), gc_roots)
     assert f"nix-store --realise {absent}" in caught.value.hint
     assert gc_roots.names() == []
-
-
-async def test_a_failure_takes_back_new_roots_only(store: PrivateStore) -> None:
-    absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
-    present = path(store, store.add("present", "present"))
-    daemon = client.DaemonStore(store.settings)
-    gc_roots = roots.Roots(daemon.settings.gcroots, "test")
-    bringer = realiser.Realiser(daemon, gc_roots, policy.Policy())
-    reference = closures.ClosureReference(None, (present, absent))
-    gc_roots.add("old", [present])
-    for name in ("new", "old"):
-        with pytest.raises(errors.NotFoundError):
-            await bringer.realise_closure(reference, root_name=name)
-    assert gc_roots.names() == ["old"]
-    assert gc_roots.paths("old") == [present.name]
-
-
-async def test_an_archive_goes_from_store_to_store(tmp_path: Path, store: PrivateStore) -> None:
-    built_by = tmp_path / "built.nix"
-    built_by.write_text(
-        'derivation { name = "built"; system = builtins.currentSystem; builder = "/bin/sh";'
-        ' args = ["-c" "n=0; while [ $n -lt 30000 ]; do echo $n; n=$((n + 1)); done > $out"]; }'
-    )
-    built = path(store, store.nix("nix-build", "--no-out-link", str(built_by)))
-    daemon = client.DaemonStore(store.settings)
-    async with daemon.session() as session:
-        info = (await session.path_infos([built]))[built]
-        pieces = [piece async for piece in session.nar(built)]
-        # The archive's end was found: the next reply is read from its beginning.
-        assert await session.present([built]) == {built}
-    assert sum(map(len, pieces)) == info.nar_size
-    assert b"".join(pieces) == _dump(store, built)
-    assert info.ultimate
-    store.nix("nix-store", "--delete", built)
-    unsigned = dataclasses.replace(info, ultimate=False, deriver="")
-    async with daemon.session() as session:
-        with pytest.raises(errors.NixletError, match="lacks a valid signature"):
-            await session.import_nar(unsigned, pieces)
-        assert await session.present([built]) == set()
-
-        async def bit_by_bit() -> AsyncIterator[bytes]:
-            for piece in pieces:
-                yield piece[:100]
-                yield piece[100:]
-
-        await session.import_nar(unsigned, bit_by_bit(), check_signatures=False)
-        assert (await session.path_infos([built]))[built].nar_hash == info.nar_hash
-        with pytest.raises(errors.NotFoundError, match="absent is not in the Nix store"):
-            await anext(session.nar(path(store, f"{store.store_dir}/{'0' * 32}-absent")))
-        assert await session.present([built]) == {built}
-    assert (tmp_path / "nix" / "store" / built.name).read_text().startswith("0\n1\n")
-
-
-async def test_the_session_collects_garbage_and_tells_what_holds_the_rest(
-    store: PrivateStore, daemon: client.DaemonStore
-) -> None:
-    gc_roots = roots.Roots(daemon.settings.gcroots, "test")
-    rooted, loose = (path(store, store.add(name, name)) for name in ("rooted", "loose"))
-    gc_roots.add("layer", [rooted])
-    async with daemon.session() as session:
-        held = await session.add_text("held", "held")
-        await session.hold([held])
-        found = await session.find_roots()
-        assert (os.path.join(daemon.settings.gcroots, "nixlet/test/layer", rooted.name), rooted) in found
-        assert next(link for link, target in found if target == held).startswith("{temp:")
-        collected = await session.collect_garbage()
-        assert loose in collected.paths
-        assert collected.freed_bytes > 0
-        assert await session.present([rooted, held, loose]) == {rooted, held}
-        with pytest.raises(errors.NixletError, match=rooted.name):
-            await session.delete([rooted])
-        doomed = path(store, store.add("doomed", "doomed"))
-        assert await session.delete([doomed]) > 0
-        assert await session.present([doomed]) == set()
 
 
 @pytest.mark.parametrize("minor", [27, 33, 34])
@@ -259,13 +202,12 @@ async def test_older_protocols_do(store: PrivateStore, minor: int, monkeypatch: 
     monkeypatch.setattr(wire, "PROTOCOL", 1 << 8 | minor)
     absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
     async with client.DaemonStore(store.settings).session() as session:
-        present = await session.add_text("present", "x")
-        added = await session.add_nar("file", storeimages.nar(storeimages.nar_file(b"content")))
+        present = store.text("present", "x")
+        added = store.text("file", "content")
         assert (await session.realise([present, added])) == interface.Realised()
         with pytest.raises(errors.NotFoundError, match=f"the store path {absent} is not .*: .*{absent.name}"):
             await session.realise([present, absent])
         assert (await session.closure([added])).keys() == {added}
-        assert bool(session.nix_version) is (minor >= 33)
 
 
 async def test_many_absent_paths_are_named_by_the_first_three(store: PrivateStore) -> None:
@@ -307,8 +249,7 @@ def serving(directory: Path) -> Iterator[str]:
 async def test_a_closure_is_fetched_from_a_cache(kind: str, tmp_path: Path, cache: tuple[Path, PrivateStore]) -> None:
     directory, origin = cache
     # The paths' names depend on the store's directory: both stores have the same one, one after the other.
-    async with client.DaemonStore(origin.settings).session() as session:
-        wanted = [await session.add_text(f"file-{number}", f"{number}" * 1000) for number in range(20)]
+    wanted = [path(origin, origin.add(f"file-{number}", f"{number}" * 1000)) for number in range(20)]
     origin.nix("nix", "copy", "--to", f"file://{directory}", *wanted)
     origin.remove()
     with contextlib.ExitStack() as stack:
@@ -386,78 +327,60 @@ async def until_opened(gated: GatedStore, number: int) -> None:
 async def test_who_comes_later_shares_the_work_that_others_left(store: PrivateStore) -> None:
     gated = GatedStore(store.settings)
     reference = closures.ClosureReference(None, (path(store, store.add("member", "member")),))
-    bringer = realiser.Realiser(gated, roots.Roots(gated.settings.gcroots, "t"), policy.Policy())
-    first, second = (asyncio.create_task(bringer.realise_closure(reference)) for _ in range(2))
+    bringer = realiser.Realiser(gated, policy.Policy())
+    first, second = (asyncio.create_task(realise(bringer, reference)) for _ in range(2))
     await until_opened(gated, 1)
     first.cancel()
     await asyncio.wait([first])
-    third = asyncio.create_task(bringer.realise_closure(reference))
+    third = asyncio.create_task(realise(bringer, reference))
     await asyncio.sleep(0)
     gated.gate.set()
     assert await second is await third
-    assert gated.opened == 1
+    assert (gated.opened, gated.closed) == (1, 1)
     assert not bringer._running
 
 
-async def test_work_that_all_gave_up_ends_before_it_begins_again(store: PrivateStore) -> None:
+async def test_work_that_all_gave_up_ends_and_begins_again(store: PrivateStore) -> None:
     gated = GatedStore(store.settings)
     member = path(store, store.add("member", "member"))
-    gc_roots = roots.Roots(gated.settings.gcroots, "t")
-    bringer = realiser.Realiser(gated, gc_roots, policy.Policy())
+    bringer = realiser.Realiser(gated, policy.Policy())
     reference = closures.ClosureReference(None, (member,))
-    first = asyncio.create_task(bringer.realise_closure(reference, root_name="layer"))
+    first = asyncio.create_task(realise(bringer, reference))
     await until_opened(gated, 1)
     first.cancel()
-    await asyncio.wait([first])
+    await asyncio.wait([first], timeout=0.01)
     gated.gate.set()
-    assert (await bringer.realise_closure(reference, root_name="layer")).paths == (member,)
+    assert (await realise(bringer, reference)).members == (member,)
+    with pytest.raises(asyncio.CancelledError):
+        await first
     assert (gated.opened, gated.closed) == (2, 2)
-    assert gc_roots.paths("layer") == [member.name]
     assert not bringer._running
 
 
-async def test_the_same_paths_are_realised_once_and_held_for_a_context(store: PrivateStore) -> None:
+async def test_a_failure_is_told_to_all_who_wait_and_tried_again_by_the_next(store: PrivateStore) -> None:
     gated = GatedStore(store.settings)
-    members = [path(store, store.add(name, name)) for name in ("one", "two")]
-    bringer = realiser.Realiser(gated, roots.Roots(gated.settings.gcroots, "t"), policy.Policy())
-    waiting = [asyncio.create_task(bringer.realise_paths(order)) for order in (members, members[::-1])]
+    bringer = realiser.Realiser(gated, policy.Policy())
+    absent = path(store, f"{store.store_dir}/{'0' * 32}-absent")
+    reference = closures.ClosureReference(None, (absent,))
+    waiting = [asyncio.create_task(realise(bringer, reference)) for _ in range(2)]
     await until_opened(gated, 1)
     gated.gate.set()
-    assert await asyncio.gather(*waiting) == [interface.Realised()] * 2
-    assert gated.opened == 1
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in told] == [errors.NotFoundError] * 2
+    with pytest.raises(errors.NotFoundError):
+        await realise(bringer, reference)
+    assert (gated.opened, gated.closed) == (2, 2)
+    assert not bringer._running
+
+
+async def test_paths_are_held_for_a_context(store: PrivateStore) -> None:
+    members = [path(store, store.add(name, name)) for name in ("one", "two")]
+    bringer = realiser.Realiser(client.DaemonStore(store.settings), policy.Policy())
     async with bringer.holding(members):
         await asyncio.to_thread(store.nix, "nix-store", "--gc")
         assert all(map(os.path.exists, members))
     await asyncio.to_thread(store.nix, "nix-store", "--gc")
     assert not any(map(os.path.exists, members))
-    with pytest.raises(errors.NotFoundError):
-        await bringer.realise_paths(members)
-    assert not bringer._running_paths
-
-
-async def test_waiters_share_one_task_and_one_of_them_may_leave(store: PrivateStore) -> None:
-    opened = 0
-
-    class Counting(client.DaemonStore):
-        @contextlib.asynccontextmanager
-        async def session(self) -> AsyncIterator[session_module.DaemonSession]:
-            nonlocal opened
-            opened += 1
-            async with super().session() as session:
-                yield session
-
-    daemon = Counting(store.settings)
-    member = path(store, store.add("member", "member"))
-    bringer = realiser.Realiser(daemon, roots.Roots(daemon.settings.gcroots, "t"), policy.Policy())
-    reference = closures.ClosureReference(None, (member,))
-    waiters = [asyncio.create_task(bringer.realise_closure(reference, root_name="r")) for _ in range(5)]
-    await asyncio.sleep(0)
-    waiters[0].cancel()
-    results = await asyncio.gather(*waiters, return_exceptions=True)
-    assert isinstance(results[0], asyncio.CancelledError)
-    assert [type(result) for result in results[1:]] == [realiser.RealisedClosure] * 4
-    assert opened == 1
-    assert not bringer._running
 
 
 async def test_without_nix_the_sentence_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The probe of strategies: what it finds, where it looks, and how long it keeps that."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import pytest
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import model, probe
+
+MS_REMOUNT = 32
 
 
 @pytest.fixture
@@ -69,7 +72,8 @@ async def test_snapshots_on_an_overlay_are_refused(on_overlay: Path, store: Path
         await probe.choose("auto", str(on_overlay), str(store))
     assert caught.value.hint is not None
     assert "volume" in caught.value.hint
-    assert os.listdir(on_overlay) == ["probe.json"]
+    # Only what works is kept: what doesn't is tried again, here and there a volume is mounted meanwhile.
+    assert os.listdir(on_overlay) == []
 
 
 async def test_a_store_on_an_overlay_is_too_deep_for_views_but_can_be_bound(root: Path, on_overlay: Path) -> None:
@@ -79,3 +83,33 @@ async def test_a_store_on_an_overlay_is_too_deep_for_views_but_can_be_bound(root
     assert await probe.choose("auto", str(root), str(on_overlay)) is model.Strategy("bind" if found["view"] else "view")
     with pytest.raises(errors.UnsupportedError, match="stacked too deep"):
         await probe.choose("view", str(root), str(on_overlay))
+
+
+async def test_a_full_disk_is_told_and_nothing_is_kept_of_it(root: Path, store: Path) -> None:
+    mounts.mount("tmpfs", str(root), "tmpfs", 0, "size=16k")
+    try:
+        (root / "filling").write_bytes(b"x" * (12 << 10))
+        with pytest.raises(
+            errors.ResourceExhaustedError, match=f"can't be tried below {root} .*No space left"
+        ) as caught:
+            await probe.choose("auto", str(root), str(store))
+        assert "make room" in caught.value.hint
+        (root / "filling").unlink()
+        mounts.mount("tmpfs", str(root), "tmpfs", MS_REMOUNT, "size=1m")
+        assert await probe.choose("auto", str(root), str(store)) is model.Strategy.VIEW
+    finally:
+        mounts.unmount(str(root))
+
+
+async def test_what_a_killed_probe_left_is_swept_and_a_running_one_is_not_disturbed(root: Path) -> None:
+    (root / ".probe-killed" / "work").mkdir(parents=True)
+    (root / ".probe-running").mkdir()
+    fd = os.open(root / ".probe-running", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        probe.sweep(str(root))
+        assert os.listdir(root) == [".probe-running"]
+    finally:
+        os.close(fd)
+    probe.sweep(str(root))
+    assert os.listdir(root) == []

@@ -8,12 +8,13 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.snapshots import faults, model, snapshotter
+from nixlet.snapshots import closures, faults, metadata, model, snapshotter
 from nixlet.store import policy, realiser, roots
 from nixlet.store.daemon import client
 from support.nixstore import PrivateStore
@@ -38,7 +39,7 @@ class Rig:
         self.snapshotter = self.open()
 
     def open(self) -> snapshotter.Snapshotter:
-        bringer = realiser.Realiser(self.daemon, self.roots, policy.Policy())
+        bringer = realiser.Realiser(self.daemon, policy.Policy())
         return snapshotter.Snapshotter(
             str(self.root),
             store_dir=self.store.store_dir,
@@ -263,7 +264,7 @@ async def test_a_path_of_100_000_files(rig: Rig) -> None:
     made = await rig.snapshotter.prepare("container", "layer", {})
     assert len(made) == (1 if rig.strategy == "view" else 2)
     (tree,) = [*rig.root.glob("views/*.meta"), *rig.root.glob("views/*.skeleton")]
-    assert [files for _, _, files in os.walk(tree) if files] == []
+    assert [files for _, _, files in os.walk(tree) if files] == [["record.json"]]
     with seen(rig, made) as root:
         assert len(os.listdir(str(root) + big)) == 100_000
 
@@ -348,7 +349,7 @@ async def test_what_a_crash_leaves_is_swept_and_what_was_acknowledged_stays(rig:
     await rig.snapshotter.prepare("container", "layer", {})
     for orphan in ("snapshots/somebody's", "snapshots/999/fs", "views/77.meta/v", "views/78.meta.new"):
         (rig.root / orphan).mkdir(parents=True)
-    rig.roots.add("orphan", [])
+    rig.roots.set("orphan", [])
     await rig.reopen()
     assert sorted(os.listdir(rig.root / "snapshots")) == ["1", "2", "somebody's"]
     assert {name.partition(".")[0] for name in os.listdir(rig.root / "views")} == {"1"}
@@ -506,3 +507,139 @@ async def test_usage_counts_blocks_and_inodes_once(rig: Rig) -> None:
     argv = ["du", "-s", "--block-size=1", mount.source]
     du = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert (usage.size, usage.inodes) == (int(du.split()[0]), 2)
+
+
+async def _in_new_container(rig: Rig, key: str) -> dict[str, list[str]]:
+    made = await rig.snapshotter.prepare(key, "layer", {})
+    return await asyncio.to_thread(content, rig, made)
+
+
+async def test_a_path_that_was_deleted_and_brought_back_is_seen_whole(rig: Rig) -> None:
+    """Without a restart, whoever brought it back and however the file system numbers it."""
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"g": "2"})
+    await rig.layer("layer", [one, two])
+    assert await _in_new_container(rig, "first") == shown(f=one, g=two)
+    for turn in range(5):
+        subprocess.run(["cp", "-a", one, f"{rig.root}/copy"], check=True)
+        subprocess.run(["rm", "-rf", one], check=True)
+        if turn % 2:
+            with pytest.raises(
+                errors.FailedPreconditionError, match=f"the store path {one} is missing from the disk, though Nix"
+            ) as caught:
+                await rig.snapshotter.prepare(f"refused-{turn}", "layer", {})
+            assert f"nix-store --repair-path {one}" in caught.value.hint
+        os.rename(f"{rig.root}/copy", one)
+        assert await _in_new_container(rig, f"after-{turn}") == shown(f=one, g=two)
+    assert len(mounts.below(str(rig.root))) <= 2
+
+
+async def test_a_path_that_was_repaired_is_seen_repaired_by_the_next_container(rig: Rig) -> None:
+    """As Nix does it: the new one is renamed into the place of the old one, which a running container keeps."""
+    one, plain = rig.store.add("one", {"f": "1"}), rig.store.add("plain", "sound")
+    os.chmod(plain, 0o644)
+    Path(plain).write_text("corrupt")
+    await rig.layer("layer", [one])
+    await rig.snapshotter.prepare("empty", "layer", {})
+    running = await rig.snapshotter.prepare("running", "layer", {})
+    with seen(rig, running) as root:
+        assert os.listdir(str(root) + one) == ["f"]
+        os.rename(one, f"{rig.store.store_dir}/.old")
+        os.mkdir(one)
+        Path(one, "repaired").touch()
+        made = await rig.snapshotter.prepare("next", "layer", {})
+        assert os.listdir(str(root) + one) == ["f"]
+        shutil.rmtree(f"{rig.store.store_dir}/.old")
+    assert content(rig, made) == shown(repaired=one)
+
+
+async def test_a_change_in_the_same_tick_as_the_look_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems count time in steps: what changes twice in one looks unchanged."""
+    one = rig.store.add("one", {"f": "1"})
+    await rig.layer("layer", [one])
+    stat_of, store = os.stat, rig.store.store_dir
+    now = stat_of(store)
+
+    def coarse(path: str, **more: object) -> object:
+        return now if path == store else stat_of(path, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", coarse)
+    assert await _in_new_container(rig, "first") == shown(f=one)
+    os.rename(one, f"{rig.root}/copy")
+    with pytest.raises(errors.FailedPreconditionError, match=f"{one} is missing"):
+        await rig.snapshotter.prepare("refused", "layer", {})
+    os.rename(f"{rig.root}/copy", one)
+    assert await _in_new_container(rig, "second") == shown(f=one)
+
+
+async def test_an_unchanged_store_costs_a_few_looks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [rig.store.add(f"p{number}", {"f": str(number)}) for number in range(20)]
+    await rig.layer("layer", paths)
+    monkeypatch.setattr(closures, "_TICK", 0)
+    await rig.snapshotter.prepare("first", "layer", {})
+    looked: list[object] = []
+    for name in ("stat", "lstat"):
+        look = getattr(os, name)
+
+        def counting(path: object, *args: object, look: Any = look, **more: object) -> object:
+            looked.append(path)
+            return look(path, *args, **more)
+
+        monkeypatch.setattr(os, name, counting)
+    await rig.snapshotter.mounts("first")
+    # The store's directory, and where the view is mounted; no path of the closure, and nothing of its metadata.
+    assert looked.count(rig.store.store_dir) == 1
+    assert not set(looked) & set(paths)
+    views = [each for each in looked if str(each).startswith(f"{rig.root}/views")]
+    assert rig.strategy == "bind" or len(views) <= 2
+
+
+async def test_lost_roots_are_made_again_at_the_start(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    await rig.layer("layer", [one])
+    (name,) = rig.roots.names()
+    rig.roots.remove(name)
+    await rig.reopen()
+    assert rig.roots.names() == [name]
+    await asyncio.to_thread(rig.store.nix, "nix-store", "--gc")
+    assert os.path.exists(one)
+
+
+async def test_a_closure_is_rooted_on_the_disk_before_it_is_recorded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    synced: list[str] = []
+    fsync, record = os.fsync, metadata.Metadata.create_snapshot
+
+    def syncing(fd: int) -> None:
+        fsync(fd)
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def recording(*args: Any, **more: Any) -> Any:
+        synced.append("recorded")
+        return record(*args, **more)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(metadata.Metadata, "create_snapshot", recording)
+    await rig.layer("layer", [one])
+    (name,) = rig.roots.names()
+    root = f"{rig.daemon.settings.gcroots}/nixlet/test/{name}"
+    assert [each for each in synced[: synced.index("recorded")] if each.startswith(rig.daemon.settings.gcroots)] == [
+        rig.daemon.settings.gcroots,
+        os.path.dirname(os.path.dirname(root)),
+        os.path.dirname(root),
+        root,
+    ]
+
+
+async def test_what_cannot_be_swept_fails_no_start(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    for orphan in ("snapshots/997/fs", "snapshots/998/fs", "snapshots/999/fs"):
+        (rig.root / orphan).mkdir(parents=True)
+    place = str(rig.root / "snapshots/998/fs")
+    mounts.mount("tmpfs", place, "tmpfs")
+    try:
+        await rig.reopen()
+        assert os.listdir(rig.root / "snapshots") == ["998"]
+        assert f"the directory {rig.root}/snapshots/998 of a removed snapshot stays" in caplog.text
+    finally:
+        mounts.unmount(place)
+    await rig.reopen()
+    assert os.listdir(rig.root / "snapshots") == []

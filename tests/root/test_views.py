@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,15 @@ class Place:
         self.views_dir.mkdir(exist_ok=True)
         return views.Views(str(self.views_dir), store_dir="/nix/store", real_store_dir=str(self.store))
 
-    def seen(self, number: int) -> Path:
+    def seen(self, number: int | str) -> Path:
         return self.views_dir / str(number) / "v" / "nix" / "store"
+
+
+def show(made: views.Views, names: Iterable[str], strategy: model.Strategy = model.Strategy.VIEW) -> str:
+    """Show closure 1."""
+    seen, missing = made.look(names)
+    assert not missing
+    return made.show(1, seen, strategy)
 
 
 @pytest.fixture(params=["same file system", "another file system"])
@@ -63,7 +71,7 @@ def fill(store: Path) -> list[str]:
 
 def test_a_view_shows_exactly_its_closure(place: Place) -> None:
     names = fill(place.store)
-    place.views().ensure(1, names)
+    show(place.views(), names)
     seen = place.seen(1)
     assert sorted(os.listdir(seen)) == sorted(names)
     assert (seen / "pkg/bin/tool").read_text() == "tool"
@@ -88,7 +96,7 @@ def test_a_view_shows_exactly_its_closure(place: Place) -> None:
 
 def test_a_big_plain_file_is_not_copied_to_another_file_system(place: Place) -> None:
     names = fill(place.store)
-    place.views().ensure(1, names)
+    show(place.views(), names)
     meta = place.views_dir / "1.meta"
     used = sum(os.lstat(base + "/" + name).st_blocks * 512 for base, _, files in os.walk(meta) for name in files)
     linked = os.stat(meta / "v/nix/store/program").st_ino == os.stat(place.store / "program").st_ino
@@ -99,10 +107,10 @@ def test_a_view_is_made_once_and_taken_away_whole(place: Place) -> None:
     names = fill(place.store)
     made = place.views()
     before = len(list(mounts.table()))
-    made.ensure(1, names)
-    made.ensure(1, names)
+    show(made, names)
+    show(made, names)
     assert len(list(mounts.table())) == before + 1
-    assert made.is_ready(1, model.Strategy.VIEW)
+    assert made.layer(1, model.Strategy.VIEW) == f"{place.views_dir}/1/v"
     assert made.numbers() == {1}
     made.remove(1)
     assert len(list(mounts.table())) == before
@@ -113,8 +121,9 @@ def test_a_view_is_made_once_and_taken_away_whole(place: Place) -> None:
 
 def test_a_missing_path_is_named_and_nothing_is_left(place: Place) -> None:
     made = place.views()
+    assert made.look(["gone"]) == ({}, ["gone"])
     with pytest.raises(errors.FailedPreconditionError, match="/nix/store/gone is missing from the Nix store") as caught:
-        made.ensure(1, ["gone"])
+        made.show(1, {"gone": views.Seen(1, 2, 3, stat.S_IFDIR | 0o555, 0, 0, "")})
     assert caught.value.hint == "bring it back with: nix-store --realise /nix/store/gone"
     assert os.listdir(place.views_dir) == []
 
@@ -124,7 +133,7 @@ def test_metadata_of_a_crash_is_made_anew(place: Place) -> None:
     made = place.views()
     (place.views_dir / "1.meta.new" / "v").mkdir(parents=True)
     assert made.numbers() == {1}
-    made.ensure(1, names)
+    show(made, names)
     assert sorted(os.listdir(place.seen(1))) == sorted(names)
 
 
@@ -146,7 +155,7 @@ def test_a_hostile_layer_reaches_nothing_through_a_view(place: Place) -> None:
     """Layers that carry overlayfs's own attributes, above and below the view."""
     names = fill(place.store)
     made = place.views()
-    made.ensure(1, names)
+    layer = show(made, names)
     hostile = place.views_dir.parent / "hostile"
     for number, target in enumerate(
         ("/secret", "/nix/store/secret", "/store/secret", "/v/nix/store/secret", "/../store")
@@ -159,7 +168,7 @@ def test_a_hostile_layer_reaches_nothing_through_a_view(place: Place) -> None:
     os.truncate(file, 6)
     os.setxattr(file, "trusted.overlay.metacopy", b"")
     os.setxattr(file, "trusted.overlay.redirect", b"/secret/key")
-    for layers in ((str(hostile), made.layer_path(1)), (made.layer_path(1), str(hostile))):
+    for layers in ((str(hostile), layer), (layer, str(hostile))):
         with container(place, *layers) as root:
             found = []
             for base, directories, files in os.walk(root):
@@ -174,8 +183,136 @@ def test_a_hostile_layer_reaches_nothing_through_a_view(place: Place) -> None:
 def test_an_unmounted_view_harms_no_running_container(place: Place) -> None:
     names = fill(place.store)
     made = place.views()
-    made.ensure(1, names)
-    with container(place, made.layer_path(1)) as root:
-        mounts.unmount(made.mount_path(1))
+    with container(place, show(made, names)) as root:
+        made.unmount_all()
+        assert not mounts.is_mount_point(str(place.views_dir / "1"))
         assert (root / "nix/store/pkg/bin/tool").read_text() == "tool"
         assert (root / "nix/store/file").read_text() == "small"
+
+
+def _replace_directory(path: Path) -> None:
+    """With the same number, as file systems give it to the next file, where they do."""
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "new").write_text("new")
+
+
+def _replace_file(path: Path) -> None:
+    path.unlink()
+    path.write_text("new")
+
+
+def _turn_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nix/store/new")
+
+
+def _turn_into_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("new")
+
+
+@pytest.mark.parametrize("strategy", list(model.Strategy))
+@pytest.mark.parametrize(
+    ("name", "replace"),
+    [
+        ("pkg", _replace_directory),
+        ("file", _replace_file),
+        ("program", _replace_file),
+        ("link", _turn_link),
+        ("empty", _turn_into_file),
+        ("pkg", lambda path: path.chmod(0o500)),
+    ],
+    ids=["directory", "file", "large file", "link", "directory to file", "mode"],
+)
+def test_the_next_container_sees_what_was_replaced_and_one_that_runs_keeps_what_it_has(
+    place: Place, strategy: model.Strategy, name: str, replace: Callable[[Path], object]
+) -> None:
+    def look(layer: str) -> object:
+        path = Path(layer) / "nix" / "store" / name
+        status = path.lstat()
+        if path.is_symlink():
+            return os.readlink(path)
+        if path.is_dir():
+            return status.st_mode, sorted(os.listdir(path))
+        return path.read_bytes()
+
+    def there() -> object:
+        path = place.store / name
+        if path.is_symlink():
+            return os.readlink(path)
+        # A skeleton has mount points only.
+        listed = sorted(os.listdir(path)) if path.is_dir() and strategy is model.Strategy.VIEW else []
+        return (path.stat().st_mode, listed) if path.is_dir() else path.read_bytes()
+
+    names = fill(place.store)
+    made = place.views()
+    before = show(made, names, strategy)
+    with container(place, before) as root:
+        had = look(str(root))
+        replace(place.store / name)
+        now = show(made, names, strategy)
+        assert look(now) == there()
+        # A directory that was deleted, and not renamed away, is empty for everybody who had it.
+        assert look(str(root)) == had or replace is _replace_directory
+        # Nothing changes without a reason, and the one before is there for a container that is just starting.
+        assert show(made, names, strategy) == now
+        assert len([*mounts.below(str(place.views_dir))]) <= 2
+    # What comes after a restart, without knowledge of what is mounted.
+    again = show(place.views(), names, strategy)
+    assert look(again) == there()
+    made.remove(1)
+    assert os.listdir(place.views_dir) == []
+    assert mounts.below(str(place.views_dir)) == []
+
+
+@pytest.mark.parametrize("strategy", list(model.Strategy))
+def test_what_was_made_before_the_machine_started_is_made_again(place: Place, strategy: model.Strategy) -> None:
+    """A power cut leaves names without content: nothing is trusted that was not made in this boot."""
+    names = fill(place.store)
+    place.views_dir.mkdir(exist_ok=True)
+
+    def in_boot(boot: str) -> views.Views:
+        return views.Views(str(place.views_dir), store_dir="/nix/store", real_store_dir=str(place.store), boot=boot)
+
+    first = in_boot("first")
+    show(first, names, strategy)
+    first.unmount_all()
+    (tree,) = [entry for entry in place.views_dir.iterdir() if entry.suffix]
+    (tree / "v/nix/store/file").unlink()
+    (tree / "v/nix/store/file").touch()
+    layer = show(in_boot("second"), names, strategy)
+    assert (Path(layer) / "nix/store/file").read_text() == "small"
+    assert [entry for entry in place.views_dir.iterdir() if entry.suffix] == [tree]
+
+
+def test_a_view_that_somebody_is_in_goes_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = place.views()
+    monkeypatch.chdir(show(made, fill(place.store)))
+    made.remove(1)
+    assert os.listdir(place.views_dir) == []
+    assert mounts.below(str(place.views_dir)) == []
+
+
+def test_one_view_that_stays_mounted_keeps_no_other(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = place.views()
+    names = fill(place.store)
+    seen, _ = made.look(names)
+    for number in (1, 2, 3):
+        made.show(number, seen)
+    unmount = mounts.unmount
+
+    def refuse(target: str, flags: int = 0) -> None:
+        if target.endswith("/2"):
+            raise errors.FailedPreconditionError("can't unmount it")
+        unmount(target, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mounts, "unmount", refuse)
+        made.unmount_all()
+        made.remove(3)
+    assert [entry.path for entry in mounts.below(str(place.views_dir))][-1:] == [str(place.views_dir / "2")]
+    assert f"the view {place.views_dir}/2 stays mounted: can't unmount it" in caplog.text
+    made.unmount_all()

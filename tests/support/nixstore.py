@@ -1,13 +1,61 @@
 """Real Nix stores for tests: private ones, made below a directory, that don't touch /nix."""
 
 import contextlib
+import hashlib
 import os
 import shutil
+import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nixlet.store import paths
 from nixlet.store.daemon import client
+
+
+def _text(data: str | bytes) -> bytes:
+    raw = data.encode() if isinstance(data, str) else data
+    return struct.pack("<Q", len(raw)) + raw + bytes(-len(raw) % 8)
+
+
+def nar_file(content: bytes, *, executable: bool = False) -> bytes:
+    """The archive of a plain file (Nix manual, "Nix Archive (NAR) format"), without the magic."""
+    mark = [_text("executable"), _text("")] if executable else []
+    return b"".join([_text("("), _text("type"), _text("regular"), *mark, _text("contents"), _text(content), _text(")")])
+
+
+def nar_link(target: str) -> bytes:
+    return b"".join([_text("("), _text("type"), _text("symlink"), _text("target"), _text(target), _text(")")])
+
+
+def nar_directory(entries: Mapping[str, bytes]) -> bytes:
+    parts = [_text("("), _text("type"), _text("directory")]
+    for name, node in sorted(entries.items()):
+        parts += [_text("entry"), _text("("), _text("name"), _text(name), _text("node"), node, _text(")")]
+    return b"".join([*parts, _text(")")])
+
+
+class Import:
+    """Store paths that are added all at once, with references, without being built (``nix-store --import``)."""
+
+    def __init__(self, store_dir: str = paths.DEFAULT_STORE_DIR) -> None:
+        self._store_dir = store_dir
+        self._export: list[bytes] = []
+
+    def add(self, name: str, node: bytes, references: Sequence[str] = ()) -> paths.StorePath:
+        """Add an archive's node; its path, which depends on all of it."""
+        digest = hashlib.sha256(b"\0".join([name.encode(), node, *(each.encode() for each in references)])).hexdigest()
+        path = paths.from_name(f"{digest[:32].replace('e', 'z')}-{name}", self._store_dir)
+        listed = [struct.pack("<Q", len(references)), *map(_text, references)]
+        self._export += [struct.pack("<Q", 1), _text("nix-archive-1"), node, struct.pack("<Q", 0x4558494E)]
+        self._export += [_text(path), *listed, _text(""), struct.pack("<Q", 0)]
+        return path
+
+    def run(self, environment: Mapping[str, str]) -> None:
+        export = b"".join([*self._export, struct.pack("<Q", 0)])
+        argv = ["nix-store", "--import"]
+        done = subprocess.run(argv, env=dict(environment), input=export, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
 
 
 class PrivateStore:
@@ -51,6 +99,17 @@ class PrivateStore:
             for file, text in content.items():
                 (source / file).write_text(text)
         return self.nix("nix-store", "--add", str(source))
+
+    def texts(self, texts: Mapping[str, str], references: Sequence[str] = ()) -> list[paths.StorePath]:
+        """Add plain files, by name; the store paths."""
+        adding = Import(self.store_dir)
+        added = [adding.add(name, nar_file(text.encode()), references) for name, text in texts.items()]
+        adding.run(self.environment)
+        return added
+
+    def text(self, name: str, text: str, references: Sequence[str] = ()) -> paths.StorePath:
+        """Add a plain file with references; the store path."""
+        return self.texts({name: text}, references)[0]
 
     @property
     def settings(self) -> client.DaemonSettings:

@@ -106,7 +106,7 @@ async def _load(
     from nixlet.images import loader, platforms, pulls, reference
     from nixlet.node import config
     from nixlet.rpc import channel as channels
-    from nixlet.store import policy, realiser, roots
+    from nixlet.store import policy, realiser
     from nixlet.store.daemon import client as nix
 
     store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
@@ -124,7 +124,7 @@ async def _load(
     if snapshotter is None:
         snapshotter = "nix" if address else await _snapshotter_of(state_dir)
         shows_store_paths = snapshotter == "nix"
-    bringer = realiser.Realiser(store, roots.Roots(store.settings.gcroots, "unused"), policy.Policy())
+    bringer = realiser.Realiser(store, policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:
         containerd = imagestore.ImageStore(channel, socket, namespace or client.CRI_NAMESPACE)
         loading = loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None)

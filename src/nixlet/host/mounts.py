@@ -18,6 +18,7 @@ MS_PRIVATE = 1 << 18
 
 _CLONE_NEWNS = 0x00020000
 
+MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 #: The kernel copies at most one page of options and cuts what is longer without a word, which can mount the wrong layers.

@@ -174,10 +174,9 @@ class Loader:
                     f"{source.label} can't be loaded as {name}: its digest is {image.descriptor.digest}",
                     hint="name it by a tag",
                 )
-        closure_paths, took = await self._realise(image, sink)
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
-        async with self._containerd.leased() as containerd:
+        async with self._realised(image, sink) as (closure_paths, took), self._containerd.leased() as containerd:
             total = len(image.layers)
             parent = ""
             for number, (layer, chain_id) in enumerate(zip(image.layers, chain, strict=True)):
@@ -199,25 +198,30 @@ class Loader:
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 
-    async def _realise(
+    @contextlib.asynccontextmanager
+    async def _realised(
         self, image: archive.ArchiveImage, sink: progress.ProgressSink
-    ) -> tuple[int, interface.Realised]:
-        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors."""
+    ) -> AsyncIterator[tuple[int, interface.Realised]]:
+        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors.
+
+        Nix keeps it for the time of the context; afterwards the snapshotter's roots do.
+        """
         members: set[paths.StorePath] = set()
         took = interface.Realised()
-        for layer in image.layers:
-            named = self._closure(layer.descriptor.annotations)
-            if named is None:
-                continue
-            if self._realiser is None:
-                raise errors.FailedPreconditionError(
-                    f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
-                    hint="start the node with --snapshotter nix",
-                )
-            realised = await self._realiser.realise_closure(named, sink=sink)
-            members.update(realised.paths)
-            took += realised.took
-        return len(members), took
+        async with contextlib.AsyncExitStack() as held:
+            for layer in image.layers:
+                named = self._closure(layer.descriptor.annotations)
+                if named is None:
+                    continue
+                if self._realiser is None:
+                    raise errors.FailedPreconditionError(
+                        f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
+                        hint="start the node with --snapshotter nix",
+                    )
+                realised = await held.enter_async_context(self._realiser.realised(named, sink))
+                members.update(realised.members)
+                took += realised.took
+            yield len(members), took
 
     def _closure(self, annotations: Mapping[str, str] | None) -> closures.ClosureReference | None:
         store_dir = self._realiser.store_dir if self._realiser is not None else paths.DEFAULT_STORE_DIR
@@ -304,7 +308,8 @@ class Loader:
             return True
         try:
             # The same paths can be listed by several closureInfos.
-            return (await realise.realise_closure(one)).paths == (await realise.realise_closure(other)).paths
+            async with realise.realised(one) as first, realise.realised(other) as second:
+                return first.members == second.members
         except errors.NixletError:
             return False
 

@@ -104,7 +104,6 @@ async def stand(
     gc_roots = roots.Roots(gcroots, roots_owner(place.root))
     bringer = realiser.Realiser(
         store,
-        gc_roots,
         policy.Policy(place.unsigned_paths),
         observe=lambda took: observed.realised(took.fetched_paths, took.fetched_bytes),
     )

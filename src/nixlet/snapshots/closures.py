@@ -5,17 +5,23 @@ import contextlib
 import json
 import logging
 import os
+import time
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
+from typing import NamedTuple
 
 from nixlet import errors
+from nixlet.host import uncut
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import model
 from nixlet.snapshots import tasks as tasks_module
 from nixlet.snapshots import views as views_module
 from nixlet.store import closures as closure_references
-from nixlet.store import realiser, roots
+from nixlet.store import paths, realiser, roots
+
+#: The coarsest step in which a file system that can hold a store counts time (ns).
+_TICK = 2_000_000_000
 
 _log = logging.getLogger("nixlet.snapshots")
 
@@ -46,8 +52,8 @@ class Closures:
         # A lock lives as long as somebody holds or awaits it.
         self._locks: weakref.WeakValueDictionary[int | str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._pins: dict[str, int] = {}
-        # Closures to the mtime of the store's directory (ns) when all of their paths were last seen in it.
-        self._complete: dict[int, int] = {}
+        # Closures to the state of the store's directory in which all of their paths were last seen in it.
+        self._complete: dict[tuple[int, model.Strategy], _StoreState] = {}
 
     @contextlib.asynccontextmanager
     async def realised(
@@ -63,11 +69,12 @@ class Closures:
         async with self._lock(identity):
             self._pins[identity] = self._pins.get(identity, 0) + 1
         try:
-            realised = await self._realiser.realise_closure(reference, root_name=identity)
-            names = tuple(path.name for path in realised.paths)
-            annotations = json.dumps(reference.annotations())
-            self._faults.reach("closure-realised")
-            yield metadata_module.NewClosure(identity, annotations, names)
+            async with self._realiser.realised(reference) as realised:
+                await uncut.to_its_end(asyncio.to_thread(self._roots.set, identity, realised.roots))
+                names = tuple(path.name for path in realised.members)
+                annotations = json.dumps(reference.annotations())
+                self._faults.reach("closure-realised")
+                yield metadata_module.NewClosure(identity, annotations, names)
         finally:
             self._pins[identity] -= 1
             if not self._pins[identity]:
@@ -80,41 +87,45 @@ class Closures:
         Raises:
             FailedPreconditionError: A path is missing and can't be realised again, or the view can't be mounted.
         """
-        layer = self._views.layer_path(number, strategy)
-        # Whatever adds or deletes a store path changes the mtime of the store's directory: the look at each path is
-        # needed once per such change, and three stat calls suffice otherwise.
-        if self._views.is_ready(number, strategy) and self._store_mtime() == self._complete.get(number):
+        # Whatever adds, deletes or replaces a store path changes the store's directory: the look at each path is needed
+        # once per such change, and three stat calls suffice otherwise.
+        layer = self._views.layer(number, strategy)
+        if layer is not None and self._store_state() == self._complete.get((number, strategy)):
             return layer
         async with self._lock(number):
             closure = self._db.closure(number)
-            mtime = self._store_mtime()
-            missing = await asyncio.to_thread(self._missing, closure.names)
+            state = self._store_state()
+            seen, missing = await asyncio.to_thread(self._views.look, closure.names)
             if missing:
                 _log.warning("%d store paths of closure %d are missing; realising them again", len(missing), number)
                 await self._realise_again(closure, missing[0])
-                # overlayfs caches what it has looked up: a view from before would still show the path as empty. Its
-                # metadata stays, since running containers' clones of the view need it.
-                await asyncio.to_thread(self._views.unmount, number)
-                mtime = self._store_mtime()
-            await asyncio.to_thread(self._views.ensure, number, closure.names, strategy)
-            self._complete[number] = mtime
+                state = self._store_state()
+                seen, missing = await asyncio.to_thread(self._views.look, closure.names)
+                if missing:
+                    raise views_module.missing_path(f"{self._store_dir}/{missing[0]}")
+            layer = await asyncio.to_thread(self._views.show, number, seen, strategy)
+            if state.settled:
+                self._complete[number, strategy] = state
+            else:
+                self._complete.pop((number, strategy), None)
         return layer
 
     def _lock(self, closure: int | str) -> asyncio.Lock:
         """The lock for what is done to a closure's view (by number), or to its record and roots (by identity)."""
         return self._locks.setdefault(closure, asyncio.Lock())
 
-    def _store_mtime(self) -> int:
-        return os.stat(self._real_store_dir).st_mtime_ns
-
-    def _missing(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if not os.path.lexists(os.path.join(self._real_store_dir, name))]
+    def _store_state(self) -> "_StoreState":
+        status = os.stat(self._real_store_dir)
+        return _StoreState(status.st_dev, status.st_ino, status.st_ctime_ns)
 
     async def _realise_again(self, closure: metadata_module.Closure, example: str) -> None:
         reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
         assert reference is not None, "only closures that an annotation named are recorded"
         try:
-            await self._realiser.realise_closure(reference, root_name=closure.identity)
+            async with self._realiser.realised(reference) as realised:
+                await uncut.to_its_end(asyncio.to_thread(self._roots.set, closure.identity, realised.roots))
+        except errors.FailedPreconditionError:
+            raise  # Nix believes it valid: the error says so
         except errors.NixletError as error:
             raise views_module.missing_path(f"{self._store_dir}/{example}") from error
 
@@ -124,7 +135,11 @@ class Closures:
         for identity in {*identities, *unused}:
             async with self._lock(identity):
                 if identity not in self._pins:
-                    await self._drop(identity)
+                    try:
+                        await self._drop(identity)
+                    except (errors.NixletError, OSError) as error:
+                        # The others go all the same, and this one with the next sweep.
+                        _log.warning("the closure %s, which nothing needs, stays: %s", identity, error)
 
     async def _drop(self, identity: str) -> None:
         """Drop a closure, unless a snapshot needs it; nobody takes it up meanwhile."""
@@ -135,18 +150,19 @@ class Closures:
             async with self._lock(closure.id):
                 await asyncio.to_thread(self._views.remove, closure.id)
                 self._faults.reach("view-removed")
-                self._complete.pop(closure.id, None)
+                for strategy in model.Strategy:
+                    self._complete.pop((closure.id, strategy), None)
                 await self._db.delete_closure(closure.id)
                 self._faults.reach("closure-forgotten")
         await asyncio.to_thread(self._roots.remove, identity)
         self._faults.reach("root-removed")
 
-    async def discard_unfinished(self) -> None:
-        """Remove what a crash left half-made; before anything else is done."""
-        await asyncio.to_thread(self._roots.discard_unfinished)
-
     async def sweep(self) -> list[str]:
-        """Remove views and roots that the database doesn't know; what was removed, in words."""
+        """Remove views and roots that the database doesn't know, and make roots again that are lost.
+
+        Returns:
+            What was done, in words.
+        """
         await self.drop_unused()
         # Looked at before the database is: what is made meanwhile is known there, and not seen here.
         numbers = await asyncio.to_thread(self._views.numbers)
@@ -158,4 +174,38 @@ class Closures:
         for name in names - {closure.identity for closure in self._db.closures()} - self._pins.keys():
             await self.drop_unused([name])
             swept.append(f"GC root {name}")
+        for closure in list(self._db.closures()):
+            async with self._lock(closure.identity):
+                if self._db.closure_named(closure.identity) == closure and await asyncio.to_thread(
+                    self._root_again, closure
+                ):
+                    swept.append(f"the lost GC root {closure.identity}, made again")
         return swept
+
+    def _root_again(self, closure: metadata_module.Closure) -> bool:
+        """Root a closure whose root is lost, as by a power cut; whether it was.
+
+        All of its paths are rooted: which of them keep the others only Nix knows, who may not answer now.
+        """
+        reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
+        assert reference is not None, "only closures that an annotation named are recorded"
+        info = reference.closure_info
+        rooted = self._roots.paths(closure.identity)
+        if info.name in rooted if info is not None else rooted:
+            return False
+        names = closure.names if info is None else (info.name, *closure.names)
+        self._roots.set(closure.identity, [paths.from_name(name, self._store_dir) for name in names])
+        return True
+
+
+class _StoreState(NamedTuple):
+    """What the store's directory was when it was looked at: another one, or its last change (ns), tells that it changed."""
+
+    device: int
+    inode: int
+    changed: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has not changed for so long that no later change can have the same time (file systems count in steps)."""
+        return abs(time.time_ns() - self.changed) > _TICK

@@ -1,16 +1,19 @@
 """Which strategies work here: found by mounting a small one and reading it back, never by comparing version numbers.
 
 The probe is a program of its own (``python -m nixlet.snapshots.probe``) in a mount namespace of its own: nothing of it can
-stay behind in ours. It takes some tenths of a second, so its findings are kept, for one boot of the kernel and for the
-devices that they were made on.
+stay behind in ours. It takes some tenths of a second, so findings that hold are kept, for one boot of the kernel and for the
+devices that they were made on. What fails for a passing reason, such as a full disk, is tried again.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from nixlet import errors
 from nixlet.host import files, mounts, process
@@ -21,6 +24,15 @@ from nixlet.snapshots import views as views_module
 CHOICES = ("auto", *(strategy.value for strategy in model.Strategy))
 
 _FILE = "probe.json"
+
+#: How the names of a probe's directories begin.
+_DIRECTORY = ".probe-"
+
+#: Refusals that say nothing of a strategy.
+_PASSING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY),
+}
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -40,6 +52,7 @@ async def findings(root: str, real_store_dir: str) -> Findings:
 
     Raises:
         CommandFailedError: The probe itself failed.
+        ResourceExhaustedError, UnavailableError: Something passing was in the way, such as a full disk.
     """
     path = os.path.join(root, _FILE)
     here = _circumstances(root, real_store_dir)
@@ -49,8 +62,15 @@ async def findings(root: str, real_store_dir: str) -> Findings:
             return {strategy.value: str(kept["findings"][strategy.value]) for strategy in model.Strategy}
     argv = process.python("nixlet.snapshots.probe", root, real_store_dir)
     done = (await process.run(argv, timeout=_TIMEOUT)).check()
-    found: dict[str, str] = json.loads(done.stdout)
-    files.write_atomically(path, json.dumps({"circumstances": here, "findings": found}), mode=0o600)
+    answer = json.loads(done.stdout)
+    if answer["passing"]:
+        number, where = answer["passing"]
+        raise files.refused(
+            f"a container's root file system can't be tried below {root} ({where})", OSError(number, "")
+        )
+    found: dict[str, str] = answer["findings"]
+    if not all(found.values()):
+        files.write_atomically(path, json.dumps({"circumstances": here, "findings": found}), mode=0o600)
     return found
 
 
@@ -59,6 +79,7 @@ async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
 
     Raises:
         UnsupportedError: It doesn't work here, or none does; the sentence says why.
+        ResourceExhaustedError, UnavailableError: Something passing was in the way, such as a full disk.
     """
     found = await findings(root, real_store_dir)
     candidates = list(model.Strategy) if wanted == "auto" else [model.Strategy(wanted)]
@@ -74,7 +95,16 @@ async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
 
 def _circumstances(root: str, real_store_dir: str) -> list[object]:
     """What the findings hold for."""
-    return [_read(_BOOT_ID).strip(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
+    return [boot_id(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
+
+
+def boot_id() -> str:
+    """What tells this boot of the kernel from others (proc(5))."""
+    return _read(_BOOT_ID).strip()
+
+
+class _PassingError(Exception):
+    """A strategy couldn't be tried for a reason that says nothing of it."""
 
 
 def probe(root: str, real_store_dir: str) -> Findings:
@@ -84,16 +114,46 @@ def probe(root: str, real_store_dir: str) -> Findings:
     """
     found = {}
     for strategy in model.Strategy:
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=root, ignore_cleanup_errors=True) as base:
+        with _own_directory(root) as base:
             try:
                 _try(base, real_store_dir, strategy)
                 found[strategy.value] = ""
             except (errors.NixletError, OSError) as error:
+                refusal = error if isinstance(error, OSError) else error.__cause__
+                if isinstance(refusal, OSError) and refusal.errno in _PASSING:
+                    raise _PassingError(refusal.errno, refusal.filename or str(error)) from error
                 found[strategy.value] = str(error)
             finally:
                 for entry in reversed(mounts.below(base)):
                     mounts.unmount(entry.path)
     return found
+
+
+@contextlib.contextmanager
+def _own_directory(root: str) -> Iterator[str]:
+    """A directory for the time of the context; while its probe lives it is locked."""
+    try:
+        base = tempfile.mkdtemp(prefix=_DIRECTORY, dir=root)
+    except OSError as error:
+        raise _PassingError(error.errno, error.filename) from error
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+        os.close(fd)
+
+
+def sweep(root: str) -> None:
+    """Remove what killed probes left below a snapshotter's root; blocks."""
+    for entry in os.listdir(root):
+        if entry.startswith(_DIRECTORY):
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                fd = os.open(os.path.join(root, entry), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(os.path.join(root, entry))
 
 
 def _try(base: str, real_store_dir: str, strategy: model.Strategy) -> None:
@@ -122,9 +182,10 @@ def _look(
     for part in ("views", "fs", "upper", "work", "root"):
         files.new_directories(os.path.join(here, part))
     views = views_module.Views(os.path.join(here, "views"), store_dir="/nix/store", real_store_dir=store)
-    views.ensure(1, names, strategy)
+    seen, _ = views.look(names)
+    layer = views.show(1, seen, strategy)
     root = os.path.join(here, "root")
-    options = f"lowerdir={views.layer_path(1, strategy)}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
+    options = f"lowerdir={layer}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
     mounts.mount("overlay", root, "overlay", 0, options)
     if strategy is model.Strategy.BIND:
         for each in names:
@@ -139,7 +200,12 @@ def main() -> None:
     """Probe in a mount namespace of this process's own, and print the findings as JSON."""
     root, real_store_dir = sys.argv[1:]
     mounts.unshare()
-    json.dump(probe(root, real_store_dir), sys.stdout)
+    answer: dict[str, object] = {"findings": {}, "passing": []}
+    try:
+        answer["findings"] = probe(root, real_store_dir)
+    except _PassingError as error:
+        answer["passing"] = error.args
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,11 @@ class Snapshotter:
         files.make_directory(self._snapshots, mode=0o700)
         files.make_directory(views_dir, mode=0o700)
         self._views = views_module.Views(
-            views_dir, store_dir=store_dir, real_store_dir=real_store_dir, faults=self._faults
+            views_dir,
+            store_dir=store_dir,
+            real_store_dir=real_store_dir,
+            boot=probe.boot_id(),
+            faults=self._faults,
         )
         self._db = self._open_database()
         self._tasks = tasks_module.Tasks()
@@ -140,11 +144,9 @@ class Snapshotter:
 
     async def start(self) -> None:
         """Finish or undo what a crash cut off, and begin to find out which strategy works here."""
-        self._chosen = self._tasks.start(
-            probe.choose(self._wanted, self.root, self._real_store_dir), "choosing a strategy"
-        )
+        await asyncio.to_thread(probe.sweep, self.root)
+        self._begin_choosing()
         self._creator.refill_spares()
-        await self._closures.discard_unfinished()
         swept = await self._sweeper.sweep()
         self._mounts.lost = await self._sweeper.restore()
         if swept:
@@ -155,9 +157,19 @@ class Snapshotter:
 
         Raises:
             UnsupportedError: No strategy works here, or not the one that was asked for.
+            ResourceExhaustedError, UnavailableError: Something passing was in the way of finding out, such as a full disk.
         """
-        assert self._chosen is not None, "start() comes first"
-        return await asyncio.shield(self._chosen)
+        chosen = self._chosen
+        assert chosen is not None, "start() comes first"
+        # What failed is tried again by the next call: the reason may be gone.
+        if chosen.done() and (chosen.cancelled() or chosen.exception() is not None):
+            chosen = self._begin_choosing()
+        return await asyncio.shield(chosen)
+
+    def _begin_choosing(self) -> "asyncio.Task[model.Strategy]":
+        choosing = probe.choose(self._wanted, self.root, self._real_store_dir)
+        self._chosen = self._tasks.start(choosing, "choosing a strategy")
+        return self._chosen
 
     async def close(self) -> None:
         """Wait for what is running and close the database. Snapshots and views stay."""

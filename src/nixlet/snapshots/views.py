@@ -8,15 +8,24 @@ attribute ``trusted.overlay.redirect`` tells overlayfs where its content lies in
 itself (kernel documentation, filesystems/overlayfs, "redirect_dir"). Containers get the subdirectory ``v`` of the mounted
 view, so that the store's own root, which overlayfs merges into the view's, stays out of their sight.
 
+A mounted overlay goes on showing the files that it has found once, and a path that was missing stays an empty directory in it.
+So a view remembers which files it was made over; when a path was replaced, the next container gets a new mount beside the old
+one, which those that run keep. Metadata and skeletons hold for one boot: what a power cut may have cut is made again.
+
 All functions here block: call them in a thread.
 """
 
 import contextlib
 import errno
+import hashlib
+import json
+import logging
 import os
+import re
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from nixlet import errors
 from nixlet.host import files, mounts
@@ -38,17 +47,68 @@ _UNFINISHED = ".new"
 #: Present beside ``v`` when the view needs overlayfs's metacopy feature.
 _METACOPY_MARK = "metacopy"
 
+#: Beside ``v``: the boot in which metadata was made, and over which files and links.
+_RECORD = "record.json"
 
 #: How the names of a view's metadata and of a skeleton end.
 _META = ".meta"
 _SKELETON = ".skeleton"
 
+#: "7", "7.1" (mount points), "7.meta", "7.1.skeleton", "7.meta.new".
+_NAME = re.compile(r"(\d+)(?:\.(\d+))?(\.meta|\.skeleton)?(\.new)?")
+
+_log = logging.getLogger("nixlet.snapshots")
+
+
+class Seen(NamedTuple):
+    """What a store path was when it was looked at.
+
+    Attributes:
+        device: The number of its file system.
+        inode: Its number there, which a file that comes after it may get again.
+        changed: When the inode changed last (ns), by which that is told.
+        mode: Its type and its permissions (st_mode).
+        owner: Its user.
+        group: Its group.
+        target: Where it leads, for a symlink.
+    """
+
+    device: int
+    inode: int
+    changed: int
+    mode: int
+    owner: int
+    group: int
+    target: str
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether its content is looked up in the store and not held by metadata."""
+        return stat.S_ISDIR(self.mode)
+
+
+class _Shown(NamedTuple):
+    """A view that is mounted: where, over which metadata and which directories (a digest of them)."""
+
+    path: str
+    meta: str
+    over: bytes
+
 
 class Views:
-    """The views below one directory: number N is mounted at ``N``, its metadata is ``N.meta``, its skeleton ``N.skeleton``."""
+    """The views below one directory: number N is mounted at ``N``, its metadata is ``N.meta``, its skeleton ``N.skeleton``.
+
+    Those that follow when store paths were replaced are ``N.1``, ``N.1.meta``, ``N.1.skeleton`` and so on.
+    """
 
     def __init__(
-        self, directory: str, *, store_dir: str, real_store_dir: str, faults: faults_module.Faults | None = None
+        self,
+        directory: str,
+        *,
+        store_dir: str,
+        real_store_dir: str,
+        boot: str = "",
+        faults: faults_module.Faults | None = None,
     ) -> None:
         """A directory for the views.
 
@@ -56,82 +116,160 @@ class Views:
             directory: Where they are kept; on a file system that has trusted attributes.
             store_dir: The store's path as containers see it ("/nix/store").
             real_store_dir: The directory on this host that holds its files.
+            boot: What tells this boot of the machine from others.
             faults: Where tests can have the process killed.
         """
         self._faults = faults or faults_module.Faults()
         self._directory = directory
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
+        self._boot = boot
+        # What is mounted by this process: of a mount from before nobody knows over what it was made.
+        self._shown: dict[int, _Shown] = {}
+        self._skeletons: dict[int, str] = {}
 
-    def mount_path(self, number: int) -> str:
-        """Where a view is mounted."""
-        return os.path.join(self._directory, str(number))
+    def layer(self, number: int, strategy: model.Strategy) -> str | None:
+        """What stands in a container's list of lower layers, if it has been shown and is there; two stat calls."""
+        if strategy is model.Strategy.BIND:
+            skeleton = self._skeletons.get(number)
+            return os.path.join(skeleton, LAYER) if skeleton and os.path.isdir(skeleton) else None
+        shown = self._shown.get(number)
+        return os.path.join(shown.path, LAYER) if shown and mounts.is_mount_point(shown.path) else None
 
-    def layer_path(self, number: int, strategy: model.Strategy = model.Strategy.VIEW) -> str:
-        """What stands in a container's list of lower layers."""
-        whole = self.mount_path(number) if strategy is model.Strategy.VIEW else self._skeleton_path(number)
-        return os.path.join(whole, LAYER)
+    def look(self, names: Iterable[str]) -> tuple[dict[str, Seen], list[str]]:
+        """What store paths are on the disk, and the names of those that aren't there."""
+        seen, missing = {}, []
+        for name in names:
+            path = os.path.join(self._real_store_dir, name)
+            try:
+                status = os.lstat(path)
+                target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
+                attributes = (status.st_mode, status.st_uid, status.st_gid)
+                seen[name] = Seen(status.st_dev, status.st_ino, status.st_ctime_ns, *attributes, target)
+            except FileNotFoundError:
+                missing.append(name)
+        return seen, missing
 
-    def meta_path(self, number: int) -> str:
-        """Where a view's metadata is."""
-        return os.path.join(self._directory, f"{number}{_META}")
-
-    def _skeleton_path(self, number: int) -> str:
-        return os.path.join(self._directory, f"{number}{_SKELETON}")
-
-    def is_ready(self, number: int, strategy: model.Strategy) -> bool:
-        """Whether a view is mounted, or a skeleton is there; two stat calls."""
-        if strategy is model.Strategy.VIEW:
-            return mounts.is_mount_point(self.mount_path(number))
-        return os.path.isdir(self._skeleton_path(number))
-
-    def ensure(self, number: int, names: Sequence[str], strategy: model.Strategy = model.Strategy.VIEW) -> None:
-        """Have a view mounted, or a skeleton built.
+    def show(self, number: int, seen: Mapping[str, Seen], strategy: model.Strategy = model.Strategy.VIEW) -> str:
+        """Have a view mounted, or a skeleton built, over exactly what was seen; the layer for a container.
 
         Raises:
-            FailedPreconditionError: A store path is missing, or the kernel refuses the mount.
+            FailedPreconditionError: A store path vanished, or the kernel refuses the mount.
         """
-        if self.is_ready(number, strategy):
-            return
+        self._discard_of_other_boots(number)
         if strategy is model.Strategy.BIND:
-            self._build(self._skeleton_path(number), names, redirects=False)
-            self._faults.reach("skeleton-built")
-            return
-        meta, target = self.meta_path(number), self.mount_path(number)
-        if not os.path.isdir(meta):
-            self._build(meta, names, redirects=True)
-            self._faults.reach("view-built")
-        files.new_directories(target)
+            skeleton = self._skeletons[number] = self._tree(number, _SKELETON, seen)
+            return os.path.join(skeleton, LAYER)
+        meta = self._tree(number, _META, seen)
+        over = _digest(seen)
+        shown = self._shown.get(number)
+        if shown is None or (shown.meta, shown.over) != (meta, over) or not mounts.is_mount_point(shown.path):
+            shown = self._shown[number] = _Shown(self._mount(number, meta), meta, over)
+        return os.path.join(shown.path, LAYER)
+
+    def _mount(self, number: int, meta: str) -> str:
+        """Mount a view at a place of its own.
+
+        The one before stays until the next: a container may just be starting over it.
+        """
+        before = self._shown.get(number)
+        kept = before.path if before is not None and mounts.is_mount_point(before.path) else ""
+        for each in self._generations(number, ""):
+            if (path := self._path(number, each, "")) != kept:
+                self._unmount(path, remove=True)
+        target = self._path(number, max(self._generations(number, ""), default=-1) + 1, "")
+        files.new_directory(target)
         options = f"lowerdir={meta}:{self._real_store_dir},redirect_dir=follow"
         if os.path.exists(os.path.join(meta, _METACOPY_MARK)):
             options += ",metacopy=on"
         mounts.mount("overlay", target, "overlay", mounts.MS_RDONLY, options)
         self._faults.reach("view-mounted")
+        return target
 
-    def _build(self, meta: str, names: Sequence[str], *, redirects: bool) -> None:
-        temporary = meta + _UNFINISHED
-        shutil.rmtree(temporary, ignore_errors=True)
+    def _tree(self, number: int, kind: str, seen: Mapping[str, Seen]) -> str:
+        """Metadata or a skeleton that fits what was seen.
+
+        One that doesn't fit any more stays: containers may run over it.
+        """
+        generations = self._generations(number, kind)
+        latest = max(generations, default=-1)
+        if latest >= 0 and self._fits(self._path(number, latest, kind), seen):
+            return self._path(number, latest, kind)
+        made = self._path(number, latest + 1, kind)
+        self._build(made, seen, redirects=kind == _META)
+        self._faults.reach("view-built" if kind == _META else "skeleton-built")
+        return made
+
+    def _path(self, number: int, generation: int, kind: str) -> str:
+        later = f".{generation}" if generation else ""
+        return os.path.join(self._directory, f"{number}{later}{kind}")
+
+    def _generations(self, number: int, kind: str) -> set[int]:
+        found = (_NAME.fullmatch(entry) for entry in os.listdir(self._directory))
+        return {
+            int(match[2] or 0)
+            for match in found
+            if match and int(match[1]) == number and (match[3] or "") == kind and not match[4]
+        }
+
+    def _record(self, tree: str) -> dict[str, object] | None:
+        """What was written down when a tree was made, or None for one of an earlier version."""
         try:
-            files.new_directory(temporary)
+            with open(os.path.join(tree, _RECORD), encoding="utf-8") as file:
+                record = json.load(file)
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def _fits(self, tree: str, seen: Mapping[str, Seen]) -> bool:
+        record = self._record(tree)
+        if record is None or record.get("boot") != self._boot:
+            return False
+        others = record.get("others")
+        present = {name: each for name, each in seen.items() if not each.is_directory}
+        if not isinstance(others, dict) or others.keys() != present.keys():
+            return False
+        if record.get("directories") != _attributes(seen):
+            return False
+        return all(others[name] in (_linked(each), _copied(each)) for name, each in present.items())
+
+    def _discard_of_other_boots(self, number: int) -> None:
+        """Delete what was made before the machine started: a power cut may have left it empty, and nobody runs over it."""
+        for kind in (_META, _SKELETON):
+            for generation in self._generations(number, kind):
+                tree = self._path(number, generation, kind)
+                record = self._record(tree)
+                if record is not None and record.get("boot") != self._boot:
+                    shutil.rmtree(tree)
+
+    def _build(self, tree: str, seen: Mapping[str, Seen], *, redirects: bool) -> None:
+        temporary = tree + _UNFINISHED
+        shutil.rmtree(temporary, ignore_errors=True)
+        others: dict[str, list[object]] = {}
+        try:
             layer = os.path.join(temporary, LAYER)
             files.new_directories(layer + self._store_dir)
-            for name in names:
+            for name, each in seen.items():
                 try:
-                    self._add(temporary, name, redirects=redirects)
+                    linked = self._add(temporary, name, redirects=redirects)
                 except FileNotFoundError as error:
                     raise missing_path(os.path.join(self._store_dir, name)) from error
+                if not each.is_directory:
+                    others[name] = _linked(each) if linked else _copied(each)
             # The attributes of a merged directory come from here; fixed times keep them the same in every view.
             path = layer + self._store_dir
             while path.startswith(layer):
                 os.utime(path, (1, 1))
                 path = os.path.dirname(path)
-            files.sync_directory(temporary)
-            os.rename(temporary, meta)
+            with open(os.path.join(temporary, _RECORD), "w", encoding="utf-8") as file:
+                json.dump({"boot": self._boot, "directories": _attributes(seen), "others": others}, file)
+            os.rename(temporary, tree)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def _add(self, meta: str, name: str, *, redirects: bool) -> None:
+    def _add(self, meta: str, name: str, *, redirects: bool) -> bool:
+        """Add a store path; whether it is the very file of the store."""
         source = os.path.join(self._real_store_dir, name)
         target = os.path.join(meta, LAYER) + os.path.join(self._store_dir, name)
         status = os.lstat(source)
@@ -140,18 +278,19 @@ class Views:
             if redirects:
                 os.setxattr(target, _REDIRECT, os.fsencode(f"/{name}"))
             self._copy_attributes(status, target)
-        elif stat.S_ISLNK(status.st_mode):
+            return False
+        if stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(source), target)
             os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
-        else:
-            self._add_file(meta, name, source, target, status, redirects=redirects)
+            return False
+        return self._add_file(meta, name, source, target, status, redirects=redirects)
 
     def _add_file(
         self, meta: str, name: str, source: str, target: str, status: os.stat_result, *, redirects: bool
-    ) -> None:
+    ) -> bool:
         try:
             os.link(source, target)
-            return
+            return True
         except OSError as error:
             # Another file system or another mount of the same one, too many links, or a kernel that protects links.
             if error.errno not in {errno.EXDEV, errno.EMLINK, errno.EPERM}:
@@ -167,6 +306,7 @@ class Views:
             with open(os.path.join(meta, _METACOPY_MARK), "wb"):
                 pass
         self._copy_attributes(status, target)
+        return False
 
     @staticmethod
     def _copy_attributes(status: os.stat_result, target: str) -> None:
@@ -174,28 +314,63 @@ class Views:
         os.chmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
-    def unmount(self, number: int) -> None:
-        """Unmount a view, keeping its metadata; running containers keep their own clone of the mount."""
-        mounts.unmount(self.mount_path(number))
-
     def remove(self, number: int) -> None:
         """Unmount a view and delete what it was made of; for closures that no container needs any more."""
-        self.unmount(number)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.mount_path(number))
-        for directory in (self.meta_path(number), self._skeleton_path(number)):
-            shutil.rmtree(directory, ignore_errors=True)
-            shutil.rmtree(directory + _UNFINISHED, ignore_errors=True)
+        self._shown.pop(number, None)
+        self._skeletons.pop(number, None)
+        for entry in os.listdir(self._directory):
+            match = _NAME.fullmatch(entry)
+            if match and int(match[1]) == number:
+                path = os.path.join(self._directory, entry)
+                if not match[3]:
+                    self._unmount(path, remove=True)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def numbers(self) -> set[int]:
         """The views that have a mount point, metadata or a skeleton here."""
-        found = (entry.partition(".")[0] for entry in os.listdir(self._directory))
-        return {int(name) for name in found if name.isdigit()}
+        return {int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self._directory)) if match}
 
     def unmount_all(self) -> None:
-        """Unmount every view, keeping the metadata."""
-        for number in self.numbers():
-            self.unmount(number)
+        """Unmount every view, keeping the metadata; running containers keep their own clones of the mounts."""
+        self._shown.clear()
+        for entry in os.listdir(self._directory):
+            match = _NAME.fullmatch(entry)
+            if match and not match[3]:
+                self._unmount(os.path.join(self._directory, entry), remove=False)
+
+    @staticmethod
+    def _unmount(path: str, *, remove: bool) -> None:
+        """Unmount a view, also one that somebody is in; a failure is told, and no reason to leave others mounted."""
+        try:
+            mounts.unmount(path, mounts.UMOUNT_NOFOLLOW | mounts.MNT_DETACH)
+            if remove:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(path)
+        except (errors.NixletError, OSError) as error:
+            _log.warning("the view %s stays mounted: %s", path, error)
+
+
+def _linked(seen: Seen) -> list[object]:
+    """What is written down of a file that metadata shares with the store: while it does, its number is nobody else's."""
+    return ["linked", seen.device, seen.inode]
+
+
+def _copied(seen: Seen) -> list[object]:
+    """What is written down of a file or link that was copied."""
+    return ["copied", seen.target] if seen.target else ["copied", seen.device, seen.inode, seen.changed]
+
+
+def _attributes(seen: Mapping[str, Seen]) -> str:
+    """A digest of what metadata copies of directories."""
+    listed = sorted((name, each.mode, each.owner, each.group) for name, each in seen.items() if each.is_directory)
+    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
+
+
+def _digest(seen: Mapping[str, Seen]) -> bytes:
+    """What tells the directories of a closure from others that were there before under their names."""
+    listed = sorted((name, each) for name, each in seen.items() if each.is_directory)
+    return hashlib.blake2b(repr(listed).encode(), digest_size=16).digest()
 
 
 def missing_path(path: str) -> errors.FailedPreconditionError:

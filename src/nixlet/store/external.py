@@ -66,20 +66,8 @@ class _Session:
     async def hold(self, wanted: Collection[paths.StorePath]) -> None:
         await self._session.hold(wanted)
 
-    async def plan(self, wanted: Collection[paths.StorePath]) -> interface.Plan:
-        return await self._session.plan(wanted)
-
     async def path_infos(self, wanted: Iterable[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
         return await self._session.path_infos(wanted)
 
     async def closure(self, wanted: Collection[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
         return await self._session.closure(wanted)
-
-    async def add_text(self, name: str, text: str, references: Collection[paths.StorePath]) -> paths.StorePath:
-        return await self._session.add_text(name, text, references)
-
-    async def add_nar(self, name: str, nar: bytes, references: Collection[paths.StorePath]) -> paths.StorePath:
-        return await self._session.add_nar(name, nar, references)
-
-    async def delete(self, doomed: Collection[paths.StorePath]) -> int:
-        return await self._session.delete(doomed)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from nixlet.store import paths
@@ -56,18 +56,6 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Collected:
-    """What a garbage collection deleted: full paths (unfinished ones among them), and how many bytes that freed."""
-
-    paths: tuple[str, ...]
-    freed_bytes: int
-
-
-#: Content in pieces: what is at hand, or what comes from elsewhere bit by bit.
-Chunks = Iterable[bytes] | AsyncIterable[bytes]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Realised:
     """What realising took: how many paths were fetched, and how many bytes (compressed, where the store knows them)."""
 
@@ -89,10 +77,6 @@ class StoreSession(Protocol):
         """Keep the garbage collector from paths, present or not, while the session is open."""
         ...
 
-    async def plan(self, wanted: Collection[paths.StorePath]) -> Plan:
-        """What realising would take."""
-        ...
-
     async def realise(self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink) -> Realised:
         """Have paths in the store, with all that they refer to.
 
@@ -111,22 +95,6 @@ class StoreSession(Protocol):
 
     async def closure(self, wanted: Collection[paths.StorePath]) -> dict[paths.StorePath, PathInfo]:
         """Paths and all that they refer to, over any number of steps."""
-        ...
-
-    async def add_text(self, name: str, text: str, references: Collection[paths.StorePath]) -> paths.StorePath:
-        """Add a plain file."""
-        ...
-
-    async def add_nar(self, name: str, nar: bytes, references: Collection[paths.StorePath]) -> paths.StorePath:
-        """Add content that determines its own name (recursive sha256), from its archive."""
-        ...
-
-    async def delete(self, doomed: Collection[paths.StorePath]) -> int:
-        """Delete paths that nothing needs; the bytes that were freed.
-
-        Raises:
-            NixletError: Something needs one of them.
-        """
         ...
 
 

@@ -65,29 +65,3 @@ def parse_below(text: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[StorePat
 def from_name(name: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
     """The store path with a base name; raises as ``parse`` does."""
     return parse(f"{store_dir}/{name}", store_dir)
-
-
-def encode_nix32(digest: bytes) -> str:
-    """Nix's base 32: groups of five bits, the last bytes first."""
-    number = int.from_bytes(digest, "little")
-    length = (len(digest) * 8 + 4) // 5
-    return "".join(NIX32[number >> 5 * position & 31] for position in reversed(range(length)))
-
-
-def decode_nix32(text: str) -> bytes:
-    """The bytes that Nix's base 32 stands for.
-
-    Raises:
-        InvalidArgumentError: The text has other characters, or bits that belong to no byte.
-    """
-    number = 0
-    for character in text:
-        digit = NIX32.find(character)
-        if digit < 0:
-            raise errors.InvalidArgumentError(f"{shown(text)} is not Nix's base 32")
-        number = number << 5 | digit
-    length = len(text) * 5 // 8
-    # Only as many characters as the bytes need, and nothing in the bits that are left over.
-    if number >> length * 8 or (length * 8 + 4) // 5 != len(text):
-        raise errors.InvalidArgumentError(f"{shown(text)} is not Nix's base 32 of whole bytes")
-    return number.to_bytes(length, "little")

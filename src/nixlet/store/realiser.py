@@ -1,19 +1,17 @@
-"""Bringing closures into the store: one task for each closure, however many ask for it; rooted before anything is fetched."""
+"""Bringing closures into the store: one task for each closure, however many ask for it, and held while anyone uses it."""
 
 import asyncio
 import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Generic, TypeVar
 
 from nixlet import errors
-from nixlet.store import closures, interface, paths, policy, roots
+from nixlet.store import closures, interface, paths, policy
 from nixlet.telemetry import progress
 
-K = TypeVar("K")
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -22,33 +20,63 @@ class RealisedClosure:
     """A closure that is in the store.
 
     Attributes:
-        paths: Its store paths, sorted.
+        members: Its store paths, sorted.
+        roots: Those whose GC roots keep all of it.
         took: What fetching took; nothing when all was there.
     """
 
-    paths: tuple[paths.StorePath, ...]
+    members: tuple[paths.StorePath, ...]
+    roots: tuple[paths.StorePath, ...]
     took: interface.Realised
 
 
 class _Shared(Generic[T]):
-    """One piece of work with several waiters: it goes on while anyone waits, and ends when the last one gives up."""
+    """One piece of work with several users: it goes on while anyone waits for it, and stays open while anyone uses it."""
 
-    def __init__(self, work: Callable[[progress.ProgressSink], Coroutine[Any, Any, T]], name: str) -> None:
+    def __init__(
+        self, work: Callable[[progress.ProgressSink], contextlib.AbstractAsyncContextManager[T]], name: str
+    ) -> None:
         self._sinks: list[progress.ProgressSink] = []
-        self.task = asyncio.create_task(work(self._tell), name=name)
+        self._left = asyncio.Event()
+        self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(work), name=name)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it failed, or all who used it have left: who comes now is too late."""
+        return self._left.is_set()
+
+    async def _run(self, work: Callable[[progress.ProgressSink], contextlib.AbstractAsyncContextManager[T]]) -> None:
+        try:
+            async with work(self._tell) as result:
+                self._result.set_result(result)
+                await self._left.wait()
+        except BaseException as error:
+            self._left.set()
+            if isinstance(error, asyncio.CancelledError):
+                self._result.cancel()
+                raise
+            if not self._result.done():
+                self._result.set_exception(error)
+                self._result.exception()  # what nobody waits for any more isn't worth a warning
 
     def _tell(self, step: progress.Progress) -> None:
         for sink in self._sinks:
             sink(step)
 
-    async def wait(self, sink: progress.ProgressSink) -> T:
+    @contextlib.asynccontextmanager
+    async def used(self, sink: progress.ProgressSink) -> AsyncIterator[T]:
+        """Wait for the result, and keep it for the time of the context."""
         self._sinks.append(sink)
         try:
-            return await asyncio.shield(self.task)
+            yield await asyncio.shield(self._result)
         finally:
             self._sinks.remove(sink)
             if not self._sinks:
-                self.task.cancel()
+                self._left.set()
+                if not self._result.done():
+                    self._task.cancel()
+                await asyncio.wait([self._task])
 
 
 class Realiser:
@@ -57,7 +85,6 @@ class Realiser:
     def __init__(
         self,
         store: interface.Store,
-        gc_roots: roots.Roots,
         rules: policy.Policy,
         *,
         observe: Callable[[interface.Realised], None] = lambda _: None,
@@ -65,29 +92,25 @@ class Realiser:
         """Realise in ``store``, as ``rules`` allow; ``observe`` learns of all that was fetched."""
         self._observe = observe
         self._store = store
-        self._roots = gc_roots
         self._policy = rules
-        self._running: dict[tuple[str, str | None], _Shared[RealisedClosure]] = {}
-        self._running_paths: dict[frozenset[paths.StorePath], _Shared[interface.Realised]] = {}
+        self._running: dict[str, _Shared[RealisedClosure]] = {}
 
     @property
     def store_dir(self) -> str:
         """What its store's paths begin with."""
         return self._store.store_dir
 
-    async def realise_closure(
-        self,
-        reference: closures.ClosureReference,
-        *,
-        root_name: str | None = None,
-        sink: progress.ProgressSink = progress.ignore,
-    ) -> RealisedClosure:
-        """Have a closure in the store.
+    @contextlib.asynccontextmanager
+    async def realised(
+        self, reference: closures.ClosureReference, sink: progress.ProgressSink = progress.ignore
+    ) -> AsyncIterator[RealisedClosure]:
+        """Have a closure in the store, and keep the collector from it for the time of the context.
+
+        What is to stay longer is rooted before the context ends. Callers who want the same closure share the work and
+        the connection.
 
         Args:
             reference: The closure, as an image names it.
-            root_name: Under which name to root it durably, or None for not at all. If this fails, a name that was
-                new is gone again.
             sink: Gets the progress; callers who share the work all do.
 
         Raises:
@@ -95,26 +118,22 @@ class Realiser:
             InvalidArgumentError: The closureInfo does not list store paths, or lists strange ones.
             PermissionDeniedError: A policy refuses a path.
         """
+        identity = reference.identity
+        shared = self._running.get(identity)
+        if shared is None or shared.ended:
 
-        async def work(tell: progress.ProgressSink) -> RealisedClosure:
-            return await self._realise(reference, root_name, tell)
+            @contextlib.asynccontextmanager
+            async def work(tell: progress.ProgressSink) -> AsyncIterator[RealisedClosure]:
+                async with self._store.session() as session:
+                    yield await self._realise(session, reference, tell)
 
-        return await _share(self._running, (reference.identity, root_name), work, sink)
-
-    async def realise_paths(
-        self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
-    ) -> interface.Realised:
-        """Have paths in the store, unrooted; callers who want the same ones at the same time share the work.
-
-        Raises:
-            NotFoundError: A path can't be had.
-        """
-
-        async def work(tell: progress.ProgressSink) -> interface.Realised:
-            async with self._store.session() as session:
-                return await self._bring(session, wanted, tell)
-
-        return await _share(self._running_paths, frozenset(wanted), work, sink)
+            shared = self._running[identity] = _Shared(work, f"realise {identity}")
+        try:
+            async with shared.used(sink) as closure:
+                yield closure
+        finally:
+            if shared.ended and self._running.get(identity) is shared:
+                del self._running[identity]
 
     @contextlib.asynccontextmanager
     async def holding(
@@ -140,48 +159,25 @@ class Realiser:
         return took
 
     async def _realise(
-        self, reference: closures.ClosureReference, root_name: str | None, sink: progress.ProgressSink
+        self, session: interface.StoreSession, reference: closures.ClosureReference, sink: progress.ProgressSink
     ) -> RealisedClosure:
         named = (reference.closure_info,) if reference.closure_info is not None else reference.listed
-        async with self._store.session() as session, self._rooted(root_name, named) as root:
-            took = await self._bring(session, named, sink)
-            members, loose = named, set(named)
-            if reference.closure_info is not None:
-                members = await asyncio.to_thread(self._read_store_paths, reference.closure_info)
-                loose = await self._loose(session, reference.closure_info, members)
-                # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
-                if loose:
-                    took += await self._bring(session, sorted(loose), sink)
-            if self._policy.restricts:
-                self._policy.check((await session.path_infos(members)).values())
-            if root_name is not None:
-                # A closureInfo keeps what it refers to; the older form is kept by those that nothing else refers to.
-                infos = (reference.closure_info,) if reference.closure_info is not None else ()
-                await root((*infos, *interface.top_paths(await session.path_infos(sorted(loose)))))
-            return RealisedClosure(tuple(sorted(members)), took)
-
-    @contextlib.asynccontextmanager
-    async def _rooted(
-        self, name: str | None, first: Collection[paths.StorePath]
-    ) -> AsyncIterator[Callable[[Collection[paths.StorePath]], Coroutine[Any, Any, None]]]:
-        """Root paths before they are fetched (Nix skips a root whose path isn't there yet); yields what roots others.
-
-        What the name held before stays until something better takes its place, and after a failure.
-        """
-
-        async def root(rooted: Collection[paths.StorePath]) -> None:
-            if name is not None:
-                await _in_thread(self._roots.add, name, rooted)
-
-        before = set() if name is None else set(await asyncio.to_thread(self._roots.paths, name))
-        try:
-            if not before:
-                await root(first)
-            yield root
-        except BaseException:
-            if name is not None and not before:
-                await _in_thread(self._roots.remove, name)
-            raise
+        took = await self._bring(session, named, sink)
+        members, loose = named, set(named)
+        if reference.closure_info is not None:
+            await asyncio.to_thread(self._check_disk, named)
+            members = await asyncio.to_thread(self._read_store_paths, reference.closure_info)
+            loose = await self._loose(session, reference.closure_info, members)
+            # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
+            if loose:
+                took += await self._bring(session, sorted(loose), sink)
+        await asyncio.to_thread(self._check_disk, members)
+        if self._policy.restricts:
+            self._policy.check((await session.path_infos(members)).values())
+        # A closureInfo keeps what it refers to; the older form is kept by those that nothing else refers to.
+        infos = (reference.closure_info,) if reference.closure_info is not None else ()
+        tops = interface.top_paths(await session.path_infos(sorted(loose)))
+        return RealisedClosure(tuple(sorted(members)), (*infos, *tops), took)
 
     @staticmethod
     async def _loose(
@@ -206,6 +202,15 @@ class Realiser:
                 )
         return loose
 
+    def _check_disk(self, members: Collection[paths.StorePath]) -> None:
+        """Look whether paths that are valid are there: Nix asks its database, and never the disk."""
+        for path in members:
+            if not os.path.lexists(os.path.join(self._store.real_dir, path.name)):
+                raise errors.FailedPreconditionError(
+                    f"the store path {path} is missing from the disk, though Nix believes it valid",
+                    hint=f"bring it back with: nix-store --repair-path {path}",
+                )
+
     def _read_store_paths(self, closure_info: paths.StorePath) -> tuple[paths.StorePath, ...]:
         """The list of a closureInfo, read without following links: the path's content is foreign."""
         directory = os.path.join(self._store.real_dir, closure_info.name)
@@ -223,35 +228,3 @@ class Realiser:
                 f"the image names {closure_info} as its closure, but that has no file {closures.STORE_PATHS_FILE}"
             ) from error
         return closures.parse_store_paths(text, self._store.store_dir)
-
-
-async def _share(
-    running: dict[K, _Shared[T]],
-    key: K,
-    work: Callable[[progress.ProgressSink], Coroutine[Any, Any, T]],
-    sink: progress.ProgressSink,
-) -> T:
-    """Wait for the work under a key, starting it where it isn't under way."""
-    while (shared := running.get(key)) is not None and shared.task.cancelling():
-        # All who wanted it gave up: it must have ended before it can begin again.
-        await asyncio.wait([shared.task])
-    if shared is None:
-        shared = running[key] = _Shared(work, f"realise {key}")
-
-        def forget(task: asyncio.Task[T]) -> None:
-            del running[key]
-            if not task.cancelled():
-                task.exception()  # what nobody waits for any more isn't worth a warning
-
-        shared.task.add_done_callback(forget)
-    return await shared.wait(sink)
-
-
-async def _in_thread(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Run a function in a thread, to its end also when the caller is cancelled: what comes next relies on it."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

@@ -84,7 +84,7 @@ def _lock(path: str) -> None:
 
 
 def _root(path: str) -> None:
-    roots.Roots(os.path.dirname(path), "owner").add("1", [paths.StorePath(f"/nix/store/{'a' * 32}-x")])
+    roots.Roots(os.path.dirname(path), "owner").set("1", [paths.StorePath(f"/nix/store/{'a' * 32}-x")])
     os.rename(os.path.join(os.path.dirname(path), "nixlet"), path)
 
 

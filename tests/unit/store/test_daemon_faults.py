@@ -224,23 +224,6 @@ async def test_a_failing_plan_does_not_stop_the_work(tmp_path: Path) -> None:
     ]
 
 
-async def test_the_archive_of_a_path_ends_where_it_ends(tmp_path: Path) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.greet()
-        assert (await peer.integer(), await peer.string()) == (26, PRESENT)
-        known = [wire.string(""), wire.string("00"), wire.strings([]), *map(wire.integer, (1, 2, 0)), wire.strings([])]
-        peer.send(LAST, wire.integer(1), *known, wire.string(""))
-        assert (await peer.integer(), await peer.string()) == (38, PRESENT)
-        link = [wire.string(word) for word in ("nix-archive-1", "(", "type", "symlink", "target", "x", ")")]
-        peer.send(LAST, *link, wire.string("and more"))
-        assert await peer.ended()
-
-    async with daemon(tmp_path, script) as store, store.session() as session:
-        with pytest.raises(wire.ProtocolError, match="sent something after an archive"):
-            async for _ in session.nar(PRESENT):
-                pass
-
-
 async def test_paths_of_another_store_are_refused(tmp_path: Path) -> None:
     async def script(peer: Peer) -> None:
         await peer.greet()
@@ -282,20 +265,3 @@ async def test_a_handshake_that_fails_says_why(
         with pytest.raises(kind, match=message):
             async with store.session():
                 pass
-
-
-async def test_content_that_breaks_off_closes_the_connection(tmp_path: Path) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.greet()
-        assert await peer.integer() == 7
-        await peer.reader.read()
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"the beginning"
-        raise ValueError("the disk is gone")
-
-    async with daemon(tmp_path, script) as store, store.session() as session:
-        with pytest.raises(ValueError, match="the disk is gone"):
-            await session.add_nar("x", chunks())
-        with pytest.raises(errors.UnavailableError, match="broke in an earlier request"):
-            await session.present([])

@@ -13,7 +13,7 @@ PREFIX = closures.STORE_PATH_PREFIX
 
 
 def made(number: int) -> paths.StorePath:
-    return paths.from_name(f"{paths.encode_nix32(number.to_bytes(20, 'big'))}-p{number}")
+    return paths.from_name(f"{number:032}-p{number}")
 
 
 @pytest.mark.parametrize(

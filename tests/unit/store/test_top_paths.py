@@ -11,7 +11,7 @@ Graph = dict[int, set[int]]
 
 
 def made(number: int) -> paths.StorePath:
-    return paths.from_name(f"{paths.encode_nix32(number.to_bytes(20, 'big'))}-p{number}")
+    return paths.from_name(f"{number:032}-p{number}")
 
 
 def infos_of(graph: Mapping[int, Collection[int]]) -> dict[paths.StorePath, interface.PathInfo]:

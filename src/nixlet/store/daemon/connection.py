@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from nixlet import errors
-from nixlet.store.daemon import nar, wire
+from nixlet.store.daemon import wire
 
 T = TypeVar("T")
 
@@ -45,9 +45,6 @@ class Connection:
         self._lock = asyncio.Lock()
         self._closed = False
         self.minor = 0
-        self.nix_version = ""
-        #: Whether the daemon trusts us to add unsigned paths; None where it doesn't say (before 1.35).
-        self.trusted: bool | None = None
         #: How many requests were sent, for tests that count.
         self.requests = 0
 
@@ -76,9 +73,9 @@ class Connection:
             # No CPU affinity, no reserved space: both are relics that the protocol still asks for.
             self._writer.write(wire.integer(0) + wire.integer(0))
             if self.minor >= 33:
-                self.nix_version = await self._parse(wire.Reader.string)
+                await self._parse(wire.Reader.string)  # Nix's version
             if self.minor >= 35:
-                self.trusted = {1: True, 2: False}.get(await self._parse(wire.Reader.integer))
+                await self._parse(wire.Reader.integer)  # whether it trusts us to add unsigned paths
             await self._read_log(None)
 
     async def request(
@@ -111,42 +108,6 @@ class Connection:
                 writing.cancel()
                 await asyncio.gather(writing, return_exceptions=True)
             return replies
-
-    async def request_framed(
-        self,
-        operation: int,
-        body: bytes,
-        data: Iterable[bytes] | AsyncIterable[bytes],
-        parser: Callable[[wire.Reader], T],
-    ) -> T:
-        """Send a request that is followed by data in frames.
-
-        All of the data is sent, also when the daemon refuses it at once: it reads to the end before it answers.
-        """
-        async with self._whole():
-            self.requests += 1
-            self._writer.write(wire.integer(operation) + body)
-            async with contextlib.aclosing(_each(data)) as chunks:
-                async for chunk in chunks:
-                    for start in range(0, len(chunk), _CHUNK):
-                        frame = chunk[start : start + _CHUNK]
-                        self._writer.write(wire.integer(len(frame)) + frame)
-                        await self._writer.drain()
-            self._writer.write(wire.integer(0))
-            return await self._reply(parser, None)
-
-    async def request_archive(self, operation: int, body: bytes) -> AsyncGenerator[bytes, None]:
-        """Send a request whose reply is an archive, which comes as it is and tells its end by its grammar."""
-        async with self._whole():
-            self.requests += 1
-            self._writer.write(wire.integer(operation) + body)
-            await self._read_log(None)
-            scanner = nar.Scanner()
-            while not scanner.finished:
-                data = self._reader.take() or await self._receive()
-                if scanner.feed(data) < len(data):
-                    raise wire.ProtocolError("the Nix daemon sent something after an archive")
-                yield data
 
     async def _write_all(self, encoded: list[bytes]) -> None:
         for start in range(0, len(encoded), 64):
@@ -201,15 +162,6 @@ class Connection:
         while (kind := await self._parse(lambda reader: _record(reader, sink))) != wire.STDERR_LAST:
             if kind in {wire.STDERR_READ, wire.STDERR_WRITE}:
                 raise wire.ProtocolError("the Nix daemon asks for data in a way that only old versions do")
-
-
-async def _each(data: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    if isinstance(data, AsyncIterable):
-        async for chunk in data:
-            yield chunk
-    else:
-        for chunk in data:
-            yield chunk
 
 
 def _record(reader: wire.Reader, sink: LogSink | None) -> int:

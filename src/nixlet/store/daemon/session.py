@@ -1,7 +1,7 @@
 """What nixlet asks of a Nix daemon, over one connection."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.store import interface, paths
@@ -9,26 +9,16 @@ from nixlet.store.daemon import activity, connection, wire
 from nixlet.telemetry import progress
 
 # Operations of the worker protocol (Nix: enum WorkerProto::Op).
-_ADD_TO_STORE = 7
-_ADD_TEXT_TO_STORE = 8
 _BUILD_PATHS = 9
 _ADD_TEMP_ROOT = 11
-_FIND_ROOTS = 14
 _SET_OPTIONS = 19
-_COLLECT_GARBAGE = 20
 _QUERY_PATH_INFO = 26
 _QUERY_VALID_PATHS = 31
-_NAR_FROM_PATH = 38
-_ADD_TO_STORE_NAR = 39
 _QUERY_MISSING = 40
 _BUILD_PATHS_WITH_RESULTS = 46
 
 #: How many downloads a daemon before 2.16 runs side by side: it takes the number of build jobs for that.
 _JOBS = 16
-
-_DELETE_DEAD = 2
-_DELETE_SPECIFIC = 3
-_NO_LIMIT = (1 << 64) - 1
 
 #: How many of the paths that can't be had a sentence names.
 _NAMED = 3
@@ -45,11 +35,6 @@ class DaemonSession:
     def requests(self) -> int:
         """How many requests went over the wire."""
         return self._connection.requests
-
-    @property
-    def nix_version(self) -> str:
-        """The daemon's version, or an empty string where it doesn't say."""
-        return self._connection.nix_version
 
     async def set_options(self, overrides: Mapping[str, str]) -> None:
         """Set the connection's options: go on after a failure, fetch in parallel, and settings by name."""
@@ -161,81 +146,6 @@ class DaemonSession:
             infos |= found
             pending = {reference for info in found.values() for reference in info.references} - infos.keys()
         return infos
-
-    async def add_text(self, name: str, text: str, references: Collection[paths.StorePath] = ()) -> paths.StorePath:
-        """Add a plain file."""
-        body = wire.string(name) + wire.string(text) + wire.strings(references)
-        reply = await self._connection.request(_ADD_TEXT_TO_STORE, body, wire.Reader.string)
-        return paths.parse(reply, self._store_dir)
-
-    async def add_nar(
-        self, name: str, nar: bytes | interface.Chunks, references: Collection[paths.StorePath] = ()
-    ) -> paths.StorePath:
-        """Add content that determines its own name, from its archive."""
-        chunks = [nar] if isinstance(nar, bytes) else nar
-        body = wire.string(name) + wire.string("fixed:r:sha256") + wire.strings(references) + wire.integer(0)
-
-        def parse(reader: wire.Reader) -> str:
-            path = reader.string()
-            self._parse_info(reader)
-            return path
-
-        reply = await self._connection.request_framed(_ADD_TO_STORE, body, chunks, parse)
-        return paths.parse(reply, self._store_dir)
-
-    async def import_nar(
-        self, info: interface.PathInfo, nar: interface.Chunks, *, check_signatures: bool = True
-    ) -> None:
-        """Add a path that another store has, from its archive and what that store knows of it.
-
-        Raises:
-            NixletError: The daemon refuses it: no trusted signature, another hash than announced, a missing reference.
-        """
-        body = wire.string(info.path) + wire.string(info.deriver) + wire.string(info.nar_hash)
-        body += wire.strings(sorted(info.references)) + wire.integer(info.registration_time)
-        body += wire.integer(info.nar_size) + wire.integer(info.ultimate) + wire.strings(sorted(info.signatures))
-        body += wire.string(info.content_address) + wire.integer(0) + wire.integer(not check_signatures)
-        await self._connection.request_framed(_ADD_TO_STORE_NAR, body, nar, lambda _: None)
-
-    async def nar(self, path: paths.StorePath) -> AsyncGenerator[bytes, None]:
-        """The archive of a path, in pieces. Who stops before its end and closes the iterator loses the session.
-
-        Raises:
-            NotFoundError: The path is not valid.
-        """
-        # Asked for a path that isn't valid, old daemons just close the connection.
-        await self.path_infos([path])
-        async with contextlib.aclosing(self._connection.request_archive(_NAR_FROM_PATH, wire.string(path))) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def find_roots(self) -> list[tuple[str, paths.StorePath]]:
-        """What keeps paths alive: links, or what Nix calls other roots ("{temp:42}"), and the path of each."""
-
-        def parse(reader: wire.Reader) -> list[tuple[str, str]]:
-            return [(reader.string(), reader.string()) for _ in range(reader.count())]
-
-        found = await self._connection.request(_FIND_ROOTS, b"", parse)
-        return [(link, paths.parse(target, self._store_dir)) for link, target in found]
-
-    async def collect_garbage(self) -> interface.Collected:
-        """Delete all that no root reaches."""
-        return await self._collect(_DELETE_DEAD, ())
-
-    async def delete(self, doomed: Collection[paths.StorePath]) -> int:
-        """Delete paths that nothing needs; the bytes that were freed."""
-        return (await self._collect(_DELETE_SPECIFIC, doomed)).freed_bytes
-
-    async def _collect(self, action: int, doomed: Collection[paths.StorePath]) -> interface.Collected:
-        body = wire.integer(action) + wire.strings(doomed)
-        body += wire.integer(0) + wire.integer(_NO_LIMIT) + wire.integer(0) * 3
-
-        def parse(reader: wire.Reader) -> interface.Collected:
-            collected = interface.Collected(tuple(reader.strings()), reader.integer())
-            reader.integer()
-            return collected
-
-        return await self._connection.request(_COLLECT_GARBAGE, body, parse)
 
     def _paths(self, texts: Iterable[str]) -> set[paths.StorePath]:
         return {paths.parse(text, self._store_dir) for text in texts}

@@ -4,9 +4,10 @@ Nothing here does I/O. ``Reader`` parses from a buffer that the connection feeds
 ``NeedMore`` and is repeated when more have come, so that a reply of thousands of fields costs no suspension for each.
 """
 
+import dataclasses
 import struct
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nixlet import errors
 
@@ -43,6 +44,15 @@ class BuildResult(NamedTuple):
     error: str
 
 
+@dataclasses.dataclass(slots=True)
+class _Partial:
+    """A list that is being received: its elements so far, how many there will be, and where the next one begins."""
+
+    values: list[Any]
+    count: int
+    next: int
+
+
 class NeedMore(Exception):
     """The buffer ends before the value does."""
 
@@ -75,8 +85,8 @@ class Reader:
         self._max_string = max_string
         self._data = bytearray()
         self._position = 0
-        #: Lists of the value at hand, by where they begin: the strings so far, how many there are, where the next begins.
-        self._lists: dict[int, tuple[list[str], int, int]] = {}
+        #: Lists of the value at hand, by where they begin, the outer before the inner ones: what is known of them so far.
+        self._lists: dict[int, _Partial] = {}
 
     def feed(self, data: bytes) -> None:
         """Take up what came."""
@@ -95,18 +105,15 @@ class Reader:
         except NeedMore:
             self._position = start
             raise
+        except BaseException:
+            # A record that is raised as an error has been consumed like any other value.
+            self._lists.clear()
+            raise
         self._lists.clear()
         if self._position > 1 << 16 or self._position == len(self._data):
             del self._data[: self._position]
             self._position = 0
         return value
-
-    def take(self) -> bytes:
-        """Whatever is left, not parsed."""
-        data = self._data[self._position :]
-        self._data.clear()
-        self._position = 0
-        return bytes(data)
 
     def integer(self) -> int:
         """An integer."""
@@ -142,48 +149,49 @@ class Reader:
             raise ProtocolError(f"the Nix daemon announced a list of {value} elements, which can't be")
         return value
 
-    def strings(self) -> list[str]:
-        """A list or set of strings; when it is parsed again because more has come, it goes on where it stopped."""
+    def sequence(self, element: Callable[["Reader"], T]) -> list[T]:
+        """A list or set; when it is parsed again because more has come, it goes on with the element where it stopped."""
         start = self._position
-        if start in self._lists:
-            values, count, position = self._lists[start]
-        else:
-            values, count = [], self.count()
-            position = self._position
-        self._position = position
-        try:
-            while len(values) < count:
-                values.append(self.string())
-                position = self._position
-        finally:
-            self._lists[start] = (values, count, position)
-        return values
+        known = self._lists.get(start)
+        if known is None:
+            count = self.count()
+            known = self._lists[start] = _Partial([], count, self._position)
+        self._position = known.next
+        while len(known.values) < known.count:
+            known.values.append(element(self))
+            known.next = self._position
+            # What was known of lists in this element is needed no more.
+            while next(reversed(self._lists)) != start:
+                self._lists.popitem()
+        return known.values
+
+    def strings(self) -> list[str]:
+        """A list or set of strings."""
+        return self.sequence(Reader.string)
 
     def build_results(self) -> list[BuildResult]:
         """The reply to BuildPathsWithResults, as protocols 1.34 and 1.35 have it."""
-        results = []
-        for _ in range(self.count()):
-            path, status, error = self.string(), self.integer(), self.string()
-            for _ in ("times built", "not deterministic", "start", "stop"):
-                self.integer()
-            for _ in range(self.count()):  # outputs, which only derivations have
-                self.string()
-                self.string()
-            results.append(BuildResult(path, status, error))
-        return results
+        return self.sequence(Reader._build_result)
+
+    def _build_result(self) -> BuildResult:
+        path, status, error = self.string(), self.integer(), self.string()
+        for _ in ("times built", "not deterministic", "start", "stop"):
+            self.integer()
+        # Outputs, which only derivations have.
+        self.sequence(lambda reader: (reader.string(), reader.string()))
+        return BuildResult(path, status, error)
 
     def fields(self) -> list[int | str]:
         """The fields of a log record: integers (0) and strings (1)."""
-        values: list[int | str] = []
-        for _ in range(self.count()):
-            kind = self.integer()
-            if kind == 0:
-                values.append(self.integer())
-            elif kind == 1:
-                values.append(self.string())
-            else:
-                raise ProtocolError(f"the Nix daemon sent a log field of unknown type {kind}")
-        return values
+        return self.sequence(Reader._field)
+
+    def _field(self) -> int | str:
+        kind = self.integer()
+        if kind == 0:
+            return self.integer()
+        if kind == 1:
+            return self.string()
+        raise ProtocolError(f"the Nix daemon sent a log field of unknown type {kind}")
 
     def error(self) -> str:
         """An error record; its message, without the traces."""
@@ -192,7 +200,5 @@ class Reader:
         self.string()  # a name that is no longer used
         message = self.string()
         self.integer()  # no position
-        for _ in range(self.count()):
-            self.integer()
-            self.string()
+        self.sequence(lambda reader: (reader.integer(), reader.string()))  # traces
         return message
