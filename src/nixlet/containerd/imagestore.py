@@ -117,12 +117,15 @@ class ImageStore(client.Containerd):
                 with self._translated():
                     create = containerd_images_pb2.CreateImageRequest(image=image)
                     await self._images.Create(create, metadata=self._metadata)
-            except errors.AlreadyExistsError:
-                # It may go between the two calls.
-                with contextlib.suppress(errors.NotFoundError), self._translated():
-                    await self._images.Update(update, metadata=self._metadata)
                     return
-            else:
+            except errors.AlreadyExistsError:
+                there = await self.image(name)
+            # Without a need nothing is written: each change is a commit to the disk.
+            if there is not None and there.target == image.target and labels.items() <= there.labels.items():
+                return
+            # It may go between the two calls.
+            with contextlib.suppress(errors.NotFoundError), self._translated():
+                await self._images.Update(update, metadata=self._metadata)
                 return
 
     # Content.
@@ -196,12 +199,16 @@ class ImageStore(client.Containerd):
         return True
 
     async def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
-        """Add labels to a blob."""
-        request = containerd_content_pb2.UpdateRequest(info=containerd_content_pb2.Info(digest=digest, labels=labels))
-        request.update_mask.paths.extend(f"labels.{label}" for label in labels)
-        if labels:
-            with self._translated():
-                await self._content.Update(request, metadata=self._metadata)
+        """Add labels to a blob, as far as it lacks them."""
+        with self._translated():
+            asked = containerd_content_pb2.InfoRequest(digest=digest)
+            there = (await self._content.Info(asked, metadata=self._metadata)).info.labels
+            if labels.items() <= there.items():
+                return
+            info = containerd_content_pb2.Info(digest=digest, labels=labels)
+            request = containerd_content_pb2.UpdateRequest(info=info)
+            request.update_mask.paths.extend(f"labels.{label}" for label in labels)
+            await self._content.Update(request, metadata=self._metadata)
 
     # Snapshots.
 

@@ -79,4 +79,5 @@ class Leases:
                 leases = (await self._stub.List(request, metadata=self._metadata)).leases
             self._overdue |= {lease.id for lease in leases if procfs.is_gone(lease.labels[_HOLDER])}
             self._looked_for_dead = True
-        await asyncio.gather(*(self._delete(name) for name in self._overdue))
+        # What can't be deleted now is none of the next lease's business.
+        await asyncio.gather(*(self._delete(name) for name in self._overdue), return_exceptions=True)
