@@ -10,13 +10,14 @@ def main() -> int:
     # there, would have their modules run.
     if not sys.flags.safe_path:
         del sys.path[0]
-    from nixlet.cli import app  # noqa: PLC0415 (nothing is imported before it is needed)
+    from nixlet.cli import app, streams  # noqa: PLC0415 (nothing is imported before it is needed)
 
-    status = app.run(sys.argv[1:])
+    streams.prepare()
+    status, lost = streams.finish(app.run(sys.argv[1:]))
+    if lost is not None:
+        app.print_error(lost)
     # What has to be closed is closed by its owner. Taking the interpreter apart as well would only cost time: a tenth of
     # what a container's start takes.
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)
 
 

@@ -70,6 +70,37 @@ def test_logs_of_what_has_ended_and_of_what_goes_on(any_node: nodes.Node, image:
     any_node.ok("rm", "going")
 
 
+def test_logs_end_with_their_reader(any_node: nodes.Node, image: str) -> None:
+    any_node.ok(
+        "run", "-d", "--name", "endless", image, "--", "/bin/sh", "-c", "while :; do echo tick; sleep 0.05; done"
+    )
+    argv = [sys.executable, "-m", "nixlet", "logs", "-f", "endless"]
+    try:
+        with subprocess.Popen(
+            argv, env=any_node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == b"tick\n"
+            process.stdout.close()
+            assert process.wait(30) == 141
+            assert process.stderr.read() == b""
+        # What removes something does so, whoever reads of it.
+        script = 'exec "$@" >&-'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", sys.executable, "-m", "nixlet", "rm", "-f", "endless"],
+            env=any_node.environment, capture_output=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert any_node.ok("ps", "-aq") == ""
+    finally:
+        any_node.remove_all_pods()
+    assert (
+        any_node.run("run", "--rm", "-h", "front.example", image, "--", "/bin/cat", "/etc/hostname").stdout
+        == b"front.example\n"
+    )
+
+
 def test_containers_are_found_by_name_and_by_the_beginning_of_their_id(any_node: nodes.Node, image: str) -> None:
     container = any_node.ok("run", "-d", "--name", "named", image, "--", "/bin/sleep", "1000").strip()
     assert any_node.ok("ps", "-q").split() == [container]

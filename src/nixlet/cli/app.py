@@ -3,14 +3,18 @@
 A verb's module is imported when the verb runs, so that ``nixlet ps`` doesn't pay for what ``nixlet server`` needs.
 """
 
+import difflib
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 
 import click
 
 from nixlet import errors
+from nixlet.encoding import utf8
+
+#: How much an option that is meant has in common with what was written.
+_ALIKE = 0.7
 
 #: Verb to module in this package; each module has a click command of the verb's name (dashes as underscores).
 _VERBS = {
@@ -62,21 +66,28 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--debug", is_flag=True, envvar="NIXLET_DEBUG", help="Log more, and print tracebacks.")
-def _nixlet(*, debug: bool) -> None:
+@click.pass_context
+def _nixlet(context: click.Context, *, debug: bool) -> None:
     """A container node for Nix users: root file systems are store paths, a container start is one mount."""
-    del debug  # read by run(), which sees errors from outside of click
+    context.ensure_object(dict)["debug"] = debug
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and turn every error into a sentence and an exit status."""
-    said = os.environ.get("NIXLET_DEBUG", "").lower()
-    debug = "--debug" in arguments or said not in {"", "0", "f", "false", "n", "no", "off"}
+    # What verbs tell us, who see errors from outside of click.
+    frame = {"debug": False}
     try:
-        result = _nixlet.main(args=list(arguments), prog_name="nixlet", standalone_mode=False)
+        _check_arguments(arguments)
+        result = _nixlet.main(args=list(arguments), prog_name="nixlet", standalone_mode=False, obj=frame)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.Abort:
         return 130
+    except click.NoSuchOption as error:
+        # What has little in common with a word was not meant by it.
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), cutoff=_ALIKE)
+        click.NoSuchOption(error.option_name, possibilities=near, ctx=error.ctx).show()
+        return 2
     except click.UsageError as error:
         error.show()
         return 2
@@ -84,18 +95,14 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return 125
     except errors.NixletError as error:
-        if debug:
+        if frame["debug"]:
             raise
         print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away; the interpreter must not complain about it when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
-        if debug:
+        if frame["debug"]:
             raise
         name = type(error).__name__
         print_error(
@@ -105,6 +112,19 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 125
     return result if isinstance(result, int) else 0
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what can't be handed on: names, paths and texts go to containerd as UTF-8.
+
+    Raises:
+        UsageError: An argument is something else.
+    """
+    for text in arguments:
+        if not utf8.is_valid(text):
+            raise errors.UsageError(
+                f"the argument {os.fsencode(text)!r} is not UTF-8", hint="convert it, or rename what it names"
+            )
 
 
 def print_error(error: errors.NixletError) -> None:

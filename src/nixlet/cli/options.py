@@ -1,18 +1,37 @@
 """Options that several verbs have."""
 
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nixlet import errors
 from nixlet.node import config
 
 if TYPE_CHECKING:
     from nixlet.kube import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Verb(click.Command):
+    """A verb that other tools have as well, with options that this one lacks and that people will try."""
+
+    def __init__(self, *args: Any, foreign: Mapping[str, str] | None = None, **kwargs: Any) -> None:  # noqa: ANN401 (click's)
+        """A verb; ``foreign`` says, by option, what to do instead."""
+        super().__init__(*args, **kwargs)
+        self._foreign = foreign or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, as click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hint = self._foreign.get(error.option_name)
+            if hint is None:
+                raise
+            raise errors.UsageError(f"{ctx.command_path} has no {error.option_name}", hint=hint) from error
 
 
 def node_directories(command: F) -> F:
@@ -86,7 +105,11 @@ def print_json(value: object) -> None:
 
 
 def write_record(record: "logs.Record", prefix: bytes = b"") -> None:
-    """Hand a piece of a container's output on, to the stream that it was written to."""
-    stream = sys.stderr.buffer if record.stream == "stderr" else sys.stdout.buffer
-    stream.write(prefix + record.text)
-    stream.flush()
+    """Hand a piece of a container's output on, to the stream that it was written to.
+
+    Raises:
+        click.exceptions.Exit: Nobody reads it any more.
+    """
+    from nixlet.cli import terminal
+
+    terminal.write(record.stream, prefix + record.text)

@@ -15,7 +15,26 @@ if TYPE_CHECKING:
 _CONTAINERD_STATE = "/run/containerd"
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+_LIMITS = "limits stand in a manifest (resources): nixlet kube play"
+
+#: What nerdctl and docker have, and this has not.
+_FOREIGN = {
+    "--restart": "nothing restarts containers by itself; a unit of systemd can: ExecStart=nixlet run --rm …, Restart=always",
+    "--gpus": "devices come with a runtime that is installed (--runtime nvidia; nixlet doctor lists them), or with --privileged",
+    "--device": "devices come with a runtime that is installed (nixlet doctor lists them), or with --privileged",
+    "--mount": "write it as --volume HOST:PLACE[:ro]",
+    "--memory": _LIMITS,
+    "-m": _LIMITS,
+    "--cpus": _LIMITS,
+}
+
+
+@click.command(
+    cls=options.Verb,
+    foreign=_FOREIGN,
+    # -h is the host's name, as elsewhere.
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+)
 @options.state_dir
 @click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended; with -d, the node does.")
 @click.option("--detach", "-d", is_flag=True, help="Print the container's ID and leave it running.")
@@ -39,6 +58,7 @@ _CONTAINERD_STATE = "/run/containerd"
     show_default=True,
     help="Its network: that of pods, the host's, or only loopback.",
 )
+@click.option("--hostname", "-h", metavar="NAME", default="", help="Its host's name.  [default: its own name]")
 @click.option("--runtime", metavar="NAME", default="", help="Its runtime, as in crun.  [default: the node's]")
 @click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
 @click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
@@ -68,6 +88,7 @@ async def run(
     volume: tuple[str, ...],
     publish: tuple[str, ...],
     network: str,
+    hostname: str,
     runtime: str,
     workdir: str | None,
     user: str | None,
@@ -97,6 +118,8 @@ async def run(
 
     if publish and network != "bridge":
         raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
+    if hostname and network == "host":
+        raise errors.UsageError("--hostname can't be with --network host: the host has its name")
     if tty and not detach:
         terminal.check(stdin=interactive)
     # Options end at IMAGE; a "--" behind it only says so once more.
@@ -142,6 +165,7 @@ async def run(
         containers=(container,),
         volumes=volumes,
         restart_policy="Never",
+        hostname=arguments.hostname(hostname) if hostname else "",
         runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",

@@ -128,6 +128,8 @@ def load(given: dict[str, Any]) -> "configfile.Configuration":
     from nixlet.node import configfile
 
     root = click.get_current_context().find_root()
+    if given["debug"] not in {None, "false"} and isinstance(root.obj, dict):
+        root.obj["debug"] = True
     # "nixlet --debug server" says it as well.
     if given["debug"] is None and root.get_parameter_source("debug") is click.core.ParameterSource.COMMANDLINE:
         given = given | {"debug": root.params["debug"]}

@@ -50,7 +50,7 @@ async def stats(containers: tuple[str, ...], state_dir: str, output: str, *, no_
     import sys
 
     from nixlet.cli import containers as module
-    from nixlet.cli import node, table
+    from nixlet.cli import node, streams, table
 
     async with node.connected(state_dir) as connection:
         wanted = {(await module.find(connection, each)).id for each in containers} or None
@@ -72,7 +72,7 @@ async def stats(containers: tuple[str, ...], state_dir: str, output: str, *, no_
                 table.echo(
                     ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "PIDS"), [_row(usage) for usage in usages]
                 )
-            if no_stream:
+            if no_stream or streams.reader_is_gone():
                 return
             before = now
 

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator
 import click
 
 from nixlet import errors
+from nixlet.cli import streams
 from nixlet.containerd import tasks
-from nixlet.host import procfs
+from nixlet.host import files, procfs
 
 _CHUNK = 1 << 15
 
@@ -63,6 +64,7 @@ def write(stream: str, data: bytes) -> None:
 
     Raises:
         click.exceptions.Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
+        NixletError: It can't be written for another reason.
     """
     fd = 2 if stream == "stderr" else 1
     view = memoryview(data)
@@ -73,7 +75,11 @@ def write(stream: str, data: bytes) -> None:
             # Somebody else made the file non-blocking; it is shared with them.
             os.set_blocking(fd, True)
         except BrokenPipeError:
-            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+            raise click.exceptions.Exit(streams.READER_GONE) from None
+        except OSError as error:
+            raise files.refused(
+                f"{'standard error' if fd == 2 else 'standard output'} can't be written", error
+            ) from error
 
 
 def check(*, stdin: bool) -> None:

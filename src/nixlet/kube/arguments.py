@@ -1,5 +1,6 @@
 """What people write behind ``-p``, ``-v``, ``-e``, ``-u`` and the like, as the container tools they know read it."""
 
+import codecs
 import ipaddress
 import json
 import os
@@ -7,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from nixlet import errors
+from nixlet.encoding import utf8
 from nixlet.kube import capabilities, model
 
 _UID_MAX = 2**32 - 2
@@ -21,6 +23,9 @@ _PORT = re.compile(
 #: ``--security-opt``: a word, and a value behind "=" or, as docker had it once, ":".
 _OPTION = re.compile(r"([a-z-]+)(?:([=:])(.*))?")
 _SECCOMP = {"unconfined": "Unconfined", "builtin": "RuntimeDefault"}
+
+#: The kernel keeps no more (sethostname(2)).
+_HOSTNAME_MAX = 64
 
 #: An environment file may be this large (bytes).
 _MAX_FILE = 1 << 20
@@ -129,6 +134,19 @@ def user(text: str) -> model.Security:
     return model.Security(run_as_user=uid, run_as_group=gid, run_as_name="" if uid is not None else name)
 
 
+def hostname(text: str) -> str:
+    """The name of a container's host, one word or with its domain (hostname(7)).
+
+    Raises:
+        UsageError: It is none.
+    """
+    if len(text) > _HOSTNAME_MAX or not model.DNS_SUBDOMAIN.fullmatch(text.lower()):
+        raise errors.UsageError(
+            f"--hostname {text[:80]!r} must have letters, digits, '-' and '.' only, and {_HOSTNAME_MAX} of them at most"
+        )
+    return text
+
+
 def security(
     options: Iterable[str], *, add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool = False
 ) -> model.Security:
@@ -205,7 +223,11 @@ def variable(text: str, ours: Mapping[str, str], where: str = "--env") -> tuple[
         raise errors.UsageError(f"{where} {text[:80]!r} is not NAME=VALUE")
     if sign:
         return name, value
-    return (name, ours[name]) if name in ours else None
+    if name not in ours:
+        return None
+    if not utf8.is_valid(ours[name]):
+        raise errors.UsageError(f"{where} {name}: its value here is not UTF-8")
+    return name, ours[name]
 
 
 def environment(texts: Iterable[str], files: Iterable[str], ours: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -230,12 +252,19 @@ def _as_pair(pair: tuple[str, str] | None) -> dict[str, str]:
 
 
 def _lines(path: str) -> list[str]:
+    """The lines of a file, as docker reads it: of UTF-8, with or without a mark in front, each ended by LF or CR and LF."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_MAX_FILE + 1)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise errors.UsageError(f"the environment file {path} can't be read: {reason}") from error
-    if len(text) > _MAX_FILE:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise errors.UsageError(f"the environment file {path} can't be read: {error.strerror}") from error
+    if len(data) > _MAX_FILE:
         raise errors.UsageError(f"the environment file {path} is larger than {_MAX_FILE} bytes")
-    return text.splitlines()
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise errors.UsageError(f"{path}, line {number}: this is not UTF-8", hint="convert the file") from error
+    return found

@@ -189,6 +189,29 @@ def test_variables_of_files_and_of_the_command_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_of_variables_is_read_as_docker_reads_it(tmp_path: Path) -> None:
+    """A mark in front, both kinds of line ends, and characters that are line ends to Python alone."""
+    file = tmp_path / "env"
+    file.write_bytes("\ufeffA=1\r\nB=x\u0085y\fz\u2028\x1cw\nC=\r\r\n\tD=4".encode())
+    assert arguments.environment([], [str(file)], {}) == (
+        ("A", "1"),
+        ("B", "x\u0085y\fz\u2028\x1cw"),
+        ("C", "\r"),
+        ("D", "4"),
+    )
+
+
+@pytest.mark.parametrize("name", ["web", "Web-1.example.com", "a" * 64])
+def test_host_names(name: str) -> None:
+    assert arguments.hostname(name) == name
+
+
+@pytest.mark.parametrize("name", ["a_b", "-a", "a..b", "a b", "a" * 65, "ä"])
+def test_what_is_no_host_name(name: str) -> None:
+    with pytest.raises(errors.UsageError, match="--hostname "):
+        arguments.hostname(name)
+
+
 def test_malformed_variables_are_told_with_their_place(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("A=1\n=x\n")
@@ -198,6 +221,8 @@ def test_malformed_variables_are_told_with_their_place(tmp_path: Path) -> None:
         arguments.environment(["A B=1"], [], {})
     with pytest.raises(errors.UsageError, match="can't be read: No such file or directory"):
         arguments.environment([], [str(tmp_path / "missing")], {})
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(errors.UsageError, match="can't be read: it is not UTF-8"):
+    file.write_bytes(b"A=1\n# \xff\n")
+    with pytest.raises(errors.UsageError, match="env, line 2: this is not UTF-8"):
         arguments.environment([], [str(file)], {})
+    with pytest.raises(errors.UsageError, match="--env A: its value here is not UTF-8"):
+        arguments.environment(["A"], [], {"A": "\udcff"})
