@@ -65,7 +65,7 @@ let
         "-euc"
         ''
           shell=$1 out=$2
-          # Nix before 2.9 names the file by its path outside of the sandbox.
+          # It is there in every version; Nix 2.8's variable has a path outside of the sandbox.
           attributes=.attrs.json
           [ -e "$attributes" ] || attributes=$NIX_ATTRS_JSON_FILE
           "$shell" mkdir "$out"

@@ -54,7 +54,10 @@ def regular(fd: int, shown: str, directory: str | None = None) -> Iterator[int]:
         yield fd
         return
     if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-        raise errors.InvalidArgumentError(f"{shown} is not an image archive: it is neither a file nor a pipe")
+        hint = f"pack it: tar -C {shown} -c . | nixlet image load" if stat.S_ISDIR(kind) else ""
+        raise errors.InvalidArgumentError(
+            f"{shown} is not an image archive: it is neither a file nor a pipe", hint=hint
+        )
     place = directory or tempfile.gettempdir()
     try:
         copy = tempfile.TemporaryFile(dir=place)  # noqa: SIM115 (the context below closes it; this error is the place's)

@@ -269,15 +269,15 @@ def _json(given: str, name: str) -> tuple[bytes, str]:
     """What a person gave as JSON, or as a file of it; and what errors call it."""
     if given.lstrip().startswith(("{", "[")):
         return os.fsencode(given), f"what is given as {name}"
-    return _read(given), given
+    return _read(given, hint="give a file, or JSON itself, which begins with { or ["), given
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, *, hint: str = "") -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_INPUT_BYTES + 1)
     except FileNotFoundError as error:
-        raise errors.NotFoundError(f"there is no file {path}") from error
+        raise errors.NotFoundError(f"there is no file {path}", hint=hint) from error
     except OSError as error:
         raise errors.InvalidArgumentError(f"can't read {path}: {error.strerror}") from error
     if len(data) > _MAX_INPUT_BYTES:

@@ -213,6 +213,12 @@ def test_a_base_for_another_processor_says_nothing_of_ours(
     assert config.platform == model.Platform("arm64", "linux", expected)
 
 
+def test_what_is_neither_json_nor_a_file_gets_a_hint(inputs: dict[str, str]) -> None:
+    with pytest.raises(errors.NotFoundError, match="there is no file Entrypoint=x") as caught:
+        builder.read_request(**{**inputs, "config": "Entrypoint=x"})
+    assert "JSON" in caught.value.hint
+
+
 def test_json_can_be_given_in_place_of_a_file(inputs: dict[str, str]) -> None:
     as_files = builder.read_request(**inputs)
     given = {name: " " + Path(inputs[name]).read_text() for name in ("config", "copy_to_root")}
