@@ -38,7 +38,7 @@ has_counterpart() {
     nix-bin) command -v nix-build ;;
     busybox-static) [ -x /bin/busybox ] ;;
     containernetworking-plugins) [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || [ -x /usr/libexec/cni/bridge ] ;;
-    python3-venv) python3 -c 'import ensurepip, venv' ;;
+    python3-venv) python3 -I -c 'import ensurepip, venv' ;;
     libc6-dev | libseccomp-dev) pkg-config --exists "${1%-dev}" || [ "$1" = libc6-dev ] ;;
     *) command -v "$1" ;;
   esac >/dev/null 2>&1

@@ -1,44 +1,68 @@
 # Shared by the programs in scripts/: the Python environment in .venv. Sourced after packages.sh, not run.
 
-# ensure_venv LOCK: makes .venv, or brings it up to date, from requirements/LOCK.txt (hash-pinned), and installs nixlet
-# itself into it. A stamp of what was installed makes the second call free.
+# The versions of Python that nixlet supports.
+supported_pythons=(3.11 3.12 3.13 3.14)
+
+# ensure_venv LOCK [PYTHON]: makes .venv, or brings it up to date, from requirements/LOCK.txt (hash-pinned), and installs nixlet
+# itself into it. A stamp of what was installed makes the second call free. With a version of Python: .venv-VERSION, of that Python.
 ensure_venv() {
-  local lock=$1 python stamp=$top/.venv/.nixlet-stamp wanted
+  local lock=$1 version=${2-} python venv stamp wanted
+  venv=$top/.venv${version:+-$version}
+  stamp=$venv/.nixlet-stamp
   # The place counts as well: what is installed names it.
-  wanted=$lock-$({ echo "$top"; cat "$top/requirements/$lock.txt" "$top/pyproject.toml"; } | sha256sum | cut -c1-16)
+  wanted=$lock-$({ echo "$top"; cat "$top/requirements/$lock.txt" "$top/pyproject.toml" "$top/scripts/lib/venv.sh"; } | sha256sum | cut -c1-16)
   # The developers' lock holds all of the users' one: a checkout set up for tests serves the quickstart as it is.
   if [ -f "$stamp" ] && { grep -qx "$wanted" "$stamp" || { [ "$lock" = runtime ] && grep -q '^dev-' "$stamp" && [ "$stamp" -nt "$top/requirements/dev.txt" ]; }; }; then
     return
   fi
-  python=$(suitable_python)
-  say "Setting up the Python environment in .venv"
-  [ -x "$top/.venv/bin/python" ] || "$python" -m venv "$top/.venv" >&2
-  local pip=("$top/.venv/bin/python" -m pip --disable-pip-version-check --quiet --no-input)
+  if [ -n "$version" ]; then
+    python=$(python_of "$version") || die "no Python $version with the venv module is installed"
+  else
+    python=$(suitable_python)
+  fi
+  say "Setting up the Python environment in ${venv##*/}"
+  # -I: nothing is imported from the working directory, which may be anybody's.
+  [ -x "$venv/bin/python" ] || "$python" -I -m venv "$venv" >&2
+  local pip=("$venv/bin/python" -I -m pip --disable-pip-version-check --quiet --no-input)
   "${pip[@]}" install --require-hashes -r "$top/requirements/$lock.txt" >&2 || die "pip could not install requirements/$lock.txt: see above; is PyPI reachable?"
   # An editable install without a build: a .pth file and the console script are all that it would make, and building
   # would need the build back end, which users don't.
   local site
-  site=$("$top/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  site=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   echo "$top/src" >"$site/nixlet.pth"
-  cat >"$top/.venv/bin/nixlet" <<SCRIPT
-#!$top/.venv/bin/python -P
+  cat >"$venv/bin/nixlet" <<SCRIPT
+#!$venv/bin/python -P
 import sys
 from nixlet.__main__ import main
 sys.exit(main())
 SCRIPT
-  chmod 755 "$top/.venv/bin/nixlet"
+  chmod 755 "$venv/bin/nixlet"
   # Compiled now, whatever the environment says of byte code: a program that starts often must not compile itself each time.
-  "$top/.venv/bin/python" -m compileall -q "$top/src" >&2
+  "$venv/bin/python" -I -m compileall -q "$top/src" >&2
   echo "$wanted" >"$stamp"
 }
 
 suitable_python() {
-  local name
-  for name in python3 python3.13 python3.12 python3.11 python3.14; do
-    if "$name" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      command -v "$name"
+  local version
+  if is_python python3; then command -v python3; return; fi
+  for version in 3.13 3.12 3.11 3.14; do python_of "$version" && return; done
+  die "no Python 3.11 or later with the venv module is installed"
+}
+
+# is_python PROGRAM [VERSION]: whether it is a supported Python that can make environments, of that version.
+is_python() {
+  "$1" -I -c "import sys, ensurepip, venv; sys.exit('%d.%d' % sys.version_info[:2] not in '${2-${supported_pythons[*]}}'.split())" 2>/dev/null
+}
+
+# python_of VERSION: the program of a version ("3.13"), on PATH or one of pyenv's.
+python_of() {
+  local program
+  for program in "$(command -v "python$1")" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python3; do
+    # pyenv puts programs on PATH that only say that their version is not chosen.
+    if [ -x "$program" ] && is_python "$program" "$1"; then
+      echo "$program"
       return
     fi
   done
-  die "no Python 3.11 or later with the venv module is installed"
+  return 1
 }

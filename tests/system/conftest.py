@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def hello() -> str:
     """The reference of the hello image, built by Nix as the quickstart does."""
     environment = {**os.environ, "NIX_CONFIG": "build-users-group =\nsandbox = false\nsubstituters ="}
     argv = ["nix-build", "nix/examples/hello.nix", "-A", "image", "--no-out-link"]
-    argv += ["--argstr", "nixlet", str(ROOT / ".venv/bin/nixlet")]
+    argv += ["--argstr", "nixlet", str(Path(sys.executable).parent / "nixlet")]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return f"nix:0{done.stdout.strip()}"

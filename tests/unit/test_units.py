@@ -1,6 +1,8 @@
 """The systemd units in deploy/ say what keeps pods alive and mounts visible (systemd.service(5), systemd.exec(5))."""
 
 import configparser
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,24 @@ def test_units(path: Path) -> None:
     if path.name == "nixlet.service":
         assert (service["KillMode"], service["Delegate"]) == ("process", "yes")
         assert service["ExecStart"].endswith("/nixlet server")
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_has_nothing_to_say_against_them(path: Path, tmp_path: Path) -> None:
+    # It wants to see the program.
+    (tmp_path / path.name).write_text(path.read_text().replace("/usr/local/bin/nixlet ", f"{sys.executable} "))
+    argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / path.name)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_snapshotter_that_fails_keeps_no_containerd_down() -> None:
+    """It comes before containerd, which starts and stops by itself all the same."""
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.read_string((UNITS[0].parent / "nixlet-snapshotter.service").read_text())
+    assert unit["Unit"]["Before"] == "containerd.service"
+    assert unit["Install"]["WantedBy"] == "multi-user.target containerd.service"
+    assert "RequiredBy" not in unit["Install"]
 
 
 def test_there_are_two() -> None:
