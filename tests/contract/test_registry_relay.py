@@ -1,17 +1,23 @@
 """The relay between containerd and registries, with a registry that wants tokens and one that redirects: faults on command."""
 
+import asyncio
 import contextlib
 import dataclasses
 import re
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from nixlet.containerd import registries
+from nixlet.containerd import hosts, registries, rewrites
+from nixlet.host import proxies
 from nixlet.services import registry_relay
+from support import registries as real_registries
 
 BLOB = bytes(range(256)) * 8192
 
@@ -30,8 +36,11 @@ class Server:
     """
 
     url: str = ""
+    elsewhere: str = "https://content.invalid"
     asked: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     wants: str = "nothing"
+    #: Whether everybody gets a token.
+    open: bool = False
 
     @property
     def paths(self) -> list[str]:
@@ -46,38 +55,57 @@ class Server:
         if self.wants == "bearer" and authorization != f"Bearer {TOKEN}":
             challenge = f'Bearer realm="{base}/token",service="tests",scope="repository:proj/app:pull"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        if self.wants not in {"nothing", "basic", "bearer"}:
+            return web.Response(status=401, headers={"WWW-Authenticate": self.wants})
         if self.wants == "basic" and authorization != LOGIN:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="tests"'})
         if request.path.endswith("/blobs/sha256:near"):
             raise web.HTTPTemporaryRedirect("/v2/proj/app/blobs/sha256:blob")
         if request.path.endswith("/blobs/sha256:far"):
-            raise web.HTTPTemporaryRedirect("https://content.invalid/blob")
+            raise web.HTTPTemporaryRedirect(f"{self.elsewhere}/blob")
+        if request.path.endswith("/blobs/sha256:nowhere"):
+            raise web.HTTPTemporaryRedirect("mailto:ada@example.com")
+        if request.path.endswith(("/blobs/sha256:cut", "/blobs/sha256:cutchunked")):
+            return await self._cut(request)
         if request.path.endswith("/blobs/sha256:circle"):
             raise web.HTTPTemporaryRedirect(request.path)
         if "range" in request.headers:
             return web.Response(status=206, body=BLOB[10:20], headers={"Content-Range": f"bytes 10-19/{len(BLOB)}"})
         return web.Response(body=BLOB, headers={"Docker-Content-Digest": "sha256:blob"})
 
+    async def _cut(self, request: web.Request) -> web.StreamResponse:
+        """An answer that breaks off."""
+        begun = web.StreamResponse()
+        if request.path.endswith("cut"):
+            begun.content_length = len(BLOB)
+        else:
+            begun.enable_chunked_encoding()
+        await begun.prepare(request)
+        await begun.write(BLOB[:1000])
+        assert request.transport is not None
+        request.transport.close()
+        return begun
+
     async def _token(self, request: web.Request, authorization: str) -> web.Response:
         if request.method == "POST":
             form = parse_qs(await request.text())
             good = form.get("refresh_token") == ["identity"] and form["grant_type"] == ["refresh_token"]
             return web.json_response({"access_token": TOKEN}, status=200 if good else 401)
-        good = authorization == LOGIN
+        good = authorization in {LOGIN, ""} if self.open else authorization == LOGIN
         assert request.query["scope"] == "repository:proj/app:pull"
         return web.json_response({"token": TOKEN, "expires_in": 60}, status=200 if good else 401)
 
 
 @contextlib.asynccontextmanager
-async def serving(answering: Server) -> AsyncIterator[None]:
+async def serving(answering: Server, context: ssl.SSLContext | None = None) -> AsyncIterator[None]:
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answering.answer)
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
         await site.start()
-        answering.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v2"
+        answering.url = f"http{'s' if context else ''}://127.0.0.1:{runner.addresses[0][1]}/v2"
         yield
     finally:
         await runner.cleanup()
@@ -90,49 +118,103 @@ async def server() -> AsyncIterator[Server]:
         yield made
 
 
+SOURCE = "/etc/nixlet/registries.yaml"
+
+
 @pytest.fixture
 async def relay() -> AsyncIterator[registry_relay.RegistryRelay]:
-    async with registry_relay.serve() as made:
+    async with registry_relay.serve(SOURCE, proxies.Proxies()) as made:
         yield made
 
 
+class Containerd:
+    """Asks as containerd does: with the endpoint's headers, and with credentials when it is asked for them.
+
+    Attributes:
+        status: The last answer's.
+        reason: What its status line says.
+        headers: Its headers.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self.status, self.reason = 0, ""
+        self.headers: Any = {}
+
+    async def ask(
+        self,
+        way: hosts.Way,
+        path: str,
+        *,
+        method: str = "GET",
+        login: str = "",
+        identity: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
+        """The body of an answer."""
+        sent, body = {**way.headers, **(headers or {})}, b""
+        for last in (False, True):
+            async with self._session.request(
+                method, f"{way.url}/{path}", headers=sent, allow_redirects=False
+            ) as answer:
+                self.status, self.reason, self.headers = answer.status, str(answer.reason), answer.headers
+                challenge = answer.headers.get("WWW-Authenticate", "")
+                body = await answer.read()
+            if last or answer.status != 401 or not challenge:
+                break
+            realm = re.findall('^Bearer realm="([^"]+)"', challenge)[0]
+            sent["Authorization"] = f"Bearer {await self._token(realm, login, identity)}"
+        return body
+
+    async def _token(self, realm: str, login: str, identity: str) -> str:
+        """containerd tries OAuth's form first where it has something to show."""
+        if identity:
+            form = {"grant_type": "refresh_token", "refresh_token": identity}
+            call = self._session.post(realm, data=form)
+        else:
+            call = self._session.get(realm, headers={"Authorization": login} if login else {})
+        async with call as answer:
+            token: str = (await answer.json())["token"]
+            return token
+
+
 @pytest.fixture
-async def containerd() -> AsyncIterator[aiohttp.ClientSession]:
+async def containerd() -> AsyncIterator[Containerd]:
     async with aiohttp.ClientSession() as session:
-        yield session
+        yield Containerd(session)
 
 
-def endpoint(server: Server, auth: registries.Auth | None = None) -> registries.Endpoint:
-    rewrites = (registries.Rewrite(re.compile("^team/"), "proj/"),)
-    return registries.Endpoint(
-        server.url, "127.0.0.1", config=registries.HostConfig(auth=auth), rewrites=rewrites, override_path=False
-    )
+def endpoint(
+    server: Server, auth: registries.Auth | None = None, tls: registries.Tls | None = None
+) -> registries.Endpoint:
+    found = (rewrites.Rewrite(re.compile("^team/"), "proj/"),)
+    config = registries.HostConfig(auth=auth, tls=tls)
+    return registries.Endpoint(server.url, "registry.example", config=config, rewrites=found)
+
+
+ADA = registries.Auth("ada", "secret")
 
 
 async def test_names_change_and_all_else_passes(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
 ) -> None:
-    url = relay.url_for(endpoint(server))
-    async with containerd.get(f"{url}/team/app/blobs/sha256:blob?ns=registry.invalid") as answer:
-        assert answer.status == 200
-        assert answer.headers["Docker-Content-Digest"] == "sha256:blob"
-        assert answer.headers["Content-Length"] == str(len(BLOB))
-        assert await answer.read() == BLOB
-    async with containerd.head(f"{url}/other/app/manifests/1") as answer:
-        assert answer.headers["Content-Length"] == str(len(BLOB))
+    way = relay.way_to(endpoint(server))
+    assert await containerd.ask(way, "team/app/blobs/sha256:blob?ns=registry.invalid") == BLOB
+    assert containerd.headers["Docker-Content-Digest"] == "sha256:blob"
+    assert containerd.headers["Content-Length"] == str(len(BLOB))
+    await containerd.ask(way, "other/app/manifests/1", method="HEAD")
+    assert containerd.headers["Content-Length"] == str(len(BLOB))
     assert server.asked == [
         ("GET", "/v2/proj/app/blobs/sha256:blob?ns=registry.invalid", ""),
         ("HEAD", "/v2/other/app/manifests/1", ""),
     ]
 
 
-async def test_a_part_of_a_blob(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
-) -> None:
-    url = relay.url_for(endpoint(server))
-    async with containerd.get(f"{url}/team/app/blobs/sha256:blob", headers={"Range": "bytes=10-19"}) as answer:
-        assert (answer.status, await answer.read()) == (206, BLOB[10:20])
-        assert answer.headers["Content-Range"] == f"bytes 10-19/{len(BLOB)}"
+async def test_a_part_of_a_blob(server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd) -> None:
+    way = relay.way_to(endpoint(server))
+    part = await containerd.ask(way, "team/app/blobs/sha256:blob", headers={"Range": "bytes=10-19"})
+    assert (containerd.status, part) == (206, BLOB[10:20])
+    assert containerd.headers["Content-Range"] == f"bytes 10-19/{len(BLOB)}"
 
 
 @pytest.mark.parametrize(
@@ -147,119 +229,213 @@ async def test_a_part_of_a_blob(
     ],
 )
 async def test_what_no_pull_asks_is_not_found(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession, path: str
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, path: str
 ) -> None:
-    url = relay.url_for(endpoint(server))
-    async with containerd.get(f"{url}/{path}") as answer:
-        assert answer.status == 404
+    await containerd.ask(relay.way_to(endpoint(server)), path)
+    assert containerd.status == 404
     assert server.asked == []
 
 
 async def test_nobody_gets_in_without_the_secret_and_nothing_is_pushed(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
 ) -> None:
-    wanted = endpoint(server)
-    url = relay.url_for(wanted)
-    key = url.split("/")[-2]
-    for other in ("x", key[:-1], f"{key}x"):
-        async with containerd.get(f"{url.replace(key, other)}/team/app/manifests/1") as answer:
-            assert answer.status == 404
+    wanted = endpoint(server, ADA)
+    way = relay.way_to(wanted)
+    (secret,) = way.headers.values()
+    # Errors, events and logs have URLs.
+    assert secret not in way.url
+    for other in ("", "x", secret[:-1], f"{secret}x"):
+        await containerd.ask(hosts.Way(way.url, {registry_relay.HEADER: other}), "team/app/manifests/1")
+        assert containerd.status == 404
     for method in ("POST", "PUT", "PATCH", "DELETE"):
-        async with containerd.request(method, f"{url}/team/app/manifests/1") as answer:
-            assert answer.status == 405
+        await containerd.ask(way, "team/app/manifests/1", method=method)
+        assert containerd.status == 405
     relay.forget_others(set())
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 404
+    await containerd.ask(way, "team/app/manifests/1")
+    assert containerd.status == 404
     assert server.asked == []
-    assert relay.url_for(wanted) != url
+    assert relay.way_to(wanted) != way
 
 
 @pytest.mark.parametrize(
-    ("wants", "auth", "calls"),
+    ("wants", "auth"),
     [
-        ("basic", registries.Auth("ada", "secret"), ["/v2/proj/app/manifests/1"] * 2),
-        ("basic", registries.Auth(auth="YWRhOnNlY3JldA=="), ["/v2/proj/app/manifests/1"] * 2),
-        (
-            "bearer",
-            registries.Auth("ada", "secret"),
-            ["/v2/proj/app/manifests/1", "/token", "/v2/proj/app/manifests/1"],
-        ),
-        (
-            "bearer",
-            registries.Auth(identity_token="identity"),
-            ["/v2/proj/app/manifests/1", "/token", "/v2/proj/app/manifests/1"],
-        ),
+        ("basic", ADA),
+        ("basic", registries.Auth(auth="YWRhOnNlY3JldA==")),
+        ("bearer", ADA),
+        ("bearer", registries.Auth(identity_token="identity")),
     ],
 )
 async def test_credentials_open_what_asks_for_them_and_are_remembered(
-    server: Server,
-    relay: registry_relay.RegistryRelay,
-    containerd: aiohttp.ClientSession,
-    wants: str,
-    auth: registries.Auth,
-    calls: list[str],
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, wants: str, auth: registries.Auth
 ) -> None:
     server.wants = wants
-    url = relay.url_for(endpoint(server, auth))
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 200
-    assert [path.partition("?")[0] for path in server.paths] == calls
+    way = relay.way_to(endpoint(server, auth))
+    assert await containerd.ask(way, "team/app/manifests/1") == BLOB
+    opened = ["/v2/proj/app/manifests/1"] * 2 + ["/token"] * (wants == "bearer") + ["/v2/proj/app/manifests/1"]
+    assert [path.partition("?")[0] for path in server.paths] == opened
     server.asked.clear()
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 200
-    assert len(server.asked) == 1
+    assert await containerd.ask(way, "team/app/manifests/1") == BLOB
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("wants", ["basic", "bearer"])
-async def test_wrong_credentials_end_there(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession, wants: str
+@pytest.mark.parametrize("ours", [None, registries.Auth("ada", "wrong"), ADA])
+async def test_a_pulls_own_credentials_win(
+    server: Server,
+    relay: registry_relay.RegistryRelay,
+    containerd: Containerd,
+    wants: str,
+    ours: registries.Auth | None,
 ) -> None:
+    """As a pod's imagePullSecrets do where containerd asks by itself."""
     server.wants = wants
-    url = relay.url_for(endpoint(server, registries.Auth("ada", "wrong")))
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 401
-        assert "WWW-Authenticate" not in answer.headers
+    way = relay.way_to(endpoint(server, ours))
+    assert await containerd.ask(way, "team/app/manifests/1", login=LOGIN) == BLOB
+    await containerd.ask(way, "team/app/manifests/1", login=aiohttp.encode_basic_auth("ada", "wrong"))
+    assert containerd.status == 401
+    assert containerd.reason == "registry.example refuses the credentials that came with the pull"
+    if wants == "bearer":
+        assert await containerd.ask(way, "team/app/manifests/1", identity="identity") == BLOB
+    # What somebody writes there by hand is handed on as it is.
+    if wants == "basic":
+        assert await containerd.ask(way, "team/app/manifests/1", headers={"Authorization": LOGIN}) == BLOB
+        assert server.asked[-1][2] == LOGIN
 
 
-async def test_who_has_none_is_left_to_containerds(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
+@pytest.mark.parametrize("wants", ["basic", "bearer"])
+@pytest.mark.parametrize(
+    ("auth", "reason"),
+    [
+        (registries.Auth("ada", "wrong"), f"registry.example refuses the credentials that {SOURCE} has for it"),
+        (registries.Auth("a:da", "secret"), f"registry.example refuses the credentials that {SOURCE} has for it"),
+        (None, f"registry.example wants credentials, and {SOURCE} has none for it"),
+    ],
+)
+async def test_a_refusal_names_the_registry_and_the_file(
+    server: Server,
+    relay: registry_relay.RegistryRelay,
+    containerd: Containerd,
+    wants: str,
+    auth: registries.Auth | None,
+    reason: str,
 ) -> None:
-    """A pod's own pull secret goes through: the challenge to containerd, its answer to the registry."""
-    server.wants = "basic"
-    url = relay.url_for(endpoint(server))
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 401
-        assert answer.headers["WWW-Authenticate"] == 'Basic realm="tests"'
-    async with containerd.get(f"{url}/team/app/manifests/1", headers={"Authorization": LOGIN}) as answer:
-        assert answer.status == 200
+    """containerd's error has the URL and the status line."""
+    server.wants = wants
+    way = relay.way_to(endpoint(server, auth))
+    body = await containerd.ask(way, "team/app/manifests/1")
+    assert (containerd.status, containerd.reason) == (401, reason)
+    assert reason in body.decode()
+    assert "WWW-Authenticate" not in containerd.headers
+    assert way.url.endswith(server.url.replace("://", "/"))
 
 
-async def test_redirects_within_the_registry_are_followed_and_others_handed_on(
-    server: Server, relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
+async def test_a_token_that_everybody_gets(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    server.wants, server.open = "bearer", True
+    assert await containerd.ask(relay.way_to(endpoint(server)), "team/app/manifests/1") == BLOB
+
+
+async def test_no_other_file_has_credentials(
+    server: Server,
+    relay: registry_relay.RegistryRelay,
+    containerd: Containerd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login root password roots\ndefault login root password roots\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    assert await containerd.ask(relay.way_to(endpoint(server)), "team/app/manifests/1") == BLOB
+    assert [authorization for _, _, authorization in server.asked] == [""]
+
+
+async def test_a_registry_is_asked_by_the_proxy(server: Server, containerd: Containerd) -> None:
+    """A request to a proxy has the whole URL, and what proves us to it."""
+    proxy = Server()
+    async with serving(proxy):
+        by = proxy.url.removesuffix("/v2").replace("://", "://ada:secret@")
+        said = proxies.from_environment({"HTTP_PROXY": by, "NO_PROXY": "10.0.0.0/8"})
+        async with registry_relay.serve(SOURCE, said) as relay:
+            way = relay.way_to(registries.Endpoint("http://registry.invalid/v2", "registry.invalid"))
+            assert await containerd.ask(way, "team/app/manifests/1") == BLOB
+    assert server.asked == []
+    assert proxy.paths == ["/v2/team/app/manifests/1"]
+
+
+@pytest.mark.parametrize("blob", ["cut", "cutchunked"])
+async def test_an_answer_that_breaks_off_breaks_off(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, blob: str
+) -> None:
+    """Nothing of ours is written into a blob, and it does not come to a good end."""
+    with pytest.raises(aiohttp.ClientError):
+        await containerd.ask(relay.way_to(endpoint(server)), f"team/app/blobs/sha256:{blob}")
+    assert containerd.status == 200
+
+
+async def test_redirects_are_followed_and_credentials_stay_behind(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
 ) -> None:
     server.wants = "basic"
-    url = relay.url_for(endpoint(server, registries.Auth("ada", "secret")))
-    async with containerd.get(f"{url}/team/app/blobs/sha256:near", allow_redirects=False) as answer:
-        assert await answer.read() == BLOB
-    async with containerd.get(f"{url}/team/app/blobs/sha256:far", allow_redirects=False) as answer:
-        assert (answer.status, answer.headers["Location"]) == (307, "https://content.invalid/blob")
-    async with containerd.get(f"{url}/team/app/blobs/sha256:circle", allow_redirects=False) as answer:
-        assert answer.status == 502
-        assert "redirects in a circle" in await answer.text()
+    way = relay.way_to(endpoint(server, ADA))
+    elsewhere = Server()
+    async with serving(elsewhere):
+        server.elsewhere = elsewhere.url.removesuffix("/v2")
+        assert await containerd.ask(way, "team/app/blobs/sha256:near") == BLOB
+        assert await containerd.ask(way, "team/app/blobs/sha256:far") == BLOB
+        assert elsewhere.asked == [("GET", "/blob", "")]
+        assert server.asked[-1][2] == LOGIN
 
 
-async def test_a_registry_that_is_down(relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize(
+    ("blob", "reason"), [("circle", "redirects in a circle"), ("nowhere", "redirects to the scheme mailto")]
+)
+async def test_redirects_that_lead_nowhere(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, blob: str, reason: str
+) -> None:
+    await containerd.ask(relay.way_to(endpoint(server)), f"team/app/blobs/sha256:{blob}")
+    assert containerd.status == 502
+    assert reason in containerd.reason
+
+
+@pytest.mark.parametrize("checked", [True, False])
+async def test_an_endpoints_certificates_hold_where_it_redirects_to(
+    relay: registry_relay.RegistryRelay, containerd: Containerd, tmp_path: Path, checked: bool
+) -> None:
+    authority = await asyncio.to_thread(real_registries.Authority, tmp_path)
+    certificate, key = await asyncio.to_thread(authority.issue, "registry")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    tls = registries.Tls(ca_file=str(authority.certificate)) if checked else registries.Tls(skip_verify=True)
+    server, elsewhere = Server(), Server()
+    async with serving(server, context), serving(elsewhere, context):
+        server.elsewhere = elsewhere.url.removesuffix("/v2")
+        way = relay.way_to(endpoint(server, tls=tls))
+        assert await containerd.ask(way, "team/app/blobs/sha256:far") == BLOB
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        registries.Endpoint("http://127.0.0.1:9/v2"),
+        registries.Endpoint("https://127.0.0.1:9/v2", config=registries.HostConfig(tls=registries.Tls("/no/ca.crt"))),
+    ],
+)
+async def test_a_registry_that_cannot_be_asked(
+    relay: registry_relay.RegistryRelay, containerd: Containerd, unusable: registries.Endpoint
+) -> None:
     """containerd goes on to the next one."""
-    url = relay.url_for(registries.Endpoint("http://127.0.0.1:9/v2"))
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 502
-        assert "could not be asked" in await answer.text()
+    await containerd.ask(relay.way_to(unusable), "team/app/manifests/1")
+    assert containerd.status == 502
+    assert f"{unusable.url} could not be asked: " in containerd.reason
 
 
-async def test_certificates_that_are_missing(
-    relay: registry_relay.RegistryRelay, containerd: aiohttp.ClientSession
+@pytest.mark.parametrize("challenge", ['Bearer realm="::"', 'Bearer realm="http://[/"', "Bearer", "", "Negotiate"])
+async def test_a_challenge_that_makes_no_sense_is_a_refusal(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, challenge: str
 ) -> None:
-    tls = registries.Tls(ca_file="/nowhere/ca.crt")
-    url = relay.url_for(registries.Endpoint("https://127.0.0.1:9/v2", config=registries.HostConfig(tls=tls)))
-    async with containerd.get(f"{url}/team/app/manifests/1") as answer:
-        assert answer.status == 502
+    server.wants = challenge
+    await containerd.ask(relay.way_to(endpoint(server, ADA)), "team/app/manifests/1")
+    assert containerd.status in {401, 502}
+    assert "registry.example" in containerd.reason or server.url in containerd.reason

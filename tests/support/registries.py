@@ -52,7 +52,13 @@ class Registry:
 
 @contextlib.contextmanager
 def running(
-    directory: Path, port: int, *, login: bool = False, tls: dict[str, Any] | None = None, host: str = "127.0.0.1"
+    directory: Path,
+    port: int,
+    *,
+    login: bool = False,
+    tls: dict[str, Any] | None = None,
+    host: str = "127.0.0.1",
+    listens: str = "127.0.0.1",
 ) -> Iterator[Registry]:
     """A registry for the time of the context.
 
@@ -62,9 +68,10 @@ def running(
         login: Whether it wants USER and PASSWORD.
         tls: Its ``http.tls``: certificate, key, clientcas.
         host: What it is called.
+        listens: Its address; empty: all that the machine has.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "secret": "x"}
+    http: dict[str, Any] = {"addr": f"{listens}:{port}", "secret": "x"}
     if tls:
         http["tls"] = tls
     config: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from support import nodes, registries
 
 pytestmark = pytest.mark.slow
 
-#: The registry itself, its mirrors, one that wants a login, one with certificates, and nobody.
-OWN, MIRROR, LOCKED, SECURE, NOBODY = 5971, 5972, 5973, 5974, 5979
+#: The registry itself, its mirrors, one that wants a login, one with certificates, one by IPv6, and nobody.
+OWN, MIRROR, LOCKED, SECURE, SIX, NOBODY = 5971, 5972, 5973, 5974, 5975, 5979
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,12 @@ def served(
             MIRROR: serve(MIRROR),
             LOCKED: serve(LOCKED, login=True),
             SECURE: serve(SECURE, tls=tls),
+            SIX: serve(SIX, listens="", login=True),
         }
         found[OWN].push(ordinary, "own:1")
         found[MIRROR].push(ordinary, "library/mirrored:1")
         found[LOCKED].push(ordinary, "proj/locked:1", "--dest-creds", f"{registries.USER}:{registries.PASSWORD}")
+        found[SIX].push(ordinary, "library/six:1", "--dest-creds", f"{registries.USER}:{registries.PASSWORD}")
         (directory / "client").mkdir()
         for key_of, name in (("cert_file", "client.cert"), ("key_file", "client.key")):
             (directory / "client" / name).symlink_to(certificates[key_of])
@@ -97,10 +100,10 @@ def pull(node: nodes.Node, reference: str) -> None:
     node.crictl("rmi", reference)
 
 
-def refused(node: nodes.Node, reference: str) -> str:
+def refused(node: nodes.Node, reference: str, *options: str) -> str:
     """Pull what can't be pulled; why."""
     with pytest.raises(AssertionError) as raised:
-        node.crictl("pull", reference)
+        node.crictl("pull", *options, reference)
     return str(raised.value)
 
 
@@ -162,6 +165,33 @@ def test_other_names_behind_a_login(node: nodes.Node, said: Said, served: dict[i
     assert asked(served[LOCKED])
 
 
+@pytest.mark.usefixtures("served")
+def test_a_pulls_own_login_wins(node: nodes.Node, said: Said) -> None:
+    """A pod's imagePullSecrets come this way; errors name the registry, and no secret of ours."""
+    mirror = {"endpoint": [f"http://127.0.0.1:{LOCKED}"], "rewrite": {"^(.*)$": "proj/$1"}}
+    reference, host, own = (
+        "registry.invalid/locked:1",
+        f"127.0.0.1:{LOCKED}",
+        f"{registries.USER}:{registries.PASSWORD}",
+    )
+    said.say({"mirrors": {"registry.invalid": mirror}})
+    why = refused(node, reference)
+    assert f"{host} wants credentials, and {node.registries} has none for it" in why
+    (secret,) = re.findall('Nixlet-Endpoint = "(.+)"', str(said.hosts()))
+    assert secret not in why
+    node.crictl("pull", "--creds", own, reference)
+    node.crictl("rmi", reference)
+    login = {"username": registries.USER, "password": "wrong"}
+    said.say({"mirrors": {"registry.invalid": mirror}, "configs": {host: {"auth": login}}})
+    assert f"{host} refuses the credentials that {node.registries} has for it" in refused(node, reference)
+    node.crictl("pull", "--creds", own, reference)
+    node.crictl("rmi", reference)
+    right = {"username": registries.USER, "password": registries.PASSWORD}
+    said.say({"mirrors": {"registry.invalid": mirror}, "configs": {host: {"auth": right}}})
+    assert f"{host} refuses the credentials that came" in refused(node, reference, "--creds", f"{registries.USER}:no")
+    pull(node, reference)
+
+
 def test_a_login_that_comes_while_the_node_runs(
     node: nodes.Node, said: Said, served: dict[int, registries.Registry]
 ) -> None:
@@ -205,8 +235,11 @@ def test_a_mistake_is_said_and_what_was_there_holds(
     node: nodes.Node, said: Said, served: dict[int, registries.Registry]
 ) -> None:
     said.say({"mirrors": {"registry.invalid": {"endpoint": [f"127.0.0.1:{MIRROR}"]}}})
-    said.say("mirrors:\n  registry.invalid:\n    endpoints: []\n")
-    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoints is not supported" in node.log.read_text()
+    said.say("mirrors:\n  registry.invalid:\n    endpoint: none\n")
+    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoint must be a list" in node.log.read_text()
+    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoint must be a list" in refused(
+        node, "another.invalid/library/mirrored:1"
+    )
     pull(node, "registry.invalid/library/mirrored:1")
     assert asked(served[MIRROR])
 
@@ -233,6 +266,18 @@ def test_a_login_that_is_there_when_the_node_starts(
     assert config.stat().st_mode & 0o777 == 0o600
     pull(another, f"{host}/proj/locked:1")
     assert asked(served[LOCKED])
+    # Taken out of the file, it is gone: at once, though containerd has read it.
+    Said(another).say({})
+    assert f"{host} wants credentials" in refused(another, f"{host}/proj/locked:1")
+
+
+@pytest.mark.usefixtures("served")
+def test_a_mirror_by_its_address_of_ipv6(node: nodes.Node, said: Said) -> None:
+    """containerd 1 can't read such an address as a key; the credentials for it must not keep it from starting."""
+    login = {"auth": {"username": registries.USER, "password": registries.PASSWORD}}
+    mirror = {"endpoint": [f"http://[::1]:{SIX}"]}
+    said.say({"mirrors": {"registry.invalid": mirror}, "configs": {f"[::1]:{SIX}": login}})
+    pull(node, "registry.invalid/library/six:1")
 
 
 def test_without_the_default_endpoint(another: nodes.Node, served: dict[int, registries.Registry]) -> None:

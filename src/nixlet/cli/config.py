@@ -42,9 +42,10 @@ def config() -> None:
     show_default=True,
     help="The file as it would be written, or what stands in it as JSON.",
 )
+@click.option("--show-secrets", is_flag=True, help="Print passwords and tokens for registries as well.")
 @settings.node_settings
 @options.asynchronous
-async def render(*, version: str | None, whose: str, base: bool, output: str, **given: Any) -> None:  # noqa: ANN401 (what the options give)
+async def render(*, version: str | None, whose: str, base: bool, output: str, show_secrets: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Print containerd's configuration as a node with these settings would write it; nothing is changed.
 
     Templates and drop-ins are those in DATA_DIR/agent/etc/containerd.
@@ -55,6 +56,8 @@ async def render(*, version: str | None, whose: str, base: bool, output: str, **
         rendered = _render_for_k3s(configuration, number or 3)
     else:
         rendered = await _render(configuration, number, user_files=not base)
+    if not show_secrets:
+        rendered = rendered.without_secrets()
     if output == "json":
         options.print_json(rendered.table)
     else:
@@ -68,7 +71,7 @@ async def _render(
     from nixlet.containerd import config as containerd_config
     from nixlet.host import process
     from nixlet.node import config as node_config
-    from nixlet.node import preflight, registries, rendering
+    from nixlet.node import preflight, registries_file, rendering
 
     said = configuration.settings
     layout = node_config.Layout(said.data_dir, said.state_dir)
@@ -82,7 +85,7 @@ async def _render(
         # A node would not start; what it would write can be looked at all the same.
         plugins = said.cni_bin_dirs[0]
     runc = process.find_program(said.runc) or said.runc
-    auths = registries.read(said.private_registry).auths()
+    auths = registries_file.read(said.private_registry).auths()
     return rendering.render(
         said, layout, version=version, runc=runc, cni_bin_dir=plugins, auths=auths, user_files=user_files
     )
@@ -92,7 +95,7 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
     import os
 
     from nixlet.node import config as node_config
-    from nixlet.node import registries, rendering
+    from nixlet.node import registries_file, rendering
 
     def unsaid(name: str) -> bool:
         return configuration.origins[name].source == "default"
@@ -103,5 +106,5 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
         state_dir=_K3S_STATE_DIR if unsaid("state_dir") else said.state_dir,
     )
     plugins = os.path.join(layout.data_dir, "data", "cni") if unsaid("cni_bin_dirs") else said.cni_bin_dirs[0]
-    auths = registries.read(said.private_registry).auths()
+    auths = registries_file.read(said.private_registry).auths()
     return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, auths=auths)

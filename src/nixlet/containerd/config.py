@@ -8,6 +8,7 @@ The tables follow containerd's docs/PLUGINS.md, docs/cri/config.md and what its 
 """
 
 import asyncio
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -166,6 +167,33 @@ def dump(table: Table, version: int, sources: Sequence[str] = ()) -> str:
     )
     header += "".join(f"# With {source}\n" for source in sources)
     return f"{header}\n{tomli_w.dumps(table)}"
+
+
+#: What is secret of the credentials for a registry: containerd's docs/cri/registry.md, and its "auths" and "headers" of old.
+_SECRETS = frozenset({"password", "auth", "identitytoken"})
+_HIDDEN = "(hidden)"
+
+
+def without_secrets(table: Table) -> Table:
+    """A configuration with a mark in the place of each secret that a registry wants to see."""
+    result = copy.deepcopy(table)
+    plugins = result.get("plugins")
+    for plugin in plugins.values() if isinstance(plugins, dict) else ():
+        registry = plugin.get("registry") if isinstance(plugin, dict) else None
+        if isinstance(registry, dict):
+            for key, said in registry.items():
+                _hide(said, everything=key == "headers")
+    return result
+
+
+def _hide(said: object, *, everything: bool) -> None:
+    if not isinstance(said, dict):
+        return
+    for key, value in said.items():
+        if isinstance(value, dict):
+            _hide(value, everything=everything)
+        elif everything or key in _SECRETS:
+            said[key] = _HIDDEN
 
 
 def stem(version: int) -> str:

@@ -151,6 +151,13 @@ class Mapping:
             raise self.error(key, "must not contain a NUL character")
         return default if value is None else value
 
+    def literal(self, key: str) -> str:
+        """A value as it is written, whatever YAML takes it for; empty where nothing stands."""
+        value = self._scalar(key, ("",), "a string") or ""
+        if "\0" in value:
+            raise self.error(key, "must not contain a NUL character")
+        return value
+
     def required_text(self, key: str) -> str:
         """A string that must be there."""
         value = self.text(key)
@@ -212,11 +219,18 @@ class Mapping:
 
     def texts(self, key: str) -> list[str] | None:
         """A list of strings, or None where nothing stands."""
+        return self._list(key, ":str")
+
+    def literals(self, key: str) -> list[str] | None:
+        """A list of values as they are written, or None where nothing stands."""
+        return self._list(key, "")
+
+    def _list(self, key: str, tag: str) -> list[str] | None:
         if key not in self._values:
             return None
         values = []
         for node in self._items(key):
-            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
+            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(tag):
                 raise self.error(key, "must be a list of strings", node)
             if "\0" in node.value:
                 raise self.error(key, "must not contain a NUL character", node)
@@ -250,14 +264,19 @@ class Mapping:
         """Take keys whose values don't matter; those that were there, as paths."""
         return [self._below(key) for key in keys if self._take(key) is not None]
 
+    def unknown(self) -> Iterator[errors.UsageError]:
+        """An error for each key that has not been taken; the hint names the one that may have been meant."""
+        for key in self._values:
+            error = self.error(key, "is not supported")
+            near = difflib.get_close_matches(key, self._known, n=1)
+            error.hint = f'did you mean "{near[0]}"?' if near else ""
+            yield error
+
     def end(self) -> None:
         """All that is supported has been taken.
 
         Raises:
             UsageError: Something is left; the sentence names the first of it, and the hint the key that may have been meant.
         """
-        for key in self._values:
-            error = self.error(key, "is not supported")
-            near = difflib.get_close_matches(key, self._known, n=1)
-            error.hint = f'did you mean "{near[0]}"?' if near else ""
+        for error in self.unknown():
             raise error

@@ -20,7 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node import config as node_config
-from nixlet.node import machine, netprobe, pause, preflight, registries, rendering, snapshotters, stand
+from nixlet.node import machine, netprobe, pause, preflight, registries_file, rendering, snapshotters, stand
 from nixlet.rpc import channel as channels
 from nixlet.services import health
 from nixlet.snapshots import model, probe
@@ -181,9 +181,11 @@ class Doctor:
 
     def _registries(self) -> str:
         path = self._settings.private_registry
-        said = registries.read(path)
+        said = registries_file.read(path)
         if not os.path.lexists(path):
             return f"{path} is not there: registries are reached as they are named"
+        if said.warnings:
+            raise machine.Worse("; ".join(said.warnings), "correct the file; a running node reads it again by itself")
         return f"{path}: {len(said.mirrors)} with mirrors, {len(said.configs)} with credentials or certificates"
 
     async def _snapshotter(self) -> str:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from nixlet import errors
 from nixlet.containerd import client, cni, cri
@@ -164,13 +164,16 @@ def _command(settings: node_config.Settings, layout: node_config.Layout, program
     return [*argv, f"--log-level={level}"] if level else argv
 
 
+def environment_of(node: Mapping[str, str]) -> dict[str, str]:
+    """containerd's environment in that of a node: CONTAINERD_HTTP_PROXY and the like are for containerd alone, as in k3s."""
+    environment = {name: value for name, value in node.items() if not name.startswith("CONTAINERD_")}
+    for name in node.keys() - environment.keys() - _NOT_HANDED_ON:
+        environment[name.removeprefix("CONTAINERD_")] = node[name]
+    return environment
+
+
 def _environment(programs: Programs) -> dict[str, str]:
-    environment = dict(os.environ)
-    # CONTAINERD_HTTP_PROXY and the like are for containerd alone, as k3s has it.
-    for name in [name for name in environment if name.startswith("CONTAINERD_")]:
-        value = environment.pop(name)
-        if name not in _NOT_HANDED_ON:
-            environment[name.removeprefix("CONTAINERD_")] = value
+    environment = environment_of(os.environ)
     # Ours: systemd waits for the node's word, not for containerd's.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
         environment.pop(name, None)

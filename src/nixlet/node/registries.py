@@ -9,16 +9,15 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from nixlet import errors
-from nixlet.containerd import registries
-from nixlet.encoding import yamlread
-from nixlet.host import files
+from nixlet.containerd import hosts
+from nixlet.containerd.registries import Endpoint
+from nixlet.host import files, proxies
 from nixlet.node import config as node_config
-from nixlet.node import trusted
+from nixlet.node import containerd_child, registries_file
 
 if TYPE_CHECKING:
     from nixlet.services import registry_relay
@@ -28,85 +27,7 @@ _INTERVAL = 1.0
 
 _HOSTS_FILE = "hosts.toml"
 
-#: What Go's regular expressions have and Python's don't (RE2's syntax): classes of POSIX and Unicode, the end of the text.
-_GO_ALONE = re.compile(r"\[\[:|\\[pPzQEC]")
-
 _log = logging.getLogger("nixlet.registries")
-
-
-def read(path: str) -> registries.Registries:
-    """What a file says; a missing one says nothing.
-
-    Raises:
-        UsageError: It can't be read, or says something wrong; the sentence names the line.
-        PermissionDeniedError: Somebody else can write it.
-    """
-    if not os.path.lexists(path):
-        return registries.Registries()
-    return parse(trusted.read(path, yamlread.MAX_BYTES), path)
-
-
-def parse(text: bytes, source: str) -> registries.Registries:
-    """What a text in the file's format says.
-
-    Args:
-        text: The text.
-        source: What errors call it.
-
-    Raises:
-        UsageError: It says something wrong; the sentence names the line.
-    """
-    mirrors: dict[str, registries.Mirror] = {}
-    configs: dict[str, registries.HostConfig] = {}
-    for number, document in enumerate(yamlread.documents(text, source)):
-        if number:
-            raise errors.UsageError(f"{source} has more than one document")
-        if every := document.mapping("mirrors"):
-            for host in every.left():
-                mirrors[host] = _mirror(every.mapping(host))
-        if every := document.mapping("configs"):
-            for host in every.left():
-                configs[host] = _host_config(every.mapping(host))
-        document.end()
-    return registries.Registries(mirrors, configs)
-
-
-def _mirror(said: yamlread.Mapping | None) -> registries.Mirror:
-    if said is None:
-        return registries.Mirror()
-    endpoints = said.texts("endpoint") or []
-    rewrites = []
-    if inner := said.mapping("rewrite"):
-        for pattern in inner.left():
-            if _GO_ALONE.search(pattern):
-                raise inner.error(pattern, "has a class that is not supported: write it out, as in [a-z]")
-            try:
-                rewrites.append(registries.Rewrite(re.compile(pattern, re.ASCII), inner.text(pattern)))
-            except re.error as error:
-                raise inner.error(pattern, f"is no regular expression: {error}") from error
-    said.end()
-    return registries.Mirror(tuple(endpoints), tuple(rewrites))
-
-
-def _host_config(said: yamlread.Mapping | None) -> registries.HostConfig:
-    if said is None:
-        return registries.HostConfig()
-    auth = tls = None
-    if inner := said.mapping("auth"):
-        # k3s's file has one spelling, docker's and containerd's configuration the other.
-        token = inner.text("identity_token") or inner.text("identitytoken")
-        auth = registries.Auth(inner.text("username"), inner.text("password"), inner.text("auth"), token)
-        inner.end()
-    if inner := said.mapping("tls"):
-        tls = registries.Tls(
-            inner.text("ca_file"),
-            inner.text("cert_file"),
-            inner.text("key_file"),
-            skip_verify=bool(inner.boolean("insecure_skip_verify")),
-        )
-        inner.end()
-    said.end()
-    return registries.HostConfig(auth, tls)
 
 
 class Registries:
@@ -119,22 +40,29 @@ class Registries:
         self._stack = stack
         self._relay: registry_relay.RegistryRelay | None = None
         self._seen = self._state()
-        self._said = read(self._path)
+        #: What the file said when it was read last.
+        self.said = registries_file.read(self._path)
         #: The credentials that containerd was started with, by host.
-        self.auths = self._said.auths()
+        self.auths = self.said.auths()
+        #: Why the file as it is now can't be used, while what it said before holds; empty when it can.
+        self.problem = ""
 
     async def take_up(self) -> None:
         """Tell containerd what the file said when it was read last."""
-        hosts = registries.hosts(self._said, default_endpoint=self._default_endpoint, warn=self._warn)
-        relayed = {endpoint for host in hosts.values() for endpoint in _endpoints(host) if self._needs_relay(endpoint)}
+        for warning in self.said.warnings:
+            _log.warning("%s", warning)
+        found = hosts.hosts(self.said, default_endpoint=self._default_endpoint, warn=self._warn, told=self.auths)
+        relayed = {endpoint for host in found.values() for endpoint in host.all if self._needs_relay(endpoint)}
         if relayed and self._relay is None:
             # Imported late: most nodes have no use for it, and it takes a third of a second.
             from nixlet.services import registry_relay  # noqa: PLC0415 (see above)
 
-            self._relay = await self._stack.enter_async_context(registry_relay.serve())
+            # The way that containerd's own requests take.
+            ways = proxies.from_environment(containerd_child.environment_of(os.environ))
+            self._relay = await self._stack.enter_async_context(registry_relay.serve(self._path, ways))
         if self._relay is not None:
             self._relay.forget_others(relayed)
-        texts = {name: registries.render(host, self._relayed) for name, host in hosts.items()}
+        texts = {name: hosts.render(host, self._relayed) for name, host in found.items()}
         await asyncio.to_thread(_write, self._certs_dir, texts)
         if self._seen:
             _log.info("registries are reached as %s says", self._path)
@@ -146,13 +74,18 @@ class Registries:
             state = self._state()
             if state == self._seen:
                 continue
-            self._seen = state
             try:
-                self._said = await asyncio.to_thread(read, self._path)
+                self.said = await asyncio.to_thread(registries_file.read, self._path)
+                self._seen = state
                 await self.take_up()
+                self.problem = ""
             except (errors.NixletError, OSError) as error:
                 hint = error.hint if isinstance(error, errors.NixletError) else ""
-                _log.error("registries are reached as before: %s", error, extra={"hint": hint})
+                self._seen, self.problem = state, f"registries are reached as before: {error}"
+                _log.error("%s", self.problem, extra={"hint": hint})
+            except Exception as error:  # noqa: BLE001 (it is logged, and the next change may go well)
+                self._seen, self.problem = state, f"registries are reached as before: {type(error).__name__}"
+                _log.exception("%s can't be taken up", self._path)
 
     def _warn(self, text: str) -> None:
         _log.warning("%s: %s", self._path, text)
@@ -165,21 +98,13 @@ class Registries:
             return ()
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode, status.st_uid
 
-    def _needs_relay(self, endpoint: registries.Endpoint) -> bool:
-        if not endpoint.url:
-            return False
-        config = endpoint.config
-        wanted = config.auth.fields() if config.auth is not None else {}
-        return bool(endpoint.rewrites) or wanted != self.auths.get(registries.default_host(endpoint.host), {})
+    def _needs_relay(self, endpoint: Endpoint) -> bool:
+        return hosts.needs_relay(endpoint, self.auths)
 
-    def _relayed(self, endpoint: registries.Endpoint) -> str | None:
+    def _relayed(self, endpoint: Endpoint) -> hosts.Way | None:
         if self._relay is None or not self._needs_relay(endpoint):
             return None
-        return self._relay.url_for(endpoint)
-
-
-def _endpoints(host: registries.Host) -> tuple[registries.Endpoint, ...]:
-    return host.endpoints if host.default is None else (*host.endpoints, host.default)
+        return self._relay.way_to(endpoint)
 
 
 def _write(certs_dir: str, texts: Mapping[str, str]) -> None:
@@ -214,7 +139,7 @@ def made_in(certs_dir: str) -> list[str]:
 def _is_ours(path: str) -> bool:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readline() == registries.HEADER
+            return file.readline() == hosts.HEADER
     except OSError:
         return False
 

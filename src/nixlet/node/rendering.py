@@ -45,6 +45,11 @@ class Rendered:
     text: str
     sources: Sequence[str] = ()
 
+    def without_secrets(self) -> "Rendered":
+        """The same for people to look at: what proves somebody to a registry is left out."""
+        table = containerd_config.without_secrets(self.table)
+        return Rendered(table, containerd_config.dump(table, table["version"], self.sources), self.sources)
+
 
 def write(
     settings: node_config.Settings,
@@ -75,7 +80,8 @@ def write(
         _log.info("containerd's configuration is made with %s", source)
     _warn(settings, rendered, version, auths or {})
     files.make_directory(os.path.dirname(layout.containerd_config))
-    files.write_atomically(layout.containerd_config, rendered.text, mode=0o600 if auths else 0o644)
+    # Credentials may come from anywhere: registries.yaml, a drop-in, a template.
+    files.write_atomically(layout.containerd_config, rendered.text, mode=0o600)
     return layout.containerd_config
 
 

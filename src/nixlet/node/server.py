@@ -282,6 +282,7 @@ async def _own_containerd(
             tell=tell,
         ) as kept,
     ):
+        stood.remarks.tell = lambda: reached.problem
         await _check_strategy(stood, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.loader)

@@ -67,6 +67,7 @@ class Stand:
     images: cri.ImageClient
     opener: opening.Opener
     exchange: pulls.Exchange
+    remarks: images_service.Remarks
 
 
 #: Gives what else is served on the socket.
@@ -168,6 +169,7 @@ async def _connected(stack: contextlib.AsyncExitStack, place: Place, bringer: re
         cri.ImageClient(channel, address),
         opening.Opener(place.scratch_dir or place.root),
         pulls.Exchange(),
+        images_service.Remarks(),
     )
 
 
@@ -187,7 +189,9 @@ async def _serve(
             other = await stack.enter_async_context(channels.connect(place.image_service_socket))
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
             untold_pins = None
-        fallback = images_service.ImageService(handing_on, puller, made.images, observed, untold_pins).answer
+        fallback = images_service.ImageService(
+            handing_on, puller, made.images, observed, untold_pins, made.remarks
+        ).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
     if not sdnotify.Notifier(os.environ).keep(sock):

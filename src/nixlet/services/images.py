@@ -42,6 +42,14 @@ class NixPuller(Protocol):
         ...
 
 
+class Remarks:
+    """What people should know of a pull from a registry that fails, beside containerd's error."""
+
+    def __init__(self) -> None:
+        #: Tells it; empty: nothing.
+        self.tell: Callable[[], str] = lambda: ""
+
+
 class NoNix:
     """On a node whose snapshotter can't show closures: says so."""
 
@@ -75,6 +83,7 @@ class ImageService:
         images: cri.ImageClient,
         observed: metrics.NodeMetrics | None = None,
         untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
+        remarks: Remarks | None = None,
     ) -> None:
         """An image service.
 
@@ -84,7 +93,9 @@ class ImageService:
             images: containerd's own image service.
             observed: Counts pulls.
             untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
+            remarks: What goes with the errors of pulls.
         """
+        self._remarks = remarks or Remarks()
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
         self._puller = puller
@@ -112,7 +123,8 @@ class ImageService:
         handle = self._handlers.get(path.rpartition("/")[2])
         answer = await handle(request) if handle is not None else None
         if answer is None:
-            return await self._relay.answer(path, stream, request)
+            remark = self._remarks.tell() if path.endswith("/PullImage") else ""
+            return await self._relay.answer(path, stream, request, remark)
         await stream.send_message(answer)
         return Status.OK
 

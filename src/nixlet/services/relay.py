@@ -22,8 +22,17 @@ class Relay:
         self._channel = channel
         self._peer = peer
 
-    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
-        """Answer a call with one request by what the backend says, be it one message or many; the status that was sent."""
+    async def answer(
+        self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes, remark: str = ""
+    ) -> Status:
+        """Answer a call with one request by what the backend says, be it one message or many; the status that was sent.
+
+        Args:
+            path: The method.
+            stream: Where to answer.
+            request: The request's bytes.
+            remark: What people should know of a failure beside the backend's own words.
+        """
         # A client that gives up resets its stream, and a deadline that passes is noticed by the server: both cancel this task,
         # which resets the backend's stream.
         call = self._channel.request(path, Cardinality.UNARY_STREAM, bytes, bytes, metadata=stream.metadata)
@@ -34,7 +43,7 @@ class Relay:
         except GRPCError as error:
             await stream.send_trailing_metadata(
                 status=error.status,
-                status_message=error.message,
+                status_message=f"{error.message or ''}; {remark}" if remark else error.message,
                 status_details=error.details,
                 metadata=call.trailing_metadata,
             )

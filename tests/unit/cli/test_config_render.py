@@ -86,3 +86,26 @@ def test_k3s_in_others(directories: list[str]) -> None:
 def test_settings_that_cannot_be_used(directories: list[str]) -> None:
     with pytest.raises(errors.UsageError, match="--snapshotter"):
         printed("--version", "3", "--snapshotter", "no/name", *directories)
+
+
+DROP_IN = """
+[plugins."io.containerd.grpc.v1.cri".registry.configs."b.example".auth]
+identitytoken = "hush-2"
+[plugins."io.containerd.grpc.v1.cri".registry.headers]
+Authorization = ["hush-3"]
+"""
+
+
+@pytest.mark.parametrize("whose", ["nixlet", "k3s"])
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_secrets_are_printed_when_they_are_asked_for(tmp_path: Path, whose: str, output: str) -> None:
+    registries = tmp_path / "registries.yaml"
+    registries.write_text("configs: {a.example: {auth: {username: ada, password: hush-1}}}\n")
+    drop_in = tmp_path / "data/agent/etc/containerd/config.toml.d/a.toml"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(DROP_IN)
+    arguments = ["--version", "2", "--for", whose, "-o", output, "--private-registry", str(registries)]
+    arguments += ["--data-dir", f"{tmp_path}/data", "--runc", "runc"]
+    assert "ada" in printed(*arguments)
+    assert "hush" not in printed(*arguments)
+    assert printed(*arguments, "--show-secrets").count("hush") == (3 if whose == "nixlet" else 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nixlet.containerd import config, k3s, registries, runtimes, templates, tomlread
+from nixlet.containerd import config, hosts, k3s, registries, runtimes, templates, tomlread
 
 CRI = "io.containerd.grpc.v1.cri"
 IMAGES = "io.containerd.cri.v1.images"
@@ -310,9 +310,9 @@ def test_what_a_template_may_ask_for_has_k3ss_names() -> None:
 
 def hosts_files(said: registries.Registries) -> dict[str, dict[str, Any]]:
     warnings: list[str] = []
-    hosts = registries.hosts(said, default_endpoint=True, warn=warnings.append)
+    found = hosts.hosts(said, default_endpoint=True, warn=warnings.append, told=said.auths())
     assert warnings == []
-    return {name: tomllib.loads(registries.render(host, lambda _: None)) for name, host in hosts.items()}
+    return {name: tomllib.loads(hosts.render(host, lambda _: None)) for name, host in found.items()}
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:80", "localhost:443", "localhost:5000", "127.0.0.1:5000"])

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nixlet.containerd import registries
-from nixlet.containerd.registries import Auth, HostConfig, Mirror, Registries, Rewrite, Tls
+from nixlet.containerd import hosts, registries
+from nixlet.containerd.registries import Auth, HostConfig, Mirror, Registries, Tls
+from nixlet.containerd.rewrites import Rewrite, compiled
 
 AUTH = HostConfig(auth=Auth("ada", "secret"))
 CA = HostConfig(tls=Tls(ca_file="/ca.crt"))
@@ -20,19 +21,23 @@ def made(
     *,
     default_endpoint: bool = True,
     rewrites: tuple[Rewrite, ...] = (),
+    told: hosts.Told | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The hosts.toml files by directory, and what was passed over."""
     warnings: list[str] = []
     said = Registries(
         {host: Mirror(tuple(endpoints), rewrites) for host, endpoints in (mirrors or {}).items()}, configs or {}
     )
-    hosts = registries.hosts(said, default_endpoint=default_endpoint, warn=warnings.append)
+    # By themselves the cases are of a containerd that was started with what the file says.
+    told = said.auths() if told is None else told
+    found = hosts.hosts(said, default_endpoint=default_endpoint, warn=warnings.append, told=told)
 
-    def relayed(endpoint: registries.Endpoint) -> str | None:
-        return f"http://relay/{endpoint.host}" if endpoint.rewrites else None
+    def relayed(endpoint: registries.Endpoint) -> hosts.Way | None:
+        way = hosts.Way(f"http://relay/{endpoint.host.strip('[]')}", {"Key": "k"})
+        return way if hosts.needs_relay(endpoint, told) else None
 
-    texts = {name: registries.render(host, relayed) for name, host in hosts.items()}
-    assert all(text.startswith(registries.HEADER) for text in texts.values())
+    texts = {name: hosts.render(host, relayed) for name, host in found.items()}
+    assert all(text.startswith(hosts.HEADER) for text in texts.values())
     return {name: tomllib.loads(text) for name, text in texts.items()}, warnings
 
 
@@ -115,7 +120,10 @@ def test_docker_hub_has_one_name() -> None:
         ("", "it has no host"),
         ("https://", "it has no host"),
         ("ftp://mirror.example.com", "its scheme is ftp"),
-        ("https://user:password@mirror.example.com", "more than host and port"),
+        ("https://user:password@mirror.example.com", "https://...@mirror.example.com: credentials can't stand in it"),
+        ("user:password@mirror.example.com", "...@mirror.example.com: credentials can't stand in it"),
+        ("https://user:pass/word@mirror.example.com", "credentials can't stand in it"),
+        ("https://mirror.example.com/v2?key=password", "https://mirror.example.com/v2?...: it must end"),
         ("https://mirror.example.com/v2?x=1", "it must end with the path"),
         ("https://mirror.example.com/#x", "it must end with the path"),
         ("https://mirror.example.com:999999", "Port out of range"),
@@ -128,6 +136,7 @@ def test_what_is_no_endpoint_is_passed_over_with_a_word(endpoint: str, why: str)
     files, (warning,) = made({"docker.io": [endpoint, "https://mirror.example.com"]})
     assert warning.startswith("endpoint 1 of docker.io is passed over")
     assert why in warning
+    assert "word" not in warning
     assert list(files["docker.io"]["host"]) == ["https://mirror.example.com/v2"]
 
 
@@ -149,8 +158,7 @@ def test_an_endpoint_named_twice_is_asked_once(endpoints: list[str]) -> None:
 def test_a_registry_is_a_host(name: str) -> None:
     files, warnings = made({name: ["https://mirror.example.com"]}, {name: CA})
     assert files == {}
-    assert len(warnings) == 2
-    assert all("a registry is named by its host" in warning for warning in warnings)
+    assert ["a registry is named by its host" in warning for warning in warnings] == [True]
 
 
 def test_credentials_alone_make_a_file_without_them() -> None:
@@ -224,6 +232,51 @@ def test_without_the_default_endpoint_a_registry_without_mirrors_keeps_its_certi
     assert files["registry.example.com"]["ca"] == ["/ca.crt"]
 
 
+def test_without_the_default_endpoint_a_registry_with_a_config_is_asked_as_k3s_does() -> None:
+    files, _ = made({"r.example": ["http://a.example"]}, {"r.example": CA}, default_endpoint=False)
+    assert files["r.example"]["server"] == "https://r.example/v2"
+    assert list(files["r.example"]["host"]) == ["http://a.example/v2"]
+
+
+RELAYED = {"server": "http://relay/r.example", "capabilities": ["pull", "resolve", "push"], "override_path": True}
+
+
+@pytest.mark.parametrize(
+    ("configs", "told"),
+    [
+        ({}, {"r.example": {"username": "ada"}}),
+        ({"r.example": HostConfig()}, {"r.example": {"username": "ada"}}),
+        ({"r.example": AUTH}, {}),
+        ({"r.example": AUTH}, {"r.example": {"username": "ada", "password": "another"}}),
+    ],
+)
+def test_credentials_that_hold_no_more_are_taken_from_containerd(
+    configs: dict[str, HostConfig], told: hosts.Told
+) -> None:
+    """It can't be told to forget them: the registry is asked by the relay."""
+    files, _ = made(configs=configs, told=told)
+    assert files == {"r.example": {**RELAYED, "header": {"Key": "k"}, "host": {}}}
+
+
+def test_a_registry_that_has_lost_its_credentials_keeps_every_registrys_mirror() -> None:
+    files, _ = made({"*": ["http://a.example"]}, told={"r.example": {"username": "ada"}}, default_endpoint=False)
+    assert files["r.example"]["server"] == "http://a.example/v2"
+    files, _ = made({"*": ["http://a.example"]}, told={"r.example": {"username": "ada"}})
+    assert list(files["r.example"]["host"]) == ["http://a.example/v2"]
+    assert files["r.example"]["server"] == "http://relay/r.example"
+
+
+def test_docker_hub_loses_its_credentials_by_both_names() -> None:
+    files, _ = made(told=Registries(configs={"docker.io": AUTH}).auths())
+    assert set(files) == {"docker.io", "registry-1.docker.io"}
+
+
+def test_addresses_of_ipv6_are_no_keys_that_containerd_1_could_not_read() -> None:
+    files, _ = made({"r.example": ["http://[2001:db8::1]"]}, {"[2001:db8::1]": AUTH})
+    assert Registries(configs={"[2001:db8::1]": AUTH}).auths() == {}
+    assert list(files["r.example"]["host"]) == ["http://relay/2001:db8::1"]
+
+
 def test_every_other_registry() -> None:
     files, _ = made({"*": ["https://mirror.example.com"]})
     # containerd puts the registry itself where no server is named.
@@ -250,7 +303,11 @@ def test_an_endpoint_with_rewrites_is_asked_by_the_relay() -> None:
     assert files["docker.io"]["server"] == HUB
     # The relay is told of the certificates; containerd needs none for it.
     assert files["docker.io"]["host"] == {
-        "http://relay/mirror.example.com": {"capabilities": ["pull", "resolve"], "override_path": True}
+        "http://relay/mirror.example.com": {
+            "capabilities": ["pull", "resolve"],
+            "override_path": True,
+            "header": {"Key": "k"},
+        }
     }
 
 
@@ -268,10 +325,22 @@ def test_an_endpoint_with_rewrites_is_asked_by_the_relay() -> None:
         ("^a(b)?c$", "x${1}y", "ac", "xy"),
         ("a", "b", "aXa", "bXb"),
         ("^(.*)$", "$7", "a", ""),
+        ("^[[:alpha:]]+/", "x/", "abc/d", "x/d"),
+        ("^[^[:digit:]_]+", "x", "ab1", "x1"),
+        ("^(?<org>[a-z]+)/", "${org}s/", "team/app", "teams/app"),
+        (r"app\z", "x", "app/app", "app/x"),
     ],
 )
 def test_rewrites_replace_as_gos_do(pattern: str, replacement: str, repository: str, becomes: str) -> None:
-    assert Rewrite(re.compile(pattern), replacement).apply(repository) == becomes
+    assert Rewrite(compiled(pattern), replacement).apply(repository) == becomes
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", "a**", "(?=a)", "(?<!a)b", r"(a)\1", "(?>a)", "a++", r"\pL", r"\Qa\E", "[[:letter:]]", r"a\Z"]
+)
+def test_what_is_no_pattern_of_gos(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        compiled(pattern)
 
 
 def test_docker_hubs_credentials_go_by_both_of_its_names() -> None:

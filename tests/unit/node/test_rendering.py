@@ -77,7 +77,7 @@ def test_a_node_without_wishes(layout: config.Layout) -> None:
             assert unpack == {"platform": f"linux/{architecture}", "snapshotter": "nix", "differ": "walking"}
         plugin = (CRI,) if version == 2 else (IMAGES,)
         assert at(table, *plugin, "registry", "config_path") == layout.certs_dir
-        assert Path(layout.containerd_config).stat().st_mode & 0o777 == 0o644
+        assert Path(layout.containerd_config).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "zfs"])
