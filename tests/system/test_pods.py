@@ -57,6 +57,28 @@ def test_the_hello_pod_by_crictl(node: nodes.Node, hello: str, tmp_path: Path) -
         node.crictl("rmp", "-f", pod)
 
 
+def test_what_a_container_puts_into_an_empty_volume_gives_nobody_its_rights(
+    node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """A set-user-ID program of root's on the host, for every local user to find: neither reachable nor of effect."""
+    script = "cp /bin/busybox /data/sh; chmod 4755 /data/sh; ls -l /data/sh; cat /proc/self/mountinfo"
+    manifest = nodes.manifest(
+        "power",
+        store_images[50].reference,
+        command=["/bin/sh", "-c", script],
+        volumes=[{"name": "data", "emptyDir": {}}],
+        container={"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+    )
+    first, *mounted = node.ok("kube", "play", "--wait", "-", stdin=manifest).splitlines()
+    assert first.startswith("-rwsr-xr-x")
+    (options,) = [line.split()[5].split(",") for line in mounted if line.split()[4] == "/data"]
+    assert {"nosuid", "nodev"} <= set(options)
+    assert "noexec" not in options
+    # The second has the volumes that images ask for.
+    for directory in (node.data_dir / "agent" / "pods", node.data_dir / "agent" / "containerd"):
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_configuration_is_what_containerd_speaks_and_causes_no_warning(node: nodes.Node) -> None:
     version = node.version()["node"]
     wanted = {"1.6.20": 2, "1.7.35": 2, "2.2.9": 3, "2.4.2": 4}
@@ -250,7 +272,7 @@ def test_nothing_is_left_of_pods_and_images(node: nodes.Node, store_images: dict
         if not views(node):
             break
         time.sleep(0.05)
-    assert node.mounts() == []
+    assert node.mounts() == [str(node.data_dir / "agent" / "pods")]
     assert not [entry for entry in mounts.table() if str(node.data_dir) in entry.options]
     roots = Path("/nix/var/nix/gcroots/nixlet")
     kept = [path.name for path in roots.glob("*/*/*")] if roots.exists() else []

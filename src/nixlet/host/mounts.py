@@ -1,5 +1,6 @@
 """Mounts: mount(2) and umount2(2) through ctypes, and the mount table of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -12,6 +13,9 @@ from typing import NamedTuple
 from nixlet import errors
 
 MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -90,6 +94,34 @@ def unshare() -> None:
     if _libc().unshare(_CLONE_NEWNS) != 0:
         raise _refused("can't make a mount namespace")
     mount("none", "/", "", MS_REC | MS_PRIVATE)
+
+
+#: A mount's own flags, which have the same numbers in mount(2) and statvfs(3): ro, nosuid, nodev, noexec, noatime, nodiratime.
+_KEPT_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048
+
+
+@contextlib.contextmanager
+def powerless(directory: str) -> Iterator[None]:
+    """Have neither set-user-ID programs nor devices count in a directory (MS_NOSUID, MS_NODEV), for the time of the context.
+
+    What is bound from the directory meanwhile keeps that for its life. What an earlier owner left mounted there is taken over.
+
+    Raises:
+        FailedPreconditionError: The kernel refused.
+    """
+    directory = os.path.realpath(directory)
+    wanted = MS_NOSUID | MS_NODEV
+    taken_over = any(entry.path == directory for entry in table())
+    flags = os.statvfs(directory).f_flag & _KEPT_FLAGS
+    if flags & wanted == wanted and not taken_over:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if not taken_over:
+            mount(directory, directory, "", MS_BIND)
+        stack.callback(unmount, directory, MNT_DETACH | UMOUNT_NOFOLLOW)
+        mount("none", directory, "", MS_REMOUNT | MS_BIND | flags | wanted)
+        yield
 
 
 def has_file_types(directory: str) -> bool:

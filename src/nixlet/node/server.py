@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import nixlet
 from nixlet import errors
 from nixlet.containerd import cni, cri, crictl, imagestore
-from nixlet.host import files, network, sdnotify, signals, supervisor, unixsocket
+from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import autoremove, player, resolvconf
 from nixlet.node import config as node_config
@@ -152,6 +152,8 @@ async def running(
         # Before there is anything else that would have to be taken away.
         marker.write(settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
+        # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
+        stack.enter_context(mounts.powerless(layout.pods))
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
         place = stand.Place(
@@ -392,8 +394,13 @@ def _observe_containerd(observed: metrics.NodeMetrics, containerd: Containerd) -
 def _make_directories(layout: node_config.Layout) -> None:
     for directory in (layout.containerd_state, layout.runc_root, layout.cni_data_dir):
         files.make_directory(directory, mode=0o711)
-    for directory in (layout.agent, layout.containerd_root, layout.opt, layout.images, layout.pods):
+    for directory in (layout.agent, layout.opt, layout.images):
         files.make_directory(directory, mode=0o711)
+    for directory in (layout.containerd_root, layout.pods):
+        # Volumes lie in these, of images in the first and of pods in the second: no other user may reach what a container put
+        # there. Earlier nodes made them 0711.
+        files.make_directory(directory, mode=0o700)
+        os.chmod(directory, 0o700)
     for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
         files.make_directory(os.path.dirname(file))
 

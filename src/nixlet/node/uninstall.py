@@ -204,6 +204,7 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
             _remove(sockets)
             await _unmount(each.containerd_state)
         await _unmount(layout.containerd_root)
+        await _unmount(layout.pods)
         for pod in pods:
             await iptables.remove_rules(container=pod)
         _remove(podtraces.cni_results(pods))
