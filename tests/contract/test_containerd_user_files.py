@@ -64,6 +64,54 @@ async def test_templates_and_drop_ins_arrive(version: str, with_base: bool, tmp_
     assert server["grpc"]["address"] == layout.containerd_socket
 
 
+#: As people have it for NVIDIA's runtime and for NRI, with Go's actions.
+IN_THE_WILD = """
+{{ template "base" . }}
+
+{{- if .NodeConfig.AgentConfig.Snapshotter }}
+[CONTAINERD]
+  default_runtime_name = "nvidia"
+{{- end }}
+
+{{ range $name, $runtime := .ExtraRuntimes }}
+[CONTAINERD.runtimes."{{ $name }}-copy"]
+  runtime_type = {{ printf "%q" $runtime.RuntimeType }}
+{{ end }}
+
+[CONTAINERD.runtimes.nvidia]
+  runtime_type = "io.containerd.runc.v2"
+[CONTAINERD.runtimes.runc.options]
+  BinaryName = "/opt/nvidia-container-runtime"
+  SystemdCgroup = {{ .SystemdCgroup }}
+
+[plugins."io.containerd.nri.v1.nri"]
+  plugin_request_timeout = "9s"
+"""
+
+
+@pytest.mark.parametrize("version", parts.CONTAINERDS)
+async def test_a_template_with_tables_that_the_base_has(version: str, tmp_path: Path) -> None:
+    program = await config.ask(str(parts.containerd(version)))
+    layout = node_config.Layout(f"{tmp_path}/data", f"{tmp_path}/state")
+    number = program.config_version
+    Path(layout.template(number)).parent.mkdir(parents=True)
+    Path(layout.template(number)).write_text(IN_THE_WILD.replace("CONTAINERD", tomlread.name(CONTAINERD[number])))
+    file = rendering.write(
+        node_config.Settings(), layout, program=program, runc="/usr/sbin/runc", cni_bin_dir="/usr/lib/cni"
+    )
+    dumped = await said(program, "--config", file, "config", "dump")
+    containerd = tomlread.at(dumped, CONTAINERD[number])
+    assert containerd["default_runtime_name"] == "nvidia"
+    assert containerd["runtimes"]["nvidia"]["runtime_type"] == "io.containerd.runc.v2"
+    options = containerd["runtimes"]["runc"]["options"]
+    assert options["BinaryName"] == "/opt/nvidia-container-runtime"
+    # What the base says there, and the template doesn't, stays.
+    assert options["Root"] == layout.runc_root
+    if version != "1.6.20":
+        nri = dumped["plugins"]["io.containerd.nri.v1.nri"]
+        assert (nri["plugin_request_timeout"], nri["socket_path"]) == ("9s", layout.nri_socket)
+
+
 async def test_keys_have_the_names_that_nixlet_says() -> None:
     """What ``misplaced`` says of where a key is, is so: the defaults of each version have it there, and nowhere else."""
     old, middle, new = [

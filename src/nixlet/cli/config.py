@@ -85,9 +85,9 @@ async def _render(
         # A node would not start; what it would write can be looked at all the same.
         plugins = said.cni_bin_dirs[0]
     runc = process.find_program(said.runc) or said.runc
-    auths = registries_file.read(said.private_registry).auths()
+    reached = registries_file.read(said.private_registry)
     return rendering.render(
-        said, layout, version=version, runc=runc, cni_bin_dir=plugins, auths=auths, user_files=user_files
+        said, layout, version=version, runc=runc, cni_bin_dir=plugins, said=reached, user_files=user_files
     )
 
 
@@ -106,5 +106,5 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
         state_dir=_K3S_STATE_DIR if unsaid("state_dir") else said.state_dir,
     )
     plugins = os.path.join(layout.data_dir, "data", "cni") if unsaid("cni_bin_dirs") else said.cni_bin_dirs[0]
-    auths = registries_file.read(said.private_registry).auths()
-    return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, auths=auths)
+    reached = registries_file.read(said.private_registry)
+    return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, said=reached)

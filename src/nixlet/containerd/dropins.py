@@ -55,24 +55,32 @@ def merged(base: Table, files: Sequence[DropIn]) -> Table:
     return result
 
 
-def replaced(base: Table, template: DropIn, own_import: str = "") -> Table:
+def merged_template(base: Table, template: DropIn, *, has_base: bool, own_import: str = "") -> Table:
     """What a template makes of the base, with what it has left out of that which is the node's.
 
     Args:
         base: What the node has rendered by itself.
-        template: The template's result, which may hold the base or not.
+        template: The template's result, without the base.
+        has_base: Whether the base stands in it: then what is around it is merged into the base.
         own_import: The pattern of our own drop-ins, which k3s's templates import; they are merged anyway.
 
     Raises:
         UsageError: It takes from the node what is the node's.
     """
     table = {key: value for key, value in template.table.items() if (key, value) != ("imports", [own_import])}
+    if has_base:
+        return merged(base, [DropIn(template.path, table)])
     if "version" not in table:
         raise errors.UsageError(
             f"{template.path}: it makes no version = {base['version']}",
             hint='write it at the top, above all tables; or write {{ template "base" . }} there, which has it',
         )
     _check(table, base, template.path)
+    return merged(_places(base), [DropIn(template.path, table)])
+
+
+def _places(base: Table) -> Table:
+    """What a node needs of its own configuration to be at its own places."""
     names = ("version", "root", "state", "grpc", "ttrpc", "proxy_plugins")
     kept: Table = copy.deepcopy({key: base[key] for key in names if key in base})
     plugins = copy.deepcopy({key: value for key, value in base["plugins"].items() if key.startswith(_PLACES)})
@@ -82,7 +90,7 @@ def replaced(base: Table, template: DropIn, own_import: str = "") -> Table:
             for key in path[2:-1]:
                 plugin = plugin.setdefault(key, {})
             plugin[path[-1]] = tomlread.at(base, path)
-    return merged({**kept, "plugins": plugins}, [DropIn(template.path, table)])
+    return {**kept, "plugins": plugins}
 
 
 def _check(table: Table, base: Table, where: str) -> None:

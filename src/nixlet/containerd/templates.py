@@ -1,51 +1,31 @@
-"""The user's template of containerd's configuration: text with ``{{ template "base" . }}`` and fields of the node in it.
+"""The user's template of containerd's configuration: ``{{ template "base" . }}`` with tables around it, or all of the file.
 
-k3s has Go's text/template there. Nearly all templates are the base with tables around it, so that is what is understood, with k3s's
-names for the fields; whatever else Go's language has is refused with its line, rather than rendered wrongly.
+k3s has Go's text/template there; ``encoding.gotemplate`` understands what such templates use of it. What stands around the base is
+merged into it as drop-ins are: k3s puts the texts together, and a table that stands in both keeps its containerd from starting.
 """
 
 import dataclasses
-import difflib
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from nixlet import errors
-from nixlet.containerd import config, tomlread
+from nixlet.containerd import config, dropins, registries, tomlread
+from nixlet.encoding import gotemplate_run, gotemplate_values
 
-#: An action: what stands between braces, with the marks that trim the white space around it (pkg.go.dev/text/template).
-_ACTION = re.compile(
-    r"""\{\{ (?P<trim_left>-(?=\s))? \s* (?P<body> /\*.*?\*/ | (?: "(?:\\.|[^"\\])*" | `[^`]*` | [^"`] )*? ) \s*?
-        (?P<trim_right>(?<=\s)-)? \}\}""",
-    re.VERBOSE | re.DOTALL,
+_SUPPORTED = (
+    'there are {{ template "base" . }}, fields such as {{ .NodeConfig.AgentConfig.PauseImage }}, if, else, with, range, end, '
+    f"{', '.join(sorted({*gotemplate_values.FUNCTIONS, 'and', 'or'}))}"
 )
-_BASE = re.compile(r'template\s+(?:"base"|`base`)\s+\.')
-_FIELD = re.compile(r"(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 
-_SUPPORTED = 'use {{ template "base" . }} and fields such as {{ .NodeConfig.AgentConfig.PauseImage }} alone'
+_BASE = "base"
 
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of a rendered template.
-
-    Attributes:
-        text: The piece.
-        line: The line in the template where it comes from.
-        is_base: Whether it is the base.
-    """
-
-    text: str
-    line: int
-    is_base: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Line:
-    """A line of the result, with the line of the template where it comes from; 0: the base."""
+    """A line of the result, with the line of the template where it comes from."""
 
     text: str
     origin: int
@@ -60,139 +40,171 @@ class _Header:
     is_array: bool
 
 
-def fields(settings: config.ContainerdSettings, *, template_dir: str, image_service: str) -> dict[str, str]:
+def fields(
+    settings: config.ContainerdSettings,
+    *,
+    template_dir: str,
+    image_service: str,
+    said: registries.Registries,
+    default_endpoint: bool,
+) -> gotemplate_values.Struct:
     """What a template may ask for, by k3s's names (pkg/agent/templates: ContainerdConfig).
 
     Args:
         settings: Where the values come from.
         template_dir: The directory of the rendered file.
         image_service: The socket of the CRI image service; empty where it is containerd's.
+        said: How registries are reached.
+        default_endpoint: Whether a registry with mirrors is asked itself as well.
     """
-    values: dict[str, str | bool] = {
-        ".DisableCgroup": settings.disable_cgroup,
-        ".EnableUnprivileged": settings.enable_unprivileged,
-        ".IsRunningInUserNS": settings.in_user_namespace,
-        ".NonrootDevices": settings.nonroot_devices,
-        ".NodeConfig.AgentConfig.CNIBinDir": settings.cni_bin_dir,
-        ".NodeConfig.AgentConfig.CNIConfDir": settings.cni_conf_dir,
-        ".NodeConfig.AgentConfig.ImageServiceSocket": image_service,
-        ".NodeConfig.AgentConfig.PauseImage": settings.sandbox_image,
-        ".NodeConfig.AgentConfig.Snapshotter": settings.snapshotter,
-        ".NodeConfig.Containerd.Address": settings.address,
-        ".NodeConfig.Containerd.BlockIOConfig": settings.blockio_config,
-        ".NodeConfig.Containerd.Opt": settings.opt_dir,
-        ".NodeConfig.Containerd.RDTConfig": settings.rdt_config,
-        ".NodeConfig.Containerd.Registry": settings.certs_dir,
-        ".NodeConfig.Containerd.Root": settings.root,
-        ".NodeConfig.Containerd.State": settings.state,
-        ".NodeConfig.Containerd.Template": template_dir,
-        ".NodeConfig.DefaultRuntime": settings.default_runtime,
-        ".NodeConfig.SELinux": settings.enable_selinux,
-        ".Program": "nixlet",
-        ".SystemdCgroup": settings.systemd_cgroup,
+    struct = gotemplate_values.Struct
+    agent = {
+        "CNIBinDir": settings.cni_bin_dir,
+        "CNIConfDir": settings.cni_conf_dir,
+        "ImageServiceSocket": image_service,
+        "PauseImage": settings.sandbox_image,
+        "Snapshotter": settings.snapshotter,
     }
-    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    containerd = {
+        "Address": settings.address,
+        "BlockIOConfig": settings.blockio_config,
+        "Opt": settings.opt_dir,
+        "RDTConfig": settings.rdt_config,
+        "Registry": settings.certs_dir,
+        "Root": settings.root,
+        "State": settings.state,
+        "Template": template_dir,
+    }
+    node = {
+        "AgentConfig": struct(agent),
+        "Containerd": struct(containerd),
+        "DefaultRuntime": settings.default_runtime,
+        # A field of old: pods have a network here.
+        "NoFlannel": False,
+        "SELinux": settings.enable_selinux,
+    }
+    found = {
+        name: struct({"RuntimeType": runtime.type, "BinaryName": runtime.program})
+        for name, runtime in settings.runtimes.items()
+    }
+    return struct(
+        {
+            "DisableCgroup": settings.disable_cgroup,
+            "EnableUnprivileged": settings.enable_unprivileged,
+            "ExtraRuntimes": found,
+            "IsRunningInUserNS": settings.in_user_namespace,
+            "NoDefaultEndpoint": not default_endpoint,
+            "NodeConfig": struct(node),
+            "NonrootDevices": settings.nonroot_devices,
+            "PrivateRegistryConfig": _registries(said),
+            "Program": "nixlet",
+            "SystemdCgroup": settings.systemd_cgroup,
+        }
+    )
 
 
-def tables(data: bytes, path: str, base: config.Table, values: Mapping[str, str]) -> config.Table:
-    """What a template makes of the base.
+def _registries(said: registries.Registries) -> gotemplate_values.Struct:
+    """What is said of registries, by the names of k3s's types (github.com/rancher/wharfie/pkg/registries)."""
+    struct = gotemplate_values.Struct
+    mirrors = {
+        name: struct(
+            {
+                "Endpoints": mirror.endpoints,
+                "Rewrites": {rewrite.pattern.pattern: rewrite.replacement for rewrite in mirror.rewrites},
+            }
+        )
+        for name, mirror in said.mirrors.items()
+    }
+    configs = {}
+    for name, each in said.configs.items():
+        auth = each.auth and struct(
+            {
+                "Username": each.auth.username,
+                "Password": each.auth.password,
+                "Auth": each.auth.auth,
+                "IdentityToken": each.auth.identity_token,
+            }
+        )
+        tls = each.tls and struct(
+            {
+                "CAFile": each.tls.ca_file,
+                "CertFile": each.tls.cert_file,
+                "KeyFile": each.tls.key_file,
+                "InsecureSkipVerify": each.tls.skip_verify,
+            }
+        )
+        configs[name] = struct({"Auth": auth, "TLS": tls})
+    return struct({"Mirrors": mirrors, "Configs": configs, "Auths": {}})
+
+
+def tables(
+    data: bytes, path: str, base: config.Table, values: gotemplate_values.Struct, own_import: str = ""
+) -> config.Table:
+    """What a template makes of the base, with what it has left out of that which is the node's.
 
     Args:
         data: The template.
         path: Where it stands.
         base: What ``{{ template "base" . }}`` stands for.
         values: The fields, as from ``fields``.
+        own_import: The pattern of our own drop-ins, which k3s's templates import; they are merged anyway.
 
     Raises:
-        UsageError: It can't be understood, or its result is no TOML; the sentence names its line.
+        UsageError: It can't be understood, its result is no TOML, or it takes from the node what is the node's.
     """
-    pieces = list(render(tomlread.decoded(data, path), path, config.dump(base, base["version"]), values))
-    bases = [piece.line for piece in pieces if piece.is_base]
+    pieces = list(gotemplate_run.executed(tomlread.decoded(data, path), path, values, _SUPPORTED))
+    bases = [number for number, piece in enumerate(pieces) if piece.calls]
+    for number in bases:
+        if pieces[number].calls != _BASE:
+            raise errors.UsageError(
+                f'{path}, line {pieces[number].line}: there is no template "{pieces[number].calls}"', hint=_SUPPORTED
+            )
     if len(bases) > 1:
-        raise errors.UsageError(f"{path}, line {bases[1]}: the base is there already, at line {bases[0]}")
-    lines = list(_lines(pieces))
+        first, second = (pieces[number].line for number in bases[:2])
+        raise errors.UsageError(f"{path}, line {second}: the base is there already, at line {first}")
+    lines = _lines_around(pieces, bases[0], path) if bases else list(_lines(pieces))
+    made = dropins.DropIn(path, _parsed(lines, path))
+    return dropins.merged_template(base, made, has_base=bool(bases), own_import=own_import)
+
+
+def _parsed(lines: list[_Line], path: str) -> config.Table:
     text = "\n".join(line.text for line in lines)
-    _check_keys_below_base(lines, path)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _explained(error, text, lines, path, base) from error
+        raise _explained(error, text, lines, path) from error
 
 
-def render(text: str, path: str, base: str, values: Mapping[str, str]) -> Iterator[Piece]:
-    """The result of a template, piece by piece.
-
-    Raises:
-        UsageError: There is something that is not understood.
-    """
-    place, trim = 0, False
-    for action in _ACTION.finditer(text):
-        line = text.count("\n", 0, action.start()) + 1
-        yield from _plain(text, path, place, action.start(), trim_left=trim, trim_right=bool(action["trim_left"]))
-        place, trim = action.end(), bool(action["trim_right"])
-        body = action["body"].strip()
-        if _BASE.fullmatch(body):
-            yield Piece(base, line, is_base=True)
-        elif body in values:
-            yield Piece(values[body], line)
-        elif not body.startswith("/*"):
-            raise _refused(body, f"{path}, line {line}", values)
-    yield from _plain(text, path, place, len(text), trim_left=trim, trim_right=False)
-
-
-def _plain(text: str, path: str, start: int, end: int, *, trim_left: bool, trim_right: bool) -> Iterator[Piece]:
-    piece = text[start:end]
-    line = text.count("\n", 0, start) + 1
-    if "{{" in piece:
-        line += piece.count("\n", 0, piece.index("{{"))
-        raise errors.UsageError(f"{path}, line {line}: {{{{ is not closed by }}}}")
-    if trim_left:
-        trimmed = piece.lstrip()
-        line += piece[: len(piece) - len(trimmed)].count("\n")
-        piece = trimmed
-    yield Piece(piece.rstrip() if trim_right else piece, line)
-
-
-def _refused(body: str, place: str, values: Mapping[str, str]) -> errors.UsageError:
-    shown = " ".join(body.split())
-    shown = f"{{{{ {shown if len(shown) < 60 else f'{shown[:57]}...'} }}}}"
-    if not _FIELD.fullmatch(body):
-        return errors.UsageError(f"{place}: {shown} is not supported in a template", hint=_SUPPORTED)
-    near = difflib.get_close_matches(body, values, n=1)
-    if any(name.startswith(f"{body}.") for name in values):
-        return errors.UsageError(
-            f"{place}: {shown} is no single value", hint=f"as in {{{{ {near[0]} }}}}" if near else ""
-        )
-    hint = f"did you mean {{{{ {near[0]} }}}}?" if near else f"there are {', '.join(values)}"
-    return errors.UsageError(f"{place}: there is no field {shown}", hint=hint)
-
-
-def _lines(pieces: list[Piece]) -> Iterator[_Line]:
-    """The lines of the result: one that is made of several pieces comes from the first that is the template's."""
+def _lines(pieces: list[gotemplate_run.Piece]) -> Iterator[_Line]:
+    """The lines of the result: one that is made of several pieces comes from the first that has something of it."""
     text, origin = "", 0
     for piece in pieces:
         for number, part in enumerate(piece.text.split("\n")):
             if number:
-                yield _Line(text, origin)
+                yield _Line(text, origin or piece.line + number - 1)
                 text, origin = "", 0
             text += part
-            if part and not piece.is_base and not origin:
+            if part and not origin:
                 origin = piece.line + number
-    yield _Line(text, origin)
+    yield _Line(text, origin or (pieces[-1].line if pieces else 1))
 
 
-def _check_keys_below_base(lines: list[_Line], path: str) -> None:
-    """The base's last table is still open below it, and which that is nobody should have to know."""
-    last = max((number for number, line in enumerate(lines) if not line.origin and line.text.strip()), default=None)
-    for line in lines[last + 1 :] if last is not None else ():
+def _lines_around(pieces: list[gotemplate_run.Piece], at: int, path: str) -> list[_Line]:
+    """The lines above and below the base, each of which make sense by themselves."""
+    above, below = list(_lines(pieces[:at])), list(_lines(pieces[at + 1 :]))
+    _parsed(above, path)
+    for line in below:
         written = line.text.strip()
         if written.startswith("["):
-            return
+            break
         if written and not written.startswith("#"):
+            # The base's last table is still open there, and which that is nobody should have to know.
             raise errors.UsageError(
                 f"{path}, line {line.origin}: {written.split('=')[0].strip()} belongs to no table",
                 hint='write the line of its table above it; keys without one go above {{ template "base" . }}',
             )
+    _parsed(below, path)
+    return [*above, *below]
 
 
 def _headers(lines: list[_Line]) -> Iterator[_Header]:
@@ -213,53 +225,26 @@ def _headers(lines: list[_Line]) -> Iterator[_Header]:
         yield _Header(tuple(path), line.origin, written.startswith("[["))
 
 
-def _explained(
-    error: tomllib.TOMLDecodeError, text: str, lines: list[_Line], path: str, base: config.Table
-) -> errors.UsageError:
-    """The error, told by the template's line: what it says by itself may be about a line of the base."""
-    what, number, _ = tomlread.problem(error, text)
-    clash = _clash(lines, path, base)
+def _explained(error: tomllib.TOMLDecodeError, text: str, lines: list[_Line], path: str) -> errors.UsageError:
+    """The error, told by the template's line."""
+    clash = _clash(lines, path)
     if clash is not None:
         return clash
-    if origin := lines[number - 1].origin:
-        return errors.UsageError(f"{path}, line {origin}: this makes no TOML: {what}")
-    written = lines[number - 1].text.strip()
-    return errors.UsageError(f"{path} and its base make no TOML: {what}, at the base's line {written}")
+    what, number, _ = tomlread.problem(error, text)
+    return errors.UsageError(f"{path}, line {lines[number - 1].origin}: this makes no TOML: {what}")
 
 
-def _clash(lines: list[_Line], path: str, base: config.Table) -> errors.UsageError | None:
-    """The error for the first table of the template that is there already, in the base or in the template itself."""
-    has_base = any(not line.origin and line.text.strip() for line in lines)
+def _clash(lines: list[_Line], path: str) -> errors.UsageError | None:
+    """The error for the first table that is there already."""
     seen: dict[Path, _Header] = {}
     for header in _headers(lines):
-        if not header.origin:
-            continue
         before = seen.get(header.path)
-        if has_base and _declares(base, header.path, is_array=header.is_array):
-            first = "in the base"
-            directory = f"{config.stem(base['version'])}.toml.d"
-            hint = f"put what it shall have into a file in {directory}, beside the template: those are merged into the base"
-        elif before is not None and not (header.is_array and before.is_array):
-            first, hint = f"at line {before.origin}", "put what it shall have below one of the two lines"
-        else:
-            # The tables of an array's next element are not those of the one before.
-            below = len(header.path)
-            seen = {key: each for key, each in seen.items() if key[:below] != header.path} | {header.path: header}
-            continue
-        return errors.UsageError(
-            f"{path}, line {header.origin}: the table [{tomlread.name(header.path)}] is there already, {first}",
-            hint=hint,
-        )
+        if before is not None and not (header.is_array and before.is_array):
+            return errors.UsageError(
+                f"{path}, line {header.origin}: the table [{tomlread.name(header.path)}] is there already, at line {before.origin}",
+                hint="put what it shall have below one of the two lines",
+            )
+        # The tables of an array's next element are not those of the one before.
+        below = len(header.path)
+        seen = {key: each for key, each in seen.items() if key[:below] != header.path} | {header.path: header}
     return None
-
-
-def _declares(base: config.Table, path: Path, *, is_array: bool) -> bool:
-    """Whether the base has a line for that table, or a value in its place. A table that only holds tables has none."""
-    found: Any = base
-    for key in path:
-        if not isinstance(found, dict) or key not in found:
-            return False
-        found = found[key]
-    if not isinstance(found, dict) or is_array:
-        return True
-    return not found or any(not isinstance(value, dict) for value in found.values())

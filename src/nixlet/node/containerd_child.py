@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from nixlet import errors
-from nixlet.containerd import client, cni, cri
+from nixlet.containerd import client, cni, cri, registries
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, supervisor, unixsocket
 from nixlet.node import config as node_config
@@ -69,7 +69,7 @@ async def kept_running(
     runtime: cri.RuntimeClient,
     containerd: client.Containerd,
     *,
-    auths: rendering.Auths,
+    said: registries.Registries,
     hastened: asyncio.Event | None = None,
     tell: Callable[[supervisor.Event], None] = lambda _: None,
 ) -> AsyncIterator[supervisor.KeptChild]:
@@ -81,7 +81,7 @@ async def kept_running(
         programs: What to start.
         runtime: CRI on that containerd.
         containerd: The rest of it.
-        auths: What registries want to see.
+        said: How registries are reached.
         hastened: Cuts the time short that containerd gets to end.
         tell: Learns of its deaths and starts.
 
@@ -94,7 +94,7 @@ async def kept_running(
         program=programs.containerd,
         runc=programs.runc,
         cni_bin_dir=programs.cni_bin_dir,
-        auths=auths,
+        said=said,
     )
     _write_network(settings, layout)
     await _wait_until_gone(layout.containerd_socket)

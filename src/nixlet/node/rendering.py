@@ -8,19 +8,16 @@ one of those is obeyed: the newest version for which there is something is the o
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.containerd import dropins, k3s, runtimes, templates, tomlread
+from nixlet.containerd import dropins, k3s, registries, runtimes, templates, tomlread
 from nixlet.host import cgroups, files, userns
 from nixlet.images import platforms
 from nixlet.node import config as node_config
 from nixlet.node import pause, preflight, trusted
-
-#: What registries want to see, by host: username, password, auth, identitytoken.
-Auths = Mapping[str, Mapping[str, str]]
 
 #: k3s's own pause image, which it puts into its configuration.
 _K3S_PAUSE = "rancher/mirrored-pause:3.6"
@@ -58,7 +55,7 @@ def write(
     program: containerd_config.ContainerdProgram,
     runc: str,
     cni_bin_dir: str,
-    auths: Auths | None = None,
+    said: registries.Registries | None = None,
 ) -> str:
     """Write the configuration of the node's containerd; its path.
 
@@ -68,17 +65,17 @@ def write(
         program: The containerd that will read it.
         runc: The OCI runtime program.
         cni_bin_dir: Where the CNI plugins are.
-        auths: What registries want to see, where that is to stand in the configuration.
+        said: How registries are reached; their credentials stand in the configuration.
 
     Raises:
         UsageError: A template or drop-in can't be used, or there is no such default runtime.
         PermissionDeniedError: Somebody else can write one of them.
     """
     version = choose_version(layout, program.config_version)
-    rendered = render(settings, layout, version=version, runc=runc, cni_bin_dir=cni_bin_dir, auths=auths)
+    rendered = render(settings, layout, version=version, runc=runc, cni_bin_dir=cni_bin_dir, said=said)
     for source in rendered.sources:
         _log.info("containerd's configuration is made with %s", source)
-    _warn(settings, rendered, version, auths or {})
+    _warn(settings, rendered, version, said or registries.Registries())
     files.make_directory(os.path.dirname(layout.containerd_config))
     # Credentials may come from anywhere: registries.yaml, a drop-in, a template.
     files.write_atomically(layout.containerd_config, rendered.text, mode=0o600)
@@ -107,7 +104,7 @@ def render(
     version: int,
     runc: str,
     cni_bin_dir: str,
-    auths: Auths | None = None,
+    said: registries.Registries | None = None,
     user_files: bool = True,
 ) -> Rendered:
     """The configuration of the node's containerd in one version.
@@ -118,17 +115,17 @@ def render(
         version: 2, 3 or 4.
         runc: The OCI runtime program.
         cni_bin_dir: Where the CNI plugins are.
-        auths: What registries want to see.
+        said: How registries are reached.
         user_files: Whether the version's template and drop-ins are obeyed.
 
     Raises:
         NixletError: As from ``write``.
     """
-    wanted = _containerd_settings(settings, layout, version, runc, cni_bin_dir, auths or {})
+    wanted = _containerd_settings(settings, layout, version, runc, cni_bin_dir, said)
     table = containerd_config.tables(wanted)
     sources: Sequence[str] = ()
     if user_files:
-        table, sources = _with_user_files(settings, layout, wanted, table)
+        table, sources = _with_user_files(settings, layout, wanted, table, said or registries.Registries())
     _check_default_runtime(table)
     return Rendered(table, containerd_config.dump(table, version, sources), sources)
 
@@ -139,14 +136,14 @@ def render_for_k3s(
     *,
     version: int,
     cni_bin_dir: str,
-    auths: Auths | None = None,
+    said: registries.Registries | None = None,
 ) -> Rendered:
     """What k3s would render for its own containerd, at the places of ``layout``.
 
     Raises:
         UnsupportedError: k3s does not render that version.
     """
-    wanted = _containerd_settings(settings, layout, version, "runc", cni_bin_dir, auths or {})
+    wanted = _containerd_settings(settings, layout, version, "runc", cni_bin_dir, said)
     wanted = dataclasses.replace(
         wanted,
         opt_dir=wanted.root,
@@ -164,7 +161,7 @@ def _containerd_settings(
     version: int,
     runc: str,
     cni_bin_dir: str,
-    auths: Auths,
+    said: registries.Registries | None,
 ) -> containerd_config.ContainerdSettings:
     ours = settings.snapshotter == containerd_config.NIX
     stargz = containerd_config.STARGZ_SOCKET if settings.snapshotter == containerd_config.STARGZ else ""
@@ -187,7 +184,7 @@ def _containerd_settings(
         restrict_oom_score_adj=preflight.lacks_sys_resource(),
         architecture=platforms.host_platform().architecture,
         certs_dir=layout.certs_dir,
-        auths=auths,
+        auths=said.auths() if said is not None else {},
         default_runtime=settings.default_runtime,
         runtimes=runtimes.discover(os.environ.get("PATH", os.defpath)),
         enable_selinux=settings.selinux,
@@ -235,6 +232,7 @@ def _with_user_files(
     layout: node_config.Layout,
     wanted: containerd_config.ContainerdSettings,
     base: containerd_config.Table,
+    said: registries.Registries,
 ) -> tuple[containerd_config.Table, list[str]]:
     template, directory = layout.template(wanted.version), layout.dropin_dir(wanted.version)
     sources = list(_user_files(layout, wanted.version))
@@ -245,9 +243,11 @@ def _with_user_files(
             wanted,
             template_dir=os.path.dirname(template),
             image_service=wanted.snapshotter_address or settings.image_service_endpoint,
+            said=said,
+            default_endpoint=not settings.disable_default_registry_endpoint,
         )
-        made = templates.tables(found.pop(template), template, base, values)
-        table = dropins.replaced(base, dropins.DropIn(template, made), own_import=f"{directory}/*.toml")
+        own_import = f"{directory}/*.toml"
+        table = templates.tables(found.pop(template), template, base, values, own_import)
     if found:
         trusted.check_directory(directory)
     read = [dropins.DropIn(path, tomlread.parsed(data, path)) for path, data in found.items()]
@@ -271,9 +271,9 @@ def _check_default_runtime(table: containerd_config.Table) -> None:
         )
 
 
-def _warn(settings: node_config.Settings, rendered: Rendered, version: int, auths: Auths) -> None:
+def _warn(settings: node_config.Settings, rendered: Rendered, version: int, said: registries.Registries) -> None:
     missing = [
-        host for host in sorted(auths) if not _cri(rendered.table, "images", "registry", "configs", host, "auth")
+        host for host in sorted(said.auths()) if not _cri(rendered.table, "images", "registry", "configs", host, "auth")
     ]
     if missing:
         _log.warning(

@@ -279,7 +279,7 @@ async def _own_containerd(
             programs,
             stood.runtime,
             stood.containerd,
-            auths=reached.auths,
+            said=reached.said,
             hastened=hastened,
             tell=tell,
         ) as kept,

@@ -195,7 +195,7 @@ def test_streaming_stays_where_it_was() -> None:
 
 
 def replaced(text: str, version: int = 3, own_import: str = "") -> config.Table:
-    return dropins.replaced(base(version), dropin(text, "/n/t.tmpl"), own_import)
+    return dropins.merged_template(base(version), dropin(text, "/n/t.tmpl"), has_base=False, own_import=own_import)
 
 
 @pytest.mark.parametrize("version", config.VERSIONS)
@@ -215,7 +215,8 @@ def test_a_template_without_the_base_keeps_what_is_the_nodes(version: int) -> No
 def test_a_template_that_is_the_base_changes_nothing() -> None:
     for version in config.VERSIONS:
         whole = base(version)
-        assert dropins.replaced(whole, dropins.DropIn("/n/t.tmpl", copy.deepcopy(whole))) == whole
+        template = dropins.DropIn("/n/t.tmpl", copy.deepcopy(whole))
+        assert dropins.merged_template(whole, template, has_base=False) == whole
 
 
 @pytest.mark.parametrize(

@@ -287,25 +287,26 @@ def test_the_head_names_what_to_write_instead(version: int, stem: str) -> None:
 
 
 def test_what_a_template_may_ask_for_has_k3ss_names() -> None:
-    """All of k3s's that are one value; lists and tables it would have to loop over."""
-    values = templates.fields(SETTINGS, template_dir="/etc", image_service=SETTINGS.snapshotter_address)
-    assert values[".NodeConfig.AgentConfig.Snapshotter"] == "nix"
-    assert values[".NodeConfig.AgentConfig.ImageServiceSocket"] == "/run/k3s/containerd/nix-snapshotter.sock"
-    assert values[".NodeConfig.Containerd.Address"] == SETTINGS.address
-    assert values[".NodeConfig.Containerd.Registry"] == SETTINGS.certs_dir
-    assert values[".SystemdCgroup"] == "false"
+    values = templates.fields(
+        SETTINGS,
+        template_dir="/etc",
+        image_service=SETTINGS.snapshotter_address,
+        said=registries.Registries(),
+        default_endpoint=False,
+    ).fields
+    node = values["NodeConfig"].fields
+    agent, containerd = node["AgentConfig"].fields, node["Containerd"].fields
+    assert (agent["Snapshotter"], agent["ImageServiceSocket"]) == ("nix", "/run/k3s/containerd/nix-snapshotter.sock")
+    assert (containerd["Address"], containerd["Registry"]) == (SETTINGS.address, SETTINGS.certs_dir)
+    assert values["SystemdCgroup"] is False
+    assert values["NoDefaultEndpoint"] is True
     assert values.keys() >= {
-        *(
-            f".{name}"
-            for name in ("DisableCgroup", "EnableUnprivileged", "IsRunningInUserNS", "NonrootDevices", "Program")
-        ),
-        *(f".NodeConfig.{name}" for name in ("SELinux", "DefaultRuntime")),
-        *(f".NodeConfig.AgentConfig.{name}" for name in ("PauseImage", "CNIBinDir", "CNIConfDir")),
-        *(
-            f".NodeConfig.Containerd.{name}"
-            for name in ("Template", "Root", "State", "Opt", "BlockIOConfig", "RDTConfig")
-        ),
+        *("DisableCgroup", "EnableUnprivileged", "ExtraRuntimes", "IsRunningInUserNS", "NonrootDevices", "Program"),
+        *("NoDefaultEndpoint", "PrivateRegistryConfig", "SystemdCgroup"),
     }
+    assert node.keys() >= {"SELinux", "DefaultRuntime"}
+    assert agent.keys() >= {"PauseImage", "CNIBinDir", "CNIConfDir"}
+    assert containerd.keys() >= {"Template", "Root", "State", "Opt", "BlockIOConfig", "RDTConfig"}
 
 
 def hosts_files(said: registries.Registries) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.containerd import tomlread
+from nixlet.containerd import registries, tomlread
 from nixlet.node import config, pause, rendering
 
 CRI = "io.containerd.grpc.v1.cri"
@@ -38,11 +38,11 @@ def write_file(path: str, text: str, mode: int = 0o644) -> None:
 
 
 def written(
-    layout: config.Layout, version: int = 3, auths: rendering.Auths | None = None, **settings: Any
+    layout: config.Layout, version: int = 3, said: registries.Registries | None = None, **settings: Any
 ) -> dict[str, Any]:
     program = containerd_config.ContainerdProgram("/usr/bin/containerd", "9", version)
     path = rendering.write(
-        config.Settings(**settings), layout, program=program, runc="/usr/sbin/runc", cni_bin_dir="/cni", auths=auths
+        config.Settings(**settings), layout, program=program, runc="/usr/sbin/runc", cni_bin_dir="/cni", said=said
     )
     assert path == layout.containerd_config
     return tomllib.loads(Path(path).read_text())
@@ -268,12 +268,14 @@ def test_files_that_cannot_be_used(layout: config.Layout) -> None:
         written(layout)
 
 
-AUTHS = {"r.example": {"username": "me", "password": "secret"}, "b.example": {"auth": "bWU6c2VjcmV0"}}
+ME, ENCODED = registries.Auth("me", "secret"), registries.Auth(auth="bWU6c2VjcmV0")
+SAID = {"r.example": registries.HostConfig(ME), "b.example": registries.HostConfig(ENCODED)}
+AUTHS = registries.Registries(configs=SAID).auths()
 
 
 def test_credentials(layout: config.Layout, caplog: pytest.LogCaptureFixture) -> None:
     for version, plugin in ((2, CRI), (3, IMAGES), (4, IMAGES)):
-        table = written(layout, version, AUTHS)
+        table = written(layout, version, registries.Registries(configs=SAID))
         assert at(table, plugin, "registry", "configs") == {host: {"auth": auth} for host, auth in AUTHS.items()}
         assert at(table, plugin, "use_local_image_pull") is (None if version == 2 else True)
         assert Path(layout.containerd_config).stat().st_mode & 0o777 == 0o600
@@ -283,7 +285,7 @@ def test_credentials(layout: config.Layout, caplog: pytest.LogCaptureFixture) ->
 def test_credentials_that_a_template_leaves_out(layout: config.Layout, caplog: pytest.LogCaptureFixture) -> None:
     text = f"version = 3\n[plugins.'{IMAGES}'.registry.configs.'r.example'.auth]\nusername = 'me'\n"
     write_file(layout.template(3), text)
-    written(layout, 3, {**AUTHS, "a.example": {"auth": "x"}})
+    written(layout, 3, registries.Registries(configs={**SAID, "a.example": registries.HostConfig(ENCODED)}))
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
     assert said[0].startswith("credentials for a.example, b.example are configured, but ")
