@@ -175,6 +175,25 @@ async def test_a_layer_that_was_unpacked_without_labels_is_mended(rig: Rig) -> N
     assert content(rig, made) == shown(f=one)
 
 
+async def test_a_layer_is_mended_with_what_is_there_and_nothing_is_fetched(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    cache = rig.store.directory / "cache"
+    rig.store.nix("nix", "copy", "--to", f"file://{cache}", one)
+    rig.store.nix("nix-store", "--delete", one)
+    with (rig.store.directory / "conf" / "nix.conf").open("a") as conf:
+        conf.write(f"substituters = file://{cache}\nrequire-sigs = false\n")
+    await rig.layer("layer", [one], labelled=False)
+    labels = {LAYER: "true", f"{PATH}0": one}
+    with pytest.raises(errors.FailedPreconditionError, match=f"{one} is not in the Nix store") as caught:
+        await rig.snapshotter.update("layer", labels, [f"labels.{LAYER}", f"labels.{PATH}0"])
+    assert not os.path.exists(one)
+    assert LAYER not in (await rig.snapshotter.stat("layer")).labels
+    # As the hint says.
+    rig.store.nix(*caught.value.hint.partition(": ")[2].split())
+    await rig.snapshotter.update("layer", labels, [f"labels.{LAYER}", f"labels.{PATH}0"])
+    assert content(rig, await rig.snapshotter.prepare("container", "layer", {})) == shown(f=one)
+
+
 async def test_images_that_share_a_closure_share_its_view(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     await rig.layer("a", [one])

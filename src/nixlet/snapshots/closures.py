@@ -57,9 +57,9 @@ class Closures:
 
     @contextlib.asynccontextmanager
     async def realised(
-        self, reference: closure_references.ClosureReference
+        self, reference: closure_references.ClosureReference, *, fetch: bool = True
     ) -> AsyncIterator[metadata_module.NewClosure]:
-        """Have a closure in the store and rooted for the time of the context.
+        """Have a closure in the store and rooted for the time of the context; without ``fetch`` it has to be there.
 
         Yields what is to be recorded of it with a snapshot; without a snapshot that refers to it the root is dropped
         again afterwards, in the background.
@@ -69,7 +69,7 @@ class Closures:
         async with self._lock(identity):
             self._pins[identity] = self._pins.get(identity, 0) + 1
         try:
-            async with self._realiser.realised(reference) as realised:
+            async with self._realiser.realised(reference, fetch=fetch) as realised:
                 await uncut.to_its_end(asyncio.to_thread(self._roots.set, identity, realised.roots))
                 names = tuple(path.name for path in realised.members)
                 annotations = json.dumps(reference.annotations())

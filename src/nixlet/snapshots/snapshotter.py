@@ -232,7 +232,8 @@ class Snapshotter:
         """Change a snapshot's labels: all, or the fields named ("labels", "labels.KEY").
 
         A committed layer without a closure takes one from labels that name one: that is how a layer is mended that was
-        unpacked by a client which passes no annotations on. A closure that is there stays.
+        unpacked by a client which passes no annotations on. A closure that is there stays. Nothing is fetched for that: all
+        of containerd waits meanwhile, since it has its one write transaction open.
         """
         row = self._db.get(name)
 
@@ -247,7 +248,7 @@ class Snapshotter:
         async with contextlib.AsyncExitStack() as stack:
             closure = None
             if reference is not None:
-                closure = await stack.enter_async_context(self._closures.realised(reference))
+                closure = await stack.enter_async_context(self._closures.realised(reference, fetch=False))
             updating = self._update(stack.pop_all(), name, changed, closure)
             return (await self._tasks.uncancelled(updating, f"update {name}")).info()
 

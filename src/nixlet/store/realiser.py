@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Generic, TypeVar
 
 from nixlet import errors
@@ -93,7 +94,7 @@ class Realiser:
         self._observe = observe
         self._store = store
         self._policy = rules
-        self._running: dict[str, _Shared[RealisedClosure]] = {}
+        self._running: dict[tuple[str, bool], _Shared[RealisedClosure]] = {}
 
     @property
     def store_dir(self) -> str:
@@ -102,7 +103,11 @@ class Realiser:
 
     @contextlib.asynccontextmanager
     async def realised(
-        self, reference: closures.ClosureReference, sink: progress.ProgressSink = progress.ignore
+        self,
+        reference: closures.ClosureReference,
+        sink: progress.ProgressSink = progress.ignore,
+        *,
+        fetch: bool = True,
     ) -> AsyncIterator[RealisedClosure]:
         """Have a closure in the store, and keep the collector from it for the time of the context.
 
@@ -112,28 +117,36 @@ class Realiser:
         Args:
             reference: The closure, as an image names it.
             sink: Gets the progress; callers who share the work all do.
+            fetch: Whether what isn't in the store may be fetched or built.
 
         Raises:
             NotFoundError: A path can't be had.
+            FailedPreconditionError: A path isn't there, and is not to be fetched.
             InvalidArgumentError: The closureInfo does not list store paths, or lists strange ones.
             PermissionDeniedError: A policy refuses a path.
         """
-        identity = reference.identity
-        shared = self._running.get(identity)
+        # Who wants no fetching doesn't wait for somebody else's either.
+        key = (reference.identity, fetch)
+        shared = self._running.get(key)
         if shared is None or shared.ended:
 
             @contextlib.asynccontextmanager
             async def work(tell: progress.ProgressSink) -> AsyncIterator[RealisedClosure]:
                 async with self._store.session() as session:
-                    yield await self._realise(session, reference, tell)
+                    bring = (
+                        functools.partial(self._bring, session, tell)
+                        if fetch
+                        else functools.partial(self._expect, session)
+                    )
+                    yield await self._realise(session, reference, bring)
 
-            shared = self._running[identity] = _Shared(work, f"realise {identity}")
+            shared = self._running[key] = _Shared(work, f"realise {reference.identity}")
         try:
             async with shared.used(sink) as closure:
                 yield closure
         finally:
-            if shared.ended and self._running.get(identity) is shared:
-                del self._running[identity]
+            if shared.ended and self._running.get(key) is shared:
+                del self._running[key]
 
     @contextlib.asynccontextmanager
     async def holding(
@@ -146,23 +159,38 @@ class Realiser:
             PermissionDeniedError: A policy refuses a path.
         """
         async with self._store.session() as session:
-            took = await self._bring(session, wanted, sink)
+            took = await self._bring(session, sink, wanted)
             if self._policy.restricts:
                 self._policy.check((await session.path_infos(wanted)).values())
             yield took
 
     async def _bring(
-        self, session: interface.StoreSession, wanted: Collection[paths.StorePath], sink: progress.ProgressSink
+        self, session: interface.StoreSession, sink: progress.ProgressSink, wanted: Collection[paths.StorePath]
     ) -> interface.Realised:
         took = await session.realise(wanted, sink)
         self._observe(took)
         return took
 
+    @staticmethod
+    async def _expect(session: interface.StoreSession, wanted: Collection[paths.StorePath]) -> interface.Realised:
+        """Hold paths that are there already."""
+        await session.hold(wanted)
+        missing = sorted(set(wanted) - await session.present(wanted))
+        if missing:
+            raise errors.FailedPreconditionError(
+                f"the store path {missing[0]} is not in the Nix store, and nothing is fetched here",
+                hint=f"bring it here first: nix-store --realise {missing[0]}",
+            )
+        return interface.Realised()
+
     async def _realise(
-        self, session: interface.StoreSession, reference: closures.ClosureReference, sink: progress.ProgressSink
+        self,
+        session: interface.StoreSession,
+        reference: closures.ClosureReference,
+        bring: Callable[[Collection[paths.StorePath]], Awaitable[interface.Realised]],
     ) -> RealisedClosure:
         named = (reference.closure_info,) if reference.closure_info is not None else reference.listed
-        took = await self._bring(session, named, sink)
+        took = await bring(named)
         members, loose = named, set(named)
         if reference.closure_info is not None:
             await asyncio.to_thread(self._check_disk, named)
@@ -170,7 +198,7 @@ class Realiser:
             loose = await self._loose(session, reference.closure_info, members)
             # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
             if loose:
-                took += await self._bring(session, sorted(loose), sink)
+                took += await bring(sorted(loose))
         await asyncio.to_thread(self._check_disk, members)
         if self._policy.restricts:
             self._policy.check((await session.path_infos(members)).values())
