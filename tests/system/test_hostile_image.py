@@ -187,10 +187,32 @@ def test_layers_of_equal_content_never_have_anothers_closure(
         assert " the same layer with the closure /nix/store/" in done.stderr.decode()
     for name in ("first", "equal"):
         node.crictl("rmi", f"nix:0{archives}/{name}.tar")
-    # When nobody has it any more, it is whoever's comes next.
+    # When nobody has it any more, it is whoever's comes next; an image without a closure doesn't get one from others.
     node.ok("ctr", "leases", "create", "--id", "test")
     node.ok("ctr", "leases", "delete", "--sync", "test")
+    node.crictl("pull", f"nix:0{archives}/none.tar")
+    done = node.run("run", "--rm", f"nix:0{archives}/other.tar")
+    assert f"{archives}/none.tar:latest has the same layer with no closure" in done.stderr.decode()
+    node.crictl("rmi", f"nix:0{archives}/none.tar")
     node.crictl("pull", f"nix:0{archives}/other.tar")
     node.crictl("rmi", f"nix:0{archives}/other.tar")
     for name in ("first", "equal", "other", "none"):
         (archives / f"{name}.tar").unlink()
+
+
+def test_a_layer_that_others_unpacked_without_its_closure_gets_it(
+    node: nodes.Node, archives: Path, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """ctr's older versions pass no annotations on; a container would see none of its store paths."""
+    image = store_images[50]
+    notes = closures.ClosureReference(None, tuple(image.paths)).annotations()
+    config = {"Cmd": [f"{image.paths[0]}/bin/echo", "mended"]}
+    files = image_archives.oci(
+        [image_archives.tar({"mended": b""})], name="localhost/mended:1", annotations=[notes], config=config
+    )
+    path = archives / "mended.tar"
+    path.write_bytes(image_archives.tar(files))
+    node.ok("ctr", "images", "import", "--snapshotter", "nix", str(path))
+    assert node.ok("run", "--rm", f"nix:0{path}") == "mended\n"
+    node.crictl("rmi", f"nix:0{path}")
+    path.unlink()

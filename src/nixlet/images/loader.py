@@ -286,12 +286,15 @@ class Loader:
         there, wanted = self._closure(info.labels), self._closure(layer.descriptor.annotations)
         if self._realiser is None or await self._are_equal(self._realiser, there, wanted):
             return True
+        users = await _images_with(containerd, name)
         if there is None:
-            # A client that passes no annotations on unpacked it before: its containers would see empty mount points.
-            # The labels mend that.
-            await containerd.label_snapshot(self._snapshotter, name, inherited)
-            return True
-        others = ", ".join(await _images_with(containerd, name)) or "an image that was removed"
+            # A client that passes no annotations on unpacked it before: its containers would see empty mount points. The
+            # labels mend that, but for an image that really has none.
+            mendable = [await self._are_equal(self._realiser, self._closure(each), wanted) for each in users.values()]
+            if all(mendable):
+                await containerd.label_snapshot(self._snapshotter, name, inherited)
+                return True
+        others = ", ".join(users) or "an image that was removed"
         raise errors.FailedPreconditionError(
             f"the layer {layer.descriptor.digest} can't be loaded with {_shown(wanted)}: {others} has the same layer with "
             f"{_shown(there)}",
@@ -322,18 +325,36 @@ def _shown(closure: closures.ClosureReference | None) -> str:
     return f"a closure of {len(closure.listed)} paths"
 
 
-async def _images_with(containerd: imagestore.ImageStore, chain_id: str) -> list[str]:
-    """The names of images that need a snapshot, as far as they can be read."""
-    found = []
+async def _images_with(containerd: imagestore.ImageStore, chain_id: str) -> dict[str, Mapping[str, str]]:
+    """The images that need a snapshot, as far as they can be read: their names, and the annotations of that layer."""
+    found: dict[str, Mapping[str, str]] = {}
     for record in sorted(await containerd.images(), key=lambda each: each.name):
-        with contextlib.suppress(errors.NixletError):
-            text = await containerd.read_content(record.target.digest)
-            manifest = model.decode(text, model.Manifest, record.name)
-            text = await containerd.read_content(manifest.config.digest)
-            config = model.decode(text, model.ImageConfig, record.name)
-            # CRI has another record by the image's ID.
-            if chain_id in model.chain_ids(config.rootfs.diff_ids) and not record.name.startswith("sha256:"):
-                found.append(record.name)
+        # CRI has another record of each image, by its ID.
+        if record.name.startswith("sha256:"):
+            continue
+        for manifest in await _manifests(containerd, record.target.digest):
+            with contextlib.suppress(errors.NixletError):
+                text = await containerd.read_content(manifest.config.digest)
+                config = model.decode(text, model.ImageConfig, record.name)
+                for layer, each in zip(manifest.layers, model.chain_ids(config.rootfs.diff_ids), strict=False):
+                    if each == chain_id:
+                        found[record.name] = layer.annotations or {}
+    return found
+
+
+async def _manifests(containerd: imagestore.ImageStore, digest: str) -> list[model.Manifest]:
+    """The manifest of that digest, or those of an index that are there."""
+    found: list[model.Manifest] = []
+    with contextlib.suppress(errors.NixletError):
+        text = await containerd.read_content(digest)
+        try:
+            return [model.decode(text, model.Manifest, digest)]
+        except errors.InvalidArgumentError:
+            entries = model.decode(text, model.Index, digest).manifests
+        for entry in entries:
+            with contextlib.suppress(errors.NixletError):
+                text = await containerd.read_content(entry.digest)
+                found.append(model.decode(text, model.Manifest, entry.digest))
     return found
 
 

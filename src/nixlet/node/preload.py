@@ -29,8 +29,9 @@ _CACHE = ".cache.json"
 #: A longer line is no reference (k3s's limit), in bytes.
 _MAX_LINE = 65536
 
-#: Seconds between looks at the directory, for which a file has to rest before it is read, and until containerd is asked again.
-_INTERVAL, _REST, _RETRY = 1.0, 2.0, 10.0
+#: Seconds between looks at the directory, for which a file has to rest before it is read, until containerd is asked again, and
+#: until it is looked whether there is room on the disk.
+_INTERVAL, _REST, _RETRY, _RETRY_FULL = 1.0, 2.0, 10.0, 60.0
 
 _OURS = "io.nixlet.pinned"
 _PINS = {**imagestore.PINNED, _OURS: "pinned"}
@@ -109,23 +110,32 @@ class Preload:
         resting: dict[str, tuple[_State, float]] = {}
         while True:
             await asyncio.sleep(_INTERVAL)
-            found = await asyncio.to_thread(self._scan)
-            for gone in set(self._seen) - set(found):
-                del self._seen[gone]
-            changed = {path: state for path, state in found.items() if self._seen.get(path) != state}
-            now = time.monotonic()
-            resting = {
-                path: resting[path] if path in resting and resting[path][0] == state else (state, now + _REST)
-                for path, state in changed.items()
-            }
-            for path, (state, ripe) in resting.items():
-                if now >= ripe and not await self._take(path, state):
-                    resting[path] = (state, now + _RETRY)
-            if changed:
-                await self._write_cache()
+            try:
+                resting = await self._look_again(resting)
+            except Exception:  # noqa: BLE001 (it is logged, and the watch goes on)
+                _log.exception("%s can't be looked at", self._directory)
+                await asyncio.sleep(_RETRY)
 
-    async def _take(self, path: str, state: _State) -> bool:
-        """Import a file unless it was before; whether that ended, be it with an error, or containerd wasn't there."""
+    async def _look_again(self, resting: dict[str, tuple[_State, float]]) -> dict[str, tuple[_State, float]]:
+        """Import what has rested; what rests yet, and until when."""
+        found = await asyncio.to_thread(self._scan)
+        for gone in set(self._seen) - set(found):
+            del self._seen[gone]
+        changed = {path: state for path, state in found.items() if self._seen.get(path) != state}
+        now = time.monotonic()
+        resting = {
+            path: resting[path] if path in resting and resting[path][0] == state else (state, now + _REST)
+            for path, state in changed.items()
+        }
+        for path, (state, ripe) in resting.items():
+            if now >= ripe and (delay := await self._take(path, state)):
+                resting[path] = (state, now + delay)
+        if changed:
+            await self._write_cache()
+        return resting
+
+    async def _take(self, path: str, state: _State) -> float:
+        """Import a file unless it was before; the seconds until that is worth another try, 0 when it ended."""
         known = self._imported.get(path)
         start = time.monotonic()
         try:
@@ -136,14 +146,16 @@ class Preload:
                 names = await (self._pull_list(path) if path.endswith(_LIST) else self._import(path))
                 self._imported[path] = _Imported(state, tuple(names))
                 _log.info("imported %s: %s, in %.1f s", path, ", ".join(names) or "nothing", time.monotonic() - start)
-        except errors.UnavailableError as error:
-            _log.warning("%s is imported later: %s", path, error)
-            return False
+        except (errors.UnavailableError, errors.ResourceExhaustedError) as error:
+            _log.warning("%s is imported later: %s", path, error, extra={"hint": error.hint})
+            return _RETRY if isinstance(error, errors.UnavailableError) else _RETRY_FULL
         except (errors.NixletError, OSError) as error:
             hint = error.hint if isinstance(error, errors.NixletError) else ""
             _log.error("%s can't be imported: %s", path, error, extra={"hint": hint})
+        except Exception:  # noqa: BLE001 (it is logged, and others are imported)
+            _log.exception("%s can't be imported", path)
         self._seen[path] = state
-        return True
+        return 0
 
     async def _pin(self, names: Sequence[str]) -> bool:
         """Pin images; False if one of them is gone."""
@@ -175,7 +187,7 @@ class Preload:
         for line in await asyncio.to_thread(references_in, path):
             try:
                 names += await self._pull(line)
-            except errors.UnavailableError:
+            except (errors.UnavailableError, errors.ResourceExhaustedError):
                 raise
             except errors.NixletError as error:
                 failed = line
