@@ -2,9 +2,6 @@
 { python3Packages }:
 let
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
-  # As a pattern.
-  top = builtins.replaceStrings [ "." "+" ] [ "\\." "\\+" ] (toString ../.);
-
   # The packages' names there are those of PyPI; which of their versions there is, nixpkgs has decided.
   packageOf = requirement: python3Packages.${builtins.head (builtins.match "([a-z0-9-]+).*" requirement)};
 in
@@ -17,8 +14,11 @@ python3Packages.buildPythonApplication {
     path = ../.;
     filter =
       path: _:
-      baseNameOf path != "__pycache__"
-      && builtins.match "${top}/(LICENSE|README\\.md|pyproject\\.toml|src(/.*)?)" path != null;
+      let
+        file = builtins.substring (builtins.stringLength (toString ../.) + 1) (-1) path;
+      in
+      baseNameOf file != "__pycache__"
+      && builtins.match "LICENSE|README\\.md|pyproject\\.toml|src(/.*)?" file != null;
   };
   build-system = [ python3Packages.hatchling ];
   dependencies = map packageOf project.dependencies;

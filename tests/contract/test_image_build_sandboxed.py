@@ -1,5 +1,6 @@
 """Images as users of Nix build them: in Nix's sandbox, as a build user, where nothing but the store is to be seen."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.images import archive, model, platforms
+from nixlet.images import archive, platforms
 from nixlet.store import closures
 from support import readme
 from support.nixstore import PrivateStore
@@ -144,16 +145,20 @@ def test_nixlet_from_the_host_is_whole(store: SandboxedStore, tmp_path: Path) ->
     assert int(Path(out).read_text()) == len(modules) - 1
 
 
-def test_the_package(tmp_path: Path) -> None:
+def test_the_package(store: SandboxedStore, tmp_path: Path) -> None:
     """What nixpkgs' builder would be given."""
-    expression = "with (import <nixpkgs> { }); (callPackage @root@/nix/package.nix { }).arguments"
-    argv = ["nix-instantiate", "--eval", "--strict", "--json", "-I", nixpkgs(tmp_path), "-E"]
-    wanted = expression.replace("@root@", str(ROOT)) + " // { src = null; }"
-    done = subprocess.run([*argv, wanted], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    given = model.decode(done.stdout.encode(), dict[str, object], "it")
+    package = f"(import <nixpkgs> {{ }}).callPackage {ROOT}/nix/package.nix {{ }}"
+    expression = f"let given = ({package}).arguments; in given // {{ src = builtins.readDir given.src; }}"
+    argv = ["nix-instantiate", "--eval", "--read-write-mode", "--strict", "--json", "-I", nixpkgs(tmp_path)]
+    given = json.loads(store.nix(*argv, "-E", expression))
     assert given["dependencies"] == requirements()
     assert (given["pname"], given["build-system"]) == ("nixlet", ["hatchling"])
+    assert given["src"] == {
+        "LICENSE": "regular",
+        "README.md": "regular",
+        "pyproject.toml": "regular",
+        "src": "directory",
+    }
 
 
 #: What a kubelet takes for a repository's name (distribution project, reference grammar).
