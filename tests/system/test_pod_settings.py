@@ -1,12 +1,15 @@
 """What pods take from the node: where they look names up, and the runtimes that it found."""
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nixlet.kube import model
 from support import nodes, parts, storeimages
 
 pytestmark = pytest.mark.slow
@@ -40,6 +43,63 @@ def test_pods_look_names_up_where_the_node_says(
 
     assert seen() == "search a.example\nnameserver 192.0.2.7\noptions ndots:3\n"
     assert seen("--network", "host") == Path("/etc/resolv.conf").read_text()
+
+
+@pytest.mark.parametrize("version", parts.CONTAINERD_PARAMETERS)
+def test_a_pod_has_names_of_its_own(own: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> None:
+    own.start()
+    image, cat = store_images[1].reference, ["--", "/bin/cat", "/etc/hosts", "/etc/hostname"]
+    local = "127.0.0.1\tlocalhost\n"
+    text = own.ok("run", "--rm", "--name", "web", "--add-host", "db:192.0.2.1", image, *cat)
+    assert text.startswith(local)
+    assert re.search(r"\n10\.163\.34\.\d+\tweb\n192\.0\.2\.1\tdb\nweb\n$", text)
+    alone = own.ok("run", "--rm", "--name", "web", "--network", "none", image, *cat)
+    assert alone.startswith(local)
+    assert alone.endswith("ip6-allrouters\nweb\n")
+    host = own.ok("run", "--rm", "--network", "host", "--add-host", "db:192.0.2.1", image, *cat)
+    assert host == f"{Path('/etc/hosts').read_text()}192.0.2.1\tdb\n{Path('/etc/hostname').read_text()}"
+    # Its containers share the file, but for one that has its own.
+    aliases = [{"ip": "192.0.2.1", "hostnames": ["db", "db.example"]}]
+    script = "echo 192.0.2.2 more >> /etc/hosts"
+    volumes = [{"name": "own", "hostPath": {"path": "/etc/hostname"}}]
+    first: dict[str, Any] = {"name": "first", "image": image, "command": ["/bin/sh", "-c", script]}
+    second: dict[str, Any] = {"name": "second", "image": image, "command": ["/bin/cat", "/etc/hosts"]}
+    second["volumeMounts"] = [{"name": "own", "mountPath": "/etc/hosts"}]
+    manifest = nodes.manifest(
+        "shared", image, command=["/bin/cat", "/etc/hosts"], hostAliases=aliases, volumes=volumes, hostname="front",
+        initContainers=[first, second], container={"securityContext": {"readOnlyRootFilesystem": True}},
+    )  # fmt: skip
+    shared = own.ok("kube", "play", "--wait", "-", stdin=manifest)
+    assert re.search(r"\tfront\n192\.0\.2\.1\tdb db\.example\n192\.0\.2\.2 more\n$", shared)
+    refused = own.run("run", "--rm", "-p", "[2001:db8::1]:8080:80", image, *cat)
+    assert (refused.returncode, b"pods have no IPv6 addresses here" in refused.stderr) == (125, True), refused.stderr
+    assert own.crictl("pods", "-q") == ""
+
+
+def test_a_full_bridge_is_told_in_words(own: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> None:
+    own.start()
+    image = store_images[1].reference
+    own.ok("run", "--rm", image, "--", "/bin/true")
+    batch = []
+    for number in range(model.BRIDGE_PORTS):
+        batch += [
+            f"link add nixf{number} type veth peer name nixg{number}",
+            f"link set nixf{number} master {own.bridge}",
+        ]
+    try:
+        # The last may find the bridge full already.
+        subprocess.run(
+            ["ip", "-force", "-batch", "-"], input="\n".join(batch).encode(), capture_output=True, check=False
+        )
+        full = own.run("run", "--rm", image, "--", "/bin/true")
+        assert full.returncode == 125
+        assert f"error: the bridge {own.bridge} is full: the kernel connects 1,023 pods" in full.stderr.decode()
+        found = own.run("doctor", "--bridge", own.bridge).stdout.decode()
+        assert f"the bridge is full: {own.bridge}: 1,023 of 1,023 ports are in use" in found
+    finally:
+        ends = "\n".join(f"link del nixf{number}" for number in range(model.BRIDGE_PORTS)).encode()
+        subprocess.run(["ip", "-force", "-batch", "-"], input=ends, capture_output=True, check=False)
+    assert own.ok("run", "--rm", image, "--", "/bin/echo", "room") == "room\n"
 
 
 @pytest.mark.parametrize("loopback", [True, False])

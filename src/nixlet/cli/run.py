@@ -59,6 +59,7 @@ _FOREIGN = {
     help="Its network: that of pods, the host's, or only loopback.",
 )
 @click.option("--hostname", "-h", metavar="NAME", default="", help="Its host's name.  [default: its own name]")
+@click.option("--add-host", multiple=True, metavar="NAME:ADDRESS", help="A line of its /etc/hosts.")
 @click.option("--runtime", metavar="NAME", default="", help="Its runtime, as in crun.  [default: the node's]")
 @click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
 @click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
@@ -89,6 +90,7 @@ async def run(
     publish: tuple[str, ...],
     network: str,
     hostname: str,
+    add_host: tuple[str, ...],
     runtime: str,
     workdir: str | None,
     user: str | None,
@@ -166,6 +168,7 @@ async def run(
         volumes=volumes,
         restart_policy="Never",
         hostname=arguments.hostname(hostname) if hostname else "",
+        host_aliases=arguments.host_aliases(add_host),
         runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",

@@ -147,6 +147,26 @@ def hostname(text: str) -> str:
     return text
 
 
+def host_aliases(options: Iterable[str]) -> tuple[model.HostAlias, ...]:
+    """Names that a container knows besides: ``NAME:ADDRESS``, an IPv6 address in brackets or not.
+
+    Raises:
+        UsageError: One is malformed.
+    """
+    found = []
+    for text in options:
+        name, sign, address = text.partition("=" if "=" in text else ":")
+        address = address.removeprefix("[").removesuffix("]")
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as error:
+            raise errors.UsageError(f"--add-host {text[:80]!r} is not NAME:ADDRESS") from error
+        if not sign or not model.DNS_SUBDOMAIN.fullmatch(name.lower()):
+            raise errors.UsageError(f"--add-host {text[:80]!r}: {name[:80]!r} is no name of a host")
+        found.append(model.HostAlias(address, (name,)))
+    return tuple(found)
+
+
 def security(
     options: Iterable[str], *, add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool = False
 ) -> model.Security:

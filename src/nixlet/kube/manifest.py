@@ -97,6 +97,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         volumes=volumes,
         restart_policy=spec.choice("restartPolicy", model.RESTART_POLICIES, "Always"),
         hostname=_optional_name(spec, "hostname"),
+        host_aliases=tuple(_alias(each) for each in spec.mappings("hostAliases")),
         runtime=_optional_name(spec, "runtimeClassName"),
         host_network=bool(spec.boolean("hostNetwork")),
         host_pid=bool(spec.boolean("hostPID")),
@@ -151,6 +152,19 @@ def _sysctl(item: yamlread.Mapping) -> tuple[str, str]:
     name, value = item.required_text("name"), item.required_text("value")
     item.end()
     return name, value
+
+
+def _alias(item: yamlread.Mapping) -> model.HostAlias:
+    address, names = item.required_text("ip"), item.texts("hostnames") or []
+    if not _is_address(address):
+        raise item.error("ip", f"is {address[:80]!r}, which is no IP address")
+    for name in names:
+        if len(name) > 253 or not model.DNS_SUBDOMAIN.fullmatch(name):
+            raise item.error("hostnames", f"has {name[:80]!r}, which is no name of a host")
+    if not names:
+        raise item.error("hostnames", "is missing or empty")
+    item.end()
+    return model.HostAlias(address, tuple(names))
 
 
 def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:

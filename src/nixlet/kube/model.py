@@ -7,6 +7,9 @@ from nixlet import errors
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
 
+#: So many ports has a bridge (linux/net/bridge/br_private.h: BR_MAX_PORTS, of which the first stays unused).
+BRIDGE_PORTS = 1023
+
 _LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 
 #: Names of containers and namespaces, and of pods (RFC 1123, as Kubernetes has it).
@@ -52,6 +55,14 @@ class Volume:
     name: str
     host_path: str = ""
     host_type: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostAlias:
+    """An address that a pod knows by names of its own choice."""
+
+    address: str
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,6 +129,7 @@ class Pod:
     volumes: tuple[Volume, ...] = ()
     restart_policy: str = "Always"
     hostname: str = ""
+    host_aliases: tuple[HostAlias, ...] = ()
     runtime: str = ""
     host_network: bool = False
     no_network: bool = False

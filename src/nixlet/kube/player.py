@@ -13,7 +13,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.host import files, iptables, mounts, netns
 from nixlet.host import ports as host_ports
-from nixlet.kube import logs, model, pods, resolvconf, users
+from nixlet.kube import hosts, logs, model, podnetwork, pods, resolvconf, users
 from nixlet.rpc.gen import cri_pb2
 
 #: Pulls an image and answers with what containers are made from.
@@ -24,6 +24,9 @@ AroundStart = Callable[[str], contextlib.AbstractContextManager[None]]
 
 #: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
 _VOLUMES = ".volumes"
+
+#: Beside them, its file of names.
+_HOSTS = ".hosts"
 
 
 #: How often stopping a pod is tried, and seconds between the tries.
@@ -102,13 +105,14 @@ class Player:
         async with contextlib.AsyncExitStack() as undo:
             files.make_directory(directory, mode=0o755)
             undo.callback(remove_pod_directory, directory)
-            placement = pods.Placement(uid, directory, self._volumes(pod, directory))
+            placement = pods.Placement(uid, directory, self._volumes(pod, directory), os.path.join(directory, _HOSTS))
             dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
             config = pods.sandbox_config(pod, placement, dns)
             sandbox = await self._run_sandbox(config, pod.runtime)
             undo.push_async_callback(self._remove_sandbox, sandbox)
             if pod.no_network:
                 await self._take_network(sandbox)
+            await self._write_hosts(pod, sandbox, placement.hosts)
             for each in pod.init_containers:
                 container = await self._start(pod, each, images[each.name].id, placement, sandbox, config)
                 status = await self.wait(container.id)
@@ -125,6 +129,15 @@ class Player:
             undo.pop_all()
         return RunningPod(pod, sandbox, directory, containers)
 
+    async def _write_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
+        """Let a pod know its own address, and check that its ports arrive there."""
+        if pod.host_network:
+            hosts.write(path, hosts.of_the_host(pod.host_aliases))
+            return
+        own = podnetwork.addresses(pod, await self._runtime.sandbox_status(sandbox))
+        podnetwork.check_served(pod, own)
+        hosts.write(path, hosts.render(own, pods.hostname(pod), pod.host_aliases))
+
     async def _run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str) -> str:
         try:
             return await self._runtime.run_sandbox(config, runtime)
@@ -135,13 +148,14 @@ class Player:
                     f"the node's containerd has no runtime {runtime}",
                     hint="install it and start the node again (see nixlet doctor), or set it up in a drop-in",
                 ) from error
-            raise
+            raise podnetwork.explained(error) from error
 
     async def _check_ports(self, pod: model.Pod) -> None:
         """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""
         wanted = pods.published_ports(pod)
         if not wanted:
             return
+        podnetwork.check_offers(pod)
         for sandbox in await self._runtime.sandboxes(pods.MADE_BY):
             if sandbox.state == cri_pb2.SANDBOX_READY:
                 theirs = pods.ports_of(sandbox.annotations)

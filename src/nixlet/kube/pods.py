@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.kube import model
+from nixlet.kube import hosts, model
 from nixlet.rpc.gen import cri_pb2
 
 POD_NAME = "io.kubernetes.pod.name"
@@ -67,11 +67,13 @@ class Placement:
         uid: What tells this pod from others of its name.
         log_directory: The directory of its containers' logs.
         volumes: Volume name to directory on the host.
+        hosts: Its file of names (hosts(5)).
     """
 
     uid: str
     log_directory: str
     volumes: Mapping[str, str]
+    hosts: str
 
 
 def log_directory(root: str, pod: model.Pod, uid: str) -> str:
@@ -158,7 +160,7 @@ def sandbox_config(
     return cri_pb2.PodSandboxConfig(
         metadata=cri_pb2.PodSandboxMetadata(name=pod.name, uid=placement.uid, namespace=pod.namespace),
         # A pod on the host's network has the host's name.
-        hostname="" if pod.host_network else pod.hostname or pod.name[:63].rstrip("-."),
+        hostname="" if pod.host_network else hostname(pod),
         log_directory=placement.log_directory,
         dns_config=None if pod.host_network else dns,
         port_mappings=ports,
@@ -166,6 +168,11 @@ def sandbox_config(
         annotations=annotations,
         linux=linux,
     )
+
+
+def hostname(pod: model.Pod) -> str:
+    """The name of a pod's host."""
+    return pod.hostname or pod.name[:63].rstrip("-.")
 
 
 def published_ports(pod: model.Pod) -> list[model.Port]:
@@ -219,6 +226,8 @@ def container_config(
         )
         for mount in container.mounts
     ]
+    if not hosts.is_mounted_by(container):
+        mounts.append(cri_pb2.Mount(container_path=hosts.PLACE, host_path=placement.hosts))
     return cri_pb2.ContainerConfig(
         metadata=cri_pb2.ContainerMetadata(name=container.name),
         image=cri_pb2.ImageSpec(image=image_ref, user_specified_image=container.image),

@@ -120,6 +120,7 @@ class Doctor:
         yield from (Check("network", name, look) for name, look in machine.NETWORK.items())
         if not settings.container_runtime_endpoint:
             yield Check("network", "interfaces", netprobe.interfaces)
+            yield Check("network", "bridge", lambda: machine.bridge_ports(settings.bridge))
             yield Check("network", "masquerading", lambda: netprobe.masquerading(settings))
             yield Check("network", "firewall", lambda: netprobe.forwarded(settings))
         if self._ours:

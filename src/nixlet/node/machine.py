@@ -9,12 +9,16 @@ import struct
 from collections.abc import Callable, Mapping
 
 from nixlet import errors
-from nixlet.host import cgroups, process
+from nixlet.host import cgroups, network, process
+from nixlet.kube import model
 from nixlet.node import preflight
 
 #: Bytes below which nothing can be pulled, and below which it gets tight; the same for inodes.
 _LITTLE_SPACE, _TIGHT_SPACE = 256 << 20, 2 << 30
 _LITTLE_INODES, _TIGHT_INODES = 1_000, 50_000
+
+#: The share of a bridge's ports from which on it gets tight.
+_NEARLY_FULL = 0.9
 
 #: Namespaces that every container gets, and those that some pods ask for (namespaces(7)).
 _NAMESPACES = ("mnt", "net", "pid", "ipc", "uts")
@@ -223,13 +227,30 @@ def addresses_free(pod_cidr: str, bridge: str, path: str = "/proc/net/route") ->
     """
     wanted = ipaddress.ip_network(pod_cidr)
     for name, networks in routes(path).items():
-        for network in networks:
-            if name != bridge and network.overlaps(wanted) and network.prefixlen:
+        for theirs in networks:
+            if name != bridge and theirs.overlaps(wanted) and theirs.prefixlen:
                 raise Worse(
-                    f"{pod_cidr} overlaps {network}, which is on {name}: what is there can't be reached from pods, or not from here",
+                    f"{pod_cidr} overlaps {theirs}, which is on {name}: what is there can't be reached from pods, or not from here",
                     "choose other addresses for pods: --pod-cidr",
                 )
     return f"{pod_cidr} is free"
+
+
+def bridge_ports(bridge: str) -> str:
+    """How many more pods a bridge has room for.
+
+    Raises:
+        FailedPreconditionError: None.
+        Worse: Few.
+    """
+    used = len(network.bridge_members(bridge))
+    said = f"{bridge}: {used:,} of {model.BRIDGE_PORTS:,} ports are in use"
+    remedy = "remove pods that are no longer needed: nixlet ps -a, nixlet rm"
+    if used >= model.BRIDGE_PORTS:
+        raise errors.FailedPreconditionError(f"the bridge is full: {said}", hint=remedy)
+    if used > model.BRIDGE_PORTS * _NEARLY_FULL:
+        raise Worse(said, remedy)
+    return said
 
 
 def space(directory: str) -> str:

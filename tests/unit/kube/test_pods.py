@@ -13,7 +13,7 @@ from nixlet import errors
 from nixlet.kube import model, pods
 from nixlet.rpc.gen import cri_pb2
 
-PLACEMENT = pods.Placement("u-1", "/logs/shop_web_u-1", {"data": "/srv/data"})
+PLACEMENT = pods.Placement("u-1", "/logs/shop_web_u-1", {"data": "/srv/data"}, "/logs/hosts")
 MAIN = model.Container(name="main", image="web:1", pull_policy="Never")
 POD = model.Pod(name="web", namespace="shop", labels={"app": "web"}, annotations={"note": "n"}, containers=(MAIN,))
 IDENTITY = {
@@ -118,6 +118,7 @@ def test_a_container_as_a_whole() -> None:
     assert list(config.mounts) == [
         cri_pb2.Mount(container_path="/data", host_path="/srv/data", readonly=True),
         cri_pb2.Mount(container_path="/rel", host_path="/srv/data"),
+        cri_pb2.Mount(container_path="/etc/hosts", host_path="/logs/hosts"),
     ]
     assert dict(config.labels) == {"io.kubernetes.container.name": "main"} | IDENTITY
     assert (config.log_path, config.working_dir) == ("main/0.log", "/srv")

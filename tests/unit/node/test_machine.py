@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from nixlet import errors
+from nixlet.host import network
 from nixlet.node import checks, config, machine
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -148,3 +149,15 @@ async def test_a_runc_that_can_not_filter_system_calls(
     else:
         with pytest.raises(kind, match=said):
             await machine.runc(str(program))
+
+
+def test_how_many_more_pods_a_bridge_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    members: list[str] = []
+    monkeypatch.setattr(network, "bridge_members", lambda _: members)
+    assert machine.bridge_ports("nixlet0") == "nixlet0: 0 of 1,023 ports are in use"
+    members += ["veth"] * 1000
+    with pytest.raises(machine.Worse, match="1,000 of 1,023 ports are in use"):
+        machine.bridge_ports("nixlet0")
+    members += ["veth"] * 23
+    with pytest.raises(errors.FailedPreconditionError, match="the bridge is full: nixlet0: 1,023 of 1,023"):
+        machine.bridge_ports("nixlet0")
