@@ -84,12 +84,17 @@ def _places(base: Table) -> Table:
     names = ("version", "root", "state", "grpc", "ttrpc", "proxy_plugins")
     kept: Table = copy.deepcopy({key: base[key] for key in names if key in base})
     plugins = copy.deepcopy({key: value for key, value in base["plugins"].items() if key.startswith(_PLACES)})
-    for path, _ in _pinned(base):
-        if path[0] == "plugins":
+    runtime = "io.containerd.cri.v1.runtime"
+    cri: Path = ("plugins", runtime if runtime in base["plugins"] else "io.containerd.grpc.v1.cri")
+    # runc's state and the network namespaces would be where the system's containerd has its own.
+    runc = [(*cri, "netns_mounts_under_state_dir"), (*cri, "containerd", "runtimes", "runc")]
+    for path in (*(path for path, _ in _pinned(base) if path[0] == "plugins"), *runc):
+        value = tomlread.at(base, path)
+        if value is not None:
             plugin = plugins.setdefault(path[1], {})
             for key in path[2:-1]:
                 plugin = plugin.setdefault(key, {})
-            plugin[path[-1]] = tomlread.at(base, path)
+            plugin[path[-1]] = copy.deepcopy(value)
     return {**kept, "plugins": plugins}
 
 

@@ -48,16 +48,26 @@ def parse(text: bytes, source: str) -> registries.Registries:
         if number:
             raise errors.UsageError(f"{source} has more than one document")
         if every := document.mapping("mirrors"):
-            for host in every.left():
+            for host in _hosts(every, source, warn):
                 mirrors[host] = _mirror(every.mapping(host), warn)
         if every := document.mapping("configs"):
-            for host in every.left():
+            for host in _hosts(every, source, warn):
                 configs[host] = _host_config(every.mapping(host), warn)
         if document.kind("auths") != "nothing":
             warn(document.error("auths", "is passed over: credentials are the auth of a host below configs").message)
             document.skip("auths")
         _end(document, warn)
     return registries.Registries(mirrors, configs, tuple(warnings))
+
+
+def _hosts(said: yamlread.Mapping, source: str, warn: _Warn) -> list[str]:
+    """The keys that may be hosts. Those that have a password in them are not handed on: every error would repeat it."""
+    for key in said.left():
+        if "@" in key:
+            place = f"{source}, line {said.line(key)}: {registries.shown(key)}"
+            warn(f"{place} is passed over: a registry is named by its host, and credentials are its auth below configs")
+            said.skip(key)
+    return said.left()
 
 
 def _mirror(said: yamlread.Mapping | None, warn: _Warn) -> registries.Mirror:

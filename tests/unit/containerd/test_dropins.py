@@ -194,6 +194,13 @@ def test_streaming_stays_where_it_was() -> None:
         assert merged(text, version=version)["plugins"]["io.containerd.grpc.v1.cri"]["stream_idle_timeout"] == "1h"
 
 
+CRI_OF = {
+    2: ("plugins", "io.containerd.grpc.v1.cri"),
+    3: ("plugins", "io.containerd.cri.v1.runtime"),
+    4: ("plugins", "io.containerd.cri.v1.runtime"),
+}
+
+
 def replaced(text: str, version: int = 3, own_import: str = "") -> config.Table:
     return dropins.merged_template(base(version), dropin(text, "/n/t.tmpl"), has_base=False, own_import=own_import)
 
@@ -206,7 +213,14 @@ def test_a_template_without_the_base_keeps_what_is_the_nodes(version: int) -> No
         assert result.get(key) == whole.get(key)
     for name, plugin in result["plugins"].items():
         if name.startswith(("io.containerd.cri.", "io.containerd.grpc.")):
-            assert plugin in ({"snapshotter": "nix"}, {"containerd": {"snapshotter": "nix"}})
+            runtimes = {"runtimes": {"runc": tomlread.at(whole, (*CRI_OF[version], "containerd", "runtimes", "runc"))}}
+            netns = {"netns_mounts_under_state_dir": True}
+            images = {"snapshotter": "nix"}
+            assert plugin in (
+                images,
+                {**netns, "containerd": runtimes},
+                {**netns, "containerd": {**images, **runtimes}},
+            )
         else:
             assert plugin == whole["plugins"][name]
     assert {"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"} <= result["plugins"].keys()

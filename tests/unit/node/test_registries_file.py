@@ -80,6 +80,10 @@ def test_mistakes_are_named_with_their_line(text: str, message: str) -> None:
         ("mirrors:\n  a:\n    endpoints: [x]\n", ", line 3: mirrors.a.endpoints is passed over: it is not a known key"),
         ("configs:\n  x:\n    auth:\n      passwort: a\n", ", line 4: configs.x.auth.passwort is passed over"),
         ("configs:\n  x:\n    tls:\n      insecure: a\n", ", line 4: configs.x.tls.insecure is passed over"),
+        (
+            "mirrors:\n  'https://a:hush@b': {endpoint: 1}\n",
+            ", line 2: https://...@b is passed over: a registry is named by",
+        ),
         ("auths:\n  x: {username: a}\n", ", line 1: auths is passed over: credentials are the auth of a host"),
         ("mirrors:\n  a:\n    rewrite:\n      '(': b\n      c: d\n", ", line 4: mirrors.a.rewrite.( is passed over"),
     ],
