@@ -12,51 +12,18 @@ from unittest import mock
 import pytest
 
 from nixlet import errors
-from nixlet.host import files, mounts
+from nixlet.host import files
 from nixlet.snapshots import model, snapshotter
+from support import disks
 
 #: What the layers of these tests are as large as (bytes).
 CONTENT = 4096
 
 
-@contextlib.contextmanager
-def disk(kind: str, directory: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    directory.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=1000", "tmpfs", str(directory)]
-    if kind == "ext4":
-        image = directory.parent / "disk.img"
-        with image.open("wb") as file:
-            file.truncate(16 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-        argv = ["mount", "-o", "loop", str(image), str(directory)]
-    subprocess.run(argv, check=True)
-    try:
-        yield directory
-    finally:
-        mounts.unmount(str(directory))
-
-
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    with disk(request.param, tmp_path / "disk") as made:
+    with disks.disk(request.param, tmp_path / "disk", 16) as made:
         yield made
-
-
-def fill(directory: Path) -> None:
-    """Leave no room on the disk, not even for an empty directory."""
-    ballast = directory / "ballast"
-    ballast.mkdir()
-    with contextlib.suppress(OSError), (ballast / "blocks").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    with contextlib.suppress(OSError):
-        for number in range(100_000):
-            (ballast / str(number)).mkdir()
-
-
-def make_room(directory: Path) -> None:
-    subprocess.run(["rm", "-r", str(directory / "ballast")], check=True)
 
 
 async def nothing_to_check() -> None:
@@ -105,7 +72,7 @@ async def test_a_full_disk_loses_nothing_and_all_goes_on_when_there_is_room(smal
     async with running(root) as made:
         await layer(made, "base")
         await made.prepare("container", "base", {})
-        fill(small_disk)
+        disks.fill(small_disk)
         # Until no directory is left of those made in advance, and the log can't grow.
         kept, refusals = {"base", "container"}, list[errors.NixletError]()
         for number in range(60):
@@ -121,7 +88,7 @@ async def test_a_full_disk_loses_nothing_and_all_goes_on_when_there_is_room(smal
         assert await keys(made) == kept
         # What is there can be used, and taken away.
         assert await made.mounts("container")
-        make_room(small_disk)
+        disks.make_room(small_disk)
         for number in range(20):
             await made.prepare(f"again {number}", "base", {})
             kept.add(f"again {number}")
@@ -147,7 +114,7 @@ async def test_a_full_disk_is_not_taken_for_a_broken_database(small_disk: Path, 
     if crashed:
         for file in tmp_path.glob("nixlet.db*"):
             shutil.copy(file, root)
-    fill(small_disk)
+    disks.fill(small_disk)
     # It starts, or says what is wrong; never that what is there should be moved away.
     told: errors.NixletError | None = None
     try:
@@ -157,7 +124,7 @@ async def test_a_full_disk_is_not_taken_for_a_broken_database(small_disk: Path, 
         told = error
     assert told is None or isinstance(told, errors.ResourceExhaustedError), told
     assert told is None or (str(root) in told.message and told.hint.startswith("make room"))
-    make_room(small_disk)
+    disks.make_room(small_disk)
     async with running(root) as made:
         assert await keys(made) == {"base"}
         await made.prepare("container", "base", {})

@@ -17,6 +17,7 @@ from nixlet.host import mounts
 from nixlet.snapshots import closures, faults, metadata, model, snapshotter
 from nixlet.store import policy, realiser, roots
 from nixlet.store.daemon import client
+from support import disks
 from support.nixstore import PrivateStore
 
 LAYER = "containerd.io/snapshot/nix-layer"
@@ -341,6 +342,29 @@ async def test_a_collected_path_is_told_with_the_way_back(rig: Rig) -> None:
     assert rig.store.nix("nix-store", "--add", str(rig.store.directory / "sources/again/one")) == one
     made = await rig.snapshotter.mounts("before")
     assert content(rig, made) == shown(f=one)
+
+
+async def test_a_full_disk_leaves_no_half_of_what_shows_a_closure(rig: Rig, tmp_path: Path) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"g": "2"})
+    await rig.snapshotter.close()
+    kept = rig.root
+    with disks.disk("tmpfs", tmp_path / "disk", 16) as small:
+        rig.root = small / "root"
+        rig.snapshotter = rig.open()
+        await rig.snapshotter.start()
+        await rig.snapshotter.strategy()
+        await rig.layer("layer", [one, two])
+        disks.fill(small)
+        with pytest.raises(errors.ResourceExhaustedError, match=f"{rig.root} can't be used: No space left") as caught:
+            await rig.snapshotter.prepare("container", "layer", {})
+        assert caught.value.hint.startswith("make room")
+        disks.make_room(small)
+        made = await rig.snapshotter.prepare("container", "layer", {})
+        assert content(rig, made) == shown(f=one, g=two)
+        await rig.snapshotter.close()
+        rig.snapshotter.unmount_views()
+    rig.root = kept
+    rig.snapshotter = rig.open()
 
 
 async def test_roots_protect_while_a_layer_needs_them_and_go_with_it(rig: Rig) -> None:

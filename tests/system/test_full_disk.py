@@ -1,14 +1,12 @@
 """The disk of a running node gets full: nothing that was promised is lost, and all goes on when there is room."""
 
-import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nixlet.host import mounts
-from support import nodes, storeimages
+from support import disks, nodes, storeimages
 
 pytestmark = pytest.mark.slow
 
@@ -17,30 +15,9 @@ pytestmark = pytest.mark.slow
 def small_node(tmp_path: Path) -> Iterator[nodes.Node]:
     """A node whose data are on a disk of 96 MiB."""
     made = nodes.Node(6, tmp_path)
-    image = tmp_path / "disk.img"
-    with image.open("wb") as file:
-        file.truncate(96 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    made.data_dir.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(made.data_dir)], check=True)
-    try:
-        with nodes.cleaned_up(made):
-            made.start()
-            yield made
-    finally:
-        mounts.unmount(str(made.data_dir))
-
-
-def fill(directory: Path) -> None:
-    """Leave no room, not even for an empty directory."""
-    ballast = directory / "ballast"
-    ballast.mkdir()
-    with contextlib.suppress(OSError), (ballast / "blocks").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    with contextlib.suppress(OSError):
-        for number in range(100_000):
-            (ballast / str(number)).mkdir()
+    with disks.disk("ext4", made.data_dir, 96), nodes.cleaned_up(made):
+        made.start()
+        yield made
 
 
 def ask(node: nodes.Node) -> str:
@@ -53,7 +30,7 @@ def test_a_node_whose_disk_gets_full(small_node: nodes.Node, store_images: dict[
     node, image, other = small_node, store_images[50], store_images[500]
     node.ok("run", "-d", "--name", "steady", image.reference, "--", "/bin/sleep", "1000")
     assert ask(node) == "ok"
-    fill(node.data_dir)
+    disks.fill(node.data_dir)
     for argv in (["run", "--rm", image.reference, "--", "/bin/true"], ["image", "load", str(other.archive)]):
         done = node.run(*argv)
         assert done.returncode == 125
@@ -66,7 +43,7 @@ def test_a_node_whose_disk_gets_full(small_node: nodes.Node, store_images: dict[
     assert node.ok("exec", "steady", "/bin/echo", "here") == "here\n"
     node.ok("stop", "-t", "0", "steady")
     node.ok("rm", "steady")
-    subprocess.run(["rm", "-r", str(node.data_dir / "ballast")], check=True)
+    disks.make_room(node.data_dir)
     # Without a restart, all goes on.
     assert ask(node) == "ok"
     node.ok("image", "load", str(other.archive))

@@ -36,7 +36,7 @@ class Roots:
 
         Raises:
             PermissionDeniedError: The directory can't be written.
-            FailedPreconditionError: The file system is full, or another such trouble.
+            NixletError: The file system refuses, as in ``files.refused``.
         """
         target = self._entry(name)
         links = {path.name: str(path) for path in rooted}
@@ -117,6 +117,4 @@ class Roots:
                 f"can't change the GC roots in {self._directory}: {error.strerror}", hint="run nixlet as root"
             ) from error
         except OSError as error:
-            raise errors.FailedPreconditionError(
-                f"can't change the GC roots in {self._directory}: {error.strerror}"
-            ) from error
+            raise files.refused(f"can't change the GC roots in {self._directory}", error) from error

@@ -185,7 +185,7 @@ def test_an_interrupted_change_leaves_the_old_roots(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "symlink", full)
-    with pytest.raises(errors.FailedPreconditionError, match="No space left on device"):
+    with pytest.raises(errors.ResourceExhaustedError, match="No space left on device"):
         gc_roots.set("layer", [made(2)])
     assert gc_roots.paths("layer") == [made(1).name]
     assert os.listdir(tmp_path / "nixlet" / "node") == ["layer"]
