@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import http.server
 import os
@@ -398,3 +399,38 @@ async def test_without_nix_the_sentence_says_so(tmp_path: Path) -> None:
 def test_a_remote_store_is_refused() -> None:
     with pytest.raises(errors.UnsupportedError, match="ssh://host names a store that is not on this host"):
         client.DaemonSettings.from_environment({"NIX_REMOTE": "ssh://host"})
+
+
+async def test_who_waits_for_a_garbage_collection_is_told_so(
+    store: PrivateStore, daemon: client.DaemonStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes: the daemon answers when it has its lock."""
+    monkeypatch.setattr(realiser, "_PATIENCE", 0.05)
+    monkeypatch.setattr(client, "_OPEN_TIMEOUT", 0.05)
+    member = path(store, store.add("member", "member"))
+    bringer = realiser.Realiser(daemon, policy.Policy())
+    steps: list[progress.Progress] = []
+    told = asyncio.Event()
+
+    def sink(step: progress.Progress) -> None:
+        steps.append(step)
+        if len(steps) == 3:
+            told.set()
+
+    async def hold() -> None:
+        async with bringer.holding([member], sink):
+            pass
+
+    lock = f"{store.state_dir}/db/big-lock"
+    with open(lock, "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        holding = asyncio.create_task(hold())
+        async with asyncio.timeout(20):
+            await told.wait()
+        assert not holding.done()
+    await holding
+    waiting = progress.Progress(
+        "waiting for Nix", 0, 0, "", f"process {os.getpid()} holds {lock}, as a garbage collection does"
+    )
+    assert set(steps) == {waiting}
+    assert daemon.awaited() == ""

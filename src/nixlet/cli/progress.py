@@ -28,9 +28,10 @@ class _Lines:
 
     def __call__(self, step: progress.Progress) -> None:
         # Nothing to do is not worth a line.
-        if step.stage != self._stage and step.total:
+        if step.stage != self._stage and (step.total or not step.unit):
             self._stage = step.stage
-            click.echo(f"{self._title}: {step.stage} {step.total} {step.unit}", err=True)
+            what = f"{step.stage} {step.total} {step.unit}" if step.unit else f"{step.stage} ({step.detail})"
+            click.echo(f"{self._title}: {what}", err=True)
 
 
 @contextlib.contextmanager
@@ -50,9 +51,9 @@ def _bars(title: str) -> Iterator[progress.ProgressSink]:
         task = display.add_task(title, total=None, figures="", detail="")
 
         def sink(step: progress.Progress) -> None:
-            figures = (
-                f"{step.done} of {step.total} {step.unit}" if step.unit != "bytes" else _size(step.done, step.total)
-            )
+            figures = f"{step.done} of {step.total} {step.unit}" if step.unit else ""
+            if step.unit == "bytes":
+                figures = _size(step.done, step.total)
             display.update(
                 task,
                 description=f"{title}: {step.stage}",

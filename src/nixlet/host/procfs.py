@@ -20,7 +20,7 @@ def mark_of(pid: int) -> str:
     Raises:
         OSError: It is gone.
     """
-    return "/".join((_boot(), os.readlink("/proc/self/ns/pid"), str(pid), _started(pid)))
+    return "/".join((boot_id(), os.readlink("/proc/self/ns/pid"), str(pid), _started(pid)))
 
 
 def is_gone(mark: str) -> bool:
@@ -28,7 +28,7 @@ def is_gone(mark: str) -> bool:
     boot, namespace, pid, started = (mark.split("/") + [""] * 4)[:4]
     if not pid.isdecimal() or not started:
         return False
-    if boot != _boot():
+    if boot != boot_id():
         return True
     if namespace != os.readlink("/proc/self/ns/pid"):
         return False
@@ -38,7 +38,8 @@ def is_gone(mark: str) -> bool:
         return True
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """What tells this boot of the kernel from others."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 
@@ -48,3 +49,18 @@ def _started(pid: int) -> str:
     with open(f"/proc/{pid}/stat", "rb") as file:
         # The second field is the program's name in parentheses, and may hold anything.
         return file.read().rpartition(b")")[2].split()[19].decode()
+
+
+def lock_holder(path: str, locks: str = "/proc/locks") -> int:
+    """The process that holds a file locked for itself alone (flock(2)), as far as the kernel tells us; 0 for nobody."""
+    try:
+        inode = os.stat(path).st_ino
+        with open(locks, encoding="ascii") as lines:
+            for line in lines:
+                # "1: FLOCK  ADVISORY  WRITE 42 fe:00:1234 0 EOF" (proc_locks(5)); who waits has "->" in the second place.
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[3] == "WRITE" and int(fields[5].rpartition(":")[2]) == inode:
+                    return int(fields[4])
+    except FileNotFoundError:
+        pass
+    return 0

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 from nixlet import errors
-from nixlet.host import files, mounts, process
+from nixlet.host import files, mounts, process, procfs
 from nixlet.snapshots import model
 from nixlet.snapshots import views as views_module
 
@@ -33,8 +33,6 @@ _PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM),
     *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY),
 }
-
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 #: Seconds for a few mounts; a disk that sleeps must have the time to wake up.
 _TIMEOUT = 60.0
@@ -95,12 +93,7 @@ async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
 
 def _circumstances(root: str, real_store_dir: str) -> list[object]:
     """What the findings hold for."""
-    return [boot_id(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
-
-
-def boot_id() -> str:
-    """What tells this boot of the kernel from others (proc(5))."""
-    return _read(_BOOT_ID).strip()
+    return [procfs.boot_id(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
 
 
 class _PassingError(Exception):

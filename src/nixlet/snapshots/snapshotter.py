@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from nixlet import errors
-from nixlet.host import files
+from nixlet.host import files, procfs
 from nixlet.snapshots import closures as closures_module
 from nixlet.snapshots import create, disk, filters, model, probe, sweep
 from nixlet.snapshots import faults as faults_module
@@ -82,7 +82,7 @@ class Snapshotter:
             views_dir,
             store_dir=store_dir,
             real_store_dir=real_store_dir,
-            boot=probe.boot_id(),
+            boot=procfs.boot_id(),
             faults=self._faults,
         )
         self._db = self._open_database()

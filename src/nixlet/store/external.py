@@ -31,6 +31,10 @@ class ExternalBuilderStore:
         """The directory on this host that holds its files."""
         return self._store.real_dir
 
+    def awaited(self) -> str:
+        """Who keeps it from answering, in words, or an empty string; blocks."""
+        return self._store.awaited()
+
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator["_Session"]:
         """Open a connection."""

@@ -111,6 +111,10 @@ class Store(Protocol):
         """The directory on this host that holds its files."""
         ...
 
+    def awaited(self) -> str:
+        """Who keeps it from answering, in words, or an empty string; blocks."""
+        ...
+
     def session(self) -> contextlib.AbstractAsyncContextManager[StoreSession]:
         """Open a connection."""
         ...

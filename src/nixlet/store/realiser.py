@@ -15,6 +15,9 @@ from nixlet.telemetry import progress
 
 T = TypeVar("T")
 
+#: Seconds without a word from the store after which somebody who waits is told why.
+_PATIENCE = 2.0
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RealisedClosure:
@@ -121,7 +124,7 @@ class Realiser:
 
         Raises:
             NotFoundError: A path can't be had.
-            FailedPreconditionError: A path isn't there, and is not to be fetched.
+            FailedPreconditionError: A path isn't there, and is not to be fetched; or it is valid, but not on the disk.
             InvalidArgumentError: The closureInfo does not list store paths, or lists strange ones.
             PermissionDeniedError: A policy refuses a path.
         """
@@ -132,13 +135,16 @@ class Realiser:
 
             @contextlib.asynccontextmanager
             async def work(tell: progress.ProgressSink) -> AsyncIterator[RealisedClosure]:
-                async with self._store.session() as session:
-                    bring = (
-                        functools.partial(self._bring, session, tell)
-                        if fetch
-                        else functools.partial(self._expect, session)
-                    )
-                    yield await self._realise(session, reference, bring)
+                async with contextlib.AsyncExitStack() as stack:
+                    async with self._patiently(tell) as hear:
+                        session = await stack.enter_async_context(self._store.session())
+                        bring = (
+                            functools.partial(self._bring, session, hear)
+                            if fetch
+                            else functools.partial(self._expect, session)
+                        )
+                        realised = await self._realise(session, reference, bring)
+                    yield realised
 
             shared = self._running[key] = _Shared(work, f"realise {reference.identity}")
         try:
@@ -156,13 +162,43 @@ class Realiser:
 
         Raises:
             NotFoundError: A path can't be had.
+            FailedPreconditionError: A path is valid, but not on the disk.
             PermissionDeniedError: A policy refuses a path.
         """
-        async with self._store.session() as session:
-            took = await self._bring(session, sink, wanted)
-            if self._policy.restricts:
-                self._policy.check((await session.path_infos(wanted)).values())
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._patiently(sink) as hear:
+                session = await stack.enter_async_context(self._store.session())
+                took = await self._bring(session, hear, wanted)
+                await asyncio.to_thread(self._check_disk, wanted)
+                if self._policy.restricts:
+                    self._policy.check((await session.path_infos(wanted)).values())
             yield took
+
+    @contextlib.asynccontextmanager
+    async def _patiently(self, sink: progress.ProgressSink) -> AsyncIterator[progress.ProgressSink]:
+        """Tell a sink when nothing is heard of the store for a while: it may be waiting for a garbage collection."""
+        heard = asyncio.Event()
+
+        def hear(step: progress.Progress) -> None:
+            heard.set()
+            sink(step)
+
+        async def wait() -> None:
+            while True:
+                heard.clear()
+                try:
+                    async with asyncio.timeout(_PATIENCE):
+                        await heard.wait()
+                except TimeoutError:
+                    if who := await asyncio.to_thread(self._store.awaited):
+                        sink(progress.Progress("waiting for Nix", 0, 0, "", who))
+
+        waiting = asyncio.create_task(wait(), name="waiting for the store")
+        try:
+            yield hear
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
 
     async def _bring(
         self, session: interface.StoreSession, sink: progress.ProgressSink, wanted: Collection[paths.StorePath]

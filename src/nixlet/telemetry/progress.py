@@ -14,14 +14,14 @@ class Progress(NamedTuple):
         stage: What is being done, for a person: "realising", "loading".
         done: How much is done, in ``unit``.
         total: How much there is, or 0 while nobody knows.
-        unit: What is counted.
+        unit: What is counted; empty where there is nothing to be counted, such as while somebody else is waited for.
         detail: The thing at hand (a store path's name, a layer), or an empty string.
     """
 
     stage: str
     done: int
     total: int
-    unit: Literal["paths", "bytes", "layers"]
+    unit: Literal["paths", "bytes", "layers", ""]
     detail: str = ""
 
 

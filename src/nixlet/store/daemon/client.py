@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
-from nixlet.host import process
+from nixlet.host import process, procfs
 from nixlet.store import paths
 from nixlet.store.daemon import connection as connections
 from nixlet.store.daemon import session as sessions
@@ -85,6 +85,14 @@ class DaemonStore:
         """The directory on this host that holds its files."""
         return self.settings.real_dir or self.settings.store_dir
 
+    def awaited(self) -> str:
+        """Who keeps the daemon from answering, in words: a garbage collection, for one; empty where nobody is known."""
+        state = self.settings.state_dir
+        for lock in (os.path.join(state, "gc.lock"), os.path.join(state, "db", "big-lock")):
+            if holder := procfs.lock_holder(lock):
+                return f"process {holder} holds {lock}, as a garbage collection does"
+        return ""
+
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[sessions.DaemonSession]:
         """Open a connection.
@@ -143,13 +151,19 @@ class DaemonStore:
                 raise errors.UnavailableError(f"{program} --stdio does not serve: {text or error}") from error
             raise
 
-    @staticmethod
-    async def _handshake(connection: connections.Connection) -> connections.Connection:
+    async def _handshake(self, connection: connections.Connection) -> connections.Connection:
         try:
-            async with asyncio.timeout(_OPEN_TIMEOUT):
-                await connection.handshake()
-        except TimeoutError as error:
-            raise errors.UnavailableError("the Nix daemon does not answer") from error
+            # A daemon that waits for a lock answers when it has it: that isn't broken.
+            agreeing = asyncio.create_task(connection.handshake(), name="handshake with the Nix daemon")
+            try:
+                while not agreeing.done():
+                    await asyncio.wait([agreeing], timeout=_OPEN_TIMEOUT)
+                    if not agreeing.done() and not await asyncio.to_thread(self.awaited):
+                        raise errors.UnavailableError("the Nix daemon does not answer")
+                await agreeing
+            finally:
+                agreeing.cancel()
+                await asyncio.wait([agreeing])
         except connections.DaemonError as error:
             raise errors.PermissionDeniedError(
                 f"the Nix daemon refuses the connection: {error}", hint="look at allowed-users in nix.conf"
