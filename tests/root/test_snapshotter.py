@@ -673,6 +673,30 @@ async def test_a_closure_is_rooted_on_the_disk_before_it_is_recorded(rig: Rig, m
     ]
 
 
+async def test_a_layer_is_on_the_disk_before_it_is_committed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    upper = (await rig.snapshotter.prepare("a", "", {}))[0].source
+    os.makedirs(f"{upper}/bin")
+    Path(upper, "bin/pause").write_text("a program")
+    os.symlink("/etc/shadow", f"{upper}/bin/link")
+    os.mkfifo(f"{upper}/bin/pipe")
+    steps: list[str] = []
+    fsync, commit = os.fsync, metadata.Metadata.commit_snapshot
+
+    def syncing(fd: int) -> None:
+        fsync(fd)
+        steps.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def committing(*args: Any, **more: Any) -> Any:
+        steps.append("committed")
+        return commit(*args, **more)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(metadata.Metadata, "commit_snapshot", committing)
+    await rig.snapshotter.commit("layer", "a", {})
+    snapshot = os.path.dirname(upper)
+    assert steps == [f"{upper}/bin/pause", upper, snapshot, os.path.dirname(snapshot), "committed"]
+
+
 async def test_what_cannot_be_swept_fails_no_start(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     for orphan in ("snapshots/997/fs", "snapshots/998/fs", "snapshots/999/fs"):
         (rig.root / orphan).mkdir(parents=True)

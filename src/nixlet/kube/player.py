@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -332,8 +333,18 @@ def start_failure(what: str, command: str, error: errors.NixletError) -> errors.
         error: What the runtime said.
     """
     text = error.message
-    if "no such file or directory" in text or "executable file not found" in text:
-        return errors.CommandNotFoundError(f"{what}: {command} is not in the image", hint=text[-300:])
-    if "permission denied" in text or "exec format error" in text:
-        return errors.NotExecutableError(f"{what}: {command} can't be executed", hint=text[-300:])
+    said = text[-300:]
+    if ("executable file" in text and "not found" in text) or re.search(r": stat \S+: no such file or directory", text):
+        return errors.CommandNotFoundError(f"{what}: {command} is not in the image", hint=said)
+    if re.search(r"\bexec \S+: no such file or directory", text):
+        return errors.CommandNotFoundError(
+            f"{what}: {command} names an interpreter (its loader, or behind #!) that is not in the image", hint=said
+        )
+    if "exec format error" in text:
+        return errors.NotExecutableError(
+            f"{what}: {command} can't be executed: it is for another machine, or damaged",
+            hint="if it comes from the Nix store, see whether it is whole: nix-store --verify-path STORE_PATH",
+        )
+    if "permission denied" in text:
+        return errors.NotExecutableError(f"{what}: {command} can't be executed", hint=said)
     return errors.FailedPreconditionError(f"{what}: {text}")

@@ -212,6 +212,8 @@ class Snapshotter:
                 upper = self._mounts.upper(row.id)
                 small = disk.small_usage(upper)
                 usage = await asyncio.to_thread(disk.usage, upper) if small is None else small
+                if usage.inodes > 1:
+                    await asyncio.to_thread(disk.sync_layer, upper)
         self._faults.reach("usage-measured")
         await self._db.commit_snapshot(name, key, labels, usage, row.id)
 
