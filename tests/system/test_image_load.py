@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import alone, parts
+from support import alone, nodes, parts
 from support import image_archives as made
 
 ZSTD = made.COMPRESSIONS["zst"]
@@ -112,3 +112,23 @@ def test_several_images_have_no_one_name(ctr: list[str]) -> None:
     assert done.stderr.decode() == (
         "error: --ref names one image, and standard input holds 2\nhint: load them without it\n"
     )
+
+
+def test_images_without_names_are_listed_and_run_by_what_was_printed(
+    any_node: nodes.Node, busybox_layer: bytes
+) -> None:
+    made_images = [
+        made.image([busybox_layer], config={"Cmd": ["/bin/echo", word]}, architecture=architecture)
+        for word, architecture in (("one", "amd64"), ("two", "amd64"), ("three", "386"))
+    ]
+    index = made.index_json(
+        *(made.entry(manifest, name) for (manifest, _), name in zip(made_images, (None, None, "c:3"), strict=True))
+    )
+    blobs = {place: data for _, each in made_images for place, data in each.items()}
+    names = any_node.ok("image", "load", stdin=made.tar({"index.json": index, **blobs})).split()
+    assert names == [
+        *(f"localhost/import@{made.digest(manifest)}" for manifest, _ in made_images[:2]),
+        "docker.io/library/c:3",
+    ]
+    assert set(names) <= {line.split()[0] for line in any_node.ok("images").splitlines()}
+    assert [any_node.ok("run", "--rm", name) for name in names] == ["one\n", "two\n", "three\n"]

@@ -30,6 +30,6 @@ async def images(state_dir: str, output: str) -> None:
     rows = [
         (name, image.id.removeprefix("sha256:")[:12], progress.human_size(image.size))
         for image in found
-        for name in (list(image.repo_tags) or ["<none>"])
+        for name in (list(image.repo_tags) or list(image.repo_digests) or ["<none>"])
     ]
     table.echo(("NAME", "IMAGE ID", "SIZE"), rows)
