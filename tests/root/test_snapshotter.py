@@ -176,6 +176,18 @@ async def test_a_layer_that_was_unpacked_without_labels_is_mended(rig: Rig) -> N
     assert content(rig, made) == shown(f=one)
 
 
+async def test_labels_dont_say_that_a_layer_has_another_closure(rig: Rig) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+    await rig.layer("layer", [one])
+    with pytest.raises(errors.FailedPreconditionError, match="the layer layer has another closure already"):
+        await rig.snapshotter.update("layer", {f"{PATH}0": two}, [f"labels.{PATH}0"])
+    assert (await rig.snapshotter.stat("layer")).labels[f"{PATH}0"] == one
+    # The same closure, however it is named.
+    await rig.snapshotter.update("layer", {f"{PATH}7": one, "a": "b"}, [f"labels.{PATH}7", "labels.a"])
+    assert (await rig.snapshotter.stat("layer")).labels["a"] == "b"
+    assert rig.snapshotter.closure_of("layer") == (one,)
+
+
 async def test_a_layer_is_mended_with_what_is_there_and_nothing_is_fetched(rig: Rig) -> None:
     one = rig.store.add("one", {"f": "1"})
     cache = rig.store.directory / "cache"

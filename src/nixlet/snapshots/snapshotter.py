@@ -234,8 +234,9 @@ class Snapshotter:
         """Change a snapshot's labels: all, or the fields named ("labels", "labels.KEY").
 
         A committed layer without a closure takes one from labels that name one: that is how a layer is mended that was
-        unpacked by a client which passes no annotations on. A closure that is there stays. Nothing is fetched for that: all
-        of containerd waits meanwhile, since it has its one write transaction open.
+        unpacked by a client which passes no annotations on. A closure that is there stays, and labels that name another one
+        are refused. Nothing is fetched for that: all of containerd waits meanwhile, since it has its one write transaction
+        open.
         """
         row = self._db.get(name)
 
@@ -245,12 +246,19 @@ class Snapshotter:
             return new
 
         reference = None
-        if row.kind is model.Kind.COMMITTED and row.closure is None:
+        if row.kind is model.Kind.COMMITTED:
             reference = closure_references.parse_annotations(changed(row.info().labels), self._store_dir)
+        known = None if row.closure is None else self._db.closure(row.closure)
+        if reference is not None and known is not None and known.identity == reference.identity:
+            reference = None
         async with contextlib.AsyncExitStack() as stack:
             closure = None
             if reference is not None:
                 closure = await stack.enter_async_context(self._closures.realised(reference, fetch=False))
+            if closure is not None and known is not None:
+                if set(closure.names) != set(known.names):
+                    raise errors.FailedPreconditionError(f"the layer {name} has another closure already")
+                closure = None
             updating = self._update(stack.pop_all(), name, changed, closure)
             return (await self._tasks.uncancelled(updating, f"update {name}")).info()
 
