@@ -172,7 +172,7 @@ class Database:
         ):
             return files.refused(f"{what} can't be written", OSError(errno.ENOSPC, ""))
         if code == sqlite3.SQLITE_IOERR:
-            return files.refused(f"{what} can't be used: {error}", OSError(errno.EIO, ""))
+            return files.refused(f"{what} can't be used", OSError(errno.EIO, ""))
         if code == sqlite3.SQLITE_READONLY:
             return files.refused(f"{what} can't be written", OSError(errno.EROFS, ""))
         if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:

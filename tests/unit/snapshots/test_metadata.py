@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -135,6 +136,19 @@ async def test_a_full_disk_undoes_what_was_done_and_no_number_comes_twice(databa
         await create(key, 1)
     assert len({*made}) == len(made)
     assert undone == made[1:-3]
+
+
+async def test_a_write_that_the_system_refuses_is_told_and_all_goes_on(database: metadata.Metadata) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond this: for sqlite a disk that can't be written to.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(errors.UnavailableError, match=r"/nixlet\.db can't be used: Input/output error") as caught:
+            await database.create_snapshot("a", model.Kind.ACTIVE, "", {"l": "x" * (2 << 20)}, strategy="view")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+    assert (await insert(database, "a")).id == 2
 
 
 async def test_a_transaction_that_fails_at_its_end_undoes_every_change(database: metadata.Metadata) -> None:
