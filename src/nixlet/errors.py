@@ -14,9 +14,11 @@ class NixletError(Exception):
     Attributes:
         message: One sentence: what failed and why.
         hint: What to do about it, or an empty string.
+        said_by: The other program whose words the message is; empty: it is ours.
     """
 
     exit_code: ClassVar[int] = 125
+    said_by: str = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -205,7 +205,9 @@ spec:
 """
     done = unchanged.run("kube", "play", "-", stdin=manifest.encode())
     assert done.returncode == 2
-    assert done.stderr == b"error: standard input, line 9: spec.containers[0].livenessProbe is not supported\n"
+    sentence, hint = done.stderr.decode().splitlines()
+    assert sentence == "error: standard input, line 9: spec.containers[0].livenessProbe is not supported"
+    assert hint.startswith("hint: ")
 
 
 @pytest.fixture

@@ -329,10 +329,10 @@ def test_a_wrong_setting(node: nodes.Node, case: Case) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (("--brigde", "x"), {}, "No such option '--brigde'. Did you mean '--bridge'?"),
-        (("--bridge",), {}, "Option '--bridge' requires an argument."),
-        (("extra",), {}, "Got unexpected extra argument (extra)"),
-        ((), {"NIXLET_DEBUG": "perhaps"}, "Invalid value for '--debug': 'perhaps' is not a valid boolean"),
+        (("--brigde", "x"), {}, "there is no option --brigde"),
+        (("--bridge",), {}, "option '--bridge' requires an argument"),
+        (("extra",), {}, "got unexpected extra argument (extra)"),
+        ((), {"NIXLET_DEBUG": "perhaps"}, "invalid value for '--debug': 'perhaps' is not a valid boolean"),
     ],
 )
 def test_a_wrong_command_line(
@@ -341,9 +341,10 @@ def test_a_wrong_command_line(
     node.environment |= environment
     done = node.run("server", *node.arguments, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
-    *usage, sentence = done.stderr.decode().splitlines()
-    assert sentence.startswith(f"Error: {said}")
-    assert not usage or usage[0].startswith("Usage: nixlet ")
+    sentence, hint = done.stderr.decode().splitlines()
+    assert sentence.startswith(f"error: {said}")
+    assert hint.startswith("hint: ")
+    assert ("did you mean --bridge?" in hint) is ("--brigde" in arguments)
     assert not node.data_dir.exists()
 
 
@@ -408,7 +409,9 @@ def test_two_nodes_in_one_place(node: nodes.Node, any_node: nodes.Node, tmp_path
     assert said.hint == "stop that process, or choose another directory"
     node.arguments = [*own, "--state-dir", str(any_node.state_dir)]
     said = refused(node)
-    assert said.sentence == f"another process serves the socket {any_node.node_socket}"
+    place = any_node.node_socket.parent
+    theirs = f"{place} holds the running state of another containerd, that of the node at {any_node.data_dir}"
+    assert (said.sentence, said.hint) == (theirs, "choose another directory: --state-dir")
     assert any_node.version()["node"] is not None
     assert any_node.node_socket.is_socket()
 
@@ -427,7 +430,7 @@ def disk(path: Path, options: str) -> Iterator[None]:
 def test_a_data_directory_that_can_only_be_read(node: nodes.Node) -> None:
     with disk(node.data_dir, "ro"):
         said = refused(node)
-        assert said.sentence == f"can't make the directory {node.data_dir}/agent: Read-only file system"
+        assert said.sentence == f"the lock {node.data_dir}/nixlet.lock can't be opened: Read-only file system"
         assert said.hint == "choose a directory on a file system that can be written"
         said = refused(node, "--log", f"{node.data_dir}/log", status=2)
         assert said.sentence == f"the log can't be written to {node.data_dir}/log: Read-only file system"
@@ -437,7 +440,8 @@ def test_a_data_directory_that_can_only_be_read(node: nodes.Node) -> None:
     ("kilobytes", "what"),
     [
         (0, "the lock {data}/nixlet.lock can't be written"),
-        (4, "the lock {data}/agent/containerd/io.containerd.snapshotter.v1.nix/lock can't be written"),
+        (4, "{data}/nixlet.json can't be written"),
+        (8, "the lock {data}/agent/containerd/io.containerd.snapshotter.v1.nix/lock can't be written"),
         (16, "the snapshotter's database {data}/agent/containerd/io.containerd.snapshotter.v1.nix/nixlet.db can't be written"),
         (512, "the snapshotter's database {data}/agent/containerd/io.containerd.snapshotter.v1.nix/nixlet.db can't be written"),
         (4400, "the archive of the pause image can't be written to {data}/agent/images"),

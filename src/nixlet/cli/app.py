@@ -3,7 +3,6 @@
 A verb's module is imported when the verb runs, so that ``nixlet ps`` doesn't pay for what ``nixlet server`` needs.
 """
 
-import difflib
 import importlib
 import os
 from collections.abc import Sequence
@@ -11,10 +10,8 @@ from collections.abc import Sequence
 import click
 
 from nixlet import errors
+from nixlet.cli import report
 from nixlet.encoding import utf8
-
-#: How much an option that is meant has in common with what was written.
-_ALIKE = 0.7
 
 #: Verb to module in this package; each module has a click command of the verb's name (dashes as underscores).
 _VERBS = {
@@ -83,21 +80,14 @@ def run(arguments: Sequence[str]) -> int:
         return ended.exit_code
     except click.Abort:
         return 130
-    except click.NoSuchOption as error:
-        # What has little in common with a word was not meant by it.
-        near = difflib.get_close_matches(error.option_name, error.possibilities or (), cutoff=_ALIKE)
-        click.NoSuchOption(error.option_name, possibilities=near, ctx=error.ctx).show()
-        return 2
-    except click.UsageError as error:
-        error.show()
-        return 2
     except click.ClickException as error:
-        error.show()
-        return 125
+        told = report.usage_error(error)
+        report.print_error(told)
+        return told.exit_code
     except errors.NixletError as error:
         if frame["debug"]:
             raise
-        print_error(error)
+        report.print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -105,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
         if frame["debug"]:
             raise
         name = type(error).__name__
-        print_error(
+        report.print_error(
             errors.NixletError(
                 f"internal error: {name}: {error}", hint="run it again with --debug and report what it prints"
             )
@@ -125,15 +115,3 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             raise errors.UsageError(
                 f"the argument {os.fsencode(text)!r} is not UTF-8", hint="convert it, or rename what it names"
             )
-
-
-def print_error(error: errors.NixletError) -> None:
-    """Print an error for a person on standard error: the sentence, the end of a program's output, the hint."""
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(error.message, err=True)
-    if isinstance(error, errors.CommandFailedError) and "\n" in error.output:
-        for line in error.output.splitlines()[-10:]:
-            click.echo(f"  | {line}", err=True)
-    if error.hint:
-        click.secho("hint: ", fg="yellow", nl=False, err=True)
-        click.echo(error.hint, err=True)

@@ -98,7 +98,9 @@ def finish(status: int) -> tuple[int, errors.NixletError | None]:
     if failure is None or failure.errno == errno.EPIPE:
         return status, None
     reason = os.strerror(failure.errno or errno.EIO)
-    return status or 125, errors.FailedPreconditionError(f"standard output can't be written: {reason}")
+    return status or 125, errors.FailedPreconditionError(
+        f"standard output can't be written: {reason}", hint="make room where it goes, or send it elsewhere"
+    )
 
 
 def _failure(stream: object) -> OSError | None:

@@ -4,6 +4,7 @@
 k3s's directories nor a copy of a node's can be taken for a node, and says all that a node of this data directory ever used.
 """
 
+import contextlib
 import dataclasses
 import os
 from typing import Any, Literal
@@ -145,6 +146,10 @@ def write_snapshotter(root: str, socket: str, gc_roots: str) -> None:
 
 def _write(directory: str, marker: Marker) -> None:
     text = msgspec.json.format(msgspec.json.encode(marker)) + b"\n"
+    # A disk that is full is no trouble where nothing is new.
+    with contextlib.suppress(OSError), open(path(directory), "rb") as file:
+        if file.read() == text:
+            return
     files.write_atomically(path(directory), text, mode=0o600)
 
 

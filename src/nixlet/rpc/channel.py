@@ -46,6 +46,10 @@ def translated(peer: str) -> Iterator[None]:
         raise errors.UnavailableError(f"{peer} ended the connection during a call") from error
     except TimeoutError as error:
         raise errors.DeadlineExceededError(f"{peer} did not answer in time") from error
+    except PermissionError as error:
+        raise errors.PermissionDeniedError(
+            f"{peer} can't be reached: it is not for you ({error.strerror})", hint="run it as root: sudo nixlet …"
+        ) from error
     except (OSError, ConnectionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.UnavailableError(f"{peer} can't be reached: {reason}", hint="is it running?") from error

@@ -51,5 +51,8 @@ def to_error(error: GRPCError, peer: str) -> errors.NixletError:
     kind = next((kind for kind, code in _CODES if code is error.status), errors.NixletError)
     message, hint = parted(error.message or f"{peer} answered {error.status.name}")
     translated = kind(message, hint=hint)
+    # containerd's words are for programmers; whoever prints them says whose they are.
+    if error.message and not hint and peer.startswith("containerd "):
+        translated.said_by = peer
     translated.__cause__ = error
     return translated

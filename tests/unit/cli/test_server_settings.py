@@ -103,7 +103,10 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatc
     assert status == 2
     assert printed == f'error: {file}, line 2: snapshoter is not a known key\nhint: did you mean "snapshotter"?\n'
     status, printed = refused(capsys, "agent", "--selinux=perhaps")
-    assert (status, printed) == (2, "error: --selinux must be true or false, not 'perhaps'\n")
+    assert (status, printed) == (
+        2,
+        "error: --selinux must be true or false, not 'perhaps'\nhint: nixlet VERB --help says more\n",
+    )
     status, printed = refused(capsys, "server", "extra")
     assert status == 2
     assert "unexpected extra argument" in printed
