@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
+from nixlet.host import files
 from nixlet.images import archive, builder, layers, model, reference
 from nixlet.store import closures, paths
 from support import image_archives as made
@@ -270,3 +271,16 @@ def test_malformed_inputs(inputs: dict[str, str], tmp_path: Path, field: str, co
         builder.read_request(**{**inputs, field: f"{tmp_path}/bad"})
     with pytest.raises(errors.NotFoundError, match="there is no file /nowhere"):
         builder.read_request(**{**inputs, field: "/nowhere"})
+
+
+def test_an_archive_is_durable_before_its_name_is_told(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def sync(path: str) -> None:
+        synced.append((path, os.path.exists(f"{path}/out.tar")))
+
+    monkeypatch.setattr(files, "sync_directory", sync)
+    build()
+    assert synced == [(str(tmp_path), True)]
