@@ -204,7 +204,8 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
             _remove(sockets)
             await _unmount(each.containerd_state)
         await _unmount(layout.containerd_root)
-        await _unmount(layout.pods)
+        # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
+        await _unmount(layout.pods, itself=True)
         for pod in pods:
             await iptables.remove_rules(container=pod)
         _remove(podtraces.cni_results(pods))
@@ -303,9 +304,16 @@ async def _end_shims(layout: node_config.Layout) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _unmount(place: str) -> None:
-    """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen."""
+async def _unmount(place: str, *, itself: bool = False) -> None:
+    """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen.
+
+    Args:
+        place: The directory.
+        itself: Only what is mounted on the directory, and not what is below it.
+    """
     for entry in reversed(mounts.below(place)):
+        if itself and entry.path != os.path.realpath(place):
+            continue
         for attempt in range(20):
             try:
                 mounts.unmount(entry.path)
