@@ -405,8 +405,8 @@ async def test_who_waits_for_a_garbage_collection_is_told_so(
     store: PrivateStore, daemon: client.DaemonStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it takes: the daemon answers when it has its lock."""
-    monkeypatch.setattr(realiser, "_PATIENCE", 0.05)
-    monkeypatch.setattr(client, "_OPEN_TIMEOUT", 0.05)
+    monkeypatch.setattr(realiser, "_PATIENCE", 0.5)
+    monkeypatch.setattr(client, "_OPEN_TIMEOUT", 1.0)
     member = path(store, store.add("member", "member"))
     bringer = realiser.Realiser(daemon, policy.Policy())
     steps: list[progress.Progress] = []

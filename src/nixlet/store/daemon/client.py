@@ -156,9 +156,12 @@ class DaemonStore:
             # A daemon that waits for a lock answers when it has it: that isn't broken.
             agreeing = asyncio.create_task(connection.handshake(), name="handshake with the Nix daemon")
             try:
+                awaited = ""
                 while not agreeing.done():
                     await asyncio.wait([agreeing], timeout=_OPEN_TIMEOUT)
-                    if not agreeing.done() and not await asyncio.to_thread(self.awaited):
+                    # Who had the lock a while ago may have given it back just now.
+                    awaited, before = await asyncio.to_thread(self.awaited), awaited
+                    if not (agreeing.done() or awaited or before):
                         raise errors.UnavailableError("the Nix daemon does not answer")
                 await agreeing
             finally:
