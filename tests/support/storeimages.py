@@ -18,34 +18,40 @@ class StoreImage:
         paths: The closure.
         file: Among them, one that is a plain file ("" for a closure of one path).
         link: Among them, one that is a symlink to that file.
+        info: The closureInfo, or "".
     """
 
-    def __init__(self, archive: Path, closure: list[paths.StorePath], file: str, link: str) -> None:
+    def __init__(self, archive: Path, closure: list[paths.StorePath], file: str, link: str, info: str) -> None:
         self.archive = archive
         self.paths = closure
         self.file = file
         self.link = link
+        self.info = info
 
     @property
     def reference(self) -> str:
         return f"nix:0{self.archive}"
 
 
-def make(directory: Path, count: int, *, closure_form: bool = True) -> StoreImage:
-    """An image of busybox and ``count - 1`` other store paths, among them a plain file and a symlink from 3 on."""
+def make(directory: Path, count: int, *, closure_form: bool = True, salt: str = "") -> StoreImage:
+    """An image of busybox and ``count - 1`` other store paths, among them a plain file and a symlink from 3 on.
+
+    Images of one salt share paths, and no path with those of another one: a test that deletes paths has one of its own.
+    """
     adding = nixstore.Import()
     applets = {"busybox": nixstore.nar_file(BUSYBOX.read_bytes(), executable=True)}
     applets |= {
         name: nixstore.nar_link("busybox") for name in ("sh", "sleep", "ls", "cat", "true", "echo", "find", "readlink")
     }
-    root = adding.add("busybox", nixstore.nar_directory({"bin": nixstore.nar_directory(applets)}))
+    salted = {"salt": nixstore.nar_file(salt.encode())} if salt else {}
+    root = adding.add("busybox", nixstore.nar_directory({"bin": nixstore.nar_directory(applets), **salted}))
     closure, file, link = [root], "", ""
     if count > 2:
-        file = adding.add("plain-file.txt", nixstore.nar_file(b"a plain file\n"))
+        file = adding.add("plain-file.txt", nixstore.nar_file(f"a plain file\n{salt}".encode()))
         link = adding.add("link", nixstore.nar_link(file), [file])
         closure += [file, link]
     for number in range(count - len(closure)):
-        inside = nixstore.nar_directory({"number": nixstore.nar_file(f"{number}\n".encode())})
+        inside = nixstore.nar_directory({"number": nixstore.nar_file(f"{number}\n".encode()), **salted})
         closure.append(adding.add(f"package-{number}", nixstore.nar_directory({"share": inside})))
     listing = "".join(f"{path}\n" for path in closure).encode()
     info = None
@@ -53,7 +59,7 @@ def make(directory: Path, count: int, *, closure_form: bool = True) -> StoreImag
         tree = {"store-paths": nixstore.nar_file(listing), "registration": nixstore.nar_file(b"")}
         info = adding.add("closure-info", nixstore.nar_directory(tree), closure)
     adding.run(os.environ)
-    archive = directory / f"nix-image-{count}-{'closure' if closure_form else 'paths'}.tar"
+    archive = directory / f"nix-image-{count}-{'closure' if closure_form else 'paths'}{salt}.tar"
     config = model.ContainerConfig(entrypoint=None, cmd=["/bin/sh"], env=["PATH=/bin"])
     request = builder.BuildRequest(
         config,
@@ -65,4 +71,4 @@ def make(directory: Path, count: int, *, closure_form: bool = True) -> StoreImag
         model.Platform("amd64", "linux"),
     )
     builder.build_image(request, str(archive))
-    return StoreImage(archive, closure, file, link)
+    return StoreImage(archive, closure, file, link, info or "")
