@@ -4,21 +4,27 @@ A mapping is read by taking its keys one after the other; what is left at the en
 """
 
 import difflib
-import io
 from collections.abc import Iterator
 from typing import Literal
 
 import yaml
 
 from nixlet import errors
+from nixlet.encoding import yamlcompose, yamlscalars
 
-#: A manifest may be this large (bytes); aliases in it may not multiply it beyond this many values.
+#: A text may be this large (bytes).
 MAX_BYTES = 1 << 20
-MAX_NODES = 50_000
+
+#: Mappings merged within each other.
+_MAX_MERGES = 50
+
+#: How much a key that is meant has in common with what is written.
+_ALIKE = 0.75
 
 _SHOWN = 80
 
-_TRUE, _FALSE = frozenset({"true", "True", "TRUE"}), frozenset({"false", "False", "FALSE"})
+#: Tags of what may be text: ``<<`` is a merge where it is a key alone.
+_TEXT, _NUMBER = (":str", ":merge"), (":int", ":float")
 
 
 def documents(text: bytes, source: str) -> Iterator["Mapping"]:
@@ -33,38 +39,8 @@ def documents(text: bytes, source: str) -> Iterator["Mapping"]:
     """
     if len(text) > MAX_BYTES:
         raise errors.UsageError(f"{source} is larger than {MAX_BYTES} bytes")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        nodes = list(yaml.compose_all(io.BytesIO(text), Loader=loader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise errors.UsageError(f"{source}{where}: this is no YAML: {problem}") from error
-    except RecursionError as error:
-        raise errors.UsageError(f"{source} is nested too deep") from error
-    for node in nodes:
-        if node is not None and not (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
-            _check_size(node, source)
-            yield Mapping(node, "", source)
-
-
-def _check_size(node: yaml.Node, source: str) -> None:
-    """Count values as often as aliases repeat them, which is how small texts become huge."""
-    seen = 1
-    pending: list[yaml.Node] = [node]
-    while pending:
-        current = pending.pop()
-        inner: list[yaml.Node] = []
-        if isinstance(current, yaml.MappingNode):
-            inner = [part for pair in current.value for part in pair]
-        elif isinstance(current, yaml.SequenceNode):
-            inner = current.value
-        # Counted before they are queued: a long list of aliases of itself would fill the memory otherwise.
-        seen += len(inner)
-        if seen > MAX_NODES:
-            raise errors.UsageError(f"{source} has more than {MAX_NODES} values")
-        pending.extend(inner)
+    for node in yamlcompose.documents(text, source):
+        yield Mapping(node, "", source)
 
 
 def shown(text: str) -> str:
@@ -72,15 +48,26 @@ def shown(text: str) -> str:
     return text if len(text) <= _SHOWN and text.isprintable() else repr(text[:_SHOWN])
 
 
-def _whole_number(text: str) -> int | None:
-    """A decimal number. Zeros in front are refused: they mean octal to some readers of YAML, and nothing to others."""
-    digits = text.lstrip("+-")
-    if digits.startswith("0") and digits != "0":
-        return None
-    try:
-        return int(text, 10)
-    except ValueError:
-        return None
+def _pairs(node: yaml.MappingNode, depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """The keys and values of a mapping that ``<<`` brings from others: the nearest first.
+
+    Raises:
+        ValueError: Something else is to be merged; the message goes on with what is wrong.
+    """
+    if depth > _MAX_MERGES:
+        raise ValueError("merges mappings that merge mappings, too deep")
+    for key, value in node.value:
+        if key.tag != yamlscalars.MERGE:
+            continue
+        for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(each, yaml.MappingNode):
+                raise ValueError("must be a mapping, or a list of mappings")  # noqa: TRY004 (it is about what is written)
+            yield from ((inner, theirs) for inner, theirs in each.value if inner.tag != yamlscalars.MERGE)
+            yield from _pairs(each, depth + 1)
+
+
+def _meant(key: str) -> str:
+    return f'did you mean "{key}"?'
 
 
 class Mapping:
@@ -101,7 +88,17 @@ class Mapping:
                 raise self.error("", "has a key that is no text", key)
             if key.value in self._values:
                 raise self.error(key.value, "stands there twice", key)
-            self._keys[key.value], self._values[key.value] = key, value
+            if key.tag != yamlscalars.MERGE:
+                self._keys[key.value], self._values[key.value] = key, value
+        try:
+            for key, value in _pairs(node):
+                if not isinstance(key, yaml.ScalarNode):
+                    raise self.error("", "has a key that is no text", key)
+                # What stands here itself goes before what comes from elsewhere.
+                if key.value not in self._values:
+                    self._keys[key.value], self._values[key.value] = key, value
+        except ValueError as error:
+            raise self.error("<<", str(error)) from error
 
     def error(self, key: str, problem: str, node: yaml.Node | None = None) -> errors.UsageError:
         """An error at a key, or at this mapping itself."""
@@ -118,7 +115,7 @@ class Mapping:
     def kind(self, key: str) -> Literal["nothing", "scalar", "list", "mapping"]:
         """What stands at a key that has not been taken yet."""
         value = self._values.get(key)
-        if value is None or value.tag == "tag:yaml.org,2002:null":
+        if value is None or value.tag == yamlscalars.NULL:
             return "nothing"
         if isinstance(value, yaml.SequenceNode):
             return "list"
@@ -131,7 +128,7 @@ class Mapping:
         """The value of a key, taken; None for a missing key and for null."""
         self._known.add(key)
         value = self._values.pop(key, None)
-        if value is None or (isinstance(value, yaml.ScalarNode) and value.tag == "tag:yaml.org,2002:null"):
+        if value is None or (isinstance(value, yaml.ScalarNode) and value.tag == yamlscalars.NULL):
             return None
         return value
 
@@ -146,10 +143,15 @@ class Mapping:
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
-        value = self._scalar(key, (":str",), "a string (in quotes, where it looks like a number)")
+        value = self._scalar(key, _TEXT, self._string(key))
         if value is not None and "\0" in value:
             raise self.error(key, "must not contain a NUL character")
         return default if value is None else value
+
+    def _string(self, key: str) -> str:
+        node = self._values.get(key)
+        like = "a truth value" if node is not None and node.tag == yamlscalars.BOOL else "a number"
+        return f"a string (in quotes, where it looks like {like})"
 
     def literal(self, key: str) -> str:
         """A value as it is written, whatever YAML takes it for; empty where nothing stands."""
@@ -162,28 +164,38 @@ class Mapping:
         """A string that must be there."""
         value = self.text(key)
         if not value:
-            raise self.error(key, "is missing")
+            raise self.missing(key)
         return value
+
+    def missing(self, key: str) -> errors.UsageError:
+        """The error for a key that must be there: told at the key that was meant to be it, where there is one."""
+        for error in self.unknown():
+            if error.hint == _meant(key):
+                return error
+        return self.error(key, "is missing")
 
     def quantity(self, key: str) -> str:
         """A string or a number, as text."""
-        return self._scalar(key, (":str", ":int", ":float"), "a quantity") or ""
+        node = self._values.get(key)
+        written = self._scalar(key, (*_TEXT, ":int", ":float"), "a quantity") or ""
+        number = yamlscalars.integer(written) if node is not None and node.tag == yamlscalars.INT else None
+        return written if number is None else str(number)
 
     def boolean(self, key: str) -> bool | None:
         """True, false, or None where nothing stands."""
         value = self._scalar(key, (":bool",), "true or false")
         if value is None:
             return None
-        if value not in _TRUE | _FALSE:
+        if value not in yamlscalars.TRUE | yamlscalars.FALSE:
             raise self.error(key, "must be true or false")
-        return value in _TRUE
+        return value in yamlscalars.TRUE
 
     def integer(self, key: str, low: int, high: int) -> int | None:
         """A whole number within limits, or None where nothing stands."""
-        value = self._scalar(key, (":int",), "a whole number")
+        value = self._scalar(key, _NUMBER, "a whole number")
         if value is None:
             return None
-        number = _whole_number(value)
+        number = yamlscalars.whole(value)
         if number is None:
             raise self.error(key, "must be a whole number")
         if not low <= number <= high:
@@ -219,18 +231,18 @@ class Mapping:
 
     def texts(self, key: str) -> list[str] | None:
         """A list of strings, or None where nothing stands."""
-        return self._list(key, ":str")
+        return self._list(key, _TEXT)
 
     def literals(self, key: str) -> list[str] | None:
         """A list of values as they are written, or None where nothing stands."""
-        return self._list(key, "")
+        return self._list(key, ("",))
 
-    def _list(self, key: str, tag: str) -> list[str] | None:
+    def _list(self, key: str, tags: tuple[str, ...]) -> list[str] | None:
         if key not in self._values:
             return None
         values = []
         for node in self._items(key):
-            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(tag):
+            if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(tags):
                 raise self.error(key, "must be a list of strings", node)
             if "\0" in node.value:
                 raise self.error(key, "must not contain a NUL character", node)
@@ -242,8 +254,8 @@ class Mapping:
         values = []
         for node in self._items(key):
             number = None
-            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int"):
-                number = _whole_number(node.value)
+            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(_NUMBER):
+                number = yamlscalars.whole(node.value)
             if number is None:
                 raise self.error(key, "must be a list of whole numbers", node)
             if not low <= number <= high:
@@ -268,8 +280,8 @@ class Mapping:
         """An error for each key that has not been taken; the hint names the one that may have been meant."""
         for key in self._values:
             error = self.error(key, "is not supported")
-            near = difflib.get_close_matches(key, self._known, n=1)
-            error.hint = f'did you mean "{near[0]}"?' if near else ""
+            near = difflib.get_close_matches(key, self._known, n=1, cutoff=_ALIKE)
+            error.hint = _meant(near[0]) if near else ""
             yield error
 
     def end(self) -> None:
