@@ -7,6 +7,8 @@ import click
 from nixlet.cli import completion, options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nixlet.cli.node import Node
 
 
@@ -22,7 +24,7 @@ _SETTLING = 0.1
 async def attach(container: str, state_dir: str) -> int:
     """Hand our terminal, input and signals to a running CONTAINER until it ends; its exit status is ours.
 
-    What it has written by now is for nixlet logs.
+    What it has written by now is for nixlet logs. Ctrl-P Ctrl-Q leaves the container alone, as does the end of our terminal.
     """
     import asyncio
 
@@ -40,24 +42,33 @@ async def attach(container: str, state_dir: str) -> int:
         stdin, tty = bool(config.get("stdin")), bool(config.get("tty"))
         if tty:
             terminal.check(stdin=stdin)
-        player = await connection.player()
         signals = terminal.Signals(connection.tasks, found.id)
         url = await connection.runtime.attach(found.id, stdin=stdin, output=True, tty=tty)
+        left = asyncio.Event()
         async with streaming.attached(url) as output:
-            feeding = asyncio.create_task(_feed(connection, found.id, tty=tty), name="stdin") if stdin else None
+
+            async def show() -> int:
+                async for piece in output.output():
+                    await terminal.written(piece.stream, piece.data)
+                return await connection.wait(found.id)
+
+            ours: set[asyncio.Task[object]] = {asyncio.create_task(left.wait(), name="detach")}
+            if stdin:
+                ours.add(asyncio.create_task(_feed(connection, found.id, left.set, tty=tty), name="stdin"))
+            showing = asyncio.create_task(show(), name="output")
             try:
-                with terminal.given_to(signals.resize, signals.deliver, tty=tty, stdin=stdin):
-                    async for piece in output.output():
-                        terminal.write(piece.stream, piece.data)
-                    code = (await player.wait(found.id)).exit_code
+                with terminal.given_to(signals.resize, signals.deliver, tty=tty, stdin=stdin, hung_up=left.set):
+                    while not (showing.done() or left.is_set()):
+                        await asyncio.wait({showing, *ours}, return_when=asyncio.FIRST_COMPLETED)
+                        ours = {task for task in ours if not task.done()}
             finally:
-                if feeding is not None:
-                    feeding.cancel()
-                    await asyncio.gather(feeding, return_exceptions=True)
-    return signals.exit_code(code)
+                for task in (showing, *ours):
+                    task.cancel()
+                await asyncio.gather(showing, *ours, return_exceptions=True)
+    return 0 if left.is_set() else signals.exit_code(showing.result())
 
 
-async def _feed(connection: "Node", container: str, *, tty: bool) -> None:
+async def _feed(connection: "Node", container: str, detach: "Callable[[], None]", *, tty: bool) -> None:
     """Hand our input on, over a connection of its own: only the end of the connection can say that it has ended."""
     import asyncio
 
@@ -67,7 +78,7 @@ async def _feed(connection: "Node", container: str, *, tty: bool) -> None:
     await asyncio.sleep(_SETTLING)
     url = await connection.runtime.attach(container, stdin=True, output=False, tty=tty)
     async with streaming.attached(url) as attachment:
-        async for data in terminal.Input():
+        async for data in terminal.until_detached(terminal.Input(), detach) if tty else terminal.Input():
             if not await attachment.send(data):
                 return
         await attachment.close()

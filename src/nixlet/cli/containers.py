@@ -28,12 +28,17 @@ async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> N
     async with node.connected(state_dir) as connection:
         found = [
             container
-            for container in await connection.runtime.containers()
+            for container in [
+                *await connection.runtime.containers(),
+                *(await bare_pods(connection) if everything else ()),
+            ]
             if everything or container.state == cri_pb2.CONTAINER_RUNNING
         ]
     rows, listed = [], []
     for container in sorted(found, key=lambda each: each.created_at, reverse=True):
         state = cri_pb2.ContainerState.Name(container.state).removeprefix("CONTAINER_").lower()
+        if container.id == container.pod_sandbox_id:
+            state = "no container"
         created = datetime.datetime.fromtimestamp(container.created_at / 1e9, tz=datetime.UTC)
         image = container.image.user_specified_image or container.image.image
         pod = container.labels.get(pods.POD_NAME, "")
@@ -86,6 +91,39 @@ async def find(connection: "Node", wanted: str) -> "cri_pb2.Container":
     return lookup.find(wanted, await connection.runtime.containers())
 
 
+async def bare_pods(connection: "Node") -> "list[cri_pb2.Container]":
+    """Our pods that have no container (yet, or any more): each as a container without a name whose ID is the pod's."""
+    from nixlet.kube import pods
+    from nixlet.rpc.gen import cri_pb2
+
+    # In this order: what is made meanwhile has its containers.
+    sandboxes = await connection.runtime.sandboxes(pods.MADE_BY)
+    filled = {each.pod_sandbox_id for each in await connection.runtime.containers()}
+    return [
+        cri_pb2.Container(
+            id=each.id,
+            pod_sandbox_id=each.id,
+            metadata=cri_pb2.ContainerMetadata(),
+            created_at=each.created_at,
+            labels=each.labels,
+        )
+        for each in sandboxes
+        if each.id not in filled
+    ]
+
+
+async def find_with_pods(connection: "Node", wanted: str) -> "cri_pb2.Container":
+    """A container, or a pod that has none, as ``bare_pods`` has it.
+
+    Raises:
+        NotFoundError: There is none.
+        InvalidArgumentError: There are several.
+    """
+    from nixlet.kube import lookup
+
+    return lookup.find(wanted, [*await connection.runtime.containers(), *await bare_pods(connection)])
+
+
 async def details(connection: "Node", container: str) -> "tuple[cri_pb2.ContainerStatus, dict[str, Any]]":
     """What CRI knows of a container, and what containerd has to add: its process, configuration and specification."""
     import json
@@ -114,44 +152,46 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
     earliest = records.parse_since(since, datetime.datetime.now(datetime.UTC)) if since else None
     async with node.connected(state_dir) as connection:
         found = await find(connection, container)
-        status = await connection.runtime.container_status(found.id)
-        player = await connection.player()
-        waiting = asyncio.create_task(player.wait(found.id)) if follow else None
-        start = 0 if lines is None else await asyncio.to_thread(records.tail_offset, status.log_path, lines)
+        path = (await connection.runtime.container_status(found.id)).log_path
+        start = 0 if lines is None else await asyncio.to_thread(records.tail_offset, path, lines)
         begins = True
-        try:
-            async for record in records.follow(status.log_path, waiting.done if waiting else lambda: True, start=start):
-                if earliest is None or records.written_at(record) >= earliest:
-                    options.write_record(record, f"{record.time} ".encode() if timestamps and begins else b"")
-                begins = record.text.endswith(b"\n")
-        finally:
-            if waiting is not None:
-                waiting.cancel()
+        there = (
+            connection.output(found.id, path, start=start)
+            if follow
+            else records.follow(path, lambda: True, start=start)
+        )
+        async for record in there:
+            if earliest is None or records.written_at(record) >= earliest:
+                options.write_record(record, f"{record.time} ".encode() if timestamps and begins else b"")
+            begins = record.text.endswith(b"\n")
 
 
 @click.command()
 @options.state_dir
-@click.option("--time", "-t", "grace", default=10, show_default=True, help="Seconds until it is killed.")
+@click.option("--time", "-t", "grace", type=int, help="Seconds until it is killed.  [default: as its pod says, or 10]")
 @click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
 @options.asynchronous
-async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
+async def stop(containers: tuple[str, ...], state_dir: str, grace: int | None) -> None:
     """Stop containers, and the network of pods that have none running any more."""
     import contextlib
 
     from nixlet import errors
     from nixlet.cli import node
-    from nixlet.kube import player
+    from nixlet.kube import endings, pods
     from nixlet.rpc.gen import cri_pb2
 
     async with node.connected(state_dir) as connection:
         for wanted in containers:
-            found = await find(connection, wanted)
+            found = await find_with_pods(connection, wanted)
             # One that is removed as soon as it ends ("run --rm") may be gone already.
             with contextlib.suppress(errors.NotFoundError):
-                await connection.runtime.stop_container(found.id, grace)
+                if found.id != found.pod_sandbox_id:
+                    sandbox = await connection.runtime.sandbox_status(found.pod_sandbox_id)
+                    seconds = pods.grace_of(sandbox.annotations) if grace is None else grace
+                    await connection.runtime.stop_container(found.id, seconds)
             left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
             if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
-                await player.stop_sandbox(connection.runtime, found.pod_sandbox_id)
+                await endings.stop_sandbox(connection.runtime, found.pod_sandbox_id)
             click.echo(wanted)
 
 
@@ -162,21 +202,28 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int) -> None:
 @options.asynchronous
 async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> None:
     """Remove containers, and pods that have none any more."""
+    import contextlib
+
     from nixlet import errors
     from nixlet.cli import node
     from nixlet.rpc.gen import cri_pb2
 
     async with node.connected(state_dir) as connection:
-        player = await connection.player()
         for wanted in containers:
-            found = await find(connection, wanted)
+            found = await find_with_pods(connection, wanted)
             if found.state == cri_pb2.CONTAINER_RUNNING and not force:
                 raise errors.FailedPreconditionError(
                     f"container {wanted} is running", hint="stop it first, or remove it with --force"
                 )
-            await connection.runtime.remove_container(found.id)
-            if not await connection.runtime.containers(sandbox=found.pod_sandbox_id):
-                for sandbox in await connection.runtime.sandboxes():
-                    if sandbox.id == found.pod_sandbox_id:
-                        await player.remove(sandbox)
+            others = [
+                each
+                for each in await connection.runtime.containers(sandbox=found.pod_sandbox_id)
+                if each.id != found.id
+            ]
+            # One that is removed as soon as it ends ("run --rm") may be gone already.
+            with contextlib.suppress(errors.NotFoundError):
+                if others:
+                    await connection.runtime.remove_container(found.id)
+                else:
+                    await connection.remove_pod(found.pod_sandbox_id)
             click.echo(wanted)

@@ -50,4 +50,4 @@ async def exec(  # noqa: A001 (the verb's name)
         service = processes.Processes(connection.containerd, connection.tasks, connection.layout.state_dir)
         async with service.started(found.id, wanted, stdin=interactive) as process:
             with terminal.given_to(process.resize, process.send_signal, tty=tty, stdin=interactive):
-                return await process.serve(terminal.write, terminal.Input() if interactive else None)
+                return await process.serve(terminal.written, terminal.Input() if interactive else None)

@@ -10,7 +10,7 @@ from nixlet.cli import options
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
     from nixlet.kube import model
-    from nixlet.kube.player import Player, RunningContainer, RunningPod
+    from nixlet.kube.player import RunningContainer, RunningPod
 
 
 @click.group()
@@ -44,8 +44,8 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
 
     With --wait the exit status is that of the first container that fails.
     """
-    from nixlet.cli import node
-    from nixlet.kube import manifest
+    from nixlet.cli import node, terminal
+    from nixlet.kube import manifest, player
 
     pods, notices = _read(file)
     for notice in [*notices, *manifest.restart_notices(pods)]:
@@ -53,15 +53,16 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
     status = 0
     played: list[RunningPod] = []
     async with node.connected(state_dir) as connection:
-        player = await connection.player()
-        for pod in pods:
-            if replace:
-                for old in await player.find(pod.name, pod.namespace):
-                    await player.remove(old)
-            if wait:
-                status = await _run_to_end(connection, player, pod, summary=summary) or status
-            else:
-                played.append(await player.play(pod))
+        with terminal.ended_by_sigterm():
+            for pod in pods:
+                if replace:
+                    for old in await player.find(connection.runtime, pod.name, pod.namespace):
+                        await connection.remove_pod(old.id, grace=-1)
+                if wait:
+                    status = await _run_to_end(connection, pod, summary=summary) or status
+                else:
+                    async with connection.played(pod) as started:
+                        played.append(started.running)
     if output == "json":
         options.print_json([_described(running) for running in played])
     else:
@@ -80,29 +81,33 @@ def _described(running: "RunningPod") -> dict[str, Any]:
     }
 
 
-async def _run_to_end(connection: "Node", player: "Player", pod: "model.Pod", *, summary: bool) -> int:
+async def _run_to_end(connection: "Node", pod: "model.Pod", *, summary: bool) -> int:
     import asyncio
+    import contextlib
     import time
 
+    from nixlet import errors
+
     start = time.time()
-    running = await player.play(pod)
+    async with connection.played(pod) as played:
+        running = played.running
     first_output: list[float] = []
     try:
         prefixes = {each.id: f"{each.name}: " if len(running.containers) > 1 else "" for each in running.containers}
 
         async def show(container: "RunningContainer") -> int:
-            async for record in player.output(container):
+            async for record in connection.output(container.id, container.log_path):
                 first_output.append(time.time())
                 options.write_record(record, prefixes[container.id].encode())
-            return (await player.wait(container.id)).exit_code
+            return await connection.wait(container.id) if container.exit_code is None else container.exit_code
 
         codes = await asyncio.gather(*(show(container) for container in running.containers))
         if summary:
             mounts = [await connection.mounts_of(container.id) for container in running.containers]
             _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
     finally:
-        for sandbox in await player.find(pod.name, pod.namespace):
-            await asyncio.shield(player.remove(sandbox))
+        with contextlib.suppress(errors.NotFoundError):
+            await asyncio.shield(connection.remove_pod(running.sandbox, grace=-1))
     return next((code for code in codes if code), 0)
 
 
@@ -131,14 +136,14 @@ async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
     """Remove the pods of a manifest FILE (- for standard input)."""
     from nixlet import errors
     from nixlet.cli import node
+    from nixlet.kube import player
 
     pods, _ = _read(file)
     async with node.connected(state_dir) as connection:
-        player = await connection.player()
         for pod in pods:
-            sandboxes = await player.find(pod.name, pod.namespace)
+            sandboxes = await player.find(connection.runtime, pod.name, pod.namespace)
             if not sandboxes and not ignore_missing:
                 raise errors.NotFoundError(f"there is no pod {pod.name}", hint="see what there is: nixlet ps -a")
             for sandbox in sandboxes:
-                await player.remove(sandbox, grace=pod.grace_seconds)
+                await connection.remove_pod(sandbox.id, grace=pod.grace_seconds)
                 click.echo(f"pod/{pod.name} removed")

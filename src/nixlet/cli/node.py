@@ -2,17 +2,18 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nixlet import errors
-from nixlet.cli import progress
+from nixlet.cli import playing, progress
 from nixlet.containerd import client, cri, tasks
-from nixlet.kube import player
+from nixlet.kube import endings, logs, model, player, users
 from nixlet.node import config
 from nixlet.rpc import channel as channels
 from nixlet.rpc import status
-from nixlet.rpc.gen import node_grpc, node_pb2
+from nixlet.rpc.gen import cri_pb2, node_grpc, node_pb2
 from nixlet.telemetry import progress as steps
 
 
@@ -44,23 +45,68 @@ class Node:
         with channels.translated(self._peer):
             await self._stub.ReleasePod(node_pb2.ReleasePodRequest(pod_sandbox_id=sandbox), timeout=10)
 
-    async def remove_when_ended(self, sandbox: str) -> None:
-        """Let the node remove a pod that is marked for it when its containers have ended."""
-        with channels.translated(self._peer):
-            request = node_pb2.RemoveEndedPodRequest(pod_sandbox_id=sandbox)
-            await self._stub.RemoveEndedPod(request, timeout=10)
+    async def remove_pod(self, sandbox: str, *, grace: int = 0) -> None:
+        """Stop and remove a pod with all that is its; the node goes on with that when we are gone.
 
-    async def player(self) -> player.Player:
-        """What runs pods there."""
-        status = await self.status()
-        return player.Player(
-            self.runtime,
-            self.images,
-            self.containerd,
-            pods_dir=status.pod_log_dir,
-            resolv_conf=status.resolv_conf,
-            pull=self.pull,
+        Args:
+            sandbox: The pod.
+            grace: Seconds for its containers to end by themselves; 0: at once; below 0: as many as the pod itself says.
+
+        Raises:
+            NotFoundError: There is no such pod.
+        """
+        with channels.translated(self._peer):
+            await self._stub.RemovePod(node_pb2.RemovePodRequest(pod_sandbox_id=sandbox, grace_seconds=grace))
+
+    @contextlib.asynccontextmanager
+    async def played(self, pod: model.Pod, *, foreground: bool = False) -> AsyncIterator[playing.Played]:
+        """A pod, with its images pulled first; see ``playing.played``."""
+        if await player.find(self.runtime, pod.name, pod.namespace):
+            raise errors.AlreadyExistsError(
+                f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
+            )
+        # Before anything is made: a pod without its images would only have to be taken down again.
+        images = {each.image: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
+        wanted = dataclasses.replace(
+            pod,
+            init_containers=tuple(users.resolved(pod, each, images[each.image]) for each in pod.init_containers),
+            containers=tuple(users.resolved(pod, each, images[each.image]) for each in pod.containers),
         )
+        ids = {reference: image.id for reference, image in images.items()}
+        async with playing.played(self._stub, self._peer, wanted, ids, foreground=foreground) as played:
+            yield played
+
+    async def _image(self, container: model.Container) -> cri_pb2.Image:
+        if container.pull_policy != "Always":
+            image = await self.images.status(container.image)
+            if image is not None:
+                return image
+            if container.pull_policy == "Never":
+                raise errors.NotFoundError(
+                    f"the image {container.image} is not here, and imagePullPolicy is Never",
+                    hint="pull or load it before",
+                )
+        image = await self.images.status(await self.pull(container.image))
+        if image is None:
+            raise errors.NotFoundError(f"the image {container.image} was pulled, and removed at once by somebody")
+        return image
+
+    async def wait(self, container: str) -> int:
+        """Wait until a container has ended; its exit status."""
+        return (await endings.wait(self.runtime, self.containerd, container)).exit_code
+
+    async def output(self, container: str, log_path: str, *, start: int = 0) -> AsyncIterator[logs.Record]:
+        """A container's output until it ends, without the first ``start`` bytes of its log."""
+        waiting = asyncio.create_task(endings.wait(self.runtime, self.containerd, container), name="end")
+        try:
+            async for record in logs.follow(log_path, waiting.done, start=start):
+                yield record
+            # Who can't be asked any more didn't say that it has ended.
+            with contextlib.suppress(errors.NotFoundError):
+                await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     async def mounts_of(self, container: str) -> int:
         """How many mounts make a container's root file system."""

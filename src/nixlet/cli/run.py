@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from nixlet.cli.node import Node
     from nixlet.kube import model
 
-#: The state directory of a containerd that is not ours.
-_CONTAINERD_STATE = "/run/containerd"
-
 
 _LIMITS = "limits stand in a manifest (resources): nixlet kube play"
 
@@ -116,7 +113,7 @@ async def run(
 
     from nixlet import errors
     from nixlet.cli import node, terminal
-    from nixlet.kube import arguments, model
+    from nixlet.kube import arguments, model, pods
 
     if publish and network != "bridge":
         raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
@@ -172,55 +169,40 @@ async def run(
         runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",
-        # With us in front of it, we remove it ourselves, and wait until that is done.
-        remove_when_ended=remove and detach,
+        grace_seconds=pods.DEFAULT_GRACE,
+        remove_when_ended=remove,
     )
     async with node.connected(state_dir) as connection:
-        return await _run(connection, pod, remove=remove, detach=detach)
+        return await _run(connection, pod, detach=detach)
 
 
-async def _run(connection: "Node", pod: "model.Pod", *, remove: bool, detach: bool) -> int:
+async def _run(connection: "Node", pod: "model.Pod", *, detach: bool) -> int:
     import asyncio
     import contextlib
 
     from nixlet import errors
     from nixlet.cli import terminal
-    from nixlet.kube import foreground
 
     (container,) = pod.containers
-    player = await connection.player()
-    with contextlib.ExitStack() as stack:
-        state_dirs = [connection.layout.containerd_state, _CONTAINERD_STATE]
-        front = foreground.Foreground(connection.tasks, connection.runtime, state_dirs)
-        stack.callback(front.close)
+    async with contextlib.AsyncExitStack() as stack:
         try:
             with terminal.ended_by_sigterm():
-                running = await (player.play(pod) if detach else player.play(pod, front.interposed))
+                played = await stack.enter_async_context(connection.played(pod, foreground=not detach))
         except errors.AlreadyExistsError as error:
             hint = f"remove it (nixlet rm {pod.name}) or choose another --name"
             raise errors.AlreadyExistsError(error.message, hint=hint) from error
-        started = running.containers[0].id
+        started = played.running.containers[0].id
         if detach:
-            if pod.remove_when_ended:
-                await connection.remove_when_ended(running.sandbox)
             click.echo(started)
             return 0
         signals = terminal.Signals(connection.tasks, started)
-
-        async def ended() -> int:
-            return (await player.wait(started)).exit_code
-
         try:
             with terminal.given_to(signals.resize, signals.deliver, tty=container.tty, stdin=container.stdin):
-                code = await front.serve(ended(), terminal.write, terminal.Input() if container.stdin else None)
+                code = await played.serve(terminal.written, terminal.Input() if container.stdin else None)
             return signals.exit_code(code)
         finally:
-            # What it wrote must be in its log when this ends.
-            front.close()
-            if remove:
-                for sandbox in await player.find(pod.name, pod.namespace):
-                    await asyncio.shield(player.remove(sandbox))
-            else:
-                # It stays for `nixlet logs` and `nixlet rm`, but is to hold no network and no process.
+            if not played.ended:
+                # Nobody reads what it prints, or somebody is in a hurry: it ends as a program would at the end of a pipe.
+                end = connection.remove_pod if pod.remove_when_ended else connection.release_pod
                 with contextlib.suppress(errors.NotFoundError):
-                    await asyncio.shield(connection.release_pod(running.sandbox))
+                    await asyncio.shield(end(played.running.sandbox))

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
 import termios
 import tty
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import click
 
@@ -17,6 +18,9 @@ from nixlet.containerd import tasks
 from nixlet.host import files, procfs
 
 _CHUNK = 1 << 15
+
+#: Ctrl-P Ctrl-Q.
+_DETACH = b"\x10\x11"
 
 #: A container that goes on after it was asked so often to end is killed.
 _PATIENCE = 3
@@ -59,6 +63,27 @@ class Input:
         return data
 
 
+async def until_detached(keys: AsyncIterator[bytes], detach: Callable[[], None]) -> AsyncIterator[bytes]:
+    """What a person types, until they detach by Ctrl-P Ctrl-Q, as with other container tools.
+
+    Args:
+        keys: What they type.
+        detach: Called when they do.
+    """
+    held = b""
+    async for piece in keys:
+        data = held + piece
+        before, found, _ = data.partition(_DETACH)
+        # The first key alone may be the beginning of both.
+        held = b"" if found or not data.endswith(_DETACH[:1]) else _DETACH[:1]
+        typed = before if found else data.removesuffix(held)
+        if typed:
+            yield typed
+        if found:
+            detach()
+            return
+
+
 def write(stream: str, data: bytes) -> None:
     """Hand output on to our own stream of that name ("stdout", "stderr").
 
@@ -77,9 +102,17 @@ def write(stream: str, data: bytes) -> None:
         except BrokenPipeError:
             raise click.exceptions.Exit(streams.READER_GONE) from None
         except OSError as error:
+            if error.errno == errno.EIO and os.isatty(fd):
+                # The terminal is gone.
+                raise click.exceptions.Exit(128 + signal.SIGHUP) from None
             raise files.refused(
                 f"{'standard error' if fd == 2 else 'standard output'} can't be written", error
             ) from error
+
+
+async def written(stream: str, data: bytes) -> None:
+    """``write`` in a thread: a stream of ours that nobody reads must not keep signals from being handed on."""
+    await asyncio.to_thread(write, stream, data)
 
 
 def check(*, stdin: bool) -> None:
@@ -136,8 +169,15 @@ def sized(tell: Callable[[int, int], Awaitable[None]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals_forwarded(deliver: Callable[[int], Awaitable[None]]) -> Iterator[None]:
-    """Hand the signals that we get on to the container, for the time of the context; they do nothing else meanwhile."""
+def signals_forwarded(
+    deliver: Callable[[int], Awaitable[None]], hung_up: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hand the signals that we get on to the container, for the time of the context; they do nothing else meanwhile.
+
+    Args:
+        deliver: Hands one on.
+        hung_up: Called in place of that when our terminal is gone (SIGHUP).
+    """
     loop = asyncio.get_running_loop()
     delivering: set[asyncio.Task[None]] = set()
 
@@ -156,6 +196,8 @@ def signals_forwarded(deliver: Callable[[int], Awaitable[None]]) -> Iterator[Non
 
     for number in _FORWARDED:
         loop.add_signal_handler(number, start, number)
+    if hung_up is not None:
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield
     finally:
@@ -200,6 +242,7 @@ def given_to(
     *,
     tty: bool,
     stdin: bool,
+    hung_up: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Give the person's terminal and signals to a process, for the time of the context.
 
@@ -208,9 +251,10 @@ def given_to(
         deliver: Sends it a signal.
         tty: It has a terminal.
         stdin: It gets our input.
+        hung_up: Called when our terminal is gone; without it the process is told so.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(signals_forwarded(deliver))
+        stack.enter_context(signals_forwarded(deliver, hung_up))
         if tty:
             stack.enter_context(sized(resize))
             if stdin:

@@ -1,21 +1,30 @@
 """containerd's API, as far as loading images and watching containers needs it; see https://pkg.go.dev/github.com/containerd/containerd/api."""
 
+import asyncio
 import contextlib
+import json
 import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from google.protobuf import empty_pb2
+from grpclib import client
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from nixlet import errors
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_containers_grpc,
     containerd_containers_pb2,
+    containerd_events_grpc,
+    containerd_events_pb2,
     containerd_introspection_grpc,
     containerd_introspection_pb2,
     containerd_tasks_grpc,
     containerd_tasks_pb2,
     containerd_version_grpc,
 )
+
+_Envelopes = client.Stream[containerd_events_pb2.SubscribeRequest, containerd_events_pb2.Envelope]
 
 #: The namespace of everything that Kubernetes' runtime interface sees.
 CRI_NAMESPACE = "k8s.io"
@@ -32,6 +41,7 @@ class Containerd:
         self._version = containerd_version_grpc.VersionStub(channel)
         self._tasks = containerd_tasks_grpc.TasksStub(channel)
         self._containers = containerd_containers_grpc.ContainersStub(channel)
+        self._events = containerd_events_grpc.EventsStub(channel)
 
     def _translated(self) -> contextlib.AbstractContextManager[None]:
         return channels.translated(self._peer)
@@ -76,6 +86,29 @@ class Containerd:
         except errors.NotFoundError:
             return None
 
+    async def containers(self, labels: Mapping[str, str]) -> Sequence[containerd_containers_pb2.Container]:
+        """The records of the containers that have all of the labels."""
+        wanted = ",".join(f'labels."{name}"=={json.dumps(value)}' for name, value in labels.items())
+        with self._translated():
+            request = containerd_containers_pb2.ListContainersRequest(filters=[wanted])
+            return (await self._containers.List(request, metadata=self._metadata)).containers
+
+    @contextlib.asynccontextmanager
+    async def exits(self, container: str) -> AsyncIterator["Exits"]:
+        """Watch for the end of a container's first process, for the time of the context."""
+        stream = self._events.Subscribe.open(metadata=self._metadata)
+        async with contextlib.AsyncExitStack() as stack:
+            with self._translated():
+                await stack.enter_async_context(stream)
+                request = containerd_events_pb2.SubscribeRequest(filters=['topic=="/tasks/exit"'])
+                await stream.send_message(request, end=True)
+            try:
+                yield Exits(stream, container)
+            finally:
+                # It would go on for ever.
+                with contextlib.suppress(OSError, StreamTerminatedError):
+                    await stream.cancel()
+
     async def wait_task(self, container: str) -> int:
         """Wait until a container's process ends; its exit status.
 
@@ -85,3 +118,21 @@ class Containerd:
         with self._translated():
             request = containerd_tasks_pb2.WaitRequest(container_id=container)
             return (await self._tasks.Wait(request, metadata=self._metadata)).exit_status
+
+
+class Exits:
+    """The news of processes' ends; ``Containerd.exits`` makes it."""
+
+    def __init__(self, stream: _Envelopes, container: str) -> None:
+        self._stream = stream
+        self._container = container
+
+    async def status(self, seconds: float) -> int | None:
+        """The exit status of the container's first process; None if nothing is heard of its end for so long."""
+        with contextlib.suppress(TimeoutError, OSError, StreamTerminatedError, GRPCError):
+            async with asyncio.timeout(seconds):
+                async for envelope in self._stream:
+                    event = containerd_events_pb2.TaskExit.FromString(envelope.event.value)
+                    if event.container_id == self._container and event.id in {"", self._container}:
+                        return event.exit_status
+        return None

@@ -20,6 +20,21 @@ class RuntimeClient:
         with channels.translated(self._peer):
             return await self._stub.Version(cri_pb2.VersionRequest(), timeout=10)
 
+    async def check_network(self) -> None:
+        """Check that pods can get a network.
+
+        Raises:
+            UnavailableError: They can't; why.
+        """
+        with channels.translated(self._peer):
+            answer = await self._stub.Status(cri_pb2.StatusRequest(), timeout=10)
+        for condition in answer.status.conditions:
+            if condition.type == "NetworkReady" and not condition.status:
+                raise errors.UnavailableError(
+                    f"pods get no network: {condition.message or condition.reason or 'the runtime does not say why'}",
+                    hint="see the CNI configuration and plugins of its containerd",
+                )
+
     async def run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str = "") -> str:
         """Make and start a pod's sandbox, by a runtime of that name or by the default one; its ID."""
         request = cri_pb2.RunPodSandboxRequest(config=config, runtime_handler=runtime)

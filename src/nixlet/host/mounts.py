@@ -24,6 +24,7 @@ _CLONE_NEWNS = 0x00020000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+MNT_DETACH = 2
 
 #: The kernel copies at most one page of options and cuts what is longer without a word, which can mount the wrong layers.
 MAX_OPTIONS = 4095

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import signal
+from collections.abc import Collection
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,6 +22,36 @@ class StopSignals:
     def take(self) -> None:
         """Take notice of one more signal."""
         (self.hastened if self.requested.is_set() else self.requested).set()
+
+
+#: Seconds for tasks to end that were cancelled.
+_CANCELLING = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How long whoever ends waits for what is still going on.
+
+    Attributes:
+        seconds: At most so long, for each thing that is waited for.
+        hastened: Not at all any more when it is set.
+    """
+
+    seconds: float = 10.0
+    hastened: asyncio.Event | None = None
+
+    async def wait(self, tasks: "Collection[asyncio.Task[Any]]") -> None:
+        """Wait until tasks have ended; those that take too long are cancelled. Their errors are their own."""
+        if not tasks:
+            return
+        everything = asyncio.ensure_future(asyncio.wait(tasks, timeout=self.seconds))
+        hurry = asyncio.create_task((self.hastened or asyncio.Event()).wait(), name="hasten")
+        try:
+            await asyncio.wait({everything, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (everything, hurry, *tasks):
+                task.cancel()
+            await asyncio.wait({everything, hurry, *tasks}, timeout=_CANCELLING)
 
 
 def watched() -> StopSignals:

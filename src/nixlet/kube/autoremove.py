@@ -5,12 +5,9 @@ import contextlib
 import logging
 
 from nixlet import errors
-from nixlet.containerd import cri
-from nixlet.kube import player, pods
+from nixlet.containerd import client, cri
+from nixlet.kube import endings, player, pods
 from nixlet.rpc.gen import cri_pb2
-
-#: Seconds until the next try, when the runtime fails: it may be starting again.
-_RETRY = 1.0
 
 _log = logging.getLogger("nixlet.pods")
 
@@ -18,8 +15,9 @@ _log = logging.getLogger("nixlet.pods")
 class AutoRemover:
     """Waits for the end of pods and removes them."""
 
-    def __init__(self, runtime: cri.RuntimeClient, plays: player.Player) -> None:
+    def __init__(self, runtime: cri.RuntimeClient, containerd: client.Containerd, plays: player.Player) -> None:
         self._runtime = runtime
+        self._containerd = containerd
         self._player = plays
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -28,11 +26,12 @@ class AutoRemover:
         for sandbox in await self._runtime.sandboxes({**pods.MADE_BY, **pods.AUTO_REMOVE}):
             self.wait_for(sandbox.id)
 
-    def wait_for(self, sandbox: str) -> None:
-        """Remove a pod when none of its containers is running any more."""
+    def wait_for(self, sandbox: str) -> "asyncio.Task[None]":
+        """Remove a pod when none of its containers is running any more; the task ends when that is done."""
         task = asyncio.create_task(self._remove(sandbox), name=f"remove {sandbox} when it has ended")
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
+        return task
 
     async def close(self) -> None:
         """Wait no more; marked pods stay for a next node."""
@@ -48,7 +47,7 @@ class AutoRemover:
                     if container.state == cri_pb2.CONTAINER_RUNNING:
                         # Somebody may remove it while it is waited for.
                         with contextlib.suppress(errors.NotFoundError):
-                            await self._player.wait(container.id)
+                            await endings.wait(self._runtime, self._containerd, container.id)
                 for found in await self._runtime.sandboxes(pods.AUTO_REMOVE):
                     if found.id == sandbox:
                         await self._player.remove(found)
@@ -57,4 +56,4 @@ class AutoRemover:
                 if not told:
                     _log.warning("pod %s can't be removed yet: %s", sandbox, error)
                     told = True
-            await asyncio.sleep(_RETRY)
+            await asyncio.sleep(endings.RETRY)

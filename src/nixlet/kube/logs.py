@@ -117,6 +117,15 @@ def tail_offset(path: str, lines: int) -> int:
     return starts[0] if starts else offset
 
 
+def last_lines(path: str, count: int) -> str:
+    """The last lines of a log, as text; empty where there is none."""
+    text = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(tail_offset(path, count))
+        text = b"".join(parse_line(line).text for line in file)
+    return text.decode(errors="replace")
+
+
 async def follow(path: str, ended: Callable[[], bool], *, start: int = 0) -> AsyncIterator[Record]:
     """The records of a log, and those that come until ``ended`` says that no more will; the first ``start`` bytes are left out.
 

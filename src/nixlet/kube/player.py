@@ -4,35 +4,44 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 import os
-import re
-import shutil
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri
-from nixlet.host import files, iptables, mounts, netns
+from nixlet.host import iptables, netns, signals
 from nixlet.host import ports as host_ports
-from nixlet.kube import hosts, logs, model, podnetwork, pods, resolvconf, users
+from nixlet.kube import (
+    begun,
+    endings,
+    failures,
+    hosts,
+    leftovers,
+    logs,
+    model,
+    poddirs,
+    podnetwork,
+    pods,
+    resolvconf,
+    users,
+)
 from nixlet.rpc.gen import cri_pb2
-
-#: Pulls an image and answers with what containers are made from.
-Pull = Callable[[str], Awaitable[str]]
 
 #: A context in which a container, by its ID, is started.
 AroundStart = Callable[[str], contextlib.AbstractContextManager[None]]
 
-#: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
-_VOLUMES = ".volumes"
+#: Seconds that whoever played a pod in vain waits until nothing of it is left; after that it goes on without them.
+_UNDO_PATIENCE = 10.0
 
-#: Beside them, its file of names.
-_HOSTS = ".hosts"
+#: Seconds to wait for the news of an end that has happened.
+_EXIT_PATIENCE = 5.0
 
+#: How many of the last lines of a container that failed are told.
+_LAST_LINES = 10
 
-#: How often stopping a pod is tried, and seconds between the tries.
-_STOP_TRIES = 5
-_STOP_INTERVAL = 0.1
+_log = logging.getLogger("nixlet.pods")
 
 
 def _alone(_container: str) -> contextlib.AbstractContextManager[None]:
@@ -41,11 +50,19 @@ def _alone(_container: str) -> contextlib.AbstractContextManager[None]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunningContainer:
-    """A container that was started."""
+    """A container that was started.
+
+    Attributes:
+        name: Its name.
+        id: Its ID.
+        log_path: Its log.
+        exit_code: Set where it ended at once and CRI has the status wrong.
+    """
 
     name: str
     id: str
     log_path: str
+    exit_code: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,81 +71,180 @@ class RunningPod:
 
     pod: model.Pod
     sandbox: str
-    directory: str
     containers: tuple[RunningContainer, ...]
 
 
 class Player:
-    """Runs pods on one node."""
+    """Runs pods on one node. What it begins it finishes or undoes; what is cut off a next one undoes."""
 
     def __init__(
         self,
         runtime: cri.RuntimeClient,
-        images: cri.ImageClient,
         containerd: client.Containerd,
         *,
         pods_dir: str,
+        leases: str,
         resolv_conf: str = "",
-        pull: Pull,
     ) -> None:
+        """A player of pods.
+
+        Args:
+            runtime: The CRI.
+            containerd: The containerd behind it.
+            pods_dir: Where the pods' directories are.
+            leases: The directory below which the pod network's addresses are given out.
+            resolv_conf: Where pods look names up; empty: where the host does.
+        """
         self._runtime = runtime
-        self._images = images
         self._containerd = containerd
         self._pods_dir = pods_dir
+        self._leases = leases
         self._resolv_conf = resolv_conf
-        self._pull = pull
+        self._playing: set[tuple[str, str]] = set()
+        self._undoing: set[asyncio.Task[None]] = set()
+        self._removing: dict[str, asyncio.Task[None]] = {}
 
-    async def play(self, pod: model.Pod, around_start: AroundStart = _alone) -> RunningPod:
-        """Start a pod: its images, its sandbox, its init containers one after the other, its containers.
+    async def play(
+        self,
+        pod: model.Pod,
+        images: Mapping[str, str],
+        given_up: asyncio.Event,
+        around_start: AroundStart = _alone,
+    ) -> RunningPod:
+        """Start a pod: its sandbox, its init containers one after the other, its containers.
+
+        Must not be cancelled but by the node's end: a runtime that is asked to stop in the middle leaves things behind.
 
         Args:
             pod: The pod.
+            images: What containers are made from, by the references that the pod names.
+            given_up: Set when nobody wants it any more: it is undone after the step that is being taken.
             around_start: What each of its containers (but the init containers) is started in.
 
         Raises:
             AlreadyExistsError: There is a pod of that name.
-            NixletError: Something can't be had or started; nothing of the pod stays.
+            CallCancelledError: It was given up.
+            NixletError: Something can't be started; nothing of the pod stays.
         """
-        if await self.find(pod.name, pod.namespace):
+        name = (pod.name, pod.namespace)
+        if name in self._playing or await find(self._runtime, *name):
             raise errors.AlreadyExistsError(
                 f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
             )
-        await self._check_ports(pod)
-        # Before anything is made: a pod without its images would only have to be taken down again.
-        images = {each.name: await self._image(each) for each in (*pod.init_containers, *pod.containers)}
-        pod = dataclasses.replace(
-            pod,
-            init_containers=tuple(users.resolved(pod, each, images[each.name]) for each in pod.init_containers),
-            containers=tuple(users.resolved(pod, each, images[each.name]) for each in pod.containers),
-        )
-        uid = str(uuid.uuid4())
-        directory = pods.log_directory(self._pods_dir, pod, uid)
-        async with contextlib.AsyncExitStack() as undo:
-            files.make_directory(directory, mode=0o755)
-            undo.callback(remove_pod_directory, directory)
-            placement = pods.Placement(uid, directory, self._volumes(pod, directory), os.path.join(directory, _HOSTS))
-            dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
-            config = pods.sandbox_config(pod, placement, dns)
-            sandbox = await self._run_sandbox(config, pod.runtime)
-            undo.push_async_callback(self._remove_sandbox, sandbox)
-            if pod.no_network:
-                await self._take_network(sandbox)
-            await self._write_hosts(pod, sandbox, placement.hosts)
-            for each in pod.init_containers:
-                container = await self._start(pod, each, images[each.name].id, placement, sandbox, config)
-                status = await self.wait(container.id)
-                if status.exit_code != 0:
-                    raise errors.FailedPreconditionError(
-                        f"the init container {each.name} ended with status {status.exit_code}"
-                    )
-            containers = tuple(
-                [
-                    await self._start(pod, each, images[each.name].id, placement, sandbox, config, around_start)
-                    for each in pod.containers
-                ]
+        self._playing.add(name)
+        try:
+            await self._check_ports(pod)
+            uid = str(uuid.uuid4())
+            directory = pods.log_directory(self._pods_dir, pod, uid)
+            try:
+                await asyncio.to_thread(begun.begin, directory)
+                running = await self._play(pod, images, uid, directory, given_up, around_start)
+                await asyncio.to_thread(begun.finish, directory)
+                return running
+            except Exception:
+                # When the runtime is away, it goes on with that by itself. Where the node ends, the next one does it.
+                await asyncio.wait({self._undo(directory)}, timeout=_UNDO_PATIENCE)
+                raise
+        finally:
+            self._playing.discard(name)
+
+    async def _play(
+        self,
+        pod: model.Pod,
+        images: Mapping[str, str],
+        uid: str,
+        directory: str,
+        given_up: asyncio.Event,
+        around_start: AroundStart,
+    ) -> RunningPod:
+        def check() -> None:
+            if given_up.is_set():
+                raise errors.CallCancelledError(f"pod {pod.name} is not wanted any more")
+
+        placement = pods.Placement(uid, directory, poddirs.volumes(pod, directory), poddirs.hosts(directory))
+        dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
+        config = pods.sandbox_config(pod, placement, dns)
+        check()
+        sandbox = await self._run_sandbox(config, pod.runtime)
+        if pod.no_network:
+            await self._take_network(sandbox)
+        await self._write_hosts(pod, sandbox, placement.hosts)
+        for each in pod.init_containers:
+            check()
+            container = await self._start(pod, each, images[each.image], placement, sandbox, config)
+            await self._await_init(container, given_up)
+        containers = []
+        for each in pod.containers:
+            check()
+            containers.append(
+                await self._start(pod, each, images[each.image], placement, sandbox, config, around_start)
             )
-            undo.pop_all()
-        return RunningPod(pod, sandbox, directory, containers)
+        check()
+        return RunningPod(pod, sandbox, tuple(containers))
+
+    async def _await_init(self, container: RunningContainer, given_up: asyncio.Event) -> None:
+        waiting = asyncio.create_task(endings.wait(self._runtime, self._containerd, container.id))
+        leaving = asyncio.create_task(given_up.wait())
+        try:
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                return
+            code = waiting.result().exit_code if container.exit_code is None else container.exit_code
+        finally:
+            for task in (waiting, leaving):
+                task.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
+        if code != 0:
+            # Its log goes with the pod.
+            said = await asyncio.to_thread(logs.last_lines, container.log_path, _LAST_LINES)
+            raise errors.CommandFailedError(
+                f"the init container {container.name} ended with status {code}", returncode=code, output=said
+            )
+
+    def _undo(self, directory: str) -> "asyncio.Task[None]":
+        """Take a pod back that was begun, as soon as that can be done."""
+
+        async def undo() -> None:
+            told = False
+            while True:
+                try:
+                    await self._take_back(directory)
+                    return
+                except (errors.NixletError, OSError) as error:
+                    if not told:
+                        _log.warning("what was begun of %s can't be undone yet: %s", os.path.basename(directory), error)
+                        told = True
+                await asyncio.sleep(endings.RETRY)
+
+        task = asyncio.create_task(undo(), name=f"undo {directory}")
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+        return task
+
+    async def _take_back(self, directory: str) -> None:
+        uid = begun.uid_of(directory)
+        found = await self._runtime.sandboxes({pods.POD_UID: uid, **pods.MADE_BY})
+        records = await self._containerd.containers({pods.POD_UID: uid, **pods.MADE_BY})
+        ids = (
+            {each.id for each in found}
+            | {each.id for each in records}
+            | await asyncio.to_thread(leftovers.networked, uid)
+        )
+        for sandbox in found:
+            await self._remove_sandbox(sandbox.id)
+        await leftovers.end(ids, self._leases)
+        await asyncio.to_thread(poddirs.remove, directory)
+
+    async def recover(self) -> None:
+        """Undo what an earlier node began and did not finish; what takes longer than a moment goes on by itself."""
+        undoing = [self._undo(directory) for directory in begun.unfinished(self._pods_dir)]
+        if undoing:
+            _log.info("undoing what was begun of pods", extra={"pods": len(undoing)})
+            await asyncio.wait(undoing, timeout=_UNDO_PATIENCE)
+
+    async def close(self, ending: signals.Ending) -> None:
+        """Wait a moment for what is being undone or removed; a next node goes on with the rest."""
+        await ending.wait({*self._undoing, *self._removing.values()})
 
     async def _write_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
         """Let a pod know its own address, and check that its ports arrive there."""
@@ -184,35 +300,6 @@ class Player:
         # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
         await iptables.remove_rules(container=sandbox)
 
-    async def _image(self, container: model.Container) -> cri_pb2.Image:
-        if container.pull_policy != "Always":
-            image = await self._images.status(container.image)
-            if image is not None:
-                return image
-            if container.pull_policy == "Never":
-                raise errors.NotFoundError(
-                    f"the image {container.image} is not here, and imagePullPolicy is Never",
-                    hint="pull or load it before",
-                )
-        image = await self._images.status(await self._pull(container.image))
-        if image is None:
-            raise errors.NotFoundError(f"the image {container.image} was pulled, and removed at once by somebody")
-        return image
-
-    @staticmethod
-    def _volumes(pod: model.Pod, directory: str) -> dict[str, str]:
-        places = {}
-        for volume in pod.volumes:
-            if volume.host_path:
-                pods.check_host_path(volume)
-                places[volume.name] = volume.host_path
-            else:
-                place = os.path.join(directory, _VOLUMES, volume.name)
-                # As kubelets do: containers of any user share it.
-                files.new_directories(place, 0o777)
-                places[volume.name] = place
-        return places
-
     async def _start(
         self,
         pod: model.Pod,
@@ -228,123 +315,72 @@ class Player:
             container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
         except errors.NixletError as error:
             raise users.unknown(container, error) or error from error
+        exit_code = None
         try:
-            with around_start(container_id):
-                await self._runtime.start_container(container_id)
-        except errors.UnsupportedError:
+            async with self._containerd.exits(container_id) as exits:
+                with around_start(container_id):
+                    exit_code = await self._started(container_id, exits)
+        except (errors.UnsupportedError, errors.UnavailableError):
             raise
         except errors.NixletError as error:
             command = next(iter((*container.command, *container.args)), "its command")
-            raise start_failure(f"container {container.name} can't start", command, error) from error
-        return RunningContainer(container.name, container_id, os.path.join(placement.log_directory, config.log_path))
+            raise failures.start_failure(f"container {container.name} can't start", command, error) from error
+        log_path = os.path.join(placement.log_directory, config.log_path)
+        return RunningContainer(container.name, container_id, log_path, exit_code)
 
-    async def wait(self, container: str) -> cri_pb2.ContainerStatus:
-        """Wait until a container has ended and CRI knows it; its status."""
-        # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
-        with contextlib.suppress(errors.NotFoundError):
-            await self._containerd.wait_task(container)
-        while True:
-            status = await self._runtime.container_status(container)
-            if status.state == cri_pb2.CONTAINER_EXITED:
-                return status
-            await asyncio.sleep(0.005)
+    async def _started(self, container: str, exits: client.Exits) -> int | None:
+        """Start a container; its exit status, if it ended so soon that CRI takes the start for a failure.
 
-    async def output(self, container: RunningContainer) -> AsyncIterator[logs.Record]:
-        """A container's output until it ends."""
-        waiting = asyncio.create_task(self.wait(container.id))
+        Its answer comes over a connection to the shim that containerd closes as soon as the process has ended.
+        """
         try:
-            async for record in logs.follow(container.log_path, waiting.done):
-                yield record
-        finally:
-            waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await waiting
+            await self._runtime.start_container(container)
+        except errors.NixletError as error:
+            if "ttrpc: closed" not in error.message:
+                raise
+            code = await exits.status(_EXIT_PATIENCE)
+            if code is None:
+                raise
+            return code
+        return None
 
-    async def find(self, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:
-        """The pods of a name that nixlet made."""
-        return await self._runtime.sandboxes({pods.POD_NAME: name, pods.POD_NAMESPACE: namespace, **pods.MADE_BY})
-
-    async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int | None = None) -> None:
-        """Stop and remove a pod with all that is its: containers, network, logs, empty volumes.
+    async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int = 0) -> None:
+        """Stop and remove a pod with all that is its: containers, network, logs, empty volumes; to its end, once.
 
         Args:
             sandbox: The pod.
-            grace: Seconds for its containers to end by themselves; None: at once.
+            grace: Seconds for its containers to end by themselves; 0: at once; below 0: as many as the pod itself says.
+
+        Raises:
+            NixletError: The runtime can't; the pod stays, and can be removed later.
         """
-        if grace:
+        removing = self._removing.get(sandbox.id)
+        if removing is None:
+            removing = asyncio.create_task(self._remove(sandbox, grace), name=f"remove {sandbox.id}")
+            self._removing[sandbox.id] = removing
+            removing.add_done_callback(lambda _: self._removing.pop(sandbox.id))
+        await asyncio.shield(removing)
+
+    async def _remove(self, sandbox: cri_pb2.PodSandbox, grace: int) -> None:
+        seconds = pods.grace_of(sandbox.annotations) if grace < 0 else grace
+        if seconds:
             running = [
                 each.id
                 for each in await self._runtime.containers(sandbox=sandbox.id)
                 if each.state == cri_pb2.CONTAINER_RUNNING
             ]
-            await asyncio.gather(*(self._runtime.stop_container(each, grace) for each in running))
+            await asyncio.gather(*(self._runtime.stop_container(each, seconds) for each in running))
         await self._remove_sandbox(sandbox.id)
         metadata = sandbox.metadata
         pod = model.Pod(metadata.name, metadata.namespace)
-        await asyncio.to_thread(remove_pod_directory, pods.log_directory(self._pods_dir, pod, metadata.uid))
+        await asyncio.to_thread(poddirs.remove, pods.log_directory(self._pods_dir, pod, metadata.uid))
 
     async def _remove_sandbox(self, sandbox: str) -> None:
         with contextlib.suppress(errors.NotFoundError):
-            await stop_sandbox(self._runtime, sandbox)
+            await endings.stop_sandbox(self._runtime, sandbox)
             await self._runtime.remove_sandbox(sandbox)
 
 
-async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a pod's containers and give its network back.
-
-    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended. A pod that
-    somebody else removed meanwhile is no error, though some versions say so.
-    """
-    for tries_left in reversed(range(_STOP_TRIES)):
-        try:
-            await runtime.stop_sandbox(sandbox)
-        except errors.NotFoundError:
-            return
-        except errors.NixletError:
-            if not tries_left:
-                raise
-            await asyncio.sleep(_STOP_INTERVAL)
-        else:
-            return
-
-
-def remove_pod_directory(directory: str) -> None:
-    """Delete a pod's logs and empty volumes, unless something is mounted in there."""
-    mounted = mounts.below(directory)
-    if mounted:
-        raise errors.FailedPreconditionError(f"{directory} is not removed: {mounted[-1].path} is still mounted")
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def sweep_pod_directories(pods_dir: str, uids: Collection[str]) -> None:
-    """Delete what is left of pods that another client of the CRI removed: all but the directories of the given pods."""
-    for name in os.listdir(pods_dir):
-        if name.rpartition("_")[2] not in uids:
-            with contextlib.suppress(errors.FailedPreconditionError):
-                remove_pod_directory(os.path.join(pods_dir, name))
-
-
-def start_failure(what: str, command: str, error: errors.NixletError) -> errors.NixletError:
-    """Why a process did not start, told apart as shells and container tools do: not found, or not executable.
-
-    Args:
-        what: The beginning of the sentence: "container web can't start".
-        command: What was to be run.
-        error: What the runtime said.
-    """
-    text = error.message
-    said = text[-300:]
-    if ("executable file" in text and "not found" in text) or re.search(r": stat \S+: no such file or directory", text):
-        return errors.CommandNotFoundError(f"{what}: {command} is not in the image", hint=said)
-    if re.search(r"\bexec \S+: no such file or directory", text):
-        return errors.CommandNotFoundError(
-            f"{what}: {command} names an interpreter (its loader, or behind #!) that is not in the image", hint=said
-        )
-    if "exec format error" in text:
-        return errors.NotExecutableError(
-            f"{what}: {command} can't be executed: it is for another machine, or damaged",
-            hint="if it comes from the Nix store, see whether it is whole: nix-store --verify-path STORE_PATH",
-        )
-    if "permission denied" in text:
-        return errors.NotExecutableError(f"{what}: {command} can't be executed", hint=said)
-    return errors.FailedPreconditionError(f"{what}: {text}")
+async def find(runtime: cri.RuntimeClient, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:
+    """The pods of a name that nixlet made."""
+    return await runtime.sandboxes({pods.POD_NAME: name, pods.POD_NAMESPACE: namespace, **pods.MADE_BY})

@@ -26,6 +26,12 @@ AUTO_REMOVE = {"nixlet.io/auto-remove": "true"}
 PORTS = "nixlet.io/ports"
 NO_NETWORK = "nixlet.io/no-network"
 
+#: Annotation: seconds that the pod's containers get to end by themselves.
+GRACE = "nixlet.io/grace-seconds"
+
+#: Those seconds where nobody said how many; as docker and nerdctl have it for single containers.
+DEFAULT_GRACE = 10
+
 _PROTOCOLS = {"TCP": cri_pb2.TCP, "UDP": cri_pb2.UDP, "SCTP": cri_pb2.SCTP}
 
 #: What an unprivileged container must not see or change, as kubelets have it.
@@ -152,7 +158,8 @@ def sandbox_config(
     ]
     # What only nixlet says of a pod, a manifest can't say.
     labels = {key: value for key, value in pod.labels.items() if key not in AUTO_REMOVE}
-    annotations = {key: value for key, value in pod.annotations.items() if key not in {PORTS, NO_NETWORK}}
+    annotations = {key: value for key, value in pod.annotations.items() if key not in {PORTS, NO_NETWORK, GRACE}}
+    annotations[GRACE] = str(pod.grace_seconds)
     if published:
         annotations[PORTS] = ", ".join(map(str, published))
     if pod.no_network:
@@ -180,6 +187,12 @@ def published_ports(pod: model.Pod) -> list[model.Port]:
     if pod.host_network:
         return []
     return [port for container in pod.containers for port in container.ports if port.host_port]
+
+
+def grace_of(annotations: Mapping[str, str]) -> int:
+    """Seconds that a pod's containers get to end by themselves, by its annotations."""
+    text = annotations.get(GRACE, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else DEFAULT_GRACE
 
 
 def ports_of(annotations: Mapping[str, str]) -> list[model.Port]:

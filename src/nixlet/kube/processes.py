@@ -14,7 +14,7 @@ from typing import Any
 from nixlet import errors
 from nixlet.containerd import client, tasks
 from nixlet.host import files
-from nixlet.kube import model, player, stdio, users
+from nixlet.kube import failures, model, stdio, users
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Processes:
                 try:
                     await self._tasks.start(container, name)
                 except errors.NixletError as error:
-                    raise player.start_failure("the process can't start", command.args[0], error) from error
+                    raise failures.start_failure("the process can't start", command.args[0], error) from error
                 # The shim has opened all of them by now, and nobody needs their names any more.
                 if pipes.stdin:
                     process.streams.open_input(pipes.stdin)

@@ -6,8 +6,8 @@ import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
-#: Takes a piece of output: the stream's name ("stdout", "stderr"), and the bytes. May block; is called in a thread.
-Sink = Callable[[str, bytes], None]
+#: Takes a piece of output: the stream's name ("stdout", "stderr"), and the bytes. The process waits while it does.
+Sink = Callable[[str, bytes], Awaitable[None]]
 
 _CHUNK = 1 << 16
 
@@ -19,40 +19,92 @@ Lost = Callable[[str, bytes], Awaitable[None]]
 _DRAIN = 0.5
 
 
+class _Copy:
+    """Another pipe that gets all of a stream; whoever reads it may go and come back, as containerd does."""
+
+    def __init__(self, name: str, path: str, lost: Lost | None) -> None:
+        self._name = name
+        self.path = path
+        self._lost = lost
+        self._fd = -1
+
+    def open(self) -> None:
+        """Open the pipe.
+
+        Raises:
+            OSError: Nobody reads it.
+        """
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the pipe: its reader sees the end."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    async def give(self, data: bytes) -> None:
+        """Write all of it, to the pipe or to where goes what is lost."""
+        for _ in range(2):
+            if self._fd >= 0:
+                data = await _write(self._fd, data)
+            if not data:
+                return
+            self.close()
+            with contextlib.suppress(OSError):
+                self.open()
+        if self._lost is not None:
+            await self._lost(self._name, data)
+
+
 class Streams:
     """One process's streams, as its client has them."""
 
     def __init__(self) -> None:
         self._fds = contextlib.ExitStack()
         self._output: dict[str, int] = {}
-        self._copies: dict[str, contextlib.ExitStack] = {}
-        self._copy_fds: dict[str, int] = {}
-        self._lost: dict[str, Lost] = {}
+        self._copies: dict[str, _Copy] = {}
+        self._giving = 0
         self._input = contextlib.ExitStack()
         self._input_fd = -1
 
     def close(self) -> None:
         """Close all that is open."""
-        for stack in (self._fds, self._input, *self._copies.values()):
-            stack.close()
+        self._fds.close()
+        self._input.close()
+        for copy in self._copies.values():
+            copy.close()
 
     def open_output(self, name: str, path: str, *, copy: str = "", lost: Lost | None = None) -> None:
-        """Open a pipe to read from, before anybody writes to it.
+        """Open a pipe to read from.
 
         Args:
             name: The stream's name.
             path: The pipe.
             copy: Another pipe, which somebody reads, that gets all that comes as well.
-            lost: Gets what nobody reads there any more.
+            lost: Gets what nobody reads there.
+
+        Raises:
+            OSError: It can't be opened, or nobody reads the copy, and there is no ``lost``.
         """
         self._output[name] = fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._fds.callback(os.close, fd)
         if copy:
-            self._copy_fds[name] = fd = os.open(copy, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._copies[name] = contextlib.ExitStack()
-            self._copies[name].callback(os.close, fd)
-        if lost:
-            self._lost[name] = lost
+            self._copies[name] = _Copy(name, copy, lost)
+            try:
+                self._copies[name].open()
+            except OSError:
+                # It is tried again with each piece.
+                if lost is None:
+                    raise
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a pipe to read from is open."""
+        return bool(self._output)
+
+    def copy_to(self, name: str, path: str) -> None:
+        """Say what the pipe that gets a copy is called from now on."""
+        self._copies[name].path = path
 
     def open_input(self, path: str) -> None:
         """Open a pipe to write to. When nobody reads it (any more), what is written goes nowhere."""
@@ -93,7 +145,8 @@ class Streams:
             while reading := {reader for reader in readers if not reader.done()}:
                 moved.clear()
                 done, _ = await asyncio.wait(reading, timeout=_DRAIN)
-                if not done and not moved.is_set():
+                # Whoever takes the output may be slow; the process has nothing to do with that.
+                if not done and not moved.is_set() and not self._giving:
                     break
             for reader in readers:
                 if reader.done():
@@ -115,21 +168,17 @@ class Streams:
                     if not data:
                         return
                     moved.set()
-                    await self._copy(name, data)
-                    # A stream of ours that nobody reads must not keep signals from being handed on.
-                    await asyncio.to_thread(sink, name, data)
+                    if name in self._copies:
+                        await self._copies[name].give(data)
+                    self._giving += 1
+                    try:
+                        await sink(name, data)
+                    finally:
+                        self._giving -= 1
                     moved.set()
         finally:
             if name in self._copies:
                 self._copies[name].close()
-
-    async def _copy(self, name: str, data: bytes) -> None:
-        if name in self._copy_fds:
-            data = await _write(self._copy_fds[name], data)
-            if data:
-                del self._copy_fds[name]
-        if data and name in self._lost:
-            await self._lost[name](name, data)
 
     async def _feed(self, stdin: AsyncIterator[bytes], close_stdin: Callable[[], Awaitable[None]]) -> None:
         if self._input_fd < 0:

@@ -132,6 +132,7 @@ class Doctor:
             yield Check("containerd", "configuration", self._configuration)
             yield Check("containerd", "registries", self._registries)
         yield Check("containerd", "snapshotter", self._snapshotter)
+        yield Check("containerd", "pods' network", self._network)
         yield from self._sockets()
         yield Check("disk", "data directory", self._data_directory)
         yield Check("disk", "space", lambda: machine.space(existing(self._layout.data_dir)))
@@ -141,6 +142,15 @@ class Doctor:
     async def examine(self) -> list[Finding]:
         """The findings of all checks, in their order."""
         return [await check.find() for check in self.checks()]
+
+    async def _network(self) -> str:
+        """Whether the containerd that runs has a network for pods, by its own word."""
+        path = self._settings.container_runtime_endpoint or self._layout.containerd_socket
+        if not unixsocket.is_served(path):
+            return "no containerd runs yet"
+        async with channels.connect(path) as channel:
+            await cri.RuntimeClient(channel, path).check_network()
+        return f"the containerd at {path} has one"
 
     def _daemon_store(self) -> nix.DaemonStore:
         if self._store is None:

@@ -132,6 +132,11 @@ class Layout:
         return os.path.join(self.agent, "containerd")
 
     @property
+    def containerd_database(self) -> str:
+        """What containerd knows: images, containers, pods."""
+        return os.path.join(self.containerd_root, "io.containerd.metadata.v1.bolt", "meta.db")
+
+    @property
     def containerd_state(self) -> str:
         """containerd's running state."""
         return os.path.join(self.state_dir, "containerd")

@@ -6,23 +6,21 @@ not look again. On the way down containerd goes first. Pods go on without either
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import nixlet
 from nixlet import errors
 from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
-from nixlet.kube import autoremove, player, resolvconf
+from nixlet.kube import poddirs
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, endpoint, marker, pause, preflight, preload, registries, snapshotters, stand
+from nixlet.node import faces as faces_module
 from nixlet.rpc import channel as channels
 from nixlet.services import health
-from nixlet.services import node as node_service
 from nixlet.store import interface, roots
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
@@ -78,50 +76,13 @@ async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> No
         raise await containerd.gave_up()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Containerd:
-    """The node's containerd.
-
-    Attributes:
-        version: Its version.
-        kept: How it is kept running; None when it is somebody else's.
-    """
-
-    version: str
-    kept: supervisor.KeptChild | None = None
-
-    async def gave_up(self) -> errors.NixletError:
-        """Wait until it died for good; why. Somebody else's containerd is theirs to look after."""
-        if self.kept is None:
-            await asyncio.Event().wait()
-        assert self.kept is not None
-        return await self.kept.gave_up()
-
-    def children(self) -> Sequence[node_service.ChildStatus]:
-        """What the node says of it: nothing while it is not running."""
-        if self.kept is None:
-            return [node_service.ChildStatus("containerd", 0, self.version)]
-        child = self.kept.current
-        return [] if child is None else [node_service.ChildStatus(child.name, child.pid, self.version)]
-
-    async def check(self, runtime: cri.RuntimeClient) -> None:
-        """Check that it answers.
-
-        Raises:
-            NixletError: It doesn't, with the reason of its last death if that is why.
-        """
-        if self.kept is not None and self.kept.current is None:
-            raise errors.UnavailableError(f"containerd is not running: {self.kept.failure or 'it is being started'}")
-        await runtime.version()
-
-
 @contextlib.asynccontextmanager
 async def running(
     settings: node_config.Settings,
     *,
     hastened: asyncio.Event | None = None,
     tell: Callable[[supervisor.Event], None] = lambda _: None,
-) -> AsyncIterator[Containerd]:
+) -> AsyncIterator[faces_module.Containerd]:
     """A node that is ready for pods, for the time of the context; gives its containerd.
 
     Args:
@@ -167,7 +128,7 @@ async def running(
             unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
             scratch_dir=layout.agent,
         )
-        faces = _Faces(_status(settings, layout, programs))
+        faces = faces_module.Faces(faces_module.status(settings, layout, programs), layout)
         if store is not None:
             gcroots = store.settings.gcroots
             stood = await stand.stand(stack, place, store, gcroots, faces.services, observed)
@@ -181,7 +142,7 @@ async def running(
         if stood.snapshotter is not None:
             stand.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
-        stack.push_async_callback(faces.close)
+        stack.push_async_callback(faces.close, signals.Ending(hastened=hastened))
         _observe_containerd(observed, containerd)
         if settings.health_address != node_config.NO_HEALTH:
             checks = _checks(containerd, stood, place, store, layout)
@@ -207,60 +168,6 @@ def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
     return "" if store is None else roots.directory(store.settings.gcroots, stand.roots_owner(layout.snapshotter_root))
 
 
-def _status(
-    settings: node_config.Settings, layout: node_config.Layout, programs: containerd_child.Programs | None
-) -> node_service.NodeStatus:
-    return node_service.NodeStatus(
-        snapshotter=settings.snapshotter,
-        data_dir=layout.data_dir,
-        state_dir=layout.state_dir,
-        containerd_address=settings.container_runtime_endpoint or layout.containerd_socket,
-        containerd_config_version=0 if programs is None else programs.containerd.config_version,
-        pod_log_dir=layout.pods,
-        resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf),
-    )
-
-
-class _Faces:
-    """The services on the node's socket that are the node's own: they serve before containerd is there."""
-
-    def __init__(self, status: node_service.NodeStatus) -> None:
-        self._status = status
-        self._made: list[node_service.NodeService] = []
-        self._removers: list[autoremove.AutoRemover] = []
-        self.containerd: Containerd | None = None
-
-    def services(self, stood: stand.Stand) -> Sequence[node_service.NodeService]:
-        """The services, for what stands."""
-        release = functools.partial(player.stop_sandbox, stood.runtime)
-        pods_dir = self._status.pod_log_dir
-        plays = player.Player(stood.runtime, stood.images, stood.containerd, pods_dir=pods_dir, pull=stood.images.pull)
-        remover = autoremove.AutoRemover(stood.runtime, plays)
-        self._removers.append(remover)
-        self._made.append(
-            node_service.NodeService(
-                self._status, self._children, stood.exchange, stood.snapshotter, release, remover.wait_for
-            )
-        )
-        return self._made
-
-    async def ready(self, containerd: Containerd) -> None:
-        """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""
-        for remover in self._removers:
-            await remover.adopt()
-        self.containerd = containerd
-
-    def _children(self) -> Sequence[node_service.ChildStatus]:
-        return [] if self.containerd is None else self.containerd.children()
-
-    async def close(self) -> None:
-        """End what they do by themselves."""
-        for remover in self._removers:
-            await remover.close()
-        for service in self._made:
-            await service.close()
-
-
 @contextlib.asynccontextmanager
 async def _own_containerd(
     settings: node_config.Settings,
@@ -270,7 +177,9 @@ async def _own_containerd(
     *,
     hastened: asyncio.Event | None,
     tell: Callable[[supervisor.Event], None],
-) -> AsyncIterator[Containerd]:
+) -> AsyncIterator[faces_module.Containerd]:
+    # A containerd without its database knows no pod, which is no reason to take theirs away.
+    knew_pods = os.path.exists(layout.containerd_database)
     async with (
         registries.kept(settings, layout) as reached,
         containerd_child.kept_running(
@@ -288,10 +197,10 @@ async def _own_containerd(
         await _check_strategy(stood, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, stood.loader)
-        uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
-        await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
+        if knew_pods:
+            await _sweep(layout, stood)
         async with _preloaded(settings, layout, stood):
-            yield Containerd(programs.containerd.version, kept)
+            yield faces_module.Containerd(programs.containerd.version, kept)
 
 
 @contextlib.asynccontextmanager
@@ -320,15 +229,21 @@ async def _preloaded(
 @contextlib.asynccontextmanager
 async def _others_containerd(
     settings: node_config.Settings, layout: node_config.Layout, place: stand.Place, stood: stand.Stand
-) -> AsyncIterator[Containerd]:
+) -> AsyncIterator[faces_module.Containerd]:
     with endpoint.linked(settings, layout):
         version = await endpoint.wait_until_ready(settings, stood)
         await _check_strategy(stood, layout)
         if stood.snapshotter is not None:
             await endpoint.check_snapshotter(settings, place, stood.containerd)
-        uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
-        await asyncio.to_thread(player.sweep_pod_directories, layout.pods, uids)
-        yield Containerd(version)
+        await _sweep(layout, stood)
+        yield faces_module.Containerd(version)
+
+
+async def _sweep(layout: node_config.Layout, stood: stand.Stand) -> None:
+    """Delete the directories of pods that another client removed while no node ran."""
+    uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
+    if uids:
+        await asyncio.to_thread(poddirs.sweep, layout.pods, uids)
 
 
 async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> None:
@@ -341,7 +256,7 @@ async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> Non
 
 
 def _checks(
-    containerd: Containerd,
+    containerd: faces_module.Containerd,
     stood: stand.Stand,
     place: stand.Place,
     store: interface.Store | None,
@@ -353,7 +268,11 @@ def _checks(
         for directory in (layout.data_dir, layout.state_dir):
             files.check_room(directory)
 
-    checks: dict[str, health.Check] = {"containerd": lambda: containerd.check(stood.runtime), "disk": has_room}
+    checks: dict[str, health.Check] = {
+        "containerd": lambda: containerd.check(stood.runtime),
+        "network": stood.runtime.check_network,
+        "disk": has_room,
+    }
     if store is None or stood.snapshotter is None:
         return checks
     snapshotter = stood.snapshotter
@@ -370,7 +289,7 @@ def _checks(
     return {**checks, "snapshotter": serves, "store": health.good_for(_STORE_GOOD_FOR, answers)}
 
 
-def _observe_containerd(observed: metrics.NodeMetrics, containerd: Containerd) -> None:
+def _observe_containerd(observed: metrics.NodeMetrics, containerd: faces_module.Containerd) -> None:
     kept = containerd.kept
     if kept is None:
         return

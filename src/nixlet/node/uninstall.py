@@ -19,7 +19,7 @@ from typing import Any
 from nixlet import errors
 from nixlet.containerd import cni, cri
 from nixlet.host import files, iptables, logfiles, mounts, network, process
-from nixlet.kube import player
+from nixlet.kube import endings
 from nixlet.node import config as node_config
 from nixlet.node import marker, podtraces, preflight, preload, registries, server
 from nixlet.rpc import channel as channels
@@ -249,7 +249,7 @@ async def _in_order(settings: node_config.Settings) -> None:
             images = cri.ImageClient(channel, layout.containerd_socket)
             for sandbox in await runtime.sandboxes():
                 with contextlib.suppress(errors.NixletError):
-                    await player.stop_sandbox(runtime, sandbox.id)
+                    await endings.stop_sandbox(runtime, sandbox.id)
                     await runtime.remove_sandbox(sandbox.id)
             for image in await images.images():
                 with contextlib.suppress(errors.NixletError):

@@ -2,9 +2,8 @@
 
 import asyncio
 import dataclasses
-import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import nixlet
 from nixlet import errors
@@ -12,12 +11,11 @@ from nixlet.images import pulls
 from nixlet.rpc import server, status
 from nixlet.rpc.gen import node_grpc
 from nixlet.rpc.gen import node_pb2 as pb
+from nixlet.services import pods
 from nixlet.snapshots import snapshotter as snapshotter_module
 
 #: A watcher that reads slower than this many events behind misses some; progress is not history.
 _BACKLOG = 256
-
-_log = logging.getLogger("nixlet.node")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,23 +49,19 @@ class NodeService(node_grpc.NodeBase):
         children: Callable[[], Sequence[ChildStatus]],
         exchange: pulls.Exchange,
         snapshotter: snapshotter_module.Snapshotter | None,
-        release_pod: Callable[[str], Awaitable[None]],
-        remove_ended_pod: Callable[[str], None],
+        plays: pods.Pods,
     ) -> None:
         self._status = status
         self._children = children
         self._exchange = exchange
         self._snapshotter = snapshotter
-        self._release_pod = release_pod
-        self._remove_ended_pod = remove_ended_pod
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._pods = plays
         self._watches: set[asyncio.Task[None]] = set()
 
-    async def close(self) -> None:
-        """End the watches, which would go on for ever, and wait for what goes on by itself."""
+    def close(self) -> None:
+        """End the watches, which would go on for ever."""
         for watch in self._watches:
             watch.cancel()
-        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     async def Status(self, stream: server.Stream[pb.StatusRequest, pb.StatusResponse]) -> None:
         """What the node is."""
@@ -114,25 +108,20 @@ class NodeService(node_grpc.NodeBase):
         store_paths = self._snapshotter.closure_of(request.name)
         await stream.send_message(pb.SnapshotClosureResponse(store_paths=store_paths))
 
+    async def PlayPod(self, stream: server.Stream[pb.PlayPodRequest, pb.PlayPodEvent]) -> None:
+        """Make and start a pod."""
+        await self._pods.play(stream)
+
     async def ReleasePod(self, stream: server.Stream[pb.ReleasePodRequest, pb.ReleasePodResponse]) -> None:
         """Give back what an ended pod holds."""
-        sandbox = (await server.request(stream)).pod_sandbox_id
-
-        async def release() -> None:
-            try:
-                await self._release_pod(sandbox)
-            except errors.NixletError as error:
-                _log.warning("pod %s keeps its network: %s", sandbox, error)
-
-        task = asyncio.create_task(release(), name=f"release {sandbox}")
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
+        self._pods.release((await server.request(stream)).pod_sandbox_id)
         await stream.send_message(pb.ReleasePodResponse())
 
-    async def RemoveEndedPod(self, stream: server.Stream[pb.RemoveEndedPodRequest, pb.RemoveEndedPodResponse]) -> None:
-        """Remove a pod when it has ended."""
-        self._remove_ended_pod((await server.request(stream)).pod_sandbox_id)
-        await stream.send_message(pb.RemoveEndedPodResponse())
+    async def RemovePod(self, stream: server.Stream[pb.RemovePodRequest, pb.RemovePodResponse]) -> None:
+        """Remove a pod."""
+        request = await server.request(stream)
+        await self._pods.remove(request.pod_sandbox_id, request.grace_seconds)
+        await stream.send_message(pb.RemovePodResponse())
 
 
 def _event(event: pulls.Event) -> pb.PullEvent:

@@ -1,5 +1,6 @@
 """What the host tells of processes and of its ports."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from nixlet.host import ports, procfs
+from nixlet.host import ports, procfs, signals
 
 
 def test_which_signals_a_process_heeds() -> None:
@@ -47,3 +48,17 @@ def test_a_connection_that_has_ended_does_not_take_a_port() -> None:
             accepted.close()
             client.recv(1)
     assert not ports.is_taken("127.0.0.1", number, "TCP")
+
+
+async def test_a_wait_at_the_end_has_its_limit_and_can_be_hastened() -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    hanging = asyncio.create_task(hang())
+    await asyncio.wait_for(signals.Ending(seconds=0.01).wait({hanging}), 5)
+    assert hanging.cancelled()
+    hastened = asyncio.Event()
+    hastened.set()
+    hanging = asyncio.create_task(hang())
+    await asyncio.wait_for(signals.Ending(seconds=1000, hastened=hastened).wait({hanging}), 5)
+    assert hanging.cancelled()

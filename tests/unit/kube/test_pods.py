@@ -38,7 +38,7 @@ def test_a_sandbox_has_its_identity() -> None:
     config = sandbox_of(sysctls={"net.ipv4.ip_forward": "1"})
     assert config.metadata == cri_pb2.PodSandboxMetadata(name="web", uid="u-1", namespace="shop")
     assert dict(config.labels) == {"app": "web"} | IDENTITY
-    assert dict(config.annotations) == {"note": "n"}
+    assert dict(config.annotations) == {"note": "n", pods.GRACE: "30"}
     assert config.log_directory == PLACEMENT.log_directory == pods.log_directory("/logs", POD, "u-1")
     assert dict(config.linux.sysctls) == {"net.ipv4.ip_forward": "1"}
 
@@ -292,8 +292,8 @@ def test_a_pods_ports_are_kept_where_those_who_list_pods_find_them() -> None:
 
 
 def test_a_manifest_can_not_claim_what_nixlet_notes() -> None:
-    annotations = {pods.PORTS: "0.0.0.0:22->22/tcp", pods.NO_NETWORK: "true", "note": "n"}
-    assert dict(sandbox_of(annotations=annotations).annotations) == {"note": "n"}
+    annotations = {pods.PORTS: "0.0.0.0:22->22/tcp", pods.NO_NETWORK: "true", pods.GRACE: "1", "note": "n"}
+    assert dict(sandbox_of(annotations=annotations).annotations) == {"note": "n", pods.GRACE: "30"}
     assert sandbox_of(no_network=True).annotations[pods.NO_NETWORK] == "true"
 
 

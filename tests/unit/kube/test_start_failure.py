@@ -3,7 +3,7 @@
 import pytest
 
 from nixlet import errors
-from nixlet.kube import player
+from nixlet.kube import failures
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ from nixlet.kube import player
     ],
 )
 def test_why_a_process_does_not_start(said: str, kind: type[errors.NixletError], sentence: str) -> None:
-    told = player.start_failure("container c can't start", "/bin/x", errors.NixletError(f"failed: {said}: unknown"))
+    told = failures.start_failure("container c can't start", "/bin/x", errors.NixletError(f"failed: {said}: unknown"))
     assert type(told) is kind
     assert sentence in told.message
 
 
 def test_a_damaged_program_of_the_store_can_be_verified() -> None:
     said = errors.NixletError("exec /bin/x: exec format error")
-    assert "nix-store --verify-path" in player.start_failure("it", "/bin/x", said).hint
+    assert "nix-store --verify-path" in failures.start_failure("it", "/bin/x", said).hint

@@ -26,7 +26,7 @@ class Pipes:
         # As a shim does, both ends of the input are held until it is told to forget its own.
         self._input = os.open(self.paths["stdin"], os.O_RDWR)
 
-    def sink(self, name: str, data: bytes) -> None:
+    async def sink(self, name: str, data: bytes) -> None:
         self.output[name] += data
 
     async def close_stdin(self) -> None:
@@ -102,7 +102,7 @@ async def test_what_a_process_leaves_running_is_not_waited_for(pipes: Pipes) -> 
 
 
 async def test_a_sink_that_fails_ends_it(pipes: Pipes) -> None:
-    def refuse(_name: str, _data: bytes) -> None:
+    async def refuse(_name: str, _data: bytes) -> None:
         raise BrokenPipeError
 
     pipes.sink = refuse  # type: ignore[method-assign, assignment]  # for this test alone

@@ -31,7 +31,11 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
-    async def RemoveEndedPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest, nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse]') -> None:
+    async def PlayPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.PlayPodRequest, nixlet.rpc.gen.node_pb2.PlayPodEvent]') -> None:
+        pass
+
+    @abc.abstractmethod
+    async def RemovePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.RemovePodRequest, nixlet.rpc.gen.node_pb2.RemovePodResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -60,11 +64,17 @@ class NodeBase(abc.ABC):
                 nixlet.rpc.gen.node_pb2.ReleasePodRequest,
                 nixlet.rpc.gen.node_pb2.ReleasePodResponse,
             ),
-            '/nixlet.v1.Node/RemoveEndedPod': grpclib.const.Handler(
-                self.RemoveEndedPod,
+            '/nixlet.v1.Node/PlayPod': grpclib.const.Handler(
+                self.PlayPod,
+                grpclib.const.Cardinality.STREAM_STREAM,
+                nixlet.rpc.gen.node_pb2.PlayPodRequest,
+                nixlet.rpc.gen.node_pb2.PlayPodEvent,
+            ),
+            '/nixlet.v1.Node/RemovePod': grpclib.const.Handler(
+                self.RemovePod,
                 grpclib.const.Cardinality.UNARY_UNARY,
-                nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest,
-                nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse,
+                nixlet.rpc.gen.node_pb2.RemovePodRequest,
+                nixlet.rpc.gen.node_pb2.RemovePodResponse,
             ),
         }
 
@@ -96,9 +106,15 @@ class NodeStub:
             nixlet.rpc.gen.node_pb2.ReleasePodRequest,
             nixlet.rpc.gen.node_pb2.ReleasePodResponse,
         )
-        self.RemoveEndedPod = grpclib.client.UnaryUnaryMethod(
+        self.PlayPod = grpclib.client.StreamStreamMethod(
             channel,
-            '/nixlet.v1.Node/RemoveEndedPod',
-            nixlet.rpc.gen.node_pb2.RemoveEndedPodRequest,
-            nixlet.rpc.gen.node_pb2.RemoveEndedPodResponse,
+            '/nixlet.v1.Node/PlayPod',
+            nixlet.rpc.gen.node_pb2.PlayPodRequest,
+            nixlet.rpc.gen.node_pb2.PlayPodEvent,
+        )
+        self.RemovePod = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/nixlet.v1.Node/RemovePod',
+            nixlet.rpc.gen.node_pb2.RemovePodRequest,
+            nixlet.rpc.gen.node_pb2.RemovePodResponse,
         )

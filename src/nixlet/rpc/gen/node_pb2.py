@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nixlet/rpc/gen/node.proto\x12\tnixlet.v1\"\x0f\n\rStatusRequest\"3\n\x05\x43hild\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x87\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x13\n\x0bsnapshotter\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x05 \x01(\t\x12\x11\n\tstate_dir\x18\x06 \x01(\t\x12\x1a\n\x12\x63ontainerd_address\x18\x07 \x01(\t\x12!\n\x19\x63ontainerd_config_version\x18\x08 \x01(\x05\x12\"\n\x08\x63hildren\x18\t \x03(\x0b\x32\x10.nixlet.v1.Child\x12\x13\n\x0bpod_log_dir\x18\n \x01(\t\x12\x13\n\x0bresolv_conf\x18\x0b \x01(\t\"&\n\x11WatchPullsRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\xe3\x01\n\tPullEvent\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\r\n\x05total\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x15\n\rclosure_paths\x18\t \x01(\x03\x12\x15\n\rfetched_paths\x18\n \x01(\x03\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x0c \x01(\x03\"&\n\x16SnapshotClosureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x17SnapshotClosureResponse\x12\x13\n\x0bstore_paths\x18\x01 \x03(\t\"+\n\x11ReleasePodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x14\n\x12ReleasePodResponse\"/\n\x15RemoveEndedPodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x18\n\x16RemoveEndedPodResponse2\x85\x03\n\x04Node\x12=\n\x06Status\x12\x18.nixlet.v1.StatusRequest\x1a\x19.nixlet.v1.StatusResponse\x12\x42\n\nWatchPulls\x12\x1c.nixlet.v1.WatchPullsRequest\x1a\x14.nixlet.v1.PullEvent0\x01\x12X\n\x0fSnapshotClosure\x12!.nixlet.v1.SnapshotClosureRequest\x1a\".nixlet.v1.SnapshotClosureResponse\x12I\n\nReleasePod\x12\x1c.nixlet.v1.ReleasePodRequest\x1a\x1d.nixlet.v1.ReleasePodResponse\x12U\n\x0eRemoveEndedPod\x12 .nixlet.v1.RemoveEndedPodRequest\x1a!.nixlet.v1.RemoveEndedPodResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nixlet/rpc/gen/node.proto\x12\tnixlet.v1\"\x0f\n\rStatusRequest\"3\n\x05\x43hild\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x87\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x13\n\x0bsnapshotter\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x05 \x01(\t\x12\x11\n\tstate_dir\x18\x06 \x01(\t\x12\x1a\n\x12\x63ontainerd_address\x18\x07 \x01(\t\x12!\n\x19\x63ontainerd_config_version\x18\x08 \x01(\x05\x12\"\n\x08\x63hildren\x18\t \x03(\x0b\x32\x10.nixlet.v1.Child\x12\x13\n\x0bpod_log_dir\x18\n \x01(\t\x12\x13\n\x0bresolv_conf\x18\x0b \x01(\t\"&\n\x11WatchPullsRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\xe3\x01\n\tPullEvent\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\r\n\x05total\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x15\n\rclosure_paths\x18\t \x01(\x03\x12\x15\n\rfetched_paths\x18\n \x01(\x03\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x0c \x01(\x03\"&\n\x16SnapshotClosureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x17SnapshotClosureResponse\x12\x13\n\x0bstore_paths\x18\x01 \x03(\t\"+\n\x11ReleasePodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x14\n\x12ReleasePodResponse\"\xce\x01\n\x0ePlayPodRequest\x12\x0b\n\x03pod\x18\x01 \x01(\x0c\x12\x35\n\x06images\x18\x02 \x03(\x0b\x32%.nixlet.v1.PlayPodRequest.ImagesEntry\x12\x12\n\nforeground\x18\x03 \x01(\x08\x12\r\n\x05input\x18\x04 \x01(\x0c\x12\x13\n\x0binput_ended\x18\x05 \x01(\x08\x12\x11\n\tcancelled\x18\x06 \x01(\x08\x1a-\n\x0bImagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa3\x04\n\x0cPlayPodEvent\x12\x32\n\x07started\x18\x01 \x01(\x0b\x32\x1f.nixlet.v1.PlayPodEvent.StartedH\x00\x12\x30\n\x06output\x18\x02 \x01(\x0b\x32\x1e.nixlet.v1.PlayPodEvent.OutputH\x00\x12.\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x1d.nixlet.v1.PlayPodEvent.EndedH\x00\x12\x30\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1e.nixlet.v1.PlayPodEvent.FailedH\x00\x1a]\n\tContainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08log_path\x18\x03 \x01(\t\x12\x16\n\texit_code\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_exit_code\x1aX\n\x07Started\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x35\n\ncontainers\x18\x02 \x03(\x0b\x32!.nixlet.v1.PlayPodEvent.Container\x1a&\n\x06Output\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x1a\x1a\n\x05\x45nded\x12\x11\n\texit_code\x18\x01 \x01(\x05\x1a\x45\n\x06\x46\x61iled\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04hint\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\tB\x07\n\x05\x65vent\"A\n\x10RemovePodRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x05\"\x13\n\x11RemovePodResponse2\xb9\x03\n\x04Node\x12=\n\x06Status\x12\x18.nixlet.v1.StatusRequest\x1a\x19.nixlet.v1.StatusResponse\x12\x42\n\nWatchPulls\x12\x1c.nixlet.v1.WatchPullsRequest\x1a\x14.nixlet.v1.PullEvent0\x01\x12X\n\x0fSnapshotClosure\x12!.nixlet.v1.SnapshotClosureRequest\x1a\".nixlet.v1.SnapshotClosureResponse\x12I\n\nReleasePod\x12\x1c.nixlet.v1.ReleasePodRequest\x1a\x1d.nixlet.v1.ReleasePodResponse\x12\x41\n\x07PlayPod\x12\x19.nixlet.v1.PlayPodRequest\x1a\x17.nixlet.v1.PlayPodEvent(\x01\x30\x01\x12\x46\n\tRemovePod\x12\x1b.nixlet.v1.RemovePodRequest\x1a\x1c.nixlet.v1.RemovePodResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nixlet.rpc.gen.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PLAYPODREQUEST_IMAGESENTRY']._loaded_options = None
+  _globals['_PLAYPODREQUEST_IMAGESENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=40
   _globals['_STATUSREQUEST']._serialized_end=55
   _globals['_CHILD']._serialized_start=57
@@ -49,10 +51,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEPODREQUEST']._serialized_end=777
   _globals['_RELEASEPODRESPONSE']._serialized_start=779
   _globals['_RELEASEPODRESPONSE']._serialized_end=799
-  _globals['_REMOVEENDEDPODREQUEST']._serialized_start=801
-  _globals['_REMOVEENDEDPODREQUEST']._serialized_end=848
-  _globals['_REMOVEENDEDPODRESPONSE']._serialized_start=850
-  _globals['_REMOVEENDEDPODRESPONSE']._serialized_end=874
-  _globals['_NODE']._serialized_start=877
-  _globals['_NODE']._serialized_end=1266
+  _globals['_PLAYPODREQUEST']._serialized_start=802
+  _globals['_PLAYPODREQUEST']._serialized_end=1008
+  _globals['_PLAYPODREQUEST_IMAGESENTRY']._serialized_start=963
+  _globals['_PLAYPODREQUEST_IMAGESENTRY']._serialized_end=1008
+  _globals['_PLAYPODEVENT']._serialized_start=1011
+  _globals['_PLAYPODEVENT']._serialized_end=1558
+  _globals['_PLAYPODEVENT_CONTAINER']._serialized_start=1227
+  _globals['_PLAYPODEVENT_CONTAINER']._serialized_end=1320
+  _globals['_PLAYPODEVENT_STARTED']._serialized_start=1322
+  _globals['_PLAYPODEVENT_STARTED']._serialized_end=1410
+  _globals['_PLAYPODEVENT_OUTPUT']._serialized_start=1412
+  _globals['_PLAYPODEVENT_OUTPUT']._serialized_end=1450
+  _globals['_PLAYPODEVENT_ENDED']._serialized_start=1452
+  _globals['_PLAYPODEVENT_ENDED']._serialized_end=1478
+  _globals['_PLAYPODEVENT_FAILED']._serialized_start=1480
+  _globals['_PLAYPODEVENT_FAILED']._serialized_end=1549
+  _globals['_REMOVEPODREQUEST']._serialized_start=1560
+  _globals['_REMOVEPODREQUEST']._serialized_end=1625
+  _globals['_REMOVEPODRESPONSE']._serialized_start=1627
+  _globals['_REMOVEPODRESPONSE']._serialized_end=1646
+  _globals['_NODE']._serialized_start=1649
+  _globals['_NODE']._serialized_end=2090
 # @@protoc_insertion_point(module_scope)

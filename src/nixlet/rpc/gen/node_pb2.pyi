@@ -260,26 +260,242 @@ class ReleasePodResponse(_message.Message):
 Global___ReleasePodResponse: _TypeAlias = ReleasePodResponse  # noqa: Y015
 
 @_typing.final
-class RemoveEndedPodRequest(_message.Message):
+class PlayPodRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ImagesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POD_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    FOREGROUND_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    INPUT_ENDED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    pod: _builtins.bytes
+    """The first message: the pod in JSON, as kube/model.py has it."""
+    foreground: _builtins.bool
+    """In the first message: the caller has the pod's only container in front of it, and gets its output and its end."""
+    input: _builtins.bytes
+    """Later messages: a piece of the container's input, its end, or that the pod is not wanted any more."""
+    input_ended: _builtins.bool
+    cancelled: _builtins.bool
+    @_builtins.property
+    def images(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In the first message: what containers are made from, by the references that the pod names."""
+
+    def __init__(
+        self,
+        *,
+        pod: _builtins.bytes = ...,
+        images: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        foreground: _builtins.bool = ...,
+        input: _builtins.bytes = ...,
+        input_ended: _builtins.bool = ...,
+        cancelled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "foreground", b"foreground", "images", b"images", "input", b"input", "input_ended", b"input_ended", "pod", b"pod"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlayPodRequest: _TypeAlias = PlayPodRequest  # noqa: Y015
+
+@_typing.final
+class PlayPodEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Container(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        ID_FIELD_NUMBER: _builtins.int
+        LOG_PATH_FIELD_NUMBER: _builtins.int
+        EXIT_CODE_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        id: _builtins.str
+        log_path: _builtins.str
+        exit_code: _builtins.int
+        """Set where it ended at once and CRI has the status wrong."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            id: _builtins.str = ...,
+            log_path: _builtins.str = ...,
+            exit_code: _builtins.int | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "id", b"id", "log_path", b"log_path", "name", b"name"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+        _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+    @_typing.final
+    class Started(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POD_SANDBOX_ID_FIELD_NUMBER: _builtins.int
+        CONTAINERS_FIELD_NUMBER: _builtins.int
+        pod_sandbox_id: _builtins.str
+        @_builtins.property
+        def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlayPodEvent.Container]: ...
+        def __init__(
+            self,
+            *,
+            pod_sandbox_id: _builtins.str = ...,
+            containers: _abc.Iterable[Global___PlayPodEvent.Container] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "pod_sandbox_id", b"pod_sandbox_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Output(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STREAM_FIELD_NUMBER: _builtins.int
+        DATA_FIELD_NUMBER: _builtins.int
+        stream: _builtins.str
+        """"stdout" or "stderr"."""
+        data: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            stream: _builtins.str = ...,
+            data: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "stream", b"stream"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Ended(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EXIT_CODE_FIELD_NUMBER: _builtins.int
+        exit_code: _builtins.int
+        def __init__(
+            self,
+            *,
+            exit_code: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Failed(_message.Message):
+        """It did not start, and nothing of it stays."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        HINT_FIELD_NUMBER: _builtins.int
+        OUTPUT_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        message: _builtins.str
+        hint: _builtins.str
+        output: _builtins.str
+        """What a program said that failed."""
+        kind: _builtins.str
+        """The error's name in errors.py."""
+        def __init__(
+            self,
+            *,
+            message: _builtins.str = ...,
+            hint: _builtins.str = ...,
+            output: _builtins.str = ...,
+            kind: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hint", b"hint", "kind", b"kind", "message", b"message", "output", b"output"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___PlayPodEvent.Started: ...
+    @_builtins.property
+    def output(self) -> Global___PlayPodEvent.Output: ...
+    @_builtins.property
+    def ended(self) -> Global___PlayPodEvent.Ended: ...
+    @_builtins.property
+    def failed(self) -> Global___PlayPodEvent.Failed: ...
+    def __init__(
+        self,
+        *,
+        started: Global___PlayPodEvent.Started | None = ...,
+        output: Global___PlayPodEvent.Output | None = ...,
+        ended: Global___PlayPodEvent.Ended | None = ...,
+        failed: Global___PlayPodEvent.Failed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "failed", b"failed", "output", b"output", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "failed", b"failed", "output", b"output", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "output", "ended", "failed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PlayPodEvent: _TypeAlias = PlayPodEvent  # noqa: Y015
+
+@_typing.final
+class RemovePodRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POD_SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     pod_sandbox_id: _builtins.str
+    grace_seconds: _builtins.int
+    """Seconds for its containers to end by themselves; 0: at once; below 0: as many as the pod itself says."""
     def __init__(
         self,
         *,
         pod_sandbox_id: _builtins.str = ...,
+        grace_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pod_sandbox_id", b"pod_sandbox_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds", "pod_sandbox_id", b"pod_sandbox_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RemoveEndedPodRequest: _TypeAlias = RemoveEndedPodRequest  # noqa: Y015
+Global___RemovePodRequest: _TypeAlias = RemovePodRequest  # noqa: Y015
 
 @_typing.final
-class RemoveEndedPodResponse(_message.Message):
+class RemovePodResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -291,4 +507,4 @@ class RemoveEndedPodResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RemoveEndedPodResponse: _TypeAlias = RemoveEndedPodResponse  # noqa: Y015
+Global___RemovePodResponse: _TypeAlias = RemovePodResponse  # noqa: Y015

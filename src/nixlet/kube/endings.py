@@ -1,0 +1,81 @@
+"""How containers and pods end, and how one learns of it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from nixlet import errors
+from nixlet.containerd import client, cri
+from nixlet.rpc.gen import cri_pb2
+
+#: Seconds until the next try, when the runtime fails: it may be starting again.
+RETRY = 0.5
+
+#: Seconds between two looks at a container that is about to have ended: the first, and the longest.
+_FIRST_LOOK = 0.005
+_LONGEST_LOOK = 0.2
+
+#: How often stopping a pod is tried, and seconds between the tries.
+_STOP_TRIES = 5
+_STOP_INTERVAL = 0.1
+
+
+async def wait(
+    runtime: cri.RuntimeClient,
+    containerd: client.Containerd,
+    container: str,
+    *,
+    patient: bool = False,
+    process_ended: Callable[[], None] = lambda: None,
+) -> cri_pb2.ContainerStatus:
+    """Wait until a container has ended and CRI knows it; its status.
+
+    Args:
+        runtime: The CRI.
+        containerd: The containerd behind it.
+        container: The container.
+        patient: Outlast a runtime that is away.
+        process_ended: Called when its process has ended; its output may still be on the way to its log.
+
+    Raises:
+        NotFoundError: There is no such container (any more).
+        NixletError: The runtime fails, and ``patient`` is not set.
+    """
+    while True:
+        try:
+            # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
+            with contextlib.suppress(errors.NotFoundError):
+                await containerd.wait_task(container)
+            process_ended()
+            pause = _FIRST_LOOK
+            while True:
+                status = await runtime.container_status(container)
+                if status.state == cri_pb2.CONTAINER_EXITED:
+                    return status
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.2, _LONGEST_LOOK)
+        except errors.NotFoundError:
+            raise
+        except errors.NixletError:
+            if not patient:
+                raise
+            await asyncio.sleep(RETRY)
+
+
+async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
+    """End a pod's containers and give its network back.
+
+    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended. A pod that
+    somebody else removed meanwhile is no error, though some versions say so.
+    """
+    for tries_left in reversed(range(_STOP_TRIES)):
+        try:
+            await runtime.stop_sandbox(sandbox)
+        except errors.NotFoundError:
+            return
+        except errors.NixletError:
+            if not tries_left:
+                raise
+            await asyncio.sleep(_STOP_INTERVAL)
+        else:
+            return

@@ -1,0 +1,59 @@
+"""Pods' directories: their containers' logs and empty volumes."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection
+
+from nixlet import errors
+from nixlet.host import files, mounts
+from nixlet.kube import begun, model, pods
+
+#: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
+_VOLUMES = ".volumes"
+
+#: Beside them, its file of names.
+_HOSTS = ".hosts"
+
+
+def hosts(directory: str) -> str:
+    """Where a pod's file of names is."""
+    return os.path.join(directory, _HOSTS)
+
+
+def volumes(pod: model.Pod, directory: str) -> dict[str, str]:
+    """Make a pod's volumes; where each is on the host, by its name.
+
+    Raises:
+        FailedPreconditionError: A volume of the host is not there, or is something else.
+    """
+    places = {}
+    for volume in pod.volumes:
+        if volume.host_path:
+            pods.check_host_path(volume)
+            places[volume.name] = volume.host_path
+        else:
+            place = os.path.join(directory, _VOLUMES, volume.name)
+            # As kubelets do: containers of any user share it.
+            files.new_directories(place, 0o777)
+            places[volume.name] = place
+    return places
+
+
+def remove(directory: str) -> None:
+    """Delete a pod's logs and empty volumes, unless something is mounted in there."""
+    mounted = mounts.below(directory)
+    if mounted:
+        raise errors.FailedPreconditionError(f"{directory} is not removed: {mounted[-1].path} is still mounted")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep(pods_dir: str, uids: Collection[str]) -> None:
+    """Delete what is left of pods that another client of the CRI removed: all but the directories of the given pods."""
+    # Those that are not finished have more to give back.
+    unfinished = set(begun.unfinished(pods_dir))
+    for name in os.listdir(pods_dir):
+        directory = os.path.join(pods_dir, name)
+        if begun.uid_of(directory) not in uids and directory not in unfinished:
+            with contextlib.suppress(errors.FailedPreconditionError):
+                remove(directory)

@@ -1,0 +1,114 @@
+"""The node's own services, and what they say of it and of its containerd."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from nixlet import errors
+from nixlet.containerd import cri, tasks
+from nixlet.host import signals, supervisor
+from nixlet.kube import player, resolvconf
+from nixlet.node import config as node_config
+from nixlet.node import containerd_child, stand
+from nixlet.services import node as node_service
+from nixlet.services import pods as pods_service
+
+#: The state directory of a containerd that is not ours.
+_CONTAINERD_STATE = "/run/containerd"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Containerd:
+    """The node's containerd.
+
+    Attributes:
+        version: Its version.
+        kept: How it is kept running; None when it is somebody else's.
+    """
+
+    version: str
+    kept: supervisor.KeptChild | None = None
+
+    async def gave_up(self) -> errors.NixletError:
+        """Wait until it died for good; why. Somebody else's containerd is theirs to look after."""
+        if self.kept is None:
+            await asyncio.Event().wait()
+        assert self.kept is not None
+        return await self.kept.gave_up()
+
+    def children(self) -> Sequence[node_service.ChildStatus]:
+        """What the node says of it: nothing while it is not running."""
+        if self.kept is None:
+            return [node_service.ChildStatus("containerd", 0, self.version)]
+        child = self.kept.current
+        return [] if child is None else [node_service.ChildStatus(child.name, child.pid, self.version)]
+
+    async def check(self, runtime: cri.RuntimeClient) -> None:
+        """Check that it answers.
+
+        Raises:
+            NixletError: It doesn't, with the reason of its last death if that is why.
+        """
+        if self.kept is not None and self.kept.current is None:
+            raise errors.UnavailableError(f"containerd is not running: {self.kept.failure or 'it is being started'}")
+        await runtime.version()
+
+
+def status(
+    settings: node_config.Settings, layout: node_config.Layout, programs: containerd_child.Programs | None
+) -> node_service.NodeStatus:
+    """What the node says of itself."""
+    return node_service.NodeStatus(
+        snapshotter=settings.snapshotter,
+        data_dir=layout.data_dir,
+        state_dir=layout.state_dir,
+        containerd_address=settings.container_runtime_endpoint or layout.containerd_socket,
+        containerd_config_version=0 if programs is None else programs.containerd.config_version,
+        pod_log_dir=layout.pods,
+        resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf),
+    )
+
+
+class Faces:
+    """The services on the node's socket that are the node's own: they serve before containerd is there."""
+
+    def __init__(self, status: node_service.NodeStatus, layout: node_config.Layout) -> None:
+        self._status = status
+        self._layout = layout
+        self._made: list[node_service.NodeService] = []
+        self._pods: list[pods_service.Pods] = []
+        self.containerd: Containerd | None = None
+
+    def services(self, stood: stand.Stand) -> Sequence[node_service.NodeService]:
+        """The services, for what stands."""
+        plays = player.Player(
+            stood.runtime,
+            stood.containerd,
+            pods_dir=self._status.pod_log_dir,
+            leases=self._layout.cni_data_dir,
+            resolv_conf=self._status.resolv_conf,
+        )
+        service = tasks.Tasks(stood.channel, self._status.containerd_address)
+        state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
+        made = pods_service.Pods(stood.runtime, stood.containerd, service, plays, state_dirs)
+        self._pods.append(made)
+        self._made.append(
+            node_service.NodeService(self._status, self._children, stood.exchange, stood.snapshotter, made)
+        )
+        return self._made
+
+    async def ready(self, containerd: Containerd) -> None:
+        """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""
+        for made in self._pods:
+            await made.recover()
+        self.containerd = containerd
+
+    def _children(self) -> Sequence[node_service.ChildStatus]:
+        return [] if self.containerd is None else self.containerd.children()
+
+    async def close(self, ending: signals.Ending) -> None:
+        """End what they do by themselves."""
+        for service in self._made:
+            service.close()
+        for made in self._pods:
+            await made.close(ending)

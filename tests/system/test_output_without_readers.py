@@ -1,0 +1,211 @@
+"""A container's output depends on nobody: clients that go, are slow or are cut off, and parts of the node that are restarted."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import nodes, parts, storeimages, terminals
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 60.0
+
+#: Prints for some seconds, more than all pipes on the way hold, and ends with status 7.
+COUNTING = "i=0; while [ $i -lt 60 ]; do /bin/busybox seq 1000; sleep 0.05; i=$((i+1)); done; exit 7"
+COUNTED = b"".join(b"%d\n" % number for number in range(1, 1001)) * 60
+
+ENDLESS = "while :; do /bin/busybox seq 1000; done"
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def image(store_images: dict[int, storeimages.StoreImage]) -> str:
+    return store_images[1].reference
+
+
+@pytest.fixture(params=[parts.CONTAINERDS[0], parts.CONTAINERDS[-1]])
+def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.Node]:
+    """A node whose parts a test may restart."""
+    made = nodes.Node(5, tmp_path, "--containerd", str(parts.containerd(request.param)))
+    with nodes.cleaned_up(made):
+        made.start()
+        yield made
+
+
+@contextlib.contextmanager
+def started(node: nodes.Node, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    argv = [sys.executable, "-m", "nixlet", *arguments]
+    with subprocess.Popen(argv, env=node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def size_of_logs(node: nodes.Node) -> int:
+    return sum(path.stat().st_size for path in (node.data_dir / "agent" / "pods").rglob("*.log"))
+
+
+def test_a_reader_that_has_enough_ends_it(node: nodes.Node, image: str) -> None:
+    with started(node, "run", "--rm", image, "--", "/bin/busybox", "seq", "100000") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        process.stdout.close()
+        assert process.wait(SECONDS) in {0, 128 + signal.SIGPIPE}
+    assert json.loads(node.ok("ps", "-a", "-o", "json")) == []
+
+
+def test_a_container_goes_on_when_its_client_is_killed_or_does_not_read(node: nodes.Node, image: str) -> None:
+    with started(node, "run", "--name", "alone", image, "--", "/bin/sh", "-c", ENDLESS) as process:
+        assert process.stdout is not None
+        process.stdout.read(1 << 20)
+        process.kill()
+        process.wait(SECONDS)
+        before = size_of_logs(node)
+        until(lambda: size_of_logs(node) > before + (1 << 20), "it goes on")
+        node.ok("stop", "-t", "1", "alone")
+        node.ok("rm", "alone")
+    with started(node, "run", "--name", "slow", image, "--", "/bin/sh", "-c", ENDLESS) as process:
+        until(lambda: node.ok("ps", "-q"), "it runs")
+        time.sleep(1)
+        node.ok("rm", "-f", "slow")
+        process.communicate(timeout=SECONDS)
+        assert process.returncode == 137
+
+
+def test_a_restart_of_containerd_is_not_noticed_in_front_of_it(own_node: nodes.Node, image: str) -> None:
+    with started(own_node, "run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
+        assert process.stdout is not None
+        seen = process.stdout.read(10)
+        (containerd,) = (
+            pid
+            for pid in nodes.processes_below(own_node.state_dir)
+            if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
+        )
+        os.kill(containerd, signal.SIGKILL)
+        assert seen + process.stdout.read() == COUNTED
+        assert process.wait(SECONDS) == 7
+    assert own_node.run("logs", "front").stdout == COUNTED
+
+
+def test_a_restart_of_the_node_loses_nothing_and_says_so(own_node: nodes.Node, image: str) -> None:
+    with started(own_node, "run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        with started(own_node, "logs", "-f", "front") as following:
+            assert following.stdout is not None
+            following.stdout.read(10)
+            assert own_node.stop() == 0
+            following.communicate(timeout=SECONDS)
+            assert following.returncode == 125
+        errors = process.communicate(timeout=SECONDS)[1]
+        assert (process.returncode, b"it goes on" in errors) == (125, True)
+    own_node.start()
+    assert own_node.run("logs", "-f", "front").stdout == COUNTED
+    assert json.loads(own_node.ok("inspect", "front"))[0]["state"]["exit_code"] == 7
+
+
+def test_a_node_ends_although_a_shim_hangs(tmp_path: Path, image: str) -> None:
+    made = nodes.Node(5, tmp_path)
+    with nodes.cleaned_up(made):
+        made.start()
+        made.ok("run", "-d", "--name", "hangs", image, "--", "/bin/sleep", "1000")
+        (shim,) = (
+            pid
+            for pid in nodes.processes_below(made.state_dir)
+            if Path(f"/proc/{pid}/comm").read_text().startswith("containerd-shim")
+        )
+        os.kill(shim, signal.SIGSTOP)
+        try:
+            with started(made, "rm", "-f", "hangs") as removing:
+                time.sleep(1)
+                assert removing.poll() is None
+                os.kill(made.pid, signal.SIGTERM)
+                assert made.stop() == 0
+        finally:
+            os.kill(shim, signal.SIGCONT)
+        made.start()
+        made.ok("rm", "-f", "hangs")
+
+
+def test_attach_leaves_a_container_alone_when_its_terminal_goes(any_node: nodes.Node, image: str) -> None:
+    any_node.ok("run", "-dit", "--name", "shell", image, "--", "/bin/sh")
+    try:
+        with terminals.running(["attach", "shell"], any_node.environment) as terminal:
+            # A first line may come before the runtime listens.
+            time.sleep(0.5)
+            terminal.press(b"echo in''side\r")
+            terminal.wait_for(b"inside\r\n")
+            terminal.press(b"\x10")
+            terminal.press(b"\x11")
+            assert terminal.end() == 0
+        with terminals.running(["attach", "shell"], any_node.environment) as terminal:
+            time.sleep(0.5)
+            terminal.press(b"echo a''gain\r")
+            terminal.wait_for(b"again\r\n")
+            os.kill(terminal.pid, signal.SIGHUP)
+            assert terminal.end() == 0
+        assert [each["state"] for each in json.loads(any_node.ok("ps", "-o", "json"))] == ["running"]
+    finally:
+        any_node.ok("rm", "-f", "shell")
+
+
+def test_what_is_ended_before_it_runs_leaves_nothing(any_node: nodes.Node, image: str) -> None:
+    waiting = {"name": "first", "image": image, "command": ["/bin/sleep", "1000"]}
+    manifest = nodes.manifest("web", image, command=["/bin/true"], initContainers=[waiting])
+    argv = [sys.executable, "-m", "nixlet", "kube", "play", "-"]
+    with subprocess.Popen(argv, env=any_node.environment, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(manifest)
+        process.stdin.close()
+        until(lambda: any_node.ok("ps", "-q"), "the init container runs")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert json.loads(any_node.ok("ps", "-a", "-o", "json")) == []
+
+
+def test_what_an_init_container_said_that_failed_is_told(any_node: nodes.Node, image: str) -> None:
+    failing = {"name": "first", "image": image, "command": ["/bin/sh", "-c", "echo one; echo two; exit 3"]}
+    done = any_node.run(
+        "kube", "play", "-", stdin=nodes.manifest("web", image, command=["/bin/true"], initContainers=[failing])
+    )
+    assert done.returncode == 125
+    assert done.stderr.decode().splitlines()[-3:] == [
+        "error: the init container first ended with status 3",
+        "  | one",
+        "  | two",
+    ]
+
+
+def test_a_pod_that_is_replaced_gets_its_time(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
+    script = f"trap 'sleep 1; echo ended > /data/{'{}'}; exit' TERM; echo up; while :; do sleep 0.1; done"
+    more: dict[str, Any] = {
+        "terminationGracePeriodSeconds": 20,
+        "volumes": [{"name": "data", "hostPath": {"path": str(tmp_path)}}],
+        "container": {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+    }
+    command = ["/bin/sh", "-c", script.format("first")]
+    manifest = nodes.manifest("web", image, command=command, **more)
+    any_node.ok("kube", "play", "-", stdin=manifest)
+    until(lambda: any_node.ok("logs", "web"), "it is up")
+    any_node.ok("kube", "play", "--replace", "-", stdin=manifest.replace(b"first", b"second"))
+    assert (tmp_path / "first").read_text() == "ended\n"
+    until(lambda: any_node.ok("logs", "web"), "it is up")
+    any_node.ok("stop", "web")
+    assert (tmp_path / "second").read_text() == "ended\n"
+    any_node.ok("rm", "web")

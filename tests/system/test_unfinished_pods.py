@@ -1,0 +1,181 @@
+"""What was begun of a pod is finished or undone, whatever becomes of the client, of containerd and of the node."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import nodes, parts, storeimages
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 30.0
+
+
+def until(condition: Callable[[], object], what: str, *, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
+def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.Node]:
+    """A node whose parts a test may kill."""
+    made = nodes.Node(6, tmp_path, "--containerd", str(parts.containerd(request.param)))
+    with nodes.cleaned_up(made):
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def image(store_images: dict[int, storeimages.StoreImage]) -> str:
+    return store_images[1].reference
+
+
+def named(node: nodes.Node, name: str) -> list[int]:
+    return [
+        pid
+        for pid in nodes.processes_below(node.state_dir)
+        if Path(f"/proc/{pid}/comm").read_text().strip().startswith(name)
+    ]
+
+
+def sandboxes(node: nodes.Node) -> set[str]:
+    return {path.name for path in node.state_dir.glob("containerd/io.containerd.grpc.v1.cri/sandboxes/*")}
+
+
+def leases(node: nodes.Node) -> list[str]:
+    return [path.name for path in node.state_dir.glob("cni/*/*") if path.name[0].isdigit()]
+
+
+@contextlib.contextmanager
+def begun(node: nodes.Node, image: str, name: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A `run -d` whose sandbox is being made in this moment."""
+    before = sandboxes(node)
+    argv = [sys.executable, "-m", "nixlet", "run", "-d", "--name", name, image, "--", "/bin/sleep", "1000"]
+    with subprocess.Popen(argv, env=node.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: sandboxes(node) - before or process.poll() is not None, "a sandbox is being made")
+            yield process
+        finally:
+            process.kill()
+
+
+def nothing_is_left(node: nodes.Node) -> bool:
+    try:
+        return not (
+            node.crictl("pods", "-q")
+            or leases(node)
+            or named(node, "containerd-shim")
+            or list((node.data_dir / "agent" / "pods").iterdir())
+            or list(Path("/run/netns").iterdir())
+        )
+    except (AssertionError, OSError):
+        # containerd is away.
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_client_that_goes_leaves_nothing(any_node: nodes.Node, image: str, number: int) -> None:
+    any_node.ok("run", "--rm", image, "--", "/bin/true")
+    with begun(any_node, image, "begun") as process:
+        process.send_signal(signal.SIGSTOP)
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        code = process.wait(SECONDS)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    if number == signal.SIGKILL:
+        until(lambda: nothing_is_left(any_node), "all of it is undone")
+    assert nothing_is_left(any_node)
+    any_node.ok("run", "--rm", "--name", "begun", image, "--", "/bin/true")
+
+
+def test_a_containerd_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) -> None:
+    node = own_node
+    node.ok("run", "--rm", image, "--", "/bin/true")
+    for delay in (0.0, 0.05, 0.15):
+        with begun(node, image, "begun") as process:
+            time.sleep(delay)
+            (containerd,) = named(node, "containerd\n") or named(node, "containerd")[:1]
+            os.kill(containerd, signal.SIGKILL)
+            code = process.wait(SECONDS)
+        if code == 0:
+            until(lambda: node.run("rm", "-f", "begun").returncode == 0, "it is there, and goes")
+        until(lambda: nothing_is_left(node), f"all of it is undone ({delay})")
+
+
+def test_a_node_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) -> None:
+    node = own_node
+    node.ok("run", "--rm", image, "--", "/bin/true")
+    for delay in (0.0, 0.1):
+        with begun(node, image, "begun"):
+            time.sleep(delay)
+            node.kill()
+        node.start()
+        until(lambda: nothing_is_left(node), f"all of it is undone ({delay})")
+
+
+def test_pods_of_others_are_left_alone(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
+    config = {"metadata": {"name": "theirs", "uid": "u-1", "namespace": "default"}, "linux": {}}
+    (tmp_path / "pod.json").write_text(json.dumps(config))
+    theirs = any_node.crictl("runp", str(tmp_path / "pod.json"))
+    try:
+        assert any_node.ok("ps", "-aq") == ""
+        assert any_node.crictl("pods", "-q") == theirs
+    finally:
+        any_node.crictl("rmp", "-f", theirs)
+
+
+def test_a_pod_without_containers_is_listed_stopped_and_removed(any_node: nodes.Node, image: str) -> None:
+    container = any_node.ok("run", "-d", "--name", "bare", image, "--", "/bin/sleep", "1000").strip()
+    any_node.crictl("rm", "-f", container)
+    (row,) = json.loads(any_node.ok("ps", "-a", "-o", "json"))
+    assert (row["pod"], row["state"]) == ("bare", "no container")
+    assert json.loads(any_node.ok("ps", "-o", "json")) == []
+    taken = any_node.run("run", "-d", "--name", "bare", image, "--", "/bin/sleep", "1000")
+    assert b"remove it (nixlet rm bare)" in taken.stderr
+    any_node.ok("stop", "bare")
+    any_node.ok("rm", "bare")
+    assert nothing_is_left(any_node)
+    assert any_node.run("rm", "bare").returncode == 125
+
+
+def test_a_pod_whose_network_can_not_be_given_back_is_removed_later(own_node: nodes.Node, image: str) -> None:
+    node = own_node
+    conflist = node.data_dir / "agent" / "etc" / "cni" / "net.d" / "10-nixlet.conflist"
+    node.ok("run", "-d", "--name", "caught", image, "--", "/bin/sleep", "1000")
+    aside = conflist.with_name("aside")
+    conflist.rename(aside)
+
+    def without_network() -> bool:
+        status, text = ask_readyz(node)
+        return status == 503 and "[-]network failed: pods get no network" in text
+
+    until(without_network, "readyz says so")
+    assert node.run("rm", "-f", "caught").returncode == 125
+    assert "caught" in {row["pod"] for row in json.loads(node.ok("ps", "-a", "-o", "json"))}
+    aside.rename(conflist)
+    until(lambda: ask_readyz(node)[0] == 200, "the network is there again")
+    node.ok("rm", "-f", "caught")
+    assert nothing_is_left(node)
+
+
+def ask_readyz(node: nodes.Node) -> tuple[int, str]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(node.state_dir / "health.sock"))
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n")
+        answer = b""
+        while data := sock.recv(1 << 16):
+            answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
