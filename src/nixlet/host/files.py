@@ -72,8 +72,8 @@ def refusing(what: str) -> Iterator[None]:
 
 def is_full(directory: str) -> bool:
     """Whether a directory's file system has no room for as much as a small file: of its blocks, or of its inodes."""
+    # As df counts; some file systems (btrfs) don't count inodes.
     free = os.statvfs(directory)
-    # Some file systems (btrfs) don't count inodes.
     return free.f_bavail * free.f_frsize < _SMALL or (free.f_files > 0 and not free.f_favail)
 
 

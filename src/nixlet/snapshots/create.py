@@ -118,6 +118,8 @@ class Creator:
         strategy: model.Strategy,
         closure: metadata.NewClosure | None,
     ) -> metadata.Row:
+        # What is left of the log on a full disk is for removing.
+        files.check_room(self._snapshots)
         with files.refusing(f"the snapshots in {self._snapshots} can't be written"):
             temporary = self._spares.take()
             self.refill_spares()

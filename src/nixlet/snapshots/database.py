@@ -30,8 +30,9 @@ _Result = tuple[asyncio.Future[Any], Any, BaseException | None]
 #: "nixl", so that a database of another program is recognised (sqlite's PRAGMA application_id).
 _APPLICATION_ID = 0x6E69786C
 
-#: The write-ahead log's length (bytes): the 1,000 pages after which sqlite makes a checkpoint, with their headers.
-_LOG_SIZE = 1_000 * (4096 + 24) + 32
+#: The write-ahead log's length (bytes): the 1,000 pages after which sqlite makes a checkpoint, with their headers. On a full disk a
+#: checkpoint may find no room; the 250 pages behind them are for what is removed then.
+_LOG_SIZE = 1_250 * (4096 + 24) + 32
 
 
 class Database:
@@ -86,6 +87,8 @@ class Database:
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("PRAGMA foreign_keys = ON")
+        # Some builds overwrite what is deleted, which takes room in the log: nothing here is secret.
+        run("PRAGMA secure_delete = OFF")
         for number, script in enumerate(migrations[version:], start=version + 1):
             self.connection.executescript(
                 f"BEGIN; {script} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
