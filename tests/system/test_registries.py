@@ -236,10 +236,14 @@ def test_a_mistake_is_said_and_what_was_there_holds(
 ) -> None:
     said.say({"mirrors": {"registry.invalid": {"endpoint": [f"127.0.0.1:{MIRROR}"]}}})
     said.say("mirrors:\n  registry.invalid:\n    endpoint: none\n")
-    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoint must be a list" in node.log.read_text()
-    assert "registries.yaml, line 3: mirrors.registry.invalid.endpoint must be a list" in refused(
-        node, "another.invalid/library/mirrored:1"
-    )
+    mistake = "registries.yaml, line 3: mirrors.registry.invalid.endpoint must be a list"
+    assert mistake in node.log.read_text()
+    # The log is not where people look first.
+    assert mistake in refused(node, "another.invalid/library/mirrored:1")
+    with socket.socket(socket.AF_UNIX) as health:
+        health.connect(f"{node.state_dir}/health.sock")
+        health.sendall(b"GET /readyz?verbose HTTP/1.1\r\nHost: node\r\n\r\n")
+        assert mistake in b"".join(iter(lambda: health.recv(4096), b"")).decode()
     pull(node, "registry.invalid/library/mirrored:1")
     assert asked(served[MIRROR])
 

@@ -147,7 +147,9 @@ async def running(
         if settings.health_address != node_config.NO_HEALTH:
             checks = _checks(containerd, stood, place, store, layout)
             address = settings.health_address or layout.health_socket
-            await stack.enter_async_context(health.serve(health.Health(checks, observed.registry), address))
+            remarks = {"registries": stood.remarks.tell} if programs is not None else {}
+            told = health.Health(checks, observed.registry, remarks)
+            await stack.enter_async_context(health.serve(told, address))
         rendered = crictl.render(
             runtime_socket=place.containerd_socket, image_socket=settings.image_service_endpoint or place.socket
         )

@@ -60,14 +60,21 @@ def good_for(seconds: float, check: Check) -> Check:
 class Health:
     """What is answered."""
 
-    def __init__(self, checks: Mapping[str, Check], registry: metrics.Registry) -> None:
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        registry: metrics.Registry,
+        remarks: Mapping[str, Callable[[], str]] | None = None,
+    ) -> None:
         """Answers from checks and metrics.
 
         Args:
             checks: What must be so for the node to be ready, by name.
             registry: The metrics.
+            remarks: Tell what is not as somebody wants it, though the node is ready; empty where all is.
         """
         self._checks = checks
+        self._remarks = remarks or {}
         self._registry = registry
         self._checking: asyncio.Task[dict[str, str]] | None = None
 
@@ -113,6 +120,8 @@ class Health:
             f"[-]{name} failed: {' '.join(outcome.split())}" if outcome else f"[+]{name} ok"
             for name, outcome in outcomes.items()
         ]
+        remarks = {name: " ".join(tell().split()) for name, tell in self._remarks.items()}
+        lines += [f"[!]{name}: {remark}" for name, remark in remarks.items() if remark]
         lines.append("readyz check failed" if failed else "readyz check passed")
         return 503 if failed else 200, _TEXT, "\n".join(lines) + "\n"
 

@@ -22,6 +22,7 @@ class State:
     def __init__(self) -> None:
         self.wrong: Exception | None = None
         self.asked = 0
+        self.remark = ""
         self.counter = metrics.Counter("things_total", "Things.")
         registry = metrics.Registry()
         registry.add(self.counter)
@@ -34,7 +35,7 @@ class State:
             if self.wrong is not None:
                 raise self.wrong
 
-        self.health = health.Health({"first": first, "second": second}, registry)
+        self.health = health.Health({"first": first, "second": second}, registry, {"third": lambda: self.remark})
 
 
 @pytest.fixture
@@ -81,6 +82,10 @@ async def test_a_node_that_is_well(state: State, tmp_path: Path) -> None:
     assert await ask(path, "/healthz") == (200, "ok")
     assert await ask(path, "/readyz") == (200, "ok")
     assert await ask(path, "/readyz?verbose") == (200, "[+]first ok\n[+]second ok\nreadyz check passed\n")
+    state.remark = "as before:\nline 3"
+    assert await ask(path, "/readyz") == (200, "ok")
+    said = "[+]first ok\n[+]second ok\n[!]third: as before: line 3\nreadyz check passed\n"
+    assert await ask(path, "/readyz?verbose") == (200, said)
     state.counter.add(amount=3)
     status, text = await ask(path, "/metrics")
     assert status == 200
