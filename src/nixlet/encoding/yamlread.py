@@ -169,6 +169,7 @@ class Mapping:
 
     def missing(self, key: str) -> errors.UsageError:
         """The error for a key that must be there: told at the key that was meant to be it, where there is one."""
+        self._known.add(key)
         for error in self.unknown():
             if error.hint == _meant(key):
                 return error

@@ -7,7 +7,7 @@ accepted with a notice.
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.encoding import yamlread
@@ -15,6 +15,9 @@ from nixlet.kube import capabilities, model, quantity
 
 _UID_MAX = 2**32 - 2
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+
+#: A file's name has 255 bytes; in that of a pod's directory is its UID as well, and two underscores.
+_NAMES_MAX = 255 - 36 - 2
 
 #: Heeded by a scheduler or an API server, of which there is none.
 _CLUSTER_FIELDS = (
@@ -59,11 +62,16 @@ def parse(text: bytes, source: str) -> tuple[list[model.Pod], list[str]]:
 def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
     metadata, spec = document.mapping("metadata"), document.mapping("spec")
     if metadata is None:
-        raise document.error("metadata", "is missing")
+        raise document.missing("metadata")
     if spec is None:
-        raise document.error("spec", "is missing")
+        raise document.missing("spec")
     name = _name(metadata, "name", model.DNS_SUBDOMAIN, 253)
     namespace = _optional_name(metadata, "namespace") or "default"
+    if len(f"{namespace}{name}") > _NAMES_MAX:
+        raise metadata.error(
+            "name",
+            f"is too long: a pod's files are named after it and its namespace, which have {_NAMES_MAX} characters",
+        )
     labels, annotations = metadata.text_map("labels"), metadata.text_map("annotations")
     metadata.skip("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "ownerReferences")
     metadata.end()
@@ -82,8 +90,10 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
     volumes = tuple(_volume(each) for each in spec.mappings("volumes"))
     names = {volume.name for volume in volumes}
     _refuse_twins(spec, "volumes", [volume.name for volume in volumes])
-    containers = tuple(_container(each, names) for each in spec.mappings("containers"))
-    init_containers = tuple(_container(each, names) for each in spec.mappings("initContainers"))
+    if spec.kind("containers") == "nothing" and (error := spec.missing("containers")).hint:
+        raise error
+    containers = tuple(_container(each, names, notices) for each in spec.mappings("containers"))
+    init_containers = tuple(_container(each, names, notices) for each in spec.mappings("initContainers"))
     if not containers:
         raise spec.error("containers", "is missing or empty")
     _refuse_twins(spec, "containers", [container.name for container in (*containers, *init_containers)])
@@ -167,7 +177,7 @@ def _alias(item: yamlread.Mapping) -> model.HostAlias:
     return model.HostAlias(address, tuple(names))
 
 
-def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:
+def _container(item: yamlread.Mapping, volumes: set[str], notices: list[str]) -> model.Container:
     name = _name(item, "name", model.DNS_LABEL, 63)
     image = item.required_text("image")
     tag = image.rpartition("/")[2].partition(":")[2]
@@ -188,7 +198,7 @@ def _container(item: yamlread.Mapping, volumes: set[str]) -> model.Container:
         stdin_once=bool(item.boolean("stdinOnce")),
         tty=bool(item.boolean("tty")),
     )
-    item.skip("terminationMessagePath", "terminationMessagePolicy")
+    notices += item.skip("terminationMessagePath", "terminationMessagePolicy")
     item.end()
     return container
 
@@ -205,7 +215,7 @@ def _variable(item: yamlread.Mapping) -> tuple[str, str]:
 def _port(item: yamlread.Mapping) -> model.Port:
     number = item.integer("containerPort", 1, 65535)
     if number is None:
-        raise item.error("containerPort", "is missing")
+        raise item.missing("containerPort")
     item.skip("name")
     host_ip = item.text("hostIP")
     if host_ip and not _is_address(host_ip):
@@ -321,16 +331,24 @@ def _capabilities(item: yamlread.Mapping, key: str) -> tuple[str, ...]:
         raise item.error(key, f"has {error}") from error
 
 
+_PARSERS: Mapping[tuple[str, str], Callable[[str], int]] = {
+    ("requests", "cpu"): lambda text: quantity.parse(text, 1000),
+    ("limits", "cpu"): lambda text: quantity.parse(text, 1000),
+    ("requests", "memory"): quantity.parse,
+    ("limits", "memory"): quantity.memory_limit,
+}
+
+
 def _resources(item: yamlread.Mapping | None) -> model.Resources:
     if item is None:
         return model.Resources()
     figures = {}
     parts = {key: item.mapping(key) for key in ("requests", "limits")}
     for key, part in parts.items():
-        for kind, scale in (("cpu", 1000), ("memory", 1)):
+        for kind in ("cpu", "memory"):
             text = part.quantity(kind) if part is not None else ""
             try:
-                figures[f"{kind}_{key[:-1]}"] = quantity.parse(text, scale) if text else 0
+                figures[f"{kind}_{key[:-1]}"] = _PARSERS[key, kind](text) if text else 0
             except ValueError as error:
                 assert part is not None
                 raise part.error(kind, str(error)) from error

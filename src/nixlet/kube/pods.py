@@ -104,7 +104,8 @@ def check_host_path(volume: model.Volume) -> None:
         "BlockDevice": stat.S_ISBLK,
     }
     try:
-        if kind == "DirectoryOrCreate" and not os.path.lexists(path):
+        # Without a type nothing is checked, and the runtime makes a directory where nothing is.
+        if kind in {"", "DirectoryOrCreate"} and not os.path.lexists(path):
             files.new_directories(path)
         elif kind == "FileOrCreate" and not os.path.lexists(path):
             os.close(files.new_file(path))

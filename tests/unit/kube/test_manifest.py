@@ -1,12 +1,14 @@
 """Good manifests: every supported field arrives in the value."""
 
 import json
+import os
+import uuid
 from typing import Any
 
 import pytest
 
 from nixlet import errors
-from nixlet.kube import manifest, model
+from nixlet.kube import manifest, model, pods
 
 FULL = """\
 apiVersion: v1
@@ -75,8 +77,6 @@ spec:
     stdin: true
     stdinOnce: true
     tty: true
-    terminationMessagePath: /dev/termination-log
-    terminationMessagePolicy: File
 """
 
 MINIMAL: dict[str, Any] = {
@@ -88,9 +88,9 @@ MINIMAL: dict[str, Any] = {
 
 
 def parse_one(text: str | bytes) -> model.Pod:
-    pods, notices = manifest.parse(text.encode() if isinstance(text, str) else text, "pod.yaml")
+    found, notices = manifest.parse(text.encode() if isinstance(text, str) else text, "pod.yaml")
     assert notices == []
-    (pod,) = pods
+    (pod,) = found
     return pod
 
 
@@ -206,8 +206,8 @@ def test_a_request_may_be_all_of_the_limit_or_stand_alone() -> None:
 
 def test_several_documents_are_several_pods() -> None:
     one, two = json.dumps(MINIMAL), json.dumps(MINIMAL | {"metadata": {"name": "other"}})
-    pods, _ = manifest.parse(f"---\n{one}\n---\n# nothing here\n---\n~\n---\n{two}\n...\n".encode(), "pod.yaml")
-    assert [pod.name for pod in pods] == ["small", "other"]
+    found, _ = manifest.parse(f"---\n{one}\n---\n# nothing here\n---\n~\n---\n{two}\n...\n".encode(), "pod.yaml")
+    assert [pod.name for pod in found] == ["small", "other"]
 
 
 def test_the_line_of_a_fault_in_the_second_document_counts_from_the_top_of_the_file() -> None:
@@ -245,15 +245,37 @@ def test_what_only_a_cluster_heeds_is_accepted_with_a_notice() -> None:
         "enableServiceLinks": False,
     }
     document = json.loads(with_spec(**cluster)) | {"status": {"phase": "Running"}}
-    pods, notices = manifest.parse(json.dumps(document).encode(), "pod.yaml")
-    assert pods == [parse_one(json.dumps(MINIMAL))]
+    found, notices = manifest.parse(json.dumps(document).encode(), "pod.yaml")
+    assert found == [parse_one(json.dumps(MINIMAL))]
     paths = ["status", *(f"spec.{field}" for field in cluster)]
     assert notices == [f"{path} has no effect without a cluster" for path in paths]
 
 
+def test_what_nobody_reads_is_said_to_be_passed_over() -> None:
+    fields = {"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
+    _, notices = manifest.parse(with_container(**fields).encode(), "pod.yaml")
+    assert notices == [f"spec.containers[0].{field} has no effect without a cluster" for field in fields]
+
+
+def test_a_pods_names_fit_into_a_files_name() -> None:
+    longest = {"name": "a" * 154, "namespace": "b" * 63}
+    pod = parse_one(json.dumps(MINIMAL | {"metadata": longest}))
+    assert len(os.path.basename(pods.log_directory("/logs", pod, str(uuid.uuid4())))) == 255
+    with pytest.raises(errors.UsageError, match=r"line 1: metadata\.name is too long: .* 217 characters"):
+        parse_one(json.dumps(MINIMAL | {"metadata": longest | {"name": "a" * 155}}))
+
+
+def test_names_of_its_own() -> None:
+    aliases = [{"ip": "192.0.2.1", "hostnames": ["db", "db.example"]}, {"ip": "::5", "hostnames": ["six"]}]
+    assert parse_one(with_spec(hostAliases=aliases)).host_aliases == (
+        model.HostAlias("192.0.2.1", ("db", "db.example")),
+        model.HostAlias("::5", ("six",)),
+    )
+
+
 def test_restart_policies_are_mentioned_where_nothing_restarts() -> None:
-    pods = [parse_one(with_spec(restartPolicy=policy)) for policy in model.RESTART_POLICIES]
-    assert manifest.restart_notices(pods) == [
+    found = [parse_one(with_spec(restartPolicy=policy)) for policy in model.RESTART_POLICIES]
+    assert manifest.restart_notices(found) == [
         f"pod small: restartPolicy {policy}, but nothing restarts its containers without a kubelet"
         for policy in ("Always", "OnFailure")
     ]

@@ -99,6 +99,11 @@ def test_the_pod_that_the_cases_add_to_is_good() -> None:
         ("resources: {limits: {cpu: lots}}", 9, f"{C}.resources.limits.cpu is 'lots', which is no quantity"),
         ("resources: {limits: {cpu: -1}}", 9, f"{C}.resources.limits.cpu is '-1', which is negative"),
         ("resources: {requests: {memory: 10E}}", 9, f"{C}.resources.requests.memory is '10E', which is too large"),
+        (
+            "resources: {limits: {memory: 128m}}",
+            9,
+            f"{C}.resources.limits.memory is '128m', and a container needs 6Mi at least: that is 0.128 bytes: did you mean 128Mi?",
+        ),
         ("resources: {limits: {cpu: [1]}}", 9, f"{C}.resources.limits.cpu must be a quantity"),
         ("resources: {limits: {nvidia.com/gpu: 1}}", 9, f"{C}.resources.limits.nvidia.com/gpu is not supported"),
         ("resources: {claims: []}", 9, f"{C}.resources.claims is not supported"),
@@ -148,6 +153,12 @@ def test_a_containers_field(field: str, line: int, sentence: str) -> None:
         (
             "securityContext: {sysctls: [{name: a, value: b, x: y}]}",
             "spec.securityContext.sysctls[0].x is not supported",
+        ),
+        ("hostAliases: [{ip: x, hostnames: [a]}]", "spec.hostAliases[0].ip is 'x', which is no IP address"),
+        ("hostAliases: [{ip: 192.0.2.1}]", "spec.hostAliases[0].hostnames is missing or empty"),
+        (
+            "hostAliases: [{ip: 192.0.2.1, hostnames: [a_b]}]",
+            "spec.hostAliases[0].hostnames has 'a_b', which is no name of a host",
         ),
         ("restartPolicy: Sometimes", "spec.restartPolicy is 'Sometimes', which is none of Always, OnFailure, Never"),
         (
@@ -215,6 +226,9 @@ def test_a_mount() -> None:
         (METADATA, "line 1: spec is missing"),
         (TOP + "metadata: {}\nspec: {}\n", "line 3: metadata.name is missing"),
         (METADATA + "spec: {}\n", "line 5: spec.containers is missing or empty"),
+        (METADATA + "spec:\n  container: []\n", "line 6: spec.container is not supported"),
+        (METADATA + "spec:\n  containers: [{name: main,\n  imge: x}]\n", f"line 7: {C}.imge is not supported"),
+        (METADATA.replace("metadata", "metadta") + "spec: {}\n", "line 3: metadta is not supported"),
         (METADATA + "spec:\n  containers: []\n", "line 6: spec.containers is missing or empty"),
         (METADATA + "spec:\n  containers: [{name: main}]\n", f"line 6: {C}.image is missing"),
         (METADATA + "spec:\n  containers: [{image: x, name: }]\n", f"line 6: {C}.name is missing"),

@@ -247,7 +247,7 @@ def test_one_container_without_limits_makes_the_whole_pod_burstable() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "reason"),
     [
-        ("missing", "", ": No such file or directory"), ("missing", "Directory", ": No such file or directory"),
+        ("missing", "Directory", ": No such file or directory"),
         ("file", "Directory", " to be a Directory"), ("file", "DirectoryOrCreate", " to be a Directory"),
         ("directory", "FileOrCreate", " to be a File"), ("file", "Socket", " to be a Socket"),
         ("file", "CharDevice", " to be a CharDevice"), ("file", "BlockDevice", " to be a BlockDevice"),
@@ -269,7 +269,9 @@ def test_host_paths_that_are_made(tmp_path: Path) -> None:
         pods.check_host_path(model.Volume("data", str(tmp_path / "a" / "b"), "DirectoryOrCreate"))
         pods.check_host_path(model.Volume("data", str(tmp_path / "a" / "file"), "FileOrCreate"))
         pods.check_host_path(model.Volume("data", str(tmp_path / "a"), ""))
+        pods.check_host_path(model.Volume("data", str(tmp_path / "c" / "d"), ""))
     assert (tmp_path / "a" / "b").is_dir()
+    assert (tmp_path / "c" / "d").is_dir()
     assert (tmp_path / "a" / "file").read_bytes() == b""
     pods.check_host_path(model.Volume("data", "/dev/null", "CharDevice"))
 

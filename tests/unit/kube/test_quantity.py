@@ -95,3 +95,24 @@ def test_any_other_text_is_refused_with_one_kind_of_error(text: str) -> None:
         assert found.startswith(f"is {text!r}, which is ")
     else:
         assert 0 <= found < 2**63
+
+
+@pytest.mark.parametrize(("text", "limit"), [("6Mi", 6 << 20), ("128M", 128_000_000), ("0", 0), ("1e9", 10**9)])
+def test_limits_of_memory(text: str, limit: int) -> None:
+    assert quantity.memory_limit(text) == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("128m", "0.128 bytes: did you mean 128Mi?"),
+        ("512", "512 bytes: did you mean 512Mi?"),
+        ("64k", "64000 bytes"),
+        ("5Mi", "5.24288e+06 bytes"),
+        ("1.5m", "0.0015 bytes"),
+    ],
+)
+def test_limits_in_which_nothing_can_run(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="and a container needs 6Mi at least") as caught:
+        quantity.memory_limit(text)
+    assert str(caught.value) == f"is {text!r}, and a container needs 6Mi at least: that is {said}"
