@@ -68,10 +68,8 @@ def _show(configuration: "configfile.Configuration", output: str) -> None:
         }
         options.print_json({"files": list(configuration.files), "settings": listed})
         return
-    table.echo(("SETTING", "VALUE", "FROM"), [(key, _text(value), str(origin)) for key, value, origin in said])
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return (", ".join(value) if isinstance(value, tuple) else str(value)) or '""'
+    rows = [
+        (config.key(name), settings.what_holds(name, configuration.settings), str(origin))
+        for name, origin in configuration.origins.items()
+    ]
+    table.echo(("SETTING", "VALUE", "FROM"), rows)

@@ -116,6 +116,15 @@ def _decorator(name: str, option: _Option) -> Callable[[F], F]:
     )
 
 
+def what_holds(name: str, settings: config.Settings) -> str:
+    """What a setting means for a node with these settings, for a person: also where nobody said anything."""
+    value = getattr(settings, name)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = (", ".join(value) if isinstance(value, tuple | list) else str(value)) or _OPTIONS[name].default or "none"
+    return text.replace("DATA_DIR", settings.data_dir).replace("STATE_DIR", settings.state_dir)
+
+
 def load(given: dict[str, Any]) -> "configfile.Configuration":
     """The configuration that the command line, the environment and the files make together.
 

@@ -45,6 +45,16 @@ def test_every_setting_has_an_option_with_its_variable_and_default_in_the_help()
             assert f"default: {field.default}]" in option.help
 
 
+def test_what_holds_is_shown_where_nobody_said_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["server", "--config", "/dev/null", "--state-dir", "/run/x", "--show-config"]) == 0
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert '""' not in "".join(shown.values())
+    assert "/run/x/health.sock" in shown["health-address"]
+    assert "/var/lib/nixlet/agent/images, /tmp" in shown["archive-dir"]
+    assert "runc" in shown["default-runtime"]
+    assert "none" in shown["system-default-registry"]
+
+
 @pytest.mark.parametrize("name", ["server", "agent"])
 def test_flags_as_k3s_has_them(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     file = tmp_path / "config.yaml"
