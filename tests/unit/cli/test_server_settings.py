@@ -95,7 +95,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert table["snapshotter"] == "native NIXLET_SNAPSHOTTER"
     assert table["archive-dir"] == "/a, /b --archive-dir"
     assert table["selinux"] == "false default"
-    assert table["log"] == '"" default'
+    assert table["log"] == "standard error default"
 
 
 @pytest.mark.parametrize("name", ["server", "agent"])
