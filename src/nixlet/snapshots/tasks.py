@@ -7,6 +7,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Seconds that running work gets when the end has come.
+_PATIENCE = 10.0
+
 _log = logging.getLogger("nixlet.snapshots")
 
 
@@ -42,7 +45,14 @@ class Tasks:
         task.add_done_callback(report)
         return task
 
-    async def finish(self) -> None:
-        """Wait until nothing runs any more."""
+    async def finish(self, patience: float = _PATIENCE) -> None:
+        """Wait until nothing runs any more; what doesn't end within some seconds, such as a download, is given up."""
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._running and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(self._running, timeout=left)
+        for task in list(self._running):
+            _log.warning("%s takes too long and is given up", task.get_name())
+            task.cancel()
+        # What has been given up undoes itself.
         while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.wait(self._running)
