@@ -4,9 +4,12 @@ Every container sees its closure whole, or its start is refused by the name of a
 ``NIXLET_ROUNDS=500`` makes it long, with 20 containers at a time.
 """
 
+import contextlib
+import fcntl
 import os
 import random
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -193,6 +196,36 @@ def change(tmp_path: Path, archives: Path) -> Iterator[Change]:
         finally:
             made.clean_up()
             shutil.rmtree(made.copies)
+
+
+@pytest.mark.slow
+def test_an_image_that_is_there_starts_while_nix_does_not_answer(
+    tmp_path: Path, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """As in a long garbage collection: nobody asks Nix for what is rooted and on the disk."""
+    node = nodes.Node(36, tmp_path)
+    with nodes.cleaned_up(node), socket.socket(socket.AF_UNIX) as silent:
+        node.start()
+        node.ok("run", "--rm", store_images[50].reference, "--", "/bin/true")
+        node.stop()
+        silent.bind(str(tmp_path / "nix"))
+        silent.listen()
+        silent.setblocking(False)
+        state = tmp_path / "state"
+        state.mkdir()
+        node.environment |= {"NIX_DAEMON_SOCKET_PATH": str(tmp_path / "nix"), "NIX_STATE_DIR": str(state)}
+        with (state / "gc.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            node.start()
+            assert f"does not answer yet: process {os.getpid()} holds {state}/gc.lock" in node.log.read_text()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    silent.accept()[0].close()
+            seen = node.ok("run", "--rm", store_images[50].reference, "--", "/bin/sh", "-c", LOOK)
+            assert seen.count("-package-") == 47
+            with pytest.raises(BlockingIOError):
+                silent.accept()
+        node.stop()
 
 
 @pytest.mark.slow

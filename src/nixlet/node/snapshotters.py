@@ -6,6 +6,7 @@ Other names than those below are containerd's business: it has the snapshotter b
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import stat
 import sys
@@ -27,6 +28,11 @@ _INSTEAD: Mapping[str, str] = {
     "stargz": '"overlayfs" or "native"',
     containerd_config.NIX: '"overlayfs" or "native"',
 }
+
+_log = logging.getLogger("nixlet.node")
+
+#: Seconds after which somebody is looked for who keeps Nix from answering.
+_ANSWER_TIMEOUT = 2.0
 
 #: The name of a store path that nobody has.
 _NOBODYS = f"{'0' * 32}-nixlet"
@@ -77,7 +83,7 @@ async def check_supported(
 
 
 async def check_store(store: nix.DaemonStore) -> None:
-    """Check that there is Nix, and that its store answers a question.
+    """Check that there is Nix, and that its store answers a question, unless it waits for a garbage collection.
 
     Raises:
         UnavailableError: There is none, or it doesn't; the sentence names the socket or directory at fault.
@@ -90,9 +96,18 @@ async def check_store(store: nix.DaemonStore) -> None:
             hint=f"PATH is {os.environ.get('PATH', '')}; a service's is set in its unit, or in /etc/default/nixlet",
         )
     preflight.check_nix(settings.stdio[0], settings.socket)
-    async with store.session() as session:
-        # A question that the database must answer, about a path that nobody has.
-        await session.present({paths.from_name(_NOBODYS, store.store_dir)})
+    asking = asyncio.create_task(_ask(store), name="a question to Nix")
+    try:
+        while not asking.done():
+            await asyncio.wait([asking], timeout=_ANSWER_TIMEOUT)
+            if not asking.done() and (who := await asyncio.to_thread(store.awaited)):
+                # What is there can be started meanwhile.
+                _log.warning("the Nix store %s does not answer yet: %s", store.store_dir, who)
+                return
+        await asking
+    finally:
+        asking.cancel()
+        await asyncio.wait([asking])
     # A store that is mounted read-only is Nix's business: it mounts it anew for itself, or would not have answered.
     directory = store.real_dir
     if (
@@ -106,6 +121,12 @@ async def check_store(store: nix.DaemonStore) -> None:
             f"no daemon serves {settings.socket}, and the store directory {directory} (mode {mode:04o}) is not ours to write",
             hint="start the Nix daemon (systemctl start nix-daemon.socket), or run nixlet as the directory's owner",
         )
+
+
+async def _ask(store: nix.DaemonStore) -> None:
+    """A question that the database must answer, about a path that nobody has."""
+    async with store.session() as session:
+        await session.present({paths.from_name(_NOBODYS, store.store_dir)})
 
 
 def check_overlay(root: str) -> None:
