@@ -364,6 +364,34 @@ async def test_a_registry_is_asked_by_the_proxy(server: Server, containerd: Cont
     assert proxy.paths == ["/v2/team/app/manifests/1"]
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "http://ada:secret@[", "nonsense://x"])
+async def test_a_proxy_that_cannot_be_asked(containerd: Containerd, proxy: str) -> None:
+    said = proxies.from_environment({"HTTP_PROXY": proxy})
+    async with registry_relay.serve(SOURCE, said) as relay:
+        way = relay.way_to(registries.Endpoint("http://registry.invalid/v2", "registry.invalid"))
+        await containerd.ask(way, "team/app/manifests/1")
+    assert containerd.status == 502
+    assert "registry.invalid/v2 could not be asked: " in containerd.reason
+    assert "secret" not in containerd.reason
+
+
+@pytest.mark.parametrize(
+    ("media_type", "form"),
+    [
+        ("application/x-www-form-urlencoded; charset=none", b"a=b"),
+        ("application/x-www-form-urlencoded", b"\xff"),
+        ("multipart/form-data", b"x"),
+    ],
+)
+async def test_a_form_that_makes_no_sense(
+    relay: registry_relay.RegistryRelay, server: Server, media_type: str, form: bytes
+) -> None:
+    url = re.findall("^http://[^/]+", relay.way_to(endpoint(server)).url)[0]
+    asked = aiohttp.request("POST", f"{url}/token", data=form, headers={"Content-Type": media_type})
+    async with asked as answer:
+        assert answer.status == 400
+
+
 @pytest.mark.parametrize("blob", ["cut", "cutchunked"])
 async def test_an_answer_that_breaks_off_breaks_off(
     server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, blob: str

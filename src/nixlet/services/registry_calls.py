@@ -96,10 +96,23 @@ class Caller:
             headers=headers,
             data=form,
             ssl=await self._context(endpoint.config.tls),
-            proxy=self._proxies.for_url(str(url)),
+            proxy=self._proxy(url),
             allow_redirects=False,
         )
         return await stack.enter_async_context(call)
+
+    def _proxy(self, url: URL) -> URL | None:
+        said = self._proxies.for_url(str(url))
+        if said is None:
+            return None
+        try:
+            proxy = URL(said)
+        except ValueError as error:
+            # What was said may have a password in it.
+            raise ValueError("the environment's proxy is no URL") from error
+        if proxy.scheme not in {"http", "https"} or not proxy.host:
+            raise ValueError(f"the environment's proxy is none for HTTP: its scheme is {proxy.scheme}")
+        return proxy
 
     async def _context(self, tls: registries.Tls | None) -> ssl.SSLContext | bool:
         if tls is None:

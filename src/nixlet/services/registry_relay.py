@@ -93,7 +93,10 @@ class RegistryRelay:
 
     async def give_token(self, request: web.Request) -> web.Response:
         """Give containerd a token for the credentials that it has, or for none."""
-        form = await request.post() if request.method == "POST" else {}
+        try:
+            form = await request.post() if request.method == "POST" else {}
+        except (ValueError, LookupError):
+            return web.Response(status=400, text="this is no form\n")
         auth = registry_login.shown(request.headers.get("Authorization", ""), form)
         token = self._logins.token_for(auth)
         return web.json_response({"token": token, "access_token": token, "expires_in": 3600})
