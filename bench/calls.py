@@ -17,7 +17,7 @@ from typing import Any
 
 import measure
 from nixlet.host import mounts, unixsocket
-from nixlet.node import stand
+from nixlet.node import proxyplugin
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
@@ -119,7 +119,7 @@ def contenders(directory: Path) -> Iterator[dict[str, Contender]]:
     finally:
         for entry in reversed(mounts.below(str(directory))):
             mounts.unmount(entry.path)
-        roots = Path("/nix/var/nix/gcroots/nixlet") / stand.roots_owner(f"{directory}/nixlet")
+        roots = Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(f"{directory}/nixlet")
         subprocess.run(["rm", "-rf", str(RUN), str(roots)], check=True)
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nixlet.host import mounts, unixsocket
-from nixlet.node import stand
+from nixlet.node import proxyplugin
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
@@ -49,7 +49,7 @@ class Alone:
     @property
     def gc_roots(self) -> Path:
         """Where Nix finds what it needs."""
-        return Path("/nix/var/nix/gcroots/nixlet") / stand.roots_owner(str(self.root))
+        return Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(str(self.root))
 
     @contextlib.contextmanager
     def serving(

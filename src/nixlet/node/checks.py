@@ -20,7 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node import config as node_config
-from nixlet.node import machine, netprobe, pause, preflight, registries_file, rendering, snapshotters, stand
+from nixlet.node import machine, netprobe, pause, preflight, proxyplugin, registries_file, rendering, snapshotters
 from nixlet.rpc import channel as channels
 from nixlet.services import health
 from nixlet.snapshots import model, probe
@@ -360,7 +360,7 @@ async def _served(path: str, *, by_our_snapshotter: bool) -> str:
                 f"the containerd at {path} does not answer within {_ANSWER_TIMEOUT:g} s", hint="restart it"
             ) from error
     if by_our_snapshotter:
-        stand.check_mount_namespace(path)
+        proxyplugin.check_mount_namespace(path)
     return f"{path} is served by process {pid}, containerd {known_trouble(version)}"
 
 

@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import unixsocket
 from nixlet.node import config as node_config
-from nixlet.node import stand
+from nixlet.node import proxyplugin
 
 #: Seconds for it to answer: at boot it may still be starting.
 _READY_TIMEOUT = 60.0
@@ -44,7 +44,7 @@ def linked(settings: node_config.Settings, layout: node_config.Layout) -> Iterat
             os.unlink(place)
 
 
-async def wait_until_ready(settings: node_config.Settings, made: stand.Stand) -> str:
+async def wait_until_ready(settings: node_config.Settings, made: proxyplugin.Served) -> str:
     """Wait until it answers; its version.
 
     Raises:
@@ -63,7 +63,7 @@ async def wait_until_ready(settings: node_config.Settings, made: stand.Stand) ->
 
 
 async def check_snapshotter(
-    settings: node_config.Settings, place: stand.Place, containerd: imagestore.ImageStore
+    settings: node_config.Settings, place: proxyplugin.Place, containerd: imagestore.ImageStore
 ) -> None:
     """Check that its snapshotter of that name is ours: an empty snapshot made through it must lie below our root.
 

@@ -9,7 +9,7 @@ from nixlet.containerd import cri, tasks
 from nixlet.host import signals, supervisor
 from nixlet.kube import player, resolvconf
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, stand
+from nixlet.node import containerd_child, proxyplugin
 from nixlet.services import node as node_service
 from nixlet.services import pods as pods_service
 
@@ -79,21 +79,21 @@ class Faces:
         self._pods: list[pods_service.Pods] = []
         self.containerd: Containerd | None = None
 
-    def services(self, stood: stand.Stand) -> Sequence[node_service.NodeService]:
+    def services(self, served: proxyplugin.Served) -> Sequence[node_service.NodeService]:
         """The services, for what stands."""
         plays = player.Player(
-            stood.runtime,
-            stood.containerd,
+            served.runtime,
+            served.containerd,
             pods_dir=self._status.pod_log_dir,
             leases=self._layout.cni_data_dir,
             resolv_conf=self._status.resolv_conf,
         )
-        service = tasks.Tasks(stood.channel, self._status.containerd_address)
+        service = tasks.Tasks(served.channel, self._status.containerd_address)
         state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
-        made = pods_service.Pods(stood.runtime, stood.containerd, service, plays, state_dirs)
+        made = pods_service.Pods(served.runtime, served.containerd, service, plays, state_dirs)
         self._pods.append(made)
         self._made.append(
-            node_service.NodeService(self._status, self._children, stood.exchange, stood.snapshotter, made)
+            node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, made)
         )
         return self._made
 

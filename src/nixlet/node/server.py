@@ -17,7 +17,17 @@ from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, u
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import poddirs
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, endpoint, marker, pause, preflight, preload, registries, snapshotters, stand
+from nixlet.node import (
+    containerd_child,
+    endpoint,
+    marker,
+    pause,
+    preflight,
+    preload,
+    proxyplugin,
+    registries,
+    snapshotters,
+)
 from nixlet.node import faces as faces_module
 from nixlet.rpc import channel as channels
 from nixlet.services import health
@@ -117,7 +127,7 @@ async def running(
         stack.enter_context(mounts.powerless(layout.pods))
         if programs is not None:
             stack.callback(network.remove_bridge, settings.bridge)
-        place = stand.Place(
+        place = proxyplugin.Place(
             root=layout.snapshotter_root,
             socket=layout.node_socket,
             containerd_socket=settings.container_runtime_endpoint or layout.containerd_socket,
@@ -131,23 +141,23 @@ async def running(
         faces = faces_module.Faces(faces_module.status(settings, layout, programs), layout)
         if store is not None:
             gcroots = store.settings.gcroots
-            stood = await stand.stand(stack, place, store, gcroots, faces.services, observed)
+            served = await proxyplugin.serve(stack, place, store, gcroots, faces.services, observed)
         else:
-            stood = await stand.stand_without_snapshotter(stack, place, faces.services, observed)
+            served = await proxyplugin.serve_without_snapshotter(stack, place, faces.services, observed)
         containerd = await stack.enter_async_context(
-            _own_containerd(settings, layout, programs, stood, hastened=hastened, tell=tell)
+            _own_containerd(settings, layout, programs, served, hastened=hastened, tell=tell)
             if programs is not None
-            else _others_containerd(settings, layout, place, stood)
+            else _others_containerd(settings, layout, place, served)
         )
-        if stood.snapshotter is not None:
-            stand.check_mount_namespace(place.containerd_socket)
+        if served.snapshotter is not None:
+            proxyplugin.check_mount_namespace(place.containerd_socket)
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(faces.close, signals.Ending(hastened=hastened))
         _observe_containerd(observed, containerd)
         if settings.health_address != node_config.NO_HEALTH:
-            checks = _checks(containerd, stood, place, store, layout)
+            checks = _checks(containerd, served, place, store, layout)
             address = settings.health_address or layout.health_socket
-            remarks = {"registries": stood.remarks.tell} if programs is not None else {}
+            remarks = {"registries": served.remarks.tell} if programs is not None else {}
             told = health.Health(checks, observed.registry, remarks)
             await stack.enter_async_context(health.serve(told, address))
         rendered = crictl.render(
@@ -167,7 +177,11 @@ def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
 
 
 def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
-    return "" if store is None else roots.directory(store.settings.gcroots, stand.roots_owner(layout.snapshotter_root))
+    return (
+        ""
+        if store is None
+        else roots.directory(store.settings.gcroots, proxyplugin.roots_owner(layout.snapshotter_root))
+    )
 
 
 @contextlib.asynccontextmanager
@@ -175,7 +189,7 @@ async def _own_containerd(
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: containerd_child.Programs,
-    stood: stand.Stand,
+    served: proxyplugin.Served,
     *,
     hastened: asyncio.Event | None,
     tell: Callable[[supervisor.Event], None],
@@ -188,26 +202,26 @@ async def _own_containerd(
             settings,
             layout,
             programs,
-            stood.runtime,
-            stood.containerd,
+            served.runtime,
+            served.containerd,
             said=reached.said,
             hastened=hastened,
             tell=tell,
         ) as kept,
     ):
-        stood.remarks.tell = lambda: reached.problem
-        await _check_strategy(stood, layout)
+        served.remarks.tell = lambda: reached.problem
+        await _check_strategy(served, layout)
         if programs.pause:
-            await _load_pause_image(programs.pause, layout, stood.loader)
+            await _load_pause_image(programs.pause, layout, served.loader)
         if knew_pods:
-            await _sweep(layout, stood)
-        async with _preloaded(settings, layout, stood):
+            await _sweep(layout, served)
+        async with _preloaded(settings, layout, served):
             yield faces_module.Containerd(programs.containerd.version, kept)
 
 
 @contextlib.asynccontextmanager
 async def _preloaded(
-    settings: node_config.Settings, layout: node_config.Layout, stood: stand.Stand
+    settings: node_config.Settings, layout: node_config.Layout, served: proxyplugin.Served
 ) -> AsyncIterator[None]:
     """What is to be there before anybody asks for it. Lists are pulled as kubelets pull: they may name ``nix:0`` images."""
     address = settings.image_service_endpoint or layout.node_socket
@@ -217,10 +231,10 @@ async def _preloaded(
         pulling = cri.ImageClient(channel, address)
         loaded = preload.Preload(
             layout.images,
-            stood.loader,
-            stood.containerd,
-            stood.images,
-            stood.opener,
+            served.loader,
+            served.containerd,
+            served.images,
+            served.opener,
             pulling,
             registries_named,
         )
@@ -230,37 +244,37 @@ async def _preloaded(
 
 @contextlib.asynccontextmanager
 async def _others_containerd(
-    settings: node_config.Settings, layout: node_config.Layout, place: stand.Place, stood: stand.Stand
+    settings: node_config.Settings, layout: node_config.Layout, place: proxyplugin.Place, served: proxyplugin.Served
 ) -> AsyncIterator[faces_module.Containerd]:
     with endpoint.linked(settings, layout):
-        version = await endpoint.wait_until_ready(settings, stood)
-        await _check_strategy(stood, layout)
-        if stood.snapshotter is not None:
-            await endpoint.check_snapshotter(settings, place, stood.containerd)
-        await _sweep(layout, stood)
+        version = await endpoint.wait_until_ready(settings, served)
+        await _check_strategy(served, layout)
+        if served.snapshotter is not None:
+            await endpoint.check_snapshotter(settings, place, served.containerd)
+        await _sweep(layout, served)
         yield faces_module.Containerd(version)
 
 
-async def _sweep(layout: node_config.Layout, stood: stand.Stand) -> None:
+async def _sweep(layout: node_config.Layout, served: proxyplugin.Served) -> None:
     """Delete the directories of pods that another client removed while no node ran."""
-    uids = {sandbox.metadata.uid for sandbox in await stood.runtime.sandboxes()}
+    uids = {sandbox.metadata.uid for sandbox in await served.runtime.sandboxes()}
     if uids:
         await asyncio.to_thread(poddirs.sweep, layout.pods, uids)
 
 
-async def _check_strategy(stood: stand.Stand, layout: node_config.Layout) -> None:
+async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout) -> None:
     """Check that containers can see closures here; the probe ran beside containerd's start."""
-    if stood.snapshotter is not None:
+    if served.snapshotter is not None:
         try:
-            await stood.snapshotter.strategy()
+            await served.snapshotter.strategy()
         except errors.UnsupportedError as error:
             raise snapshotters.refused(_NIX, layout.containerd_root, error) from error
 
 
 def _checks(
     containerd: faces_module.Containerd,
-    stood: stand.Stand,
-    place: stand.Place,
+    served: proxyplugin.Served,
+    place: proxyplugin.Place,
     store: interface.Store | None,
     layout: node_config.Layout,
 ) -> dict[str, health.Check]:
@@ -271,13 +285,13 @@ def _checks(
             files.check_room(directory)
 
     checks: dict[str, health.Check] = {
-        "containerd": lambda: containerd.check(stood.runtime),
-        "network": stood.runtime.check_network,
+        "containerd": lambda: containerd.check(served.runtime),
+        "network": served.runtime.check_network,
         "disk": has_room,
     }
-    if store is None or stood.snapshotter is None:
+    if store is None or served.snapshotter is None:
         return checks
-    snapshotter = stood.snapshotter
+    snapshotter = served.snapshotter
 
     async def serves() -> None:
         if not unixsocket.is_served(place.socket):

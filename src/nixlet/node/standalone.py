@@ -14,7 +14,7 @@ import msgspec
 from nixlet import errors
 from nixlet.host import sdnotify, signals
 from nixlet.node import config as node_config
-from nixlet.node import marker, preflight, stand
+from nixlet.node import marker, preflight, proxyplugin
 from nixlet.store import external, policy, roots
 from nixlet.store.daemon import client as nix
 
@@ -104,7 +104,7 @@ async def run(settings: StandaloneSettings) -> None:
     preflight.check_nix(nix_settings.stdio[0], nix_settings.socket)
     daemon = nix.DaemonStore(nix_settings)
     store = external.ExternalBuilderStore(daemon, settings.external_builder) if settings.external_builder else daemon
-    place = stand.Place(
+    place = proxyplugin.Place(
         root=settings.root,
         socket=settings.address,
         containerd_socket=settings.image_service.containerd_address,
@@ -115,12 +115,12 @@ async def run(settings: StandaloneSettings) -> None:
         unsigned_paths=settings.unsigned_paths,
     )
     async with contextlib.AsyncExitStack() as stack:
-        stood = await stand.stand(stack, place, store, nix_settings.gcroots)
+        served = await proxyplugin.serve(stack, place, store, nix_settings.gcroots)
         marker.write_snapshotter(
-            place.root, place.socket, roots.directory(nix_settings.gcroots, stand.roots_owner(place.root))
+            place.root, place.socket, roots.directory(nix_settings.gcroots, proxyplugin.roots_owner(place.root))
         )
-        assert stood.snapshotter is not None
-        strategy = await stood.snapshotter.strategy()
+        assert served.snapshotter is not None
+        strategy = await served.snapshotter.strategy()
         _log.info(
             "serving",
             extra=dataclasses.asdict(place) | {"archive_dirs": list(place.archive_dirs), "strategy": strategy.value},
@@ -136,7 +136,7 @@ async def _look_for_containerd(address: str) -> None:
     """Say so when containerd can't see our mounts; it may come later than we."""
     while True:
         try:
-            stand.check_mount_namespace(address)
+            proxyplugin.check_mount_namespace(address)
         except errors.UnavailableError:
             await asyncio.sleep(_LOOK_AGAIN)
         except errors.FailedPreconditionError as error:

@@ -1,4 +1,4 @@
-"""The part of a node that stands by itself: the snapshotter and the image service on their socket, beside any containerd."""
+"""What containerd calls a proxy plugin: the snapshotter, and the CRI image service, on a socket beside any containerd."""
 
 import asyncio
 import contextlib
@@ -56,8 +56,8 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stand:
-    """What stands, and the ways to containerd; ``snapshotter`` is None where containerd's own is used."""
+class Served:
+    """What is served, and the ways to containerd; ``snapshotter`` is None where containerd's own is used."""
 
     snapshotter: snapshotter_module.Snapshotter | None
     channel: channels.Channel
@@ -71,18 +71,18 @@ class Stand:
 
 
 #: Gives what else is served on the socket.
-MoreServices = Callable[[Stand], Sequence[rpc_server.Servable]]
+MoreServices = Callable[[Served], Sequence[rpc_server.Servable]]
 
 
-async def stand(
+async def serve(
     stack: contextlib.AsyncExitStack,
     place: Place,
     store: interface.Store,
     gcroots: str,
     more_services: MoreServices = lambda _: (),
     observed: metrics.NodeMetrics | None = None,
-) -> Stand:
-    """Put the snapshotter's house in order and serve it, until ``stack`` is left.
+) -> Served:
+    """Start the snapshotter, which puts its state in order, and serve it, until ``stack`` is left.
 
     Args:
         stack: Owns all that is made here.
@@ -138,29 +138,31 @@ async def stand(
         exchange=made.exchange,
     )
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
-    await _serve(stack, place, made, services, puller, observed)
+    await _listen(stack, place, made, services, puller, observed)
     return made
 
 
-async def stand_without_snapshotter(
+async def serve_without_snapshotter(
     stack: contextlib.AsyncExitStack, place: Place, more_services: MoreServices, observed: metrics.NodeMetrics
-) -> Stand:
+) -> Served:
     """Serve what a node with a snapshotter of containerd's own has: no snapshots, and images as containerd gives them.
 
     Raises:
         FailedPreconditionError: The socket is served already.
     """
     made = await _connected(stack, place)
-    await _serve(stack, place, made, more_services(made), images_service.NoNix(place.snapshotter), observed)
+    await _listen(stack, place, made, more_services(made), images_service.NoNix(place.snapshotter), observed)
     return made
 
 
-async def _connected(stack: contextlib.AsyncExitStack, place: Place, bringer: realiser.Realiser | None = None) -> Stand:
+async def _connected(
+    stack: contextlib.AsyncExitStack, place: Place, bringer: realiser.Realiser | None = None
+) -> Served:
     """The ways to containerd, which needs not be there yet."""
     channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
     address = place.containerd_socket
     containerd = imagestore.ImageStore(channel, address)
-    return Stand(
+    return Served(
         None,
         channel,
         containerd,
@@ -173,10 +175,10 @@ async def _connected(stack: contextlib.AsyncExitStack, place: Place, bringer: re
     )
 
 
-async def _serve(
+async def _listen(
     stack: contextlib.AsyncExitStack,
     place: Place,
-    made: Stand,
+    made: Served,
     services: Sequence[rpc_server.Servable],
     puller: images_service.NixPuller,
     observed: metrics.NodeMetrics,
