@@ -229,6 +229,7 @@ def test_an_image_that_is_there_starts_while_nix_does_not_answer(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 + 8 * ROUNDS)
 def test_every_container_sees_its_closure_whole_or_is_refused(change: Change) -> None:
     actions = [
         *((change.create,) * 6),
