@@ -357,7 +357,3 @@ class Snapshotter:
     def _refusing(self) -> contextlib.AbstractContextManager[None]:
         """Tell what the file system refuses, with the directory."""
         return files.refusing(f"the snapshotter's directory {self.root} can't be used")
-
-    def _refill_spares(self) -> None:
-        if self._spares.claim_refill():
-            self._tasks.background(asyncio.to_thread(self._spares.refill), "making spare directories")

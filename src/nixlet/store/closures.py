@@ -6,7 +6,7 @@ the closure. The older has one annotation for each path. Annotations come from i
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from nixlet import errors
 from nixlet.store import paths
@@ -96,11 +96,6 @@ def parse_store_paths(text: bytes | str, store_dir: str = paths.DEFAULT_STORE_DI
     lines = [line for line in decoded.split("\n") if line]
     _check_count(len(lines))
     return tuple(dict.fromkeys(paths.parse(line, store_dir) for line in lines))
-
-
-def render_store_paths(listed: Sequence[paths.StorePath]) -> str:
-    """The content of ``store-paths``."""
-    return "".join(f"{path}\n" for path in listed)
 
 
 def _check_count(count: int) -> None:

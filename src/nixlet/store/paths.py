@@ -48,20 +48,6 @@ def parse(text: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
     return StorePath(text)
 
 
-def parse_below(text: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[StorePath, str]:
-    """Split a path at or below a store path: the store path, and what follows it ("" or "bin/sh").
-
-    Raises:
-        InvalidArgumentError: It does not lead into a store path of that store, or has components like "..".
-    """
-    name, _, rest = text.removeprefix(f"{store_dir}/").partition("/")
-    if rest and {"", ".", ".."} & set(rest.split("/")):
-        raise errors.InvalidArgumentError(f"{shown(text)} is not a plain path below a store path")
-    if not text.startswith(f"{store_dir}/"):
-        raise errors.InvalidArgumentError(f"{shown(text)} is not below {store_dir}")
-    return parse(f"{store_dir}/{name}", store_dir), rest
-
-
 def from_name(name: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
     """The store path with a base name; raises as ``parse`` does."""
     return parse(f"{store_dir}/{name}", store_dir)

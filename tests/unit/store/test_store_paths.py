@@ -73,29 +73,3 @@ def test_another_store_has_its_own_paths() -> None:
     assert paths.parse(f"/srv/store/{HASH}-x", "/srv/store").name == f"{HASH}-x"
     with pytest.raises(errors.InvalidArgumentError, match="below /srv/store"):
         paths.parse(f"/nix/store/{HASH}-x", "/srv/store")
-
-
-@pytest.mark.parametrize("rest", ["", "bin", "bin/sh", "share/doc/.hidden", "a/...", "-x"])
-def test_a_path_below_a_store_path_is_split(rest: str) -> None:
-    root = f"/nix/store/{HASH}-pkg"
-    assert paths.parse_below(f"{root}/{rest}" if rest else root) == (root, rest)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "/nix/store",
-        "/etc/passwd",
-        f"/nix/store/{HASH}-pkg/../x",
-        f"/nix/store/{HASH}-pkg/bin/..",
-        f"/nix/store/{HASH}-pkg/./x",
-        f"/nix/store/{HASH}-pkg//x",
-        f"/nix/store/{HASH}-pkg/bin/",
-        f"{HASH}-pkg/bin",
-        f"/nix/store/nix/store/{HASH}-pkg",
-        "/nix/store/name/bin",
-    ],
-)
-def test_a_path_that_leads_elsewhere_is_not_split(text: str) -> None:
-    with pytest.raises(errors.InvalidArgumentError):
-        paths.parse_below(text)
