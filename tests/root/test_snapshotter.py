@@ -363,20 +363,25 @@ async def test_a_full_disk_leaves_no_half_of_what_shows_a_closure(rig: Rig, tmp_
     with disks.disk("tmpfs", tmp_path / "disk", 16) as small:
         rig.root = small / "root"
         rig.snapshotter = rig.open()
-        await rig.snapshotter.start()
-        await rig.snapshotter.strategy()
-        await rig.layer("layer", [one, two])
-        disks.fill(small)
-        with pytest.raises(errors.ResourceExhaustedError, match=f"{rig.root} can't be used: No space left") as caught:
-            await rig.snapshotter.prepare("container", "layer", {})
-        assert caught.value.hint.startswith("make room")
-        disks.make_room(small)
-        made = await rig.snapshotter.prepare("container", "layer", {})
-        assert content(rig, made) == shown(f=one, g=two)
-        await rig.snapshotter.close()
-        rig.snapshotter.unmount_views()
-    rig.root = kept
-    rig.snapshotter = rig.open()
+        try:
+            await rig.snapshotter.start()
+            await rig.snapshotter.strategy()
+            await rig.layer("layer", [one, two])
+            disks.fill(small)
+            disks.leave_a_little(small)
+            with pytest.raises(
+                errors.ResourceExhaustedError, match=f"{rig.root} can't be used: No space left"
+            ) as caught:
+                await rig.snapshotter.prepare("container", "layer", {})
+            assert caught.value.hint.startswith("make room")
+            disks.make_room(small)
+            made = await rig.snapshotter.prepare("container", "layer", {})
+            assert content(rig, made) == shown(f=one, g=two)
+        finally:
+            await rig.snapshotter.close()
+            rig.snapshotter.unmount_views()
+            rig.root = kept
+            rig.snapshotter = rig.open()
 
 
 async def test_roots_protect_while_a_layer_needs_them_and_go_with_it(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """Small disks that a test fills."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,13 @@ def fill(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for number in range(100_000):
             (ballast / str(number)).mkdir()
+
+
+def leave_a_little(directory: Path) -> None:
+    """Take away of what ``fill`` put there: room for one more file or directory of 128 KiB."""
+    blocks = directory / "ballast" / "blocks"
+    os.truncate(blocks, blocks.stat().st_size - (128 << 10))
+    (directory / "ballast" / "0").rmdir()
 
 
 def make_room(directory: Path) -> None:
