@@ -209,3 +209,26 @@ def test_a_pod_that_is_replaced_gets_its_time(any_node: nodes.Node, image: str, 
     any_node.ok("stop", "web")
     assert (tmp_path / "second").read_text() == "ended\n"
     any_node.ok("rm", "web")
+
+
+def test_logs_have_a_limit_and_are_followed_over_it(
+    node: nodes.Node, image: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    version = request.node.callspec.params["node"]
+    limits = ("--container-log-max-size", "512Ki", "--container-log-max-files", "3")
+    made = nodes.Node(5, tmp_path, "--containerd", str(parts.containerd(version)), *limits)
+    script = "i=0; while [ $i -lt 240 ]; do /bin/busybox seq 1000; sleep 0.03; i=$((i+1)); done; echo end"
+    with nodes.cleaned_up(made):
+        made.start()
+        made.ok("run", "-d", "--name", "prints", image, "--", "/bin/sh", "-c", script)
+        with started(made, "logs", "-f", "prints") as following:
+            assert following.stdout is not None
+            assert following.stdout.read() == COUNTED * 4 + b"end\n"
+            assert following.wait(SECONDS) == 0
+        files = sorted(path.name for path in (made.data_dir / "agent" / "pods").glob("*/prints/*"))
+        assert len(files) == 3
+        assert files[0] == "0.log"
+        kept = made.run("logs", "prints").stdout
+        assert (COUNTED * 4 + b"end\n").endswith(kept)
+        assert len(kept) > 100_000
+        assert made.run("logs", "--tail", "3", "prints").stdout == b"999\n1000\nend\n"

@@ -153,12 +153,14 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
     async with node.connected(state_dir) as connection:
         found = await find(connection, container)
         path = (await connection.runtime.container_status(found.id)).log_path
-        start = 0 if lines is None else await asyncio.to_thread(records.tail_offset, path, lines)
+        first, start = records.parts(path)[0], 0
+        if lines is not None:
+            first, start = await asyncio.to_thread(records.tail, path, lines)
         begins = True
         there = (
-            connection.output(found.id, path, start=start)
+            connection.output(found.id, path, first=first, start=start)
             if follow
-            else records.follow(path, lambda: True, start=start)
+            else records.follow(path, lambda: True, first=first, start=start)
         )
         async for record in there:
             if earliest is None or records.written_at(record) >= earliest:

@@ -95,11 +95,13 @@ class Node:
         """Wait until a container has ended; its exit status."""
         return (await endings.wait(self.runtime, self.containerd, container)).exit_code
 
-    async def output(self, container: str, log_path: str, *, start: int = 0) -> AsyncIterator[logs.Record]:
-        """A container's output until it ends, without the first ``start`` bytes of its log."""
+    async def output(
+        self, container: str, log_path: str, *, first: str = "", start: int = 0
+    ) -> AsyncIterator[logs.Record]:
+        """A container's output until it ends; ``first`` and ``start`` are those of ``logs.follow``."""
         waiting = asyncio.create_task(endings.wait(self.runtime, self.containerd, container), name="end")
         try:
-            async for record in logs.follow(log_path, waiting.done, start=start):
+            async for record in logs.follow(log_path, waiting.done, first=first, start=start):
                 yield record
             # Who can't be asked any more didn't say that it has ended.
             with contextlib.suppress(errors.NotFoundError):
@@ -162,8 +164,7 @@ class Node:
                 finally:
                     watching.cancel()
                     await asyncio.gather(watching, return_exceptions=True)
-                    with contextlib.suppress(Exception):
-                        await stream.cancel()
+                    await channels.hang_up(stream)
 
 
 @contextlib.asynccontextmanager

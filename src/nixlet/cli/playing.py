@@ -99,7 +99,7 @@ async def played(
     async with contextlib.AsyncExitStack() as stack:
         with channels.translated(peer):
             stream = await stack.enter_async_context(stub.PlayPod.open())
-            stack.push_async_callback(_cancel, stream)
+            stack.push_async_callback(channels.hang_up, stream)
             await stream.send_message(request)
             event = await _answer(stub, stream)
         if event is None:
@@ -126,11 +126,6 @@ async def _answer(stub: node_grpc.NodeStub, stream: _Stream) -> node_pb2.PlayPod
         if event is not None and event.HasField("started"):
             await stub.RemovePod(node_pb2.RemovePodRequest(pod_sandbox_id=event.started.pod_sandbox_id))
         raise
-
-
-async def _cancel(stream: _Stream) -> None:
-    with contextlib.suppress(OSError, StreamTerminatedError):
-        await stream.cancel()
 
 
 def _error(failed: node_pb2.PlayPodEvent.Failed) -> errors.NixletError:

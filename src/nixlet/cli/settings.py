@@ -69,6 +69,8 @@ _OPTIONS = {
     ),
     "strategy": _Option("NAME", "How containers get to see closures: auto, view or bind."),
     "unsigned_paths": _Option("RULE", "Whether images may name store paths that nobody vouches for: allow or deny."),
+    "container_log_max_size": _Option("SIZE", "How large a container's log may get before it is put aside."),
+    "container_log_max_files": _Option("COUNT", "How many files a container's log may have."),
     "health_address": _Option(
         "HOST:PORT",
         "Where health and metrics are served, for this host alone; none: nowhere.",

@@ -106,8 +106,7 @@ class Containerd:
                 yield Exits(stream, container)
             finally:
                 # It would go on for ever.
-                with contextlib.suppress(OSError, StreamTerminatedError):
-                    await stream.cancel()
+                await channels.hang_up(stream)
 
     async def wait_task(self, container: str) -> int:
         """Wait until a container's process ends; its exit status.

@@ -75,6 +75,11 @@ class RuntimeClient:
         with channels.translated(self._peer):
             await self._stub.StopContainer(cri_pb2.StopContainerRequest(container_id=container, timeout=grace))
 
+    async def reopen_log(self, container: str) -> None:
+        """Let a running container's log be written to the file that has its name now."""
+        with channels.translated(self._peer):
+            await self._stub.ReopenContainerLog(cri_pb2.ReopenContainerLogRequest(container_id=container), timeout=10)
+
     async def remove_container(self, container: str) -> None:
         """Remove a container, running or not."""
         with channels.translated(self._peer):

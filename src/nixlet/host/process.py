@@ -10,6 +10,7 @@ the program; it takes no word of the command.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import shlex
 import shutil
@@ -27,6 +28,13 @@ STDOUT = subprocess.STDOUT
 #: Run after PR_SET_PDEATHSIG: an orphan has another parent, and ends here. The program's words are arguments, never script.
 #: containerd makes files that containers read (/etc/resolv.conf) with the umask that it has: never a person's.
 _UNLESS_ORPHANED = 'umask 0022; [ "$PPID" = "$0" ] && exec "$@"'
+
+#: What to do about a program that the system can't start.
+_HINTS: dict[int | None, str] = {
+    errno.EAGAIN: "there are too many processes: see ulimit -u, and TasksMax of the service",
+    errno.ENOMEM: "there is too little memory",
+    errno.EMFILE: "too many files are open: see ulimit -n, and LimitNOFILE of the service",
+}
 
 #: How much of a program's output an error shows.
 _SHOWN_OUTPUT = 2000
@@ -175,17 +183,24 @@ async def start(
         cwd: Its working directory.
 
     Raises:
-        UnavailableError: There is no such program.
+        UnavailableError: There is no such program, or the system can't start one.
     """
-    process = await asyncio.create_subprocess_exec(
-        *_command(argv),
-        env=None if env is None else dict(env),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        limit=1 << 20,
-    )
+    command = _command(argv)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=None if env is None else dict(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            limit=1 << 20,
+        )
+    except OSError as error:
+        # Most often there are too many processes or too little memory, in this moment.
+        raise errors.UnavailableError(
+            f"{os.path.basename(argv[0])} can't be started: {error.strerror or error}", hint=_HINTS.get(error.errno, "")
+        ) from error
     child = Child(tuple(argv), process)
     try:
         yield child

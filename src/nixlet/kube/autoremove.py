@@ -56,4 +56,8 @@ class AutoRemover:
                 if not told:
                     _log.warning("pod %s can't be removed yet: %s", sandbox, error)
                     told = True
+            except Exception:  # noqa: BLE001 (it is logged, and tried again)
+                if not told:
+                    _log.exception("pod %s can't be removed yet", sandbox)
+                    told = True
             await asyncio.sleep(endings.RETRY)

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import datetime
+import glob
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,13 @@ from nixlet import errors
 #: Seconds between two looks at a log that is being followed.
 _INTERVAL = 0.01
 
+#: Seconds for the last words that go to a file that was put aside.
+_SETTLING = 0.05
+
 _CHUNK = 1 << 16
+
+#: What a log's name gets when it is put aside: the time, so that names are in the order of time.
+_ASIDE = re.compile(r"\.\d{8}-\d{6}\.\d{6}")
 
 #: How long ago something was, as Go writes durations.
 _DURATION = re.compile(
@@ -104,8 +111,35 @@ def written_at(record: Record) -> datetime.datetime:
         return datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
 
+def parts(path: str) -> list[str]:
+    """A log's files from the oldest to the one that is written: those that were put aside are named by the time of that."""
+    aside = [each for each in glob.glob(f"{glob.escape(path)}.*") if _ASIDE.fullmatch(each[len(path) :])]
+    return [*sorted(aside), path]
+
+
+def tail(path: str, lines: int) -> tuple[str, int]:
+    """Where the last lines of a log begin: the file, and bytes in it. A line that was written in pieces is one."""
+    files = parts(path)
+    while len(files) > 1:
+        starts = _starts(files[-1], lines)
+        if len(starts) >= lines:
+            return files[-1], tail_offset(files[-1], lines)
+        lines -= len(starts)
+        files.pop()
+    return files[0], tail_offset(files[0], lines)
+
+
 def tail_offset(path: str, lines: int) -> int:
-    """Where the last lines of a log begin, in bytes; a line that was written in pieces is one."""
+    """Where the last lines of a file begin, in bytes."""
+    starts = _starts(path, lines)
+    try:
+        return starts[0] if starts else os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
+
+
+def _starts(path: str, lines: int) -> "collections.deque[int]":
+    """Where each of the last lines of a file begins."""
     starts: collections.deque[int] = collections.deque(maxlen=lines)
     offset, begins = 0, True
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -114,7 +148,7 @@ def tail_offset(path: str, lines: int) -> int:
                 starts.append(offset)
             offset += len(line)
             begins = parse_line(line).text.endswith(b"\n")
-    return starts[0] if starts else offset
+    return starts
 
 
 def last_lines(path: str, count: int) -> str:
@@ -126,13 +160,20 @@ def last_lines(path: str, count: int) -> str:
     return text.decode(errors="replace")
 
 
-async def follow(path: str, ended: Callable[[], bool], *, start: int = 0) -> AsyncIterator[Record]:
-    """The records of a log, and those that come until ``ended`` says that no more will; the first ``start`` bytes are left out.
+async def follow(path: str, ended: Callable[[], bool], *, first: str = "", start: int = 0) -> AsyncIterator[Record]:
+    """The records of a log, and those that come until ``ended`` says that no more will.
 
-    Rotation is followed: when the name stands for another file, the old one is read to its end first. A log that isn't there
-    yet is waited for.
+    Rotation is followed: when the name stands for another file, the old one is read to its end first, and then those that
+    came after it. A log that isn't there yet is waited for.
+
+    Args:
+        path: The log.
+        ended: Whether no more will come.
+        first: The file to begin with, of ``parts``; empty: the one that is written.
+        start: How many bytes of that are left out.
     """
     file: IO[bytes] | None = None
+    following = first or path
     rest = b""
     try:
         while True:
@@ -141,9 +182,12 @@ async def follow(path: str, ended: Callable[[], bool], *, start: int = 0) -> Asy
             replaced = file is not None and _replaced(file, path)
             if file is None:
                 with contextlib.suppress(FileNotFoundError):
-                    file = open(path, "rb")  # noqa: ASYNC230, SIM115 (a local log; closed below)
+                    file = open(following, "rb")  # noqa: ASYNC230, SIM115 (a local log; closed below)
                     file.seek(start)
                     start = 0
+            if replaced:
+                # Who wrote to it may have a last word.
+                await asyncio.sleep(_SETTLING)
             while file is not None and (chunk := file.read(_CHUNK)):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
@@ -152,10 +196,11 @@ async def follow(path: str, ended: Callable[[], bool], *, start: int = 0) -> Asy
                 yield parse_line(rest)
                 rest = b""
             if file is not None and replaced:
+                following = _next(file, path)
                 file.close()
                 file = None
                 continue
-            if last:
+            if last and (following == path or not os.path.exists(path)):
                 break
             await asyncio.sleep(_INTERVAL)
     finally:
@@ -170,3 +215,21 @@ def _replaced(file: IO[bytes], path: str) -> bool:
     except FileNotFoundError:
         return False
     return (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino) or current.st_size < file.tell()
+
+
+def _next(file: IO[bytes], path: str) -> str:
+    """The file of a log that comes after one of its files."""
+    status = os.fstat(file.fileno())
+    files = parts(path)
+    for number, each in enumerate(files[:-1]):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(each)
+            if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
+                return files[number + 1]
+    # It is deleted, and so may be others: those that are left are newer.
+    return path if status.st_nlink else files[0]
+
+
+def aside(path: str, now: datetime.datetime) -> str:
+    """What a log is called when it is put aside."""
+    return f"{path}.{now:%Y%m%d-%H%M%S.%f}"

@@ -74,6 +74,9 @@ class Settings:
             down with it.
         strategy: How containers get to see closures: "auto" (the first that works), "view" or "bind".
         unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
+        container_log_max_size: How large a container's log may get before it is put aside: a quantity of bytes as Kubernetes
+            writes them.
+        container_log_max_files: How many files a container's log may have, the one that is written included.
         health_address: Where the node's health and metrics are served: ``127.0.0.1:PORT`` or another loopback address;
             empty: at the Unix socket ``Layout.health_socket``; "none": nowhere.
         log: The file that the node's log goes to; empty: standard error.
@@ -104,6 +107,8 @@ class Settings:
     containerd_restart: str = "on-failure"
     strategy: str = "auto"
     unsigned_paths: str = "allow"
+    container_log_max_size: str = "10Mi"
+    container_log_max_files: str = "5"
     health_address: str = ""
     log: str = ""
     debug: bool = False

@@ -214,7 +214,8 @@ def _value(document: yamlread.Mapping, written: str, name: str) -> Value:
         raise document.error(written, f"can't be: {config.key(name)} has one value, to which nothing can be appended")
     if isinstance(default, bool):
         return bool(document.boolean(written))
-    return document.text(written)
+    # Nobody puts a number in quotes where a number is meant.
+    return document.literal(written) if default.isdigit() else document.text(written)
 
 
 def _unknown(document: yamlread.Mapping, written: str) -> errors.NixletError:

@@ -9,11 +9,15 @@ from typing import NamedTuple
 
 from nixlet import errors
 from nixlet.images import reference
+from nixlet.kube import quantity
 from nixlet.node import config
 
 #: Unix socket paths end at 108 bytes (unix(7)); containerd's shims add to ours.
 _MAX_STATE_DIR = 60
 _MAX_SOCKET = 107
+
+#: A container's log that is smaller would be put aside all the time.
+_MIN_LOG = 64 << 10
 
 #: Interface names end at 15 characters, and the kernel refuses slashes and blanks.
 _BRIDGE = re.compile(r"[a-z][a-z0-9-]{0,14}")
@@ -72,6 +76,7 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     yield from _path_problems(settings)
     yield from _network_problems(settings)
     yield from _image_problems(settings)
+    yield from _log_problems(settings)
     if not _SNAPSHOTTER.fullmatch(settings.snapshotter):
         hint = 'use "nix", "overlayfs" or "native"'
         yield _Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
@@ -85,6 +90,18 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     if settings.containerd_restart not in config.RESTARTS:
         hint = f"use {' or '.join(config.RESTARTS)}"
         yield _Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
+
+
+def _log_problems(settings: config.Settings) -> Iterator[_Problem]:
+    try:
+        if quantity.parse(settings.container_log_max_size) < _MIN_LOG:
+            yield _Problem("container_log_max_size", f"{settings.container_log_max_size} is less than 64Ki")
+    except ValueError as error:
+        yield _Problem("container_log_max_size", str(error), "as in 10Mi")
+    if not re.fullmatch(r"[2-9]|[1-9]\d{1,3}", settings.container_log_max_files, re.ASCII):
+        yield _Problem(
+            "container_log_max_files", f"{settings.container_log_max_files!r} is no number from 2 to 9999", "as in 5"
+        )
 
 
 def _path_problems(settings: config.Settings) -> Iterator[_Problem]:

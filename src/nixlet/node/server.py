@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
-from nixlet.kube import poddirs
+from nixlet.kube import poddirs, quantity, rotation
 from nixlet.node import config as node_config
 from nixlet.node import (
     containerd_child,
@@ -151,6 +151,9 @@ async def running(
         )
         if served.snapshotter is not None:
             proxyplugin.check_mount_namespace(place.containerd_socket)
+        limit, kept_files = quantity.parse(settings.container_log_max_size), int(settings.container_log_max_files)
+        logs = rotation.Rotator(served.runtime, layout.pods, limit=limit, files=kept_files)
+        await stack.enter_async_context(rotation.kept(logs))
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(faces.close, signals.Ending(hastened=hastened))
         _observe_containerd(observed, containerd)

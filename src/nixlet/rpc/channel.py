@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 from grpclib import client, protocol
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.exceptions import ProtocolError
 
 from nixlet import errors
 from nixlet.rpc import status, transport
@@ -53,6 +55,12 @@ def translated(peer: str) -> Iterator[None]:
     except (OSError, ConnectionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.UnavailableError(f"{peer} can't be reached: {reason}", hint="is it running?") from error
+
+
+async def hang_up(stream: "client.Stream[Any, Any]") -> None:
+    """Give up a call that would go on; one that has ended by itself is no error."""
+    with contextlib.suppress(OSError, StreamTerminatedError, ProtocolError):
+        await stream.cancel()
 
 
 async def wait_until_answered(call: Callable[[], Awaitable[object]]) -> None:

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nixlet import errors
-from nixlet.host import signals, supervisor
+from nixlet.host import process, signals, supervisor
 
 QUICK = supervisor.RestartPolicy(tries=3, first_delay=0.01, longest_delay=0.05)
 
@@ -118,6 +120,28 @@ async def test_what_can_not_start_at_all_is_told_at_once(tmp_path: Path) -> None
         async with supervisor.kept_running("thing", starter(tmp_path, "echo wrong key; exit 7; up"), QUICK):
             pass
     assert len(starts(tmp_path)) == 1
+
+
+async def test_a_system_that_starts_no_process_for_a_while_costs_tries_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = asyncio.create_subprocess_exec, 0
+
+    async def refuse_some(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal calls
+        calls += 1
+        if calls in {2, 3}:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_some)
+    async with supervisor.kept_running("thing", starter(tmp_path, "touch up; exec sleep 60"), QUICK) as kept:
+        os.kill(starts(tmp_path)[0], signal.SIGKILL)
+        await until(lambda: calls == 4 and kept.current is not None)
+        assert (len(starts(tmp_path)), kept.restarts) == (2, 3)
+    calls = 1
+    with pytest.raises(errors.UnavailableError, match=r"^sh can't be started: Resource temporarily unavailable$"):
+        await process.run(["sh", "-c", "exit"])
 
 
 async def test_mistakes_of_ours_reach_those_who_wait(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -223,3 +224,33 @@ def test_what_the_runtime_does_not_write_is_appended_in_its_form(tmp_path: Path)
     assert all(logs.written_at(record).year >= 2026 for record in records)
     with pytest.raises(FileNotFoundError):
         logs.append(str(tmp_path / "gone.log"), "stdout", b"x")
+
+
+def aside(log: Path, second: int) -> Path:
+    return Path(logs.aside(str(log), datetime.datetime(2026, 1, 1, 0, 0, second, tzinfo=datetime.UTC)))
+
+
+async def test_a_log_of_many_files_is_one(log: Path) -> None:
+    for second, text in enumerate(("one", "two", "three")):
+        log.write_text(entry(text))
+        log.rename(aside(log, second))
+    log.write_text(entry("four") + entry("five"))
+    log.with_name(f"{log.name}.gz").write_text("nothing of ours")
+    files = [str(aside(log, second)) for second in range(3)]
+    assert logs.parts(str(log)) == [*files, str(log)]
+    assert logs.tail(str(log), 0) == (str(log), log.stat().st_size)
+    for lines, file in ((1, str(log)), (2, str(log)), (3, files[2]), (5, files[0]), (50, files[0])):
+        first, start = logs.tail(str(log), lines)
+        assert first == file
+        found = [record.text async for record in logs.follow(str(log), lambda: True, first=first, start=start)]
+        assert found == [b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"][-lines:]
+
+
+async def test_a_follower_that_is_files_behind_misses_none(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    for second, text in enumerate(("two", "three", "four")):
+        append(log, entry(text))
+        log.rename(aside(log, second))
+    append(log, entry("five"))
+    assert await follower.rest() == [b"two\n", b"three\n", b"four\n", b"five\n"]

@@ -57,6 +57,8 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "strategy": "bind",
         "unsigned_paths": "deny",
         "health_address": "127.0.0.1:9",
+        "container_log_max_size": "1Mi",
+        "container_log_max_files": "3",
         "pause_image": "r.example.com/p:1",
         "system_default_registry": "r.example.com",
         "airgap_extra_registry": "r.example.com",

@@ -1,0 +1,83 @@
+"""Starting containers that end before the runtime has said that they started."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import any_pb2
+from grpclib import const
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nixlet import errors
+from nixlet.containerd import client, cri
+from nixlet.kube import player
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server
+from nixlet.rpc.gen import containerd_events_grpc, cri_pb2
+from nixlet.rpc.gen import containerd_events_pb2 as events_pb2
+
+
+class Runtime:
+    """Loses the answer of a shim, as containerd does when a container ends while it is being started."""
+
+    def __init__(self, events: "Events", reason: str) -> None:
+        self._events = events
+        self._reason = reason
+
+    async def _start(self, stream: "server.Stream[cri_pb2.StartContainerRequest, object]") -> None:
+        await server.request(stream)
+        await self._events.subscribed.wait()
+        self._events.ended.set()
+        raise GRPCError(Status.UNKNOWN, self._reason)
+
+    def __mapping__(self) -> dict[str, const.Handler]:
+        unary = const.Cardinality.UNARY_UNARY
+        types = (cri_pb2.StartContainerRequest, cri_pb2.StartContainerResponse)
+        return {"/runtime.v1.RuntimeService/StartContainer": const.Handler(self._start, unary, *types)}
+
+
+class Events(containerd_events_grpc.EventsBase):
+    """Tells of the ends of two processes."""
+
+    def __init__(self) -> None:
+        self.subscribed = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def Subscribe(  # noqa: N802
+        self, stream: server.Stream[events_pb2.SubscribeRequest, events_pb2.Envelope]
+    ) -> None:
+        await server.request(stream)
+        self.subscribed.set()
+        await self.ended.wait()
+        for container, process, status in (("other", "other", 1), ("c", "exec", 2), ("c", "c", 42)):
+            event = events_pb2.TaskExit(container_id=container, id=process, exit_status=status)
+            value = any_pb2.Any(type_url="containerd.events.TaskExit", value=event.SerializeToString())
+            await stream.send_message(events_pb2.Envelope(topic="/tasks/exit", event=value))
+
+
+@contextlib.asynccontextmanager
+async def starting(directory: Path, reason: str) -> AsyncIterator[tuple[player.Player, client.Exits]]:
+    path = str(directory / "run" / "c.sock")
+    events = Events()
+    async with (
+        server.serve(server.listen_unix(path), [events, Runtime(events, reason)]),
+        channels.connect(path) as channel,
+    ):
+        containerd = client.Containerd(channel, path)
+        async with containerd.exits("c") as exits:
+            yield player.Player(cri.RuntimeClient(channel, path), containerd, pods_dir="", leases=""), exits
+
+
+async def test_a_container_that_ends_at_once_has_started(tmp_path: Path) -> None:
+    """The answer to its start is lost when containerd closes the connection to its shim for its end."""
+    async with starting(tmp_path, "failed to start containerd task: ttrpc: closed") as (plays, exits):
+        assert await plays._started("c", exits) == 42
+
+
+async def test_other_failures_are_failures(tmp_path: Path) -> None:
+    async with starting(tmp_path, "OCI runtime create failed") as (plays, exits):
+        with pytest.raises(errors.NixletError, match="OCI runtime create failed"):
+            await plays._started("c", exits)
