@@ -84,7 +84,7 @@ def read(path: str) -> cri_pb2.DNSConfig:
     """
     try:
         with open(path, "rb") as file:
-            lines = file.read(_MAX_BYTES).decode(errors="replace").splitlines()
+            lines = file.read(_MAX_BYTES).decode(errors="replace").split("\n")
     except OSError as error:
         raise errors.FailedPreconditionError(
             f"{path}, where pods are to look names up, can't be read: {error.strerror}"

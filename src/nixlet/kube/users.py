@@ -135,7 +135,8 @@ def _lines(root: str, path: str, fields: int) -> Iterator[Sequence[str]]:
     except OSError:
         # Many images have no such file.
         return
-    for line in text.splitlines():
+    # What else Python takes for a line's end may stand in a person's name.
+    for line in text.split("\n"):
         found = line.split(":")
         if len(found) >= fields:
             yield found

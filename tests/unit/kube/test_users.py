@@ -62,6 +62,13 @@ def test_a_line_without_a_name_is_nobodys(root: Path) -> None:
     assert found(root, "77").uid == 77
 
 
+def test_only_a_line_feed_ends_a_line(root: Path) -> None:
+    (root / "etc/passwd").write_text("ada:x:1000:100:Ada\u2028eve:x:0:0\x0ceve:x:0:0\x85eve:x:0:0::/:\n", newline="")
+    assert found(root, "ada").uid == 1000
+    with pytest.raises(errors.NotFoundError):
+        found(root, "eve")
+
+
 def image(user: str) -> cri_pb2.Image:
     """An image as CRI tells it: containerd parts a number from a name."""
     if user.isdigit():
