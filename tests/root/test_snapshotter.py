@@ -15,7 +15,7 @@ import pytest
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import closures, faults, metadata, model, snapshotter
-from nixlet.store import policy, realiser, roots
+from nixlet.store import paths, policy, realiser, roots
 from nixlet.store.daemon import client
 from support import disks
 from support.nixstore import PrivateStore
@@ -662,6 +662,18 @@ async def test_lost_roots_are_made_again_at_the_start(rig: Rig) -> None:
     assert rig.roots.names() == [name]
     await asyncio.to_thread(rig.store.nix, "nix-store", "--gc")
     assert os.path.exists(one)
+
+
+async def test_a_root_that_lacks_what_lists_the_closure_is_made_again(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    info = rig.store.add("closure-info", {"store-paths": f"{one}\n"})
+    labels = {model.SNAPSHOT_REF_LABEL: "layer", "containerd.io/snapshot/nix-closure": info}
+    await rig.snapshotter.prepare("ns/1/extract-1 layer", "", labels)
+    await rig.snapshotter.commit("layer", "ns/1/extract-1 layer", labels)
+    (name,) = rig.roots.names()
+    rig.roots.set(name, [paths.parse(one, rig.store.store_dir)])
+    await rig.reopen()
+    assert set(rig.roots.paths(name)) == {os.path.basename(one), os.path.basename(info)}
 
 
 async def test_a_closure_is_rooted_on_the_disk_before_it_is_recorded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class Change:
     def delete(self) -> None:
         """By force, as no collector does it."""
         here = sorted(set(self.paths) - self.gone)
-        if len(self.gone) < 3 and here:
+        if len(self.gone) < 2 and here:
             path = self.random.choice(here)
             subprocess.run(["rm", "-rf", path], check=True)
             self.gone.add(path)
@@ -227,21 +227,11 @@ def test_an_image_that_is_there_starts_while_nix_does_not_answer(
 @pytest.mark.slow
 @pytest.mark.timeout(120 + 8 * ROUNDS)
 def test_every_container_sees_its_closure_whole_or_is_refused(change: Change) -> None:
-    actions = [
-        *((change.create,) * 6),
-        *((change.delete, change.bring_back, change.check_any) * 2),
-        *(change.kill, change.remove, change.repair_corrupt, change.replace, change.collect),
-    ]
+    actions = [*((change.create,) * 8), *((change.bring_back, change.check_any) * 3)]
+    actions += [change.delete, change.kill, change.remove, change.repair_corrupt, change.replace, change.collect]
     # Each once, in an order in which each has something to do; then by chance.
-    first = [
-        change.create,
-        change.delete,
-        change.create,
-        change.create,
-        change.create,
-        change.bring_back,
-        change.create,
-    ]
+    first = [change.create] * (CONTAINERS - 2)
+    first += [change.delete, change.create, change.create, change.create, change.bring_back, change.create]
     first += [change.repair_corrupt, change.create, change.replace, change.create, change.collect, change.restart]
     for number in range(ROUNDS):
         action = first[number] if number < len(first) else change.random.choice(actions)

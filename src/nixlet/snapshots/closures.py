@@ -187,11 +187,15 @@ class Closures:
 
         All of its paths are rooted: which of them keep the others only Nix knows, who may not answer now.
         """
-        reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
+        rooted = self._roots.paths(closure.identity)
+        annotations = json.loads(closure.reference)
+        # The older form, which lists every path, is rooted by those that only Nix knows.
+        if rooted and closure_references.CLOSURE not in annotations:
+            return False
+        reference = closure_references.parse_annotations(annotations, self._store_dir)
         assert reference is not None, "only closures that an annotation named are recorded"
         info = reference.closure_info
-        rooted = self._roots.paths(closure.identity)
-        if info.name in rooted if info is not None else rooted:
+        if info is not None and info.name in rooted:
             return False
         names = closure.names if info is None else (info.name, *closure.names)
         self._roots.set(closure.identity, [paths.from_name(name, self._store_dir) for name in names])
