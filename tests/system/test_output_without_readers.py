@@ -185,10 +185,11 @@ def test_what_an_init_container_said_that_failed_is_told(any_node: nodes.Node, i
         "kube", "play", "-", stdin=nodes.manifest("web", image, command=["/bin/true"], initContainers=[failing])
     )
     assert done.returncode == 125
-    assert done.stderr.decode().splitlines()[-3:] == [
+    assert done.stderr.decode().splitlines()[-4:] == [
         "error: the init container first ended with status 3",
         "  | one",
         "  | two",
+        "hint: mend what it complains of, and play the pod again; nothing of it is left",
     ]
 
 
@@ -232,3 +233,21 @@ def test_logs_have_a_limit_and_are_followed_over_it(
         assert (COUNTED * 4 + b"end\n").endswith(kept)
         assert len(kept) > 100_000
         assert made.run("logs", "--tail", "3", "prints").stdout == b"999\n1000\nend\n"
+
+
+def test_a_verb_says_whom_it_waits_for(any_node: nodes.Node, image: str) -> None:
+    (containerd,) = (
+        pid
+        for pid in nodes.processes_below(any_node.state_dir)
+        if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
+    )
+    os.kill(containerd, signal.SIGSTOP)
+    try:
+        with started(any_node, "ps") as process:
+            assert process.stderr is not None
+            expected = f"waiting for containerd at {any_node.containerd_socket}, which does not answer\n"
+            assert process.stderr.readline().decode() == expected
+            os.kill(containerd, signal.SIGCONT)
+            assert process.wait(SECONDS) == 0
+    finally:
+        os.kill(containerd, signal.SIGCONT)

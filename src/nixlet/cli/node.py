@@ -6,6 +6,8 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import click
+
 from nixlet import errors
 from nixlet.cli import playing, progress
 from nixlet.containerd import client, cri, tasks
@@ -15,6 +17,10 @@ from nixlet.rpc import channel as channels
 from nixlet.rpc import status
 from nixlet.rpc.gen import cri_pb2, node_grpc, node_pb2
 from nixlet.telemetry import progress as steps
+
+#: Seconds that a verb may take before it is looked who is waited for, and seconds in which everybody answers who can.
+_PATIENCE = 3.0
+_ANSWER = 2.0
 
 
 class Node:
@@ -180,7 +186,31 @@ async def connected(state_dir: str) -> AsyncIterator[Node]:
             f"no node runs at {layout.state_dir}", hint="start one (nixlet server) or say where it is: --state-dir"
         )
     async with channels.connect(layout.containerd_socket) as first, channels.connect(layout.node_socket) as second:
-        yield Node(first, second, layout)
+        node = Node(first, second, layout)
+        telling = asyncio.create_task(_tell_who_is_waited_for(node), name="who is waited for")
+        try:
+            yield node
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _tell_who_is_waited_for(node: Node) -> None:
+    """Tell a person whose verb takes long who doesn't answer, if somebody doesn't."""
+    await asyncio.sleep(_PATIENCE)
+    answers = {
+        f"containerd at {node.layout.containerd_socket}": node.runtime.version,
+        f"the node at {node.layout.node_socket}": node.status,
+    }
+    for who, ask in answers.items():
+        try:
+            async with asyncio.timeout(_ANSWER):
+                await ask()
+        except TimeoutError:
+            click.echo(f"waiting for {who}, which does not answer", err=True)
+        except errors.NixletError:
+            # The verb itself learns of that.
+            pass
 
 
 def image_reference(text: str) -> str:

@@ -198,7 +198,10 @@ class Player:
             # Its log goes with the pod.
             said = await asyncio.to_thread(logs.last_lines, container.log_path, _LAST_LINES)
             raise errors.CommandFailedError(
-                f"the init container {container.name} ended with status {code}", returncode=code, output=said
+                f"the init container {container.name} ended with status {code}",
+                returncode=code,
+                output=said,
+                hint="mend what it complains of, and play the pod again; nothing of it is left",
             )
 
     def _undo(self, directory: str) -> "asyncio.Task[None]":

@@ -16,8 +16,8 @@ from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import poddirs, quantity, rotation
-from nixlet.node import config as node_config
 from nixlet.node import (
+    claims,
     containerd_child,
     endpoint,
     marker,
@@ -28,6 +28,7 @@ from nixlet.node import (
     registries,
     snapshotters,
 )
+from nixlet.node import config as node_config
 from nixlet.node import faces as faces_module
 from nixlet.rpc import channel as channels
 from nixlet.services import health
@@ -120,6 +121,8 @@ async def running(
         for directory in (layout.data_dir, layout.state_dir):
             files.make_directory(directory, mode=0o711)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        if programs is not None:
+            stack.enter_context(claims.pod_network(settings.bridge, settings.pod_cidr))
         # Before there is anything else that would have to be taken away.
         marker.write(settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
