@@ -475,6 +475,10 @@ def test_uninstalling_takes_no_flags_word_for_what_is_the_nodes(
     assert f"{theirs}/containerd holds the running state of another containerd\n" in refused.stderr
     assert "--state-dir" in refused.stderr
     assert not (tmp_path / "data").exists()
+    doctor = [*server[:3], "doctor", *server[4:]]
+    looked = subprocess.run(doctor, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert looked.returncode == 1
+    assert f"{theirs}/containerd holds the running state of another containerd" in looked.stdout
     assert (theirs / "containerd/io.containerd.runtime.v2.task/k8s.io").exists()
 
 

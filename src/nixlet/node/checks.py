@@ -20,7 +20,17 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node import config as node_config
-from nixlet.node import machine, netprobe, pause, preflight, proxyplugin, registries_file, rendering, snapshotters
+from nixlet.node import (
+    machine,
+    marker,
+    netprobe,
+    pause,
+    preflight,
+    proxyplugin,
+    registries_file,
+    rendering,
+    snapshotters,
+)
 from nixlet.rpc import channel as channels
 from nixlet.services import health
 from nixlet.snapshots import model, probe
@@ -273,6 +283,7 @@ class Doctor:
             raise errors.PermissionDeniedError(
                 f"{where} can't be written", hint="run it as root, or choose another --data-dir"
             )
+        marker.check(self._layout)
         kind = mounts.covering(where).fstype
         state = f"in use by process {holder}" if holder else "free" if where == directory else "not there yet"
         return f"{directory} on {kind}, {state}"
