@@ -191,11 +191,15 @@ async def test_a_deadline_ends_the_call_at_the_backend(
 async def test_a_deadline_that_the_client_does_not_watch_is_answered_as_such(
     relayed: channels.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(10):
+    answered = 0
+    while answered < 10:
         request = relayed.request("/test.Backend/Hang", Cardinality.UNARY_UNARY, bytes, bytes)
-        with pytest.raises(GRPCError) as caught:
+        with pytest.raises((GRPCError, TimeoutError)) as caught:
             await exchange(request, deadline=Deadline.from_timeout(0.05))
-        assert caught.value.status is Status.DEADLINE_EXCEEDED
+        # On a busy machine the time may be over before the request is on its way: grpclib doesn't send it then.
+        if isinstance(caught.value, GRPCError):
+            assert caught.value.status is Status.DEADLINE_EXCEEDED
+            answered += 1
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
