@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.images import archive
+from nixlet.images import archive, builder, model
 from support import image_archives as made
 
 SIZE = 10 << 20
@@ -46,6 +46,17 @@ def test_no_room_to_expand(tmp_path: Path, small: Path, size: int) -> None:
     # With room it goes on.
     with archive.open_archive(compressed(tmp_path / "less.tar", SIZE // 2), scratch_dir=str(small)):
         assert os.listdir(small) == []
+
+
+def test_no_room_for_an_image_that_is_built(tmp_path: Path, small: Path) -> None:
+    base = tmp_path / "base.tar"
+    base.write_bytes(made.tar(made.oci([os.urandom(2 * SIZE)])))
+    request = builder.BuildRequest(model.ContainerConfig(), (), from_image=str(base))
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        builder.build_image(request, f"{small}/out.tar")
+    assert caught.value.message == f"can't write the image archive {small}/out.tar: No space left on device"
+    assert caught.value.hint.startswith("make room")
+    assert os.listdir(small) == []
 
 
 def test_a_full_directory_for_temporary_files_is_named(

@@ -94,13 +94,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if frame["debug"]:
             raise
-        name = type(error).__name__
-        report.print_error(
-            errors.NixletError(
-                f"internal error: {name}: {error}", hint="run it again with --debug and report what it prints"
-            )
-        )
-        return 125
+        told = report.unforeseen(error)
+        report.print_error(told)
+        return told.exit_code
     return result if isinstance(result, int) else 0
 
 

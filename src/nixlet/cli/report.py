@@ -1,11 +1,13 @@
 """How errors are told: a sentence (what, and why), and a hint (what to do about it), whoever they come from."""
 
 import difflib
+import os
 import re
 
 import click
 
 from nixlet import errors
+from nixlet.host import files
 
 #: How much an option that is meant has in common with what was written.
 _ALIKE = 0.7
@@ -44,6 +46,29 @@ def sentence(error: errors.NixletError) -> str:
 def hint(error: errors.NixletError) -> str:
     """What to do about it."""
     return error.hint or next((advice for kind, advice in _ADVICE if isinstance(error, kind)), _OTHERWISE)
+
+
+def unforeseen(error: Exception) -> errors.NixletError:
+    """The error for what nobody foresaw: this host's state as far as that is the cause, otherwise a mistake of ours."""
+    if isinstance(error, OSError):
+        # A relative path means nothing then, wherever one is.
+        if isinstance(error, FileNotFoundError) and error.filename is None and _working_directory_is_gone():
+            return errors.FailedPreconditionError(
+                "the working directory doesn't exist any more", hint="change to another one: cd"
+            )
+        if told := files.exhausted(error):
+            return told
+    return errors.NixletError(
+        f"internal error: {type(error).__name__}: {error}", hint="run it again with --debug and report what it prints"
+    )
+
+
+def _working_directory_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def usage_error(error: click.ClickException) -> errors.NixletError:

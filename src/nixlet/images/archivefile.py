@@ -85,4 +85,4 @@ def _read(fd: int, shown: str) -> bytes:
     try:
         return os.read(fd, _CHUNK)
     except OSError as error:
-        raise errors.InvalidArgumentError(f"can't read {shown}: {error.strerror}") from error
+        raise files.refused(f"{shown} can't be read", error) from error

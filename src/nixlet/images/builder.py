@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -122,9 +123,11 @@ def build_image(request: BuildRequest, output: str) -> BuiltImage:
     Raises:
         NotFoundError: A store path, or the base image, does not exist.
         InvalidArgumentError: The base image is malformed or for another platform; what goes to the root conflicts.
-        FailedPreconditionError: The archive can't be written.
+        FailedPreconditionError: The archive's place is taken by what is no file.
+        NixletError: The archive can't be written, as in ``files.refused``.
     """
     output = os.path.abspath(output)
+    target = _place(output)
     name = reference.canonical(request.name or reference.parse(f"{reference.NIX_PREFIX}{output}"))
     layer = layers.render(layers.plan(request.closure, request.copy_to_root))
     with contextlib.ExitStack() as stack:
@@ -153,7 +156,7 @@ def build_image(request: BuildRequest, output: str) -> BuiltImage:
             layers=[*_base_layers(base), new_layer],
         )
         top = add(model.encode(manifest), model.OCI_MANIFEST)
-        _write(output, {**_blob_files(blobs), **_index_files(name, top, manifest)})
+        _write(target, {**_blob_files(blobs), **_index_files(name, top, manifest)})
     return BuiltImage(name, top.digest, config.digest)
 
 
@@ -228,14 +231,30 @@ def _blob_name(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def _write(output: str, files: Mapping[str, tuple[int, int, IO[bytes] | io.BufferedIOBase]]) -> None:
+def _place(output: str) -> str:
+    """Where the archive's file goes: a link stays, and the file that it leads to is replaced.
+
+    Raises:
+        FailedPreconditionError: Something is there that is no file, and must not be replaced by one.
+    """
+    target = os.path.realpath(output)
+    with files.refusing(f"can't look at {target}"), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(target).st_mode):
+            raise errors.FailedPreconditionError(
+                f"can't write the image archive {output}: what is there is no file",
+                hint="name a file, or what isn't there yet",
+            )
+    return target
+
+
+def _write(output: str, members: Mapping[str, tuple[int, int, IO[bytes] | io.BufferedIOBase]]) -> None:
     """Write the tar file: the directories, then the files in the order given."""
     with _replacing(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for directory in ("blobs", "blobs/sha256"):
             info = tarfile.TarInfo(directory)
             info.type, info.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(info)
-        for name, (mode, size, content) in files.items():
+        for name, (mode, size, content) in members.items():
             info = tarfile.TarInfo(name)
             info.mode, info.size = mode, size
             tar.addfile(info, content)
@@ -246,19 +265,17 @@ def _replacing(output: str) -> Iterator[IO[bytes]]:
     """A file that takes the output's place when all went well."""
     temporary = None
     try:
-        fd, temporary = tempfile.mkstemp(dir=os.path.dirname(output), prefix=".nixlet-image-")
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            os.fchmod(file.fileno(), 0o644)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-        temporary = None
-        files.sync_directory(os.path.dirname(output))
-    except OSError as error:
-        raise errors.FailedPreconditionError(
-            f"can't write the image archive {output}: {error.strerror or error}", hint="check the directory"
-        ) from error
+        # What is read meanwhile, of a base image for example, has errors of its own.
+        with files.refusing(f"can't write the image archive {output}"):
+            fd, temporary = tempfile.mkstemp(dir=os.path.dirname(output), prefix=".nixlet-image-")
+            with os.fdopen(fd, "wb") as file:
+                yield file
+                os.fchmod(file.fileno(), 0o644)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, output)
+            temporary = None
+            files.sync_directory(os.path.dirname(output))
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -32,7 +32,8 @@ _CHUNK = 1024 * 1024
 
 def is_compressed(fd: int) -> bool:
     """Whether a file is compressed, be it in a way that ``expanded`` doesn't know."""
-    return os.pread(fd, 6, 0).startswith((GZIP_MAGIC, ZSTD_MAGIC, _BZIP2_MAGIC, _LZ4_MAGIC, _XZ_MAGIC))
+    with files.refusing("the image archive can't be read"):
+        return os.pread(fd, 6, 0).startswith((GZIP_MAGIC, ZSTD_MAGIC, _BZIP2_MAGIC, _LZ4_MAGIC, _XZ_MAGIC))
 
 
 @contextlib.contextmanager
@@ -115,6 +116,8 @@ def _chunks(fd: int, shown: str) -> Iterator[bytes]:
                 f"the image archive {shown} ends too early", hint="copy or build it again"
             ) from error
         except (OSError, RuntimeError, zlib.error, zstandard.ZstdError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise files.refused(f"the image archive {shown} can't be read", error) from error
             # bzip2's complaints are OSErrors without a number, lz4's are RuntimeErrors.
             raise errors.InvalidArgumentError(f"{shown} is not an image archive: {error}") from error
 

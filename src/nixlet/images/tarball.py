@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from nixlet import errors
+from nixlet.host import files
 
 BLOCK = 512
 
@@ -101,7 +102,11 @@ class Tarball:
         raise self.malformed(f"it has no file {name[:200]!r}")
 
     def read(self, member: Member, offset: int, length: int) -> bytes:
-        """Some bytes of a member's content; fewer only at its end."""
+        """Some bytes of a member's content; fewer only at its end.
+
+        Raises:
+            NixletError: The file system refuses, as in ``files.refused``.
+        """
         return self._read(member.offset + offset, max(0, min(length, member.size - offset)))
 
     def chunks(self, member: Member) -> Iterator[bytes]:
@@ -114,7 +119,9 @@ class Tarball:
             raise errors.CallCancelledError(f"{self.label} is not wanted any more")
         pieces = []
         while length > 0:
-            piece = os.pread(self._fd, length, offset)
+            # The archive's own trouble: whoever writes elsewhere what is read here must not take it for theirs.
+            with files.refusing(f"the image archive {self.label} can't be read"):
+                piece = os.pread(self._fd, length, offset)
             if not piece:
                 raise self._cut_short()
             pieces.append(piece)

@@ -61,6 +61,20 @@ def test_every_kind_of_error_has_a_hint(capsys: pytest.CaptureFixture[str]) -> N
         assert len(advice) > len("hint: ")
 
 
+def test_a_working_directory_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    build = ["image", "build", "--config", "{}", "--closure", "/dev/null", "--ref", "a:1", "x.tar"]
+    for arguments in (["image", "load", "x.tar"], build, ["ps", "--state-dir", "relative"]):
+        assert app.run(arguments) == 125
+        said, advice = capsys.readouterr().err.splitlines()
+        assert (said, advice[:5]) == ("error: the working directory doesn't exist any more", "hint:")
+
+
 async def test_who_has_no_rights_is_told_so(tmp_path: Path) -> None:
     """Not that nothing runs there."""
     tmp_path.chmod(0o755)

@@ -1,5 +1,6 @@
 """Building: inheritance, annotations, the archive's form, whole files or none."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -252,6 +253,49 @@ def test_a_failed_build_leaves_nothing(build: Build, tmp_path: Path, base: bytes
 def test_an_output_that_cant_be_written(build: Build) -> None:
     with pytest.raises(errors.FailedPreconditionError, match="can't write the image archive"):
         build("missing/out.tar", ref="a:1")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link to a device", "link to itself"])
+def test_what_is_no_file_is_not_replaced(build: Build, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out.tar"
+    if kind == "fifo":
+        os.mkfifo(output)
+    elif kind == "directory":
+        output.mkdir()
+    else:
+        output.symlink_to("/dev/null" if kind == "link to a device" else output)
+    before, device = output.lstat(), os.stat("/dev/null")
+    with pytest.raises(errors.FailedPreconditionError, match=f"{output}: what is there is no file"):
+        build(ref="a:1")
+    assert (output.lstat().st_ino, output.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert os.stat("/dev/null").st_rdev == device.st_rdev
+
+
+def test_a_link_stays_and_leads_to_the_archive(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.tar").symlink_to("elsewhere/archive")
+    # At first it leads to nothing, then to a file.
+    for _ in range(2):
+        assert build().names == (f"nix:0{tmp_path}/out.tar:latest",)
+        assert os.readlink(tmp_path / "out.tar") == "elsewhere/archive"
+        assert (tmp_path / "elsewhere/archive").is_file()
+    assert os.listdir(tmp_path / "elsewhere") == ["archive"]
+
+
+def test_a_base_that_cant_be_read_is_the_bases_trouble(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base.tar").write_bytes(made.tar(made.oci([os.urandom(4 << 20)])))
+    read = os.pread
+
+    def damaged(fd: int, length: int, offset: int) -> bytes:
+        if offset > 2 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, min(length, 1 << 16), offset)
+
+    monkeypatch.setattr(os, "pread", damaged)
+    with pytest.raises(errors.UnavailableError, match=f"the image archive {tmp_path}/base.tar can't be read: Input"):
+        build(from_image=f"{tmp_path}/base.tar", ref="a:1")
 
 
 @pytest.mark.parametrize(
