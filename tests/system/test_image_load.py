@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import alone, nodes, parts
+from support import alone, nodes, parts, storeimages
 from support import image_archives as made
 
 ZSTD = made.COMPRESSIONS["zst"]
@@ -112,6 +112,33 @@ def test_several_images_have_no_one_name(ctr: list[str]) -> None:
     assert done.stderr.decode() == (
         "error: --ref names one image, and standard input holds 2\nhint: load them without it\n"
     )
+
+
+def test_what_was_loaded_before_an_error_is_told(ctr: list[str], tmp_path: Path) -> None:
+    """In an archive whose path is no name, and under names that are not all its own."""
+    first, second = made.image([made.tar({"a": b"1"})]), made.image([b"no tar file"])
+    index = made.index_json(made.entry(first[0], "localhost/told:1"), made.entry(second[0], "localhost/never:1"))
+    path = tmp_path / "a:b.tar"
+    path.write_bytes(made.tar({"index.json": index, **first[1], **second[1]}))
+    argv = [sys.executable, "-m", "nixlet", "image", "load", "--address", ctr[2], "--snapshotter", "native"]
+    done = subprocess.run([*argv, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (125, "localhost/told:1\n")
+    path.write_bytes(made.tar(made.oci([made.tar({"a": b"2"})], name="nix:0/tmp/others.tar")))
+    for more, name in ([], "localhost/import@"), (["--ref", "localhost/given:1"], "localhost/given:1"):
+        done = subprocess.run([*argv, *more, str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(name)
+    assert "nix:0/tmp/others.tar:latest" not in images(ctr, "k8s.io")
+
+
+def test_an_image_of_store_paths_needs_the_nix_snapshotter(
+    any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    """Also where another snapshotter is named: what was loaded so could not run."""
+    path = store_images[50].reference.removeprefix("nix:0")
+    done = any_node.run("image", "load", "--snapshotter", "overlayfs", "--ref", "localhost/closure:1", path)
+    assert done.returncode == 125
+    assert b"which the snapshotter overlayfs can't run" in done.stderr
 
 
 def test_images_without_names_are_listed_and_run_by_what_was_printed(

@@ -10,6 +10,8 @@ import click
 from nixlet.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nixlet.images import archive as archives
 
 _STANDARD_INPUT = "-"
@@ -77,28 +79,35 @@ def load(
     with contextlib.ExitStack() as stack:
         # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
         if archive == _STANDARD_INPUT:
-            path, label = None, "standard input"
+            paths, label = list[str](), "standard input"
             if sys.stdin is None or sys.stdin.isatty():
                 raise click.UsageError("name an ARCHIVE, or pipe one to standard input")
             source = stack.enter_context(archives.open_archive(sys.stdin.fileno(), label=label, piped=True))
         else:
             path, label = os.path.abspath(archive), os.path.basename(archive)
             source = stack.enter_context(archives.open_archive(path, piped=True))
-            path = path if os.path.isfile(path) else None
-        for name in asyncio.run(_load(source, path, label, state_dir, address, namespace, snapshotter, ref)):
-            click.echo(name)
+            paths = [path, os.path.realpath(path)] if os.path.isfile(path) else []
+        recorded: list[str] = []
+        try:
+            asyncio.run(_load(source, paths, label, state_dir, address, namespace, snapshotter, ref, recorded))
+        finally:
+            # What was recorded stays, also when the next image can't be loaded.
+            for name in recorded:
+                click.echo(name)
 
 
 async def _load(
     source: "archives.Archive",
-    path: str | None,
+    paths: "Sequence[str]",
     label: str,
     state_dir: str,
     address: str | None,
     namespace: str | None,
     snapshotter: str | None,
     ref: str | None,
-) -> list[str]:
+    recorded: list[str],
+) -> None:
+    """Load the images; their names go to ``recorded`` as soon as they are."""
     from nixlet import errors
     from nixlet.cli import progress
     from nixlet.containerd import client, cri, imagestore
@@ -111,19 +120,19 @@ async def _load(
 
     store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
     found = source.images(platforms.host_platform())
-    names = archives.recorded_names(found, path)
-    if ref is not None:
+    if ref is None:
+        names = archives.recorded_names(found, paths)
+    else:
         if len(found) > 1:
             raise errors.InvalidArgumentError(
                 f"--ref names one image, and {label} holds {len(found)}", hint="load them without it"
             )
         names = [(reference.canonical(reference.parse(ref, store.store_dir)),)]
     socket = address or config.Layout("", state_dir).containerd_socket
-    # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
-    shows_store_paths = True
     if snapshotter is None:
         snapshotter = "nix" if address else await _snapshotter_of(state_dir)
-        shows_store_paths = snapshotter == "nix"
+    # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
+    shows_store_paths = address is not None or snapshotter == "nix"
     bringer = realiser.Realiser(store, policy.Policy())
     async with channels.connect(socket.removeprefix("unix://")) as channel:
         containerd = imagestore.ImageStore(channel, socket, namespace or client.CRI_NAMESPACE)
@@ -131,7 +140,7 @@ async def _load(
         with progress.shown(label) as sink:
             for each, own in zip(found, names, strict=True):
                 loaded = await loading.load(source, each, own, sink=sink)
+                recorded += own
                 if address is None and containerd.namespace == client.CRI_NAMESPACE:
                     # A container that is run next is to find it.
                     await pulls.wait_for_cri(cri.ImageClient(channel, socket), loaded.image_id, own)
-    return [name for own in names for name in own]

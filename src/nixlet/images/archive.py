@@ -141,9 +141,9 @@ class Archive:
     def _from_layout(self, platform: model.Platform) -> tuple[list[ArchiveImage], list[model.Platform]]:
         offered: list[model.Platform] = []
         docker_names = self._docker_names()
-        # An entry of the outermost index is an image, or one form of it where several entries have one name, or none.
+        # An entry of the outermost index is an image, or one form of it where several entries have one whole name.
         named: dict[str, list[tuple[int, ArchiveImage]]] = {}
-        for name, forms in self._entries():
+        for number, (name, forms) in enumerate(self._entries()):
             ranked: list[tuple[int, ArchiveImage]] = []
             for descriptor in forms:
                 stated = descriptor.platform
@@ -164,7 +164,8 @@ class Archive:
                 else:
                     ranked.append((rank, image))
             if ranked:
-                named.setdefault(name, []).append(min(ranked, key=_rank))
+                whole = next(iter(_canonical([name])), str(number))
+                named.setdefault(whole, []).append(min(ranked, key=_rank))
         found: list[ArchiveImage] = []
         for ranked in named.values():
             best = min(map(_rank, ranked))
@@ -353,29 +354,31 @@ def open_archive(
         yield Archive(tarball.Tarball(fd, shown, stop))
 
 
-def recorded_names(images: Sequence[ArchiveImage], path: str | None) -> list[tuple[str, ...]]:
+def recorded_names(images: Sequence[ArchiveImage], paths: Sequence[str]) -> list[tuple[str, ...]]:
     """What an archive's images are recorded as, for each image: never nothing.
 
     An archive's only image that has no name goes by the archive, as if it were pulled; of several each goes by its digest, and so
-    does what came through a pipe. Names with the digest of something else (an index that isn't recorded) are left out.
+    does what came through a pipe or from a path that is no reference. Names that are not the image's are left out: with the digest
+    of something else (an index that isn't recorded), or of another archive's path, by which that one alone is pulled.
 
     Args:
         images: All images of the archive that are for this machine.
-        path: The archive's absolute path, None for a pipe.
-
-    Raises:
-        InvalidArgumentError: An image is to go by a path that can't be a reference.
+        paths: The archive's absolute paths, the one that it goes by first; none for a pipe.
     """
+    places: list[str] = []
+    for path in paths:
+        with contextlib.suppress(errors.InvalidArgumentError):
+            places.append(reference.canonical(reference.parse_archive(path)))
+
+    def is_own(name: str, image: ArchiveImage) -> bool:
+        if reference.is_archive(name):
+            return name in places
+        return reference.digest_in(name) in {"", image.descriptor.digest}
 
     def fallback(image: ArchiveImage) -> str:
-        if path is not None and len(images) == 1:
-            return reference.canonical(reference.parse_archive(path))
-        return f"localhost/import@{image.descriptor.digest}"
+        return places[0] if places and len(images) == 1 else f"localhost/import@{image.descriptor.digest}"
 
-    def own(image: ArchiveImage) -> tuple[str, ...]:
-        return tuple(name for name in image.names if reference.digest_in(name) in {"", image.descriptor.digest})
-
-    return [own(image) or (fallback(image),) for image in images]
+    return [tuple(name for name in image.names if is_own(name, image)) or (fallback(image),) for image in images]
 
 
 def _canonical(names: Sequence[str]) -> tuple[str, ...]:

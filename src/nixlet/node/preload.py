@@ -6,7 +6,6 @@ place it takes on a node without a way to them. Afterwards the directory is watc
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -173,8 +172,9 @@ class Preload:
             file = await uncut.to_its_end(asyncio.to_thread(held.enter_context, trusting))
             source, found = await held.enter_async_context(self._opener.opened(file.fileno(), path, _images))
             names: list[str] = []
-            found = [_with_fitting_names(path, image) for image in found]
-            for image, own in zip(found, archive.recorded_names(found, os.path.realpath(path)), strict=True):
+            places = [os.path.realpath(path), path]
+            for image, own in zip(found, archive.recorded_names(found, places), strict=True):
+                _tell_left_out(path, image, own)
                 all_names = further_names(own, image.descriptor.digest, self._registries)
                 loaded = await self._loader.load(source, image, all_names, labels=_PINS)
                 await pulls.wait_for_cri(self._shown, loaded.image_id, all_names)
@@ -267,14 +267,10 @@ def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) 
     return list(dict.fromkeys(found))
 
 
-def _with_fitting_names(path: str, image: archive.ArchiveImage) -> archive.ArchiveImage:
-    """An image of an archive without names that have another image's digest."""
-    right, wrong = list[str](), list[str]()
-    for name in image.names:
-        (right if reference.digest_in(name) in {"", image.descriptor.digest} else wrong).append(name)
-    if wrong:
-        _log.warning("%s: names that don't fit %s are left out: %s", path, image.descriptor.digest, ", ".join(wrong))
-    return dataclasses.replace(image, names=tuple(right))
+def _tell_left_out(path: str, image: archive.ArchiveImage, names: Sequence[str]) -> None:
+    if left_out := [name for name in image.names if name not in names]:
+        shown = ", ".join(left_out)
+        _log.warning("%s: names that are not those of %s are left out: %s", path, image.descriptor.digest, shown)
 
 
 def _images(source: archive.Archive) -> Sequence[archive.ArchiveImage]:

@@ -152,14 +152,16 @@ def test_images_without_full_names_are_images_like_others(tmp_path: Path) -> Non
     one, two, old = made.image([b"1"]), made.image([b"2"]), made.image([b"0"], architecture="386")
     blobs = {**one[1], **two[1], **old[1]}
     tag = {"org.opencontainers.image.ref.name": "latest"}
-    for index in (
-        # The form for an older machine is one of those forms that have no name either.
-        made.index_json(made.entry(one[0]), made.entry(old[0]), made.entry(two[0])),
-        made.index_json(made.entry(one[0], annotations=tag), made.entry(two[0], annotations=tag)),
-        made.index_json(made.entry(one[0], "a:1"), made.entry(two[0], "a:1")),
+    for index, expected in (
+        # Whatever machine each is for: what has no whole name in common is not one image.
+        (made.index_json(made.entry(one[0]), made.entry(old[0]), made.entry(two[0])), "102"),
+        (made.index_json(made.entry(one[0], annotations=tag), made.entry(old[0], annotations=tag)), "10"),
+        (made.index_json(made.entry(one[0], "a:1"), made.entry(two[0], "a:1")), "12"),
+        (made.index_json(made.entry(old[0], "a:1"), made.entry(two[0], "docker.io/library/a:1")), "2"),
     ):
         with archive.open_archive(write(tmp_path, made.tar({"index.json": index, **blobs}))) as source:
-            assert [contents(source, image) for image in source.images(AMD64)] == [[b"1"], [b"2"]]
+            found = [contents(source, image) for image in source.images(AMD64)]
+            assert found == [[digit.encode()] for digit in expected]
 
 
 def artifact(kind: str) -> tuple[bytes, made.Files]:
@@ -324,8 +326,10 @@ def test_what_images_are_recorded_as(tmp_path: Path) -> None:
     both = {**blobs, **more}
     with archive.open_archive(write(tmp_path, made.tar({"index.json": made.index_json(made.entry(one)), **both}))) as a:
         found = a.images(AMD64)
-        assert archive.recorded_names(found, "/a.tar") == [("nix:0/a.tar:latest",)]
-        assert archive.recorded_names(found, None) == [(f"localhost/import@{made.digest(one)}",)]
+        assert archive.recorded_names(found, ["/a.tar"]) == [("nix:0/a.tar:latest",)]
+        # Neither a pipe nor such paths are references.
+        for paths in ([], ["/tmp/a:b.tar"], ["/nix/store/0c0qxbrxlfz2nzi6jxz6a3ssa0cl6lrw-dir/image.tar"]):
+            assert archive.recorded_names(found, paths) == [(f"localhost/import@{made.digest(one)}",)]
     # A digest that isn't the manifest's own names something else.
     foreign = made.entry(one, f"a@{made.digest(two)}")
     index = made.index_json(foreign, made.entry(two, "b:1"), made.entry(two, f"b@{made.digest(two)}"))
@@ -334,4 +338,20 @@ def test_what_images_are_recorded_as(tmp_path: Path) -> None:
             (f"localhost/import@{made.digest(one)}",),
             ("docker.io/library/b:1", f"docker.io/library/b@{made.digest(two)}"),
         ]
-        assert archive.recorded_names(a.images(AMD64), "/a.tar") == expected
+        assert archive.recorded_names(a.images(AMD64), ["/a.tar"]) == expected
+
+
+@pytest.mark.parametrize("in_layout", [True, False])
+def test_only_the_archive_at_a_path_is_called_by_it(tmp_path: Path, *, in_layout: bool) -> None:
+    """Whoever pulls that path later must not get what another archive put there."""
+    name = "nix:0/nix/store/0c0qxbrxlfz2nzi6jxz6a3ssa0cl6lrw-nix-image-a.tar:latest"
+    files = made.oci(name=name) if in_layout else made.docker({"l": b"x"}, tags=[name])
+    with archive.open_archive(write(tmp_path, made.tar(files))) as a:
+        found = a.images(AMD64)
+        assert found[0].names == (name,)
+        path = name.removeprefix("nix:0").removesuffix(":latest")
+        # By a link that leads there, too.
+        for paths in ([path], ["/home/ada/result", path]):
+            assert archive.recorded_names(found, paths) == [(name,)]
+        assert archive.recorded_names(found, ["/tmp/copy.tar"]) == [("nix:0/tmp/copy.tar:latest",)]
+        assert archive.recorded_names(found, []) == [(f"localhost/import@{found[0].descriptor.digest}",)]
