@@ -41,6 +41,10 @@ class Server:
     wants: str = "nothing"
     #: Whether everybody gets a token.
     open: bool = False
+    #: Who asked by it as by a proxy.
+    proved: list[str] = dataclasses.field(default_factory=list)
+    #: What whoever wants a token is answered before: a status, and where it is said to be.
+    detour: tuple[int, str] = (0, "")
 
     @property
     def paths(self) -> list[str]:
@@ -49,8 +53,12 @@ class Server:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         authorization = request.headers.get("Authorization", "")
         self.asked.append((request.method, request.path_qs, authorization))
+        if proof := request.headers.get("Proxy-Authorization"):
+            self.proved.append(proof)
         base = self.url.removesuffix("/v2")
-        if request.path == "/token":
+        if request.path == "/token" and self.detour[0]:
+            return web.Response(status=self.detour[0], headers={"Location": f"{self.detour[1]}?{request.query_string}"})
+        if request.path in {"/token", "/moved"}:
             return await self._token(request, authorization)
         if self.wants == "bearer" and authorization != f"Bearer {TOKEN}":
             challenge = f'Bearer realm="{base}/token",service="tests",scope="repository:proj/app:pull"'
@@ -257,6 +265,60 @@ async def test_nobody_gets_in_without_the_secret_and_nothing_is_pushed(
     assert relay.way_to(wanted) != way
 
 
+async def test_a_pull_goes_on_while_its_mirrors_text_changes(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    """By the names that it began with, and with what is said of the host now."""
+    server.wants = "basic"
+    before = endpoint(server, registries.Auth("ada", "old"))
+    way = relay.way_to(before)
+    now = dataclasses.replace(endpoint(server, ADA), rewrites=())
+    assert relay.way_to(now) != way
+    relay.forget_others({now})
+    assert await containerd.ask(way, "team/app/blobs/sha256:blob") == BLOB
+    assert server.paths[-1] == "/v2/proj/app/blobs/sha256:blob"
+    # A new password is a new way for nobody; one that was taken away opens nothing.
+    assert relay.way_to(before) == way
+    relay.forget_others({endpoint(server)})
+    await containerd.ask(way, "team/app/blobs/sha256:blob")
+    assert containerd.status == 401
+    relay.forget_others({registries.Endpoint("http://127.0.0.1:9/v2")})
+    await containerd.ask(way, "team/app/blobs/sha256:blob")
+    assert containerd.status == 404
+
+
+async def test_nobody_makes_a_login_be_forgotten(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    """Tokens are given to whoever asks: they are what was shown, and take no room here."""
+    server.wants = "basic"
+    way = relay.way_to(endpoint(server))
+    realm = re.findall("^http://[^/]+", way.url)[0] + "/token"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(realm, headers={"Authorization": LOGIN}) as answer:
+            token = (await answer.json())["token"]
+        for _ in range(1100):
+            async with session.get(realm) as answer:
+                assert answer.status == 200
+        async with session.post(realm, data={"username": "ada", "password": "x" * 100_000}) as answer:
+            assert answer.status == 413
+    assert await containerd.ask(way, "team/app/manifests/1", headers={"Authorization": f"Bearer {token}"}) == BLOB
+    await containerd.ask(way, "team/app/manifests/1", headers={"Authorization": "Bearer nixlet.nonsense"})
+    assert containerd.status == 401
+    assert [authorization for _, _, authorization in server.asked] == ["", LOGIN, ""]
+
+
+async def test_long_credentials_are_credentials(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    """Those of clouds are tokens of thousands of characters."""
+    server.wants = "basic"
+    long = aiohttp.encode_basic_auth("ada", "x" * 6000)
+    await containerd.ask(relay.way_to(endpoint(server)), "team/app/manifests/1", login=long)
+    assert containerd.reason == "registry.example refuses the credentials that came with the pull"
+    assert server.asked[-1][2] == long
+
+
 @pytest.mark.parametrize(
     ("wants", "auth"),
     [
@@ -330,6 +392,34 @@ async def test_a_refusal_names_the_registry_and_the_file(
     assert way.url.endswith(server.url.replace("://", "/"))
 
 
+@pytest.mark.parametrize("auth", [ADA, None])
+async def test_who_gives_tokens_may_have_moved(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd, auth: registries.Auth | None
+) -> None:
+    server.wants, server.open, server.detour = "bearer", auth is None, (307, "/moved")
+    assert await containerd.ask(relay.way_to(endpoint(server, auth)), "team/app/manifests/1") == BLOB
+
+
+async def test_a_token_is_asked_for_elsewhere_without_the_password(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    elsewhere = Server(open=True)
+    async with serving(elsewhere):
+        server.wants, server.detour = "bearer", (302, elsewhere.url.replace("/v2", "/moved"))
+        assert await containerd.ask(relay.way_to(endpoint(server, ADA)), "team/app/manifests/1") == BLOB
+    assert [authorization for _, _, authorization in elsewhere.asked] == [""]
+
+
+async def test_no_token_is_no_refusal(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    server.wants, server.detour = "bearer", (503, "")
+    await containerd.ask(relay.way_to(endpoint(server, ADA)), "team/app/manifests/1")
+    assert containerd.status == 502
+    assert "it gives no token: " in containerd.reason
+    assert "/token answers 503" in containerd.reason
+
+
 async def test_a_token_that_everybody_gets(
     server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
 ) -> None:
@@ -362,6 +452,44 @@ async def test_a_registry_is_asked_by_the_proxy(server: Server, containerd: Cont
             assert await containerd.ask(way, "team/app/manifests/1") == BLOB
     assert server.asked == []
     assert proxy.paths == ["/v2/team/app/manifests/1"]
+    assert proxy.proved == [LOGIN]
+
+
+@contextlib.asynccontextmanager
+async def saying(words: bytes, heard: list[str]) -> AsyncIterator[str]:
+    """Somebody who answers every request with the same words: the host and port."""
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend((await reader.readuntil(b"\r\n\r\n")).decode().splitlines())
+        writer.write(words)
+        writer.close()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", 0) as made:
+        yield f"127.0.0.1:{made.sockets[0].getsockname()[1]}"
+
+
+async def test_a_proxy_that_refuses_is_named_without_its_password(containerd: Containerd) -> None:
+    heard: list[str] = []
+    async with saying(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n", heard) as place:
+        said = proxies.from_environment({"HTTPS_PROXY": f"http://ada:geh%C3%A4im@{place}"})
+        async with registry_relay.serve(SOURCE, said) as relay:
+            await containerd.ask(relay.way_to(registries.Endpoint("https://registry.invalid/v2")), "app/manifests/1")
+    assert containerd.status == 502
+    assert containerd.reason.endswith(f"could not be asked: the proxy {place} answers 407 Who are you")
+    assert heard[0].startswith("CONNECT registry.invalid:443")
+    assert f"Proxy-Authorization: {aiohttp.encode_basic_auth('ada', 'gehäim', encoding='utf-8')}" in heard
+
+
+async def test_an_answer_that_is_no_http_is_told_without_what_was_asked(
+    server: Server, relay: registry_relay.RegistryRelay, containerd: Containerd
+) -> None:
+    """A redirect's query may open a store."""
+    async with saying(b"nonsense\r\n\r\n", []) as place:
+        server.elsewhere = f"http://{place}/signed?signature=hush#"
+        await containerd.ask(relay.way_to(endpoint(server)), "team/app/blobs/sha256:far")
+    assert containerd.status == 502
+    assert "could not be asked: " in containerd.reason
+    assert "hush" not in containerd.reason
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "http://ada:secret@[", "nonsense://x"])
@@ -441,6 +569,39 @@ async def test_an_endpoints_certificates_hold_where_it_redirects_to(
         server.elsewhere = elsewhere.url.removesuffix("/v2")
         way = relay.way_to(endpoint(server, tls=tls))
         assert await containerd.ask(way, "team/app/blobs/sha256:far") == BLOB
+
+
+async def test_certificates_are_read_again_when_they_are_renewed(
+    relay: registry_relay.RegistryRelay, containerd: Containerd, tmp_path: Path
+) -> None:
+    """Under the same names, as those who renew them do it."""
+    old, new = [await asyncio.to_thread(real_registries.Authority, tmp_path / each) for each in ("old", "new")]
+    certificate, key = await asyncio.to_thread(new.issue, "registry")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    (tmp_path / "ca.crt").write_bytes(old.certificate.read_bytes())
+    server = Server()
+    async with serving(server, context):
+        way = relay.way_to(endpoint(server, tls=registries.Tls(ca_file=f"{tmp_path}/ca.crt")))
+        await containerd.ask(way, "team/app/manifests/1")
+        assert containerd.status == 502
+        (tmp_path / "next.crt").write_bytes(new.certificate.read_bytes())
+        (tmp_path / "next.crt").rename(tmp_path / "ca.crt")
+        assert await containerd.ask(way, "team/app/manifests/1") == BLOB
+
+
+async def test_nobody_keeps_the_relay_from_ending() -> None:
+    """A request that never comes to its end; aiohttp's own patience is longer."""
+    async with registry_relay.serve(SOURCE, proxies.Proxies()) as relay:
+        port = int(re.findall(r":(\d+)", relay.way_to(registries.Endpoint("http://r.example/v2")).url)[0])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /token HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nusername=")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        ending = asyncio.timeout(8)
+        await ending.__aenter__()
+    await ending.__aexit__(None, None, None)
+    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ class Registries:
 
     def config_for(self, host: str) -> HostConfig:
         """What is said of a host; Docker Hub's two names mean the same."""
-        return self.configs.get(default_host(host)) or self.configs.get(host) or HostConfig()
+        names = (_DOCKER_HOST, _DOCKER) if host in {_DOCKER, _DOCKER_HOST} else (host,)
+        return next((self.configs[name] for name in names if name in self.configs), HostConfig())
 
     def auths(self) -> dict[str, dict[str, str]]:
         """The credentials by the hosts that containerd asks them for.

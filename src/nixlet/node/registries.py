@@ -7,6 +7,7 @@ registry in containerd's place.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.containerd import hosts
-from nixlet.containerd.registries import Endpoint
+from nixlet.containerd.registries import Endpoint, Registries
 from nixlet.host import files, proxies
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, registries_file
@@ -30,7 +31,7 @@ _HOSTS_FILE = "hosts.toml"
 _log = logging.getLogger("nixlet.registries")
 
 
-class Registries:
+class Kept:
     """What the node's file says, as containerd is told it."""
 
     def __init__(self, settings: node_config.Settings, certs_dir: str, stack: contextlib.AsyncExitStack) -> None:
@@ -39,56 +40,65 @@ class Registries:
         self._certs_dir = certs_dir
         self._stack = stack
         self._relay: registry_relay.RegistryRelay | None = None
-        self._seen = self._state()
-        #: What the file said when it was read last.
-        self.said = registries_file.read(self._path)
+        #: What the file was when it was taken up last; None: not yet.
+        self._seen: tuple[int, ...] | None = None
+        #: What containerd is told.
+        self.said = Registries()
         #: The credentials that containerd was started with, by host.
-        self.auths = self.said.auths()
+        self.auths: hosts.Told = {}
         #: Why the file as it is now can't be used, while what it said before holds; empty when it can.
         self.problem = ""
 
     async def take_up(self) -> None:
-        """Tell containerd what the file said when it was read last."""
-        for warning in self.said.warnings:
-            _log.warning("%s", warning)
-        found = hosts.hosts(self.said, default_endpoint=self._default_endpoint, warn=self._warn, told=self.auths)
-        relayed = {endpoint for host in found.values() for endpoint in host.all if self._needs_relay(endpoint)}
-        if relayed and self._relay is None:
+        """Tell containerd what the file says now.
+
+        Raises:
+            NixletError, OSError: It can't be used, or written; containerd is told what it was told before.
+        """
+        # Before it is read: what changes meanwhile is read again.
+        state = self._state()
+        said = await asyncio.to_thread(registries_file.read, self._path)
+        if self._seen is None:
+            self.auths = said.auths()
+        warnings: list[str] = []
+        found = hosts.hosts(said, default_endpoint=self._default_endpoint, warn=warnings.append, told=self.auths)
+        endpoints = {endpoint for host in found.values() for endpoint in host.all}
+        if self._relay is None and any(map(self._needs_relay, endpoints)):
             # Imported late: most nodes have no use for it, and it takes a third of a second.
             from nixlet.services import registry_relay  # noqa: PLC0415 (see above)
 
             # The way that containerd's own requests take.
             ways = proxies.from_environment(containerd_child.environment_of(os.environ))
             self._relay = await self._stack.enter_async_context(registry_relay.serve(self._path, ways))
-        if self._relay is not None:
-            self._relay.forget_others(relayed)
         texts = {name: hosts.render(host, self._relayed) for name, host in found.items()}
         await asyncio.to_thread(_write, self._certs_dir, texts)
-        if self._seen:
+        # Once containerd can read of the new ways: before, the others are all that it has.
+        if self._relay is not None:
+            self._relay.forget_others(endpoints)
+        self.said, self._seen, self.problem = said, state, ""
+        for warning in (*said.warnings, *(f"{self._path}: {each}" for each in warnings)):
+            _log.warning("%s", warning)
+        if state:
             _log.info("registries are reached as %s says", self._path)
 
     async def watch(self) -> None:
         """Take changes of the file up, for ever; what can't be used is said, and what was there before holds."""
         while True:
             await asyncio.sleep(_INTERVAL)
-            state = self._state()
-            if state == self._seen:
-                continue
-            try:
-                self.said = await asyncio.to_thread(registries_file.read, self._path)
-                self._seen = state
-                await self.take_up()
-                self.problem = ""
-            except (errors.NixletError, OSError) as error:
-                hint = error.hint if isinstance(error, errors.NixletError) else ""
-                self._seen, self.problem = state, f"registries are reached as before: {error}"
-                _log.error("%s", self.problem, extra={"hint": hint})
-            except Exception as error:  # noqa: BLE001 (it is logged, and the next change may go well)
-                self._seen, self.problem = state, f"registries are reached as before: {type(error).__name__}"
-                _log.exception("%s can't be taken up", self._path)
+            if self.problem or self._state() != self._seen:
+                await self.try_again()
 
-    def _warn(self, text: str) -> None:
-        _log.warning("%s: %s", self._path, text)
+    async def try_again(self) -> None:
+        """Take the file up; why that can't be is said once, however often it is tried: a full disk has room again one day."""
+        try:
+            await self.take_up()
+        except Exception as error:  # noqa: BLE001 (it is logged, and the next try may go well)
+            known = isinstance(error, (errors.NixletError, OSError))
+            problem = f"registries are reached as before: {error if known else type(error).__name__}"
+            if problem != self.problem:
+                hint = error.hint if isinstance(error, errors.NixletError) else ""
+                _log.error("%s", problem, extra={"hint": hint}, exc_info=None if known else error)
+            self.problem = problem
 
     def _state(self) -> tuple[int, ...]:
         """What tells one state of the file from another."""
@@ -110,21 +120,33 @@ class Registries:
 def _write(certs_dir: str, texts: Mapping[str, str]) -> None:
     """Have exactly these files, beside those that somebody else put there."""
     files.make_directory(certs_dir)
+    for name, text in texts.items():
+        path = os.path.join(certs_dir, name, _HOSTS_FILE)
+        files.make_directory(os.path.dirname(path), mode=0o700)
+        if not os.path.lexists(path) or _is_ours(path):
+            files.write_atomically(path, text, mode=0o600)
+            continue
+        kept = _free_name(f"{path}.saved")
+        os.link(path, kept, follow_symlinks=False)
+        try:
+            files.write_atomically(path, text, mode=0o600)
+        except BaseException:
+            os.unlink(kept)
+            raise
+        _log.warning("%s gives way to what registries.yaml says of %s; it is kept as %s", path, name, kept)
+    # Last: a disk that is full takes nothing away.
     for name in set(os.listdir(certs_dir)) - set(texts):
         path = os.path.join(certs_dir, name, _HOSTS_FILE)
         if _is_ours(path):
             os.unlink(path)
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(path))
-    for name, text in texts.items():
-        path = os.path.join(certs_dir, name, _HOSTS_FILE)
-        files.make_directory(os.path.dirname(path), mode=0o700)
-        if os.path.lexists(path) and not _is_ours(path):
-            _log.warning(
-                "%s gives way to what %s says; it is kept beside it", path, name, extra={"kept": f"{path}.saved"}
-            )
-            os.replace(path, f"{path}.saved")
-        files.write_atomically(path, text, mode=0o600)
+
+
+def _free_name(path: str) -> str:
+    """A name that nothing has yet: what was kept before is somebody's work as well."""
+    names = itertools.chain([path], (f"{path}.{number}" for number in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def made_in(certs_dir: str) -> list[str]:
@@ -145,14 +167,14 @@ def _is_ours(path: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def kept(settings: node_config.Settings, layout: node_config.Layout) -> AsyncIterator[Registries]:
+async def kept(settings: node_config.Settings, layout: node_config.Layout) -> AsyncIterator[Kept]:
     """Have containerd reach registries as the node's file says, for the time of the context.
 
     Raises:
         NixletError: The file can't be used.
     """
     async with contextlib.AsyncExitStack() as stack:
-        kept = Registries(settings, layout.certs_dir, stack)
+        kept = Kept(settings, layout.certs_dir, stack)
         await kept.take_up()
         watching = asyncio.create_task(kept.watch(), name="registries")
         try:

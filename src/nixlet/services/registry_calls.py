@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Mapping
 from typing import Final
@@ -22,6 +23,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 Headers = multidict.CIMultiDict[str]
 
+_Files = tuple[tuple[int, ...], ...]
+
 
 class Caller:
     """Asks registries."""
@@ -29,11 +32,8 @@ class Caller:
     def __init__(self, session: aiohttp.ClientSession, ways: proxies.Proxies) -> None:
         self._session = session
         self._proxies = ways
-        self._contexts: dict[registries.Tls, ssl.SSLContext] = {}
-
-    def forget_certificates(self) -> None:
-        """Read certificates again: their files may have changed."""
-        self._contexts.clear()
+        #: With what its files were when they were read.
+        self._contexts: dict[registries.Tls, tuple[_Files, ssl.SSLContext]] = {}
 
     async def ask(
         self,
@@ -76,10 +76,14 @@ class Caller:
     ) -> aiohttp.ClientResponse:
         """The answer of whom an endpoint trusts for tokens, to a form or to a plain question.
 
+        Redirects are followed as in ``ask``, but for a form: that is itself the secret.
+
         Raises:
             aiohttp.ClientError, OSError, ValueError: There is none.
         """
-        return await self._once(stack, endpoint, "GET" if form is None else "POST", realm, headers, form)
+        if form is None:
+            return await self.ask(stack, endpoint, "GET", realm, headers)
+        return await self._once(stack, endpoint, "POST", realm, headers, form)
 
     async def _once(
         self,
@@ -90,16 +94,34 @@ class Caller:
         headers: Headers,
         form: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
+        proxy = self._proxy(url)
+        # What proves us to the proxy is no part of its URL: errors have that. It stands in the request that the proxy reads.
+        proof = _proof(proxy)
+        by = proxy.with_user(None) if proxy is not None else None
+        tunnel = url.scheme == "https"
+        if not tunnel:
+            headers = Headers(headers)
+            headers.update(proof)
         call = self._session.request(
             method,
             url,
             headers=headers,
             data=form,
             ssl=await self._context(endpoint.config.tls),
-            proxy=self._proxy(url),
+            proxy=by,
+            proxy_headers=proof if tunnel and proof else None,
             allow_redirects=False,
         )
-        return await stack.enter_async_context(call)
+        try:
+            return await stack.enter_async_context(call)
+        except aiohttp.ClientHttpProxyError as error:
+            raise aiohttp.ClientConnectionError(
+                f"the proxy {by.authority if by is not None else ''} answers {error.status} {error.message}"
+            ) from error
+        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+            # Both have the whole URL in their words, and what is in its query may open a store.
+            what = error.message if isinstance(error, aiohttp.ClientResponseError) else "there can be no such host"
+            raise aiohttp.ClientPayloadError(f"{url.scheme}://{url.host}: {what.strip()}") from error
 
     def _proxy(self, url: URL) -> URL | None:
         said = self._proxies.for_url(str(url))
@@ -117,10 +139,29 @@ class Caller:
     async def _context(self, tls: registries.Tls | None) -> ssl.SSLContext | bool:
         if tls is None:
             return True
-        context = self._contexts.get(tls)
-        if context is None:
-            context = self._contexts[tls] = await asyncio.to_thread(_context, tls)
+        files, context = self._contexts.get(tls, (None, None))
+        if context is None or files != _files(tls):
+            # Looked at before they are read: what changes meanwhile is read again.
+            files = _files(tls)
+            context = await asyncio.to_thread(_context, tls)
+            self._contexts[tls] = files, context
         return context
+
+
+def _proof(proxy: URL | None) -> Mapping[str, str]:
+    """What proves us to a proxy whose URL has a user's name."""
+    if proxy is None or proxy.user is None:
+        return {}
+    return {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, proxy.password or "", encoding="utf-8")}
+
+
+def _files(tls: registries.Tls) -> "_Files":
+    """What tells certificates and keys from those that have the same names later."""
+    found = []
+    for path in filter(None, (tls.ca_file, tls.cert_file, tls.key_file)):
+        status = os.stat(path)
+        found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _context(tls: registries.Tls) -> ssl.SSLContext:

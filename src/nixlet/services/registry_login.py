@@ -2,16 +2,15 @@
 
 containerd shows credentials only to who asks for them, and keeps to itself whether it has any. So the relay asks it, by a challenge
 of its own whose realm is the relay itself (distribution: "Token Authentication Specification"): containerd comes there with the
-credentials of the pull, or without any. The token that it gets stands for them at the relay alone.
+credentials of the pull, or without any. The token that it gets is these very credentials, as the relay alone reads them: nothing is
+remembered for it, so that nobody who asks for tokens takes room or makes another's be forgotten.
 """
 
 import base64
 import binascii
-import collections
 import contextlib
 import logging
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,35 +24,37 @@ from nixlet.services import registry_calls
 #: The most that the answer with a token may have (bytes).
 _MAX_TOKEN: Final = 1 << 20
 
-#: Logins and opened repositories that are remembered; those before are asked for again.
+#: Opened repositories that are remembered; all are asked for again beyond that.
 _MAX_REMEMBERED: Final = 1024
+
+#: What the relay's own tokens begin with.
+_OURS: Final = "nixlet."
+
+#: What whom a registry trusts for tokens answers when it refuses credentials (RFC 6749, 5.2; RFC 9110).
+_REFUSALS: Final = frozenset({400, 401, 403})
 
 _CHALLENGE: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 _log = logging.getLogger("nixlet.registries")
 
 
-class Logins:
-    """The logins that containerd came with, by the tokens that stand for them."""
+def token_for(auth: registries.Auth | None) -> str:
+    """A token of the relay's for a login; None for a pull that has none."""
+    return _OURS + (base64.urlsafe_b64encode(msgspec.json.encode(auth)).decode() if auth is not None else "")
 
-    def __init__(self) -> None:
-        self._tokens: collections.OrderedDict[str, registries.Auth | None] = collections.OrderedDict()
 
-    def token_for(self, auth: registries.Auth | None) -> str:
-        """A token for a login; None for a pull that has none."""
-        token = secrets.token_urlsafe(24)
-        self._tokens[token] = auth
-        if len(self._tokens) > _MAX_REMEMBERED:
-            self._tokens.popitem(last=False)
-        return token
+def is_ours(authorization: str) -> bool:
+    """Whether a header has a token of the relay's."""
+    return _bearer(authorization).startswith(_OURS)
 
-    def knows(self, authorization: str) -> bool:
-        """Whether a header has one of the tokens."""
-        return _bearer(authorization) in self._tokens
 
-    def of(self, authorization: str) -> registries.Auth | None:
-        """The login that a known header stands for; None for a pull that has none."""
-        return self._tokens[_bearer(authorization)]
+def login_of(authorization: str) -> registries.Auth | None:
+    """The login in a header with a token of the relay's; None for a pull that has none."""
+    said = _bearer(authorization).removeprefix(_OURS)
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(said), type=registries.Auth) if said else None
+    except (binascii.Error, UnicodeError, msgspec.DecodeError):
+        return None
 
 
 def _bearer(authorization: str) -> str:
@@ -97,10 +98,10 @@ class Keys:
         repository: str,
         refusal: aiohttp.ClientResponse,
     ) -> str:
-        """What opens an endpoint that refused to answer; empty when we can't say.
+        """What opens an endpoint that refused to answer; empty when nothing that we have does.
 
         Raises:
-            aiohttp.ClientError, OSError, ValueError: Whom it trusts for tokens could not be asked.
+            aiohttp.ClientError, OSError, ValueError: Whom it trusts for tokens could not be asked, or gives none.
         """
         found = await self._found(endpoint, auth, refusal)
         if found:
@@ -132,8 +133,11 @@ class Keys:
         if realm.scheme != "https" and not (
             realm.scheme == "http" and (not secret or endpoint.url.startswith("http://"))
         ):
-            _log.warning("the registry %s sends us to %s for a token, which is not encrypted", endpoint.url, realm)
-            return ""
+            raise aiohttp.ClientPayloadError(
+                f"it sends us to {_place(realm)} for a token, which is not encrypted, and there are credentials to show"
+                if realm.scheme == "http"
+                else "what it says of who gives tokens makes no sense"
+            )
         asked = {key: named[key] for key in ("service", "scope") if key in named}
         headers, form = registry_calls.Headers(), None
         if auth is not None and auth.identity_token and not login:
@@ -144,21 +148,32 @@ class Keys:
                 headers["Authorization"] = login
         async with contextlib.AsyncExitStack() as stack:
             answer = await self._caller.ask_for_token(stack, endpoint, realm, headers, form)
-            if answer.status != 200:
-                place = realm.with_query(None).with_user(None)
-                _log.warning("the registry %s gives no token: %s answers %d", endpoint.url, place, answer.status)
+            if answer.status in _REFUSALS:
+                _log.warning("the registry %s: %s answers %d", endpoint.url, _place(realm), answer.status)
                 return ""
+            if answer.status != 200:
+                raise aiohttp.ClientPayloadError(
+                    f"it gives no token: {_place(answer.url)} answers {answer.status} {answer.reason or ''}".rstrip()
+                )
             text = b""
             async for chunk in answer.content.iter_chunked(_MAX_TOKEN):
                 text += chunk
                 if len(text) > _MAX_TOKEN:
-                    return ""
-            return _token_of(text)
+                    break
+            token = _token_of(text)
+            if not token:
+                raise aiohttp.ClientPayloadError(f"it gives no token: {_place(answer.url)} answers something else")
+            return token
 
 
 def _basic(name: str, password: str) -> str:
     """A header of HTTP's Basic scheme (RFC 7617); empty where nobody is named."""
     return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}" if name else ""
+
+
+def _place(url: URL) -> str:
+    """A URL for a sentence: without what may be secret in it."""
+    return str(url.with_query(None).with_fragment(None).with_user(None))
 
 
 def _token_of(text: bytes) -> str:

@@ -7,11 +7,12 @@ names the registry, for those who read containerd's errors.
 """
 
 import contextlib
+import dataclasses
 import logging
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 import aiohttp
@@ -19,7 +20,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
-from nixlet.containerd import hosts, registries
+from nixlet.containerd import hosts, registries, rewrites
 from nixlet.host import proxies
 from nixlet.services import registry_calls, registry_login
 
@@ -41,6 +42,7 @@ _NOT_HANDED_ON: Final = frozenset(
         "connection",
         "host",
         "keep-alive",
+        "proxy-authorization",
         "proxy-connection",
         "te",
         "trailer",
@@ -51,8 +53,20 @@ _NOT_HANDED_ON: Final = frozenset(
     }
 )
 
+#: Endpoints of before that are still served, for pulls that run.
+_MAX_FORMER: Final = 256
+
+#: Bytes of a form with credentials, and of a header: the longest tokens of clouds have a few thousand.
+_MAX_FORM: Final = 32 << 10
+_MAX_HEADER: Final = 64 << 10
+
+#: Seconds that those who ask still have when the relay ends.
+_SHUTDOWN: Final = 1.0
+
 #: What is said in a status line is short; containerd has it in its errors.
 _MAX_REASON: Final = 300
+
+_Name = tuple[str, tuple[rewrites.Rewrite, ...]]
 
 _log = logging.getLogger("nixlet.registries")
 
@@ -71,25 +85,33 @@ class RegistryRelay:
         self._caller = caller
         self._base = base
         self._source = source
-        self._logins = registry_login.Logins()
         self._keys = registry_login.Keys(caller)
-        self._secrets: dict[registries.Endpoint, str] = {}
+        self._secrets: dict[_Name, str] = {}
         self._endpoints: dict[str, registries.Endpoint] = {}
 
     def way_to(self, endpoint: registries.Endpoint) -> hosts.Way:
         """How containerd gets to an endpoint."""
-        secret = self._secrets.get(endpoint)
+        secret = self._secrets.get(_name(endpoint))
         if secret is None:
-            secret = self._secrets[endpoint] = secrets.token_urlsafe(24)
+            secret = self._secrets[_name(endpoint)] = secrets.token_urlsafe(24)
             self._endpoints[secret] = endpoint
         return hosts.Way(f"{self._base}{_prefix(endpoint)}", {HEADER: secret})
 
-    def forget_others(self, endpoints: set[registries.Endpoint]) -> None:
-        """Serve no more than these endpoints."""
-        for endpoint in set(self._secrets) - endpoints:
-            del self._endpoints[self._secrets.pop(endpoint)]
-        self._keys.forget_others(endpoints)
-        self._caller.forget_certificates()
+    def forget_others(self, endpoints: Collection[registries.Endpoint]) -> None:
+        """Serve these endpoints, with what is said of their hosts now, and no others.
+
+        A pull that runs goes on by the way that it was told when it began: where repositories were called otherwise at the same
+        place, they are served by those names as well, for a while.
+        """
+        configs = {endpoint.url: endpoint.config for endpoint in endpoints}
+        wanted = {_name(endpoint) for endpoint in endpoints}
+        former = [name for name in self._secrets if name not in wanted]
+        gone = {name for name in former if name[0] not in configs} | set(former[:-_MAX_FORMER])
+        for name in gone:
+            del self._endpoints[self._secrets.pop(name)]
+        for secret, endpoint in self._endpoints.items():
+            self._endpoints[secret] = dataclasses.replace(endpoint, config=configs[endpoint.url])
+        self._keys.forget_others(set(self._endpoints.values()))
 
     async def give_token(self, request: web.Request) -> web.Response:
         """Give containerd a token for the credentials that it has, or for none."""
@@ -98,7 +120,7 @@ class RegistryRelay:
         except (ValueError, LookupError):
             return web.Response(status=400, text="this is no form\n")
         auth = registry_login.shown(request.headers.get("Authorization", ""), form)
-        token = self._logins.token_for(auth)
+        token = registry_login.token_for(auth)
         return web.json_response({"token": token, "access_token": token, "expires_in": 3600})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -152,9 +174,9 @@ class RegistryRelay:
             (name, value) for name, value in request.headers.items() if name.lower() not in _NOT_HANDED_ON
         )
         authorization = headers.get("Authorization", "")
-        if not self._logins.knows(authorization):
+        if not registry_login.is_ours(authorization):
             return await self._caller.ask(stack, endpoint, request.method, url, headers)
-        auth = self._logins.of(authorization) or endpoint.config.auth
+        auth = registry_login.login_of(authorization) or endpoint.config.auth
         del headers["Authorization"]
         if known := self._keys.known(endpoint, auth, repository):
             headers["Authorization"] = known
@@ -170,10 +192,10 @@ class RegistryRelay:
     def _refusal(self, request: web.Request, endpoint: registries.Endpoint) -> web.Response:
         """The registry wants credentials: containerd is asked for them; if it was already, those were the wrong ones."""
         authorization = request.headers.get("Authorization", "")
-        if not self._logins.knows(authorization):
+        if not registry_login.is_ours(authorization):
             challenge = f'Bearer realm="{self._base}/token",service="{endpoint.host}"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
-        if self._logins.of(authorization) is not None:
+        if registry_login.login_of(authorization) is not None:
             said = f"{endpoint.host} refuses the credentials that came with the pull"
         elif endpoint.config.auth is not None:
             said = f"{endpoint.host} refuses the credentials that {self._source} has for it"
@@ -181,6 +203,11 @@ class RegistryRelay:
             said = f"{endpoint.host} wants credentials, and {self._source} has none for it"
         _log.warning("the registry %s", said)
         return _error(401, "UNAUTHORIZED", said)
+
+
+def _name(endpoint: registries.Endpoint) -> "_Name":
+    """What an endpoint is known by, whatever is said of its host."""
+    return endpoint.url, endpoint.rewrites
 
 
 def _prefix(endpoint: registries.Endpoint) -> str:
@@ -222,12 +249,18 @@ async def serve(source: str, ways: proxies.Proxies) -> AsyncIterator[RegistryRel
         session = await stack.enter_async_context(registry_calls.session())
         caller = registry_calls.Caller(session, ways)
         relay = RegistryRelay(caller, f"http://127.0.0.1:{sock.getsockname()[1]}", source)
-        application = web.Application()
+        application = web.Application(client_max_size=_MAX_FORM)
         # HEAD is answered as well; all else is refused: nothing is pushed through here.
         application.router.add_get("/token", relay.give_token)
         application.router.add_post("/token", relay.give_token)
         application.router.add_get("/{path:.*}", relay.answer)
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN,
+            max_field_size=_MAX_HEADER,
+            max_line_size=_MAX_HEADER,
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()

@@ -347,7 +347,10 @@ def test_docker_hubs_credentials_go_by_both_of_its_names() -> None:
     for name in ("docker.io", "registry-1.docker.io"):
         found = Registries(configs={name: AUTH})
         assert set(found.auths()) == {"docker.io", "registry-1.docker.io"}
-    assert Registries(configs={"docker.io": AUTH}).config_for("docker.io") == AUTH
+        assert {found.config_for(each) for each in ("docker.io", "registry-1.docker.io")} == {AUTH}
+        # containerd was started with these, and asks by itself.
+        files, _ = made(configs={name: AUTH}, told=found.auths())
+        assert "relay" not in str(files)
 
 
 def test_credentials_in_one_text() -> None:

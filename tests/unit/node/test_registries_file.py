@@ -182,6 +182,41 @@ async def test_a_persons_own_file_gives_way_and_is_kept(files: Files) -> None:
         assert "a.example" in files.hosts()["docker.io"]
         assert (own / "hosts.toml.saved").read_text() == "# mine\n"
         assert (own / "ca.crt").exists()
+        (own / "hosts.toml").write_text("# mine as well\n")
+    async with registries.kept(files.settings, files.layout):
+        assert "a.example" in files.hosts()["docker.io"]
+    assert (own / "hosts.toml.saved").read_text() == "# mine\n"
+    assert (own / "hosts.toml.saved.2").read_text() == "# mine as well\n"
+
+
+async def test_a_change_that_fails_is_tried_again_and_changes_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk, on command: what was there holds whole, also at the relay, until there is room."""
+    rewritten = 'mirrors: {{docker.io: {{endpoint: ["http://a.example"], rewrite: {{"^{}/": ""}}}}}}\n'
+    files.say(rewritten.format("x"))
+    async with registries.kept(files.settings, files.layout) as kept:
+        before, said = files.hosts(), kept.said
+        relay = kept._relay
+        assert relay is not None
+        served = dict(relay._endpoints)
+        files.say('mirrors: {docker.io: {endpoint: ["http://b.example"]}}\n')
+        with monkeypatch.context() as full:
+
+            def write(path: str, *_: object, **__: object) -> None:
+                raise errors.ResourceExhaustedError(f"{path} can't be written: No space left on device")
+
+            full.setattr("nixlet.host.files.write_atomically", write)
+            for _ in range(3):
+                await kept.try_again()
+        assert (files.hosts(), kept.said) == (before, said)
+        assert served.items() <= relay._endpoints.items()
+        assert "No space left" in kept.problem
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        await kept.try_again()
+        assert kept.problem == ""
+        assert "b.example" in files.hosts()["docker.io"]
+        assert not served.keys() & relay._endpoints.keys()
 
 
 async def test_credentials_stand_in_containerds_configuration_alone(files: Files) -> None:
