@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -43,3 +44,16 @@ async def running(version: str, directory: Path) -> AsyncIterator[channels.Chann
 def store(channel: channels.Channel) -> imagestore.ImageStore:
     """A client of its image store."""
     return imagestore.ImageStore(channel, "containerd")
+
+
+@contextlib.asynccontextmanager
+async def filled(directory: Path, *blobs: bytes) -> AsyncIterator[imagestore.ImageStore]:
+    """The image store of a new containerd, with blobs."""
+    async with running(parts.CONTAINERDS[-1], directory) as channel, store(channel).leased() as made:
+        for blob in blobs:
+
+            async def whole(blob: bytes = blob) -> AsyncIterator[bytes]:
+                yield blob
+
+            await made.write_content(f"sha256:{hashlib.sha256(blob).hexdigest()}", len(blob), whole, {})
+        yield made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nixlet.containerd import cri
 from nixlet.rpc import channel as channels
-from support import nodes, storeimages
+from support import image_archives, nodes, storeimages
 
 
 def test_a_pull_answers_when_cri_knows_the_name(node: nodes.Node, archives: Path, ordinary: Path) -> None:
@@ -44,6 +44,27 @@ def test_a_verbose_status_has_its_info(node: nodes.Node, store_images: dict[int,
     assert shown["status"]["repoTags"] == [f"{image}:latest"]
     assert shown["info"]["imageSpec"]["config"]["Cmd"] == ["/bin/sh"]
     node.crictl("rmi", image)
+
+
+def test_a_name_of_an_image_for_several_machines(any_node: nodes.Node, tmp_path: Path) -> None:
+    """Others can import an index under such a name: the image is the one for this machine."""
+    own, blobs = image_archives.image([image_archives.tar({"own": b""})])
+    foreign, more = image_archives.image([image_archives.tar({"foreign": b""})], architecture="s390x")
+    entries = [
+        image_archives.entry(foreign, platform={"os": "linux", "architecture": "s390x"}),
+        image_archives.entry(own, platform={"os": "linux", "architecture": "amd64"}),
+    ]
+    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": image_archives.index_json(*entries)}
+    path = tmp_path / "several.tar"
+    path.write_bytes(image_archives.tar({**files, **blobs, **more}))
+    name = f"nix:0{path}:latest"
+    any_node.ok("ctr", "images", "import", "--snapshotter", "nix", "--index-name", name, str(path))
+    (listed,) = [line.split() for line in any_node.ok("ctr", "images", "ls").splitlines() if line.startswith(name)]
+    assert listed[1] == f"{image_archives.OCI}.index.v1+json"
+    shown = json.loads(any_node.crictl("inspecti", f"nix:0{path}"))["status"]
+    assert shown["id"] == json.loads(own)["config"]["digest"]
+    any_node.crictl("rmi", f"nix:0{path}")
+    assert name not in any_node.ok("ctr", "images", "ls", "-q").split()
 
 
 def test_an_archive_in_the_store_is_expanded_once(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from support import nodes, registries
+from nixlet.store import closures
+from support import image_archives, nodes, registries, storeimages
 
 pytestmark = pytest.mark.slow
 
@@ -294,3 +296,101 @@ def test_without_the_default_endpoint(another: nodes.Node, served: dict[int, reg
     assert asked(served[MIRROR])
     assert not asked(served[OWN])
     pull(another, "localhost:5971/library/mirrored:1")
+
+
+#: A layer that several images have.
+SAME = image_archives.tar({"the-same": b""})
+
+
+def push_nix_image(
+    registry: registries.Registry, directory: Path, name: str, layer: bytes, notes: dict[str, str], *cmd: str
+) -> Path:
+    """Put an image of one Nix layer into a registry, below an index; its archive."""
+    manifest, blobs = image_archives.image(
+        [layer], annotations=[notes], config={"Labels": {"name": name}, "Cmd": list(cmd)}
+    )
+    own = image_archives.entry(manifest, platform={"os": "linux", "architecture": "amd64"})
+    inner = image_archives.index_json(own)
+    outer = image_archives.index_json(
+        {**image_archives.entry(inner, f"localhost/{name}"), "mediaType": f"{image_archives.OCI}.index.v1+json"}
+    )
+    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": outer, image_archives.blob(inner): inner}
+    path = directory / f"{name.replace('/', '-').replace(':', '-')}.tar"
+    path.write_bytes(image_archives.tar({**files, **blobs}))
+    registry.push(path, name, "--all")
+    return path
+
+
+def records(node: nodes.Node) -> dict[str, str]:
+    """What containerd's records of images lead to."""
+    lines = node.ok("ctr", "images", "ls").splitlines()[1:]
+    return {line.split()[0]: line.split()[2] for line in lines}
+
+
+def test_pulled_layers_of_equal_content_never_have_anothers_closure(
+    node: nodes.Node,
+    served: dict[int, registries.Registry],
+    ordinary: Path,
+    tmp_path: Path,
+    store_images: dict[int, storeimages.StoreImage],
+) -> None:
+    """containerd takes a layer that is unpacked, whatever it shows; what such a pull recorded is taken back."""
+    closure = store_images[50].paths
+    own = closures.ClosureReference(None, tuple(closure)).annotations()
+    other = closures.ClosureReference(None, tuple(closure[:2])).annotations()
+    home = "localhost:5971/equal"
+    push_nix_image(served[OWN], tmp_path, "equal/own:1", SAME, own, f"{closure[0]}/bin/echo", "own")
+    push_nix_image(served[OWN], tmp_path, "equal/other:1", SAME, other, f"{closure[0]}/bin/echo", "other")
+    served[OWN].push(ordinary, "equal/moved:1")
+    node.crictl("pull", f"{home}/moved:1")
+    node.crictl("pull", f"{home}/own:1")
+    push_nix_image(served[OWN], tmp_path, "equal/moved:1", SAME, other, f"{closure[0]}/bin/echo", "moved")
+    before = records(node)
+    why = refused(node, f"{home}/other:1")
+    assert f"can't be loaded with a closure of 2 paths: {home}/own:1, {home}/own@sha256:" in why
+    assert "has the same layer with a closure of 50 paths" in why
+    assert records(node) == before
+    # A name that led to another image leads there again.
+    refused(node, f"{home}/moved:1")
+    assert records(node) == before
+    # Pulls at the same time see each other's records, and leave none.
+    pulls = [threading.Thread(target=refused, args=(node, f"{home}/other:1")) for _ in range(4)]
+    for each in pulls:
+        each.start()
+    for each in pulls:
+        each.join()
+    assert records(node) == before
+    # What others recorded stays.
+    node.ok("ctr", "images", "pull", "--plain-http", "--snapshotter", "nix", f"{home}/other:1")
+    imported = records(node)
+    assert f"{home}/other:1" in imported
+    refused(node, f"{home}/other:1")
+    assert imported.items() <= records(node).items()
+    # An image that is right is run, and pulled again.
+    node.crictl("pull", f"{home}/own:1")
+    assert node.ok("run", "--rm", f"{home}/own:1") == "own\n"
+    for name in ("own", "other", "moved"):
+        node.crictl("rmi", f"{home}/{name}:1")
+    # Now it is whoever's comes next.
+    node.ok("ctr", "leases", "create", "--id", "test")
+    node.ok("ctr", "leases", "delete", "--sync", "test")
+    node.crictl("pull", f"{home}/other:1")
+    assert f"{home}/other:1" in refused(node, f"{home}/own:1")
+    node.crictl("rmi", f"{home}/other:1")
+
+
+def test_a_pulled_layer_that_others_unpacked_without_its_closure_gets_it(
+    node: nodes.Node,
+    served: dict[int, registries.Registry],
+    tmp_path: Path,
+    store_images: dict[int, storeimages.StoreImage],
+) -> None:
+    closure = store_images[50].paths
+    notes = closures.ClosureReference(None, tuple(closure)).annotations()
+    layer = image_archives.tar({"pulled-and-mended": b""})
+    # Each import by the same archive: ctr's older versions pass no annotations on.
+    path = push_nix_image(served[OWN], tmp_path, "mended:1", layer, notes, f"{closure[0]}/bin/echo", "mended")
+    node.ok("ctr", "images", "import", "--snapshotter", "nix", str(path))
+    node.crictl("pull", "localhost:5971/mended:1")
+    assert node.ok("run", "--rm", "localhost:5971/mended:1") == "mended\n"
+    node.crictl("rmi", "localhost:5971/mended:1")

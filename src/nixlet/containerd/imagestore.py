@@ -128,6 +128,12 @@ class ImageStore(client.Containerd):
                 await self._images.Update(update, metadata=self._metadata)
                 return
 
+    async def delete_image(self, record: containerd_images_pb2.Image) -> None:
+        """Delete an image's record; one that is gone is no error. containerd 2 spares one that leads elsewhere by now."""
+        request = containerd_images_pb2.DeleteImageRequest(name=record.name, target=record.target)
+        with contextlib.suppress(errors.NotFoundError), self._translated():
+            await self._images.Delete(request, metadata=self._metadata)
+
     # Content.
 
     async def read_content(self, digest: str) -> bytes:

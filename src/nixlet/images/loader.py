@@ -15,9 +15,9 @@ from typing import Protocol
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.host import uncut
-from nixlet.images import archive, model, reference
+from nixlet.images import archive, closurecheck, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
-from nixlet.store import closures, interface, paths, realiser
+from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
@@ -25,8 +25,6 @@ _CHUNK = 1 << 20
 #: How often a layer is begun that somebody else unpacks and removes meanwhile.
 _TRIES = 5
 
-#: Annotations below this name become labels of the layer's snapshot, as containerd's own unpacker does.
-_INHERITED = "containerd.io/snapshot/"
 _SNAPSHOT_REF = "containerd.io/snapshot.ref"
 
 #: The label that names what an image was loaded from (the archive's nar hash), and the manifest that was found there.
@@ -108,6 +106,7 @@ class Loader:
         self._containerd = containerd
         self._snapshotter = snapshotter
         self._realiser = realise
+        self._check = closurecheck.ClosureCheck(snapshotter, realise)
 
     async def load_again(self, name: str, origin: str, sink: progress.ProgressSink) -> Loaded | None:
         """Have an image that was loaded under a name from the same origin before, without the archive.
@@ -210,7 +209,7 @@ class Loader:
         took = interface.Realised()
         async with contextlib.AsyncExitStack() as held:
             for layer in image.layers:
-                named = self._closure(layer.descriptor.annotations)
+                named = self._check.named(layer.descriptor.annotations)
                 if named is None:
                     continue
                 if self._realiser is None:
@@ -223,10 +222,6 @@ class Loader:
                 took += realised.took
             yield len(members), took
 
-    def _closure(self, annotations: Mapping[str, str] | None) -> closures.ClosureReference | None:
-        store_dir = self._realiser.store_dir if self._realiser is not None else paths.DEFAULT_STORE_DIR
-        return closures.parse_annotations(annotations or {}, store_dir)
-
     @staticmethod
     async def _copy(
         containerd: imagestore.ImageStore, source: Source, blob: model.Descriptor, labels: Mapping[str, str]
@@ -234,15 +229,13 @@ class Loader:
         await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
 
     async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
-        annotations = layer.descriptor.annotations or {}
-        inherited = {key: value for key, value in annotations.items() if key.startswith(_INHERITED)}
-        labels = {**inherited, _SNAPSHOT_REF: name}
+        labels = {**closurecheck.inherited(layer), _SNAPSHOT_REF: name}
         for _ in range(_TRIES):
             key = f"extract-{os.urandom(8).hex()} {name}"
             try:
                 mounts = await containerd.prepare_snapshot(self._snapshotter, key, parent, labels)
             except errors.AlreadyExistsError:
-                if await self._take_unpacked(containerd, layer, name, inherited):
+                if await self._check.take_unpacked(containerd, layer, name):
                     return
                 continue
             try:
@@ -268,94 +261,6 @@ class Loader:
             raise errors.InvalidArgumentError(
                 f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
             )
-
-    async def _take_unpacked(
-        self, containerd: imagestore.ImageStore, layer: archive.Layer, name: str, inherited: Mapping[str, str]
-    ) -> bool:
-        """Take a layer that is unpacked already, if containers of this image see their own closure in it.
-
-        Layers of equal content are one snapshot, whatever closures their images name: it can have one only.
-        Returns False if the layer is gone.
-
-        Raises:
-            FailedPreconditionError: It has another closure.
-        """
-        info = await containerd.hold_snapshot(self._snapshotter, name)
-        if info is None:
-            return False
-        there, wanted = self._closure(info.labels), self._closure(layer.descriptor.annotations)
-        if self._realiser is None or await self._are_equal(self._realiser, there, wanted):
-            return True
-        users = await _images_with(containerd, name)
-        if there is None:
-            # A client that passes no annotations on unpacked it before: its containers would see empty mount points. The
-            # labels mend that, but for an image that really has none.
-            mendable = [await self._are_equal(self._realiser, self._closure(each), wanted) for each in users.values()]
-            if all(mendable):
-                await containerd.label_snapshot(self._snapshotter, name, inherited)
-                return True
-        others = ", ".join(users) or "an image that was removed"
-        raise errors.FailedPreconditionError(
-            f"the layer {layer.descriptor.digest} can't be loaded with {_shown(wanted)}: {others} has the same layer with "
-            f"{_shown(there)}",
-            hint="remove that image first (nixlet crictl rmi), or build one of them again so that the layers differ",
-        )
-
-    @staticmethod
-    async def _are_equal(
-        realise: realiser.Realiser, one: closures.ClosureReference | None, other: closures.ClosureReference | None
-    ) -> bool:
-        if one is None or other is None:
-            return one is other
-        if one.identity == other.identity:
-            return True
-        try:
-            # The same paths can be listed by several closureInfos.
-            async with realise.realised(one) as first, realise.realised(other) as second:
-                return first.members == second.members
-        except errors.NixletError:
-            return False
-
-
-def _shown(closure: closures.ClosureReference | None) -> str:
-    if closure is None:
-        return "no closure"
-    if closure.closure_info is not None:
-        return f"the closure {closure.closure_info}"
-    return f"a closure of {len(closure.listed)} paths"
-
-
-async def _images_with(containerd: imagestore.ImageStore, chain_id: str) -> dict[str, Mapping[str, str]]:
-    """The images that need a snapshot, as far as they can be read: their names, and the annotations of that layer."""
-    found: dict[str, Mapping[str, str]] = {}
-    for record in sorted(await containerd.images(), key=lambda each: each.name):
-        # CRI has another record of each image, by its ID.
-        if record.name.startswith("sha256:"):
-            continue
-        for manifest in await _manifests(containerd, record.target.digest):
-            with contextlib.suppress(errors.NixletError):
-                text = await containerd.read_content(manifest.config.digest)
-                config = model.decode(text, model.ImageConfig, record.name)
-                for layer, each in zip(manifest.layers, model.chain_ids(config.rootfs.diff_ids), strict=False):
-                    if each == chain_id:
-                        found[record.name] = layer.annotations or {}
-    return found
-
-
-async def _manifests(containerd: imagestore.ImageStore, digest: str) -> list[model.Manifest]:
-    """The manifest of that digest, or those of an index that are there."""
-    found: list[model.Manifest] = []
-    with contextlib.suppress(errors.NixletError):
-        text = await containerd.read_content(digest)
-        try:
-            return [model.decode(text, model.Manifest, digest)]
-        except errors.InvalidArgumentError:
-            entries = model.decode(text, model.Index, digest).manifests
-        for entry in entries:
-            with contextlib.suppress(errors.NixletError):
-                text = await containerd.read_content(entry.digest)
-                found.append(model.decode(text, model.Manifest, entry.digest))
-    return found
 
 
 async def _chunks(source: Source, digest: str) -> AsyncIterator[bytes]:

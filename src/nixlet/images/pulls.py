@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.images import admission, archive, expand, loader, model, opening, platforms, reference
+from nixlet.images import admission, archive, expand, loader, opening, platforms, reference, targets
 from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
 
@@ -178,10 +178,11 @@ class Puller:
         if record is None:
             return None
         try:
-            manifest = await self._containerd.read_content(record.target.digest)
+            # Others can give such a name, too, and to an index.
+            found = await targets.manifest_of(self._containerd, record.target.digest, platforms.host_platform())
         except errors.NotFoundError:
             return None
-        return model.decode(manifest, model.Manifest, "the image's manifest").config.digest
+        return found.config.digest
 
     async def _pull(self, wanted: reference.ArchiveReference, sink: progress.ProgressSink) -> Pulled:
         start = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import files, mounts, sdnotify, unixsocket
-from nixlet.images import loader, opening, pulls
+from nixlet.images import closurecheck, loader, opening, pulls, registrypulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -138,7 +138,8 @@ async def serve(
         exchange=made.exchange,
     )
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
-    await _listen(stack, place, made, services, puller, observed)
+    looked_at = registrypulls.RegistryPulls(made.containerd, closurecheck.ClosureCheck(place.snapshotter, bringer))
+    await _listen(stack, place, made, services, puller, observed, looked_at)
     return made
 
 
@@ -182,6 +183,7 @@ async def _listen(
     services: Sequence[rpc_server.Servable],
     puller: images_service.NixPuller,
     observed: metrics.NodeMetrics,
+    registry_pulls: registrypulls.RegistryPulls | None = None,
 ) -> None:
     fallback = None
     if place.serve_images:
@@ -192,7 +194,7 @@ async def _listen(
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
             untold_pins = None
         fallback = images_service.ImageService(
-            handing_on, puller, made.images, observed, untold_pins, made.remarks
+            handing_on, puller, made.images, observed, untold_pins, made.remarks, registry_pulls
         ).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.

@@ -1,7 +1,8 @@
 """The CRI image service: ``nix:0`` references are pulled from the store, everything else is containerd's business.
 
 Calls are looked at as bytes. Those that don't concern a ``nix:0`` reference go to containerd and back unchanged, as do methods that
-nixlet has never heard of.
+nixlet has never heard of. What containerd pulled is looked at before its answer goes on, and the pull fails if containers would see the
+wrong closure.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -11,7 +12,7 @@ from grpclib.const import Status
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.images import reference
+from nixlet.images import reference, registrypulls
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
@@ -84,6 +85,7 @@ class ImageService:
         observed: metrics.NodeMetrics | None = None,
         untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
         remarks: Remarks | None = None,
+        registry_pulls: registrypulls.RegistryPulls | None = None,
     ) -> None:
         """An image service.
 
@@ -94,7 +96,9 @@ class ImageService:
             observed: Counts pulls.
             untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
             remarks: What goes with the errors of pulls.
+            registry_pulls: Looks at what containerd pulls; None: nothing could be wrong with it.
         """
+        self._registry_pulls = registry_pulls
         self._remarks = remarks or Remarks()
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
@@ -123,10 +127,23 @@ class ImageService:
         handle = self._handlers.get(path.rpartition("/")[2])
         answer = await handle(request) if handle is not None else None
         if answer is None:
-            remark = self._remarks.tell() if path.endswith("/PullImage") else ""
-            return await self._relay.answer(path, stream, request, remark)
+            if path.endswith("/PullImage"):
+                return await self._hand_on_pull(path, stream, request)
+            return await self._relay.answer(path, stream, request)
         await stream.send_message(answer)
         return Status.OK
+
+    async def _hand_on_pull(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
+        remark = self._remarks.tell()
+        if self._registry_pulls is None:
+            return await self._relay.answer(path, stream, request, remark)
+        wanted = pb.PullImageRequest.FromString(request).image.image
+        async with self._registry_pulls.watched(wanted) as check:
+
+            async def look_at(answer: bytes) -> None:
+                await check(pb.PullImageResponse.FromString(answer).image_ref)
+
+            return await self._relay.answer(path, stream, request, remark, look_at)
 
     async def _pull(self, request: bytes) -> bytes | None:
         wanted = pb.PullImageRequest.FromString(request).image.image

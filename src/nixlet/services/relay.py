@@ -1,5 +1,7 @@
 """A relay of gRPC calls, byte for byte: messages, metadata, deadline, cancellation, statuses and trailers stay as they are."""
 
+from collections.abc import Awaitable, Callable
+
 from grpclib import client
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
@@ -23,7 +25,12 @@ class Relay:
         self._peer = peer
 
     async def answer(
-        self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes, remark: str = ""
+        self,
+        path: str,
+        stream: "server.Stream[bytes, bytes]",
+        request: bytes,
+        remark: str = "",
+        look_at: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> Status:
         """Answer a call with one request by what the backend says, be it one message or many; the status that was sent.
 
@@ -32,6 +39,7 @@ class Relay:
             stream: Where to answer.
             request: The request's bytes.
             remark: What people should know of a failure beside the backend's own words.
+            look_at: Gets each message before it is passed on; the call fails by what it raises.
         """
         # A client that gives up resets its stream, and a deadline that passes is noticed by the server: both cancel this task,
         # which resets the backend's stream.
@@ -39,7 +47,7 @@ class Relay:
         try:
             async with call:
                 transport.announce_deadline(call, stream.deadline)
-                await self._pass_on(call, stream, request)
+                await self._pass_on(call, stream, request, look_at)
         except GRPCError as error:
             await stream.send_trailing_metadata(
                 status=error.status,
@@ -55,12 +63,17 @@ class Relay:
 
     @staticmethod
     async def _pass_on(
-        call: "client.Stream[bytes, bytes]", stream: "server.Stream[bytes, bytes]", request: bytes
+        call: "client.Stream[bytes, bytes]",
+        stream: "server.Stream[bytes, bytes]",
+        request: bytes,
+        look_at: Callable[[bytes], Awaitable[None]] | None,
     ) -> None:
         await call.send_message(request, end=True)
         await call.recv_initial_metadata()
         await stream.send_initial_metadata(metadata=call.initial_metadata)
         async for message in call:
+            if look_at is not None:
+                await look_at(message)
             await stream.send_message(message)
         await call.recv_trailing_metadata()
         await stream.send_trailing_metadata(status=Status.OK, metadata=call.trailing_metadata)

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from nixlet import errors
 from nixlet.store import paths
 
+#: What all of them begin with.
+PREFIX = "containerd.io/snapshot/nix"
+
 CLOSURE = "containerd.io/snapshot/nix-closure"
 LAYER = "containerd.io/snapshot/nix-layer"
 STORE_PATH_PREFIX = "containerd.io/snapshot/nix-store-path."
