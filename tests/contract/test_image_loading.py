@@ -5,14 +5,17 @@ import gzip
 import os
 import subprocess
 import sys
+import types
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nixlet import errors
 from nixlet.containerd import imagestore
-from nixlet.images import archive, loader, model, platforms
+from nixlet.images import archive, loader, model, opening, platforms
+from nixlet.node import preload
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,
@@ -21,7 +24,7 @@ from nixlet.rpc.gen import (
     containerd_leases_pb2,
 )
 from nixlet.telemetry import progress
-from support import containerds, image_archives, parts
+from support import containerds, disks, image_archives, parts
 
 METADATA = {"containerd-namespace": "k8s.io"}
 ALL = pytest.mark.parametrize("version", parts.CONTAINERDS)
@@ -175,3 +178,76 @@ async def delete_content(channel: channels.Channel, digest: str) -> None:
     stub = containerd_leases_grpc.LeasesStub(channel)
     await stub.Create(containerd_leases_pb2.CreateRequest(id="collect"), metadata=METADATA)
     await stub.Delete(containerd_leases_pb2.DeleteRequest(id="collect", sync=True), metadata=METADATA)
+
+
+@ALL
+@pytest.mark.parametrize("layer", [os.urandom(24 << 20), bytes(64 << 20)], ids=["content", "unpacked"])
+async def test_a_full_disk_is_told_as_one(version: str, tmp_path: Path, layer: bytes) -> None:
+    """So that whoever loads tries again when there is room."""
+    path = image_file(tmp_path, "large", image_archives.tar({"file": layer}))
+    with disks.disk("tmpfs", tmp_path / "small", 16) as small:
+        async with containerds.running(version, small) as channel:
+            with pytest.raises(errors.ResourceExhaustedError, match="no space left on device"):
+                await load(channel, path, "localhost/large:1")
+            assert await leases(channel) == set()
+            subprocess.run(["mount", "-o", "remount,size=256m", str(small)], check=True)
+            await load(channel, path, "localhost/large:1")
+
+
+class ShowsAll:
+    """CRI, which this containerd is without: it shows whatever the image store has."""
+
+    def __init__(self, store: imagestore.ImageStore) -> None:
+        self._store = store
+
+    async def status(self, name: str) -> object:
+        record = await self._store.image(name)
+        assert record is not None
+        manifest = model.decode(await self._store.read_content(record.target.digest), model.Manifest, name)
+        return types.SimpleNamespace(id=manifest.config.digest)
+
+
+@pytest.mark.parametrize("version", parts.CONTAINERDS[-1:])
+async def test_no_further_name_is_taken_from_an_image(version: str, tmp_path: Path) -> None:
+    """Be that image imported before or after the one that would get the name besides."""
+    directory = tmp_path / "images"
+    directory.mkdir()
+
+    def write(file: str, name: str, content: bytes) -> str:
+        data = image_archives.oci([image_archives.tar({"file": content})], name=name)
+        (directory / f"{file}.tar").write_bytes(image_archives.tar(data))
+        return image_archives.digest(
+            next(data[place] for place in data if image_archives.digest(data[place]).encode() in data["index.json"])
+        )
+
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
+        loads, opener = loader.Loader(store, containerds.SNAPSHOTTER), opening.Opener(str(tmp_path))
+
+        async def start() -> dict[str, str]:
+            shown: Any = ShowsAll(store)
+            nobody: Any = None
+            await preload.Preload(str(directory), loads, store, shown, opener, nobody, ["r.example"]).start()
+            return {image.name: image.target.digest for image in await store.images() if "@" not in image.name}
+
+        first = write("1", "docker.io/library/a:1", b"further")
+        own = write("2", "r.example/library/a:1", b"own")
+        before = write("3", "r.example/library/b:1", b"own, before")
+        after = write("4", "docker.io/library/b:1", b"further, after")
+        follows = write("5", "docker.io/library/c:1", b"it follows")
+        expected = {
+            "docker.io/library/a:1": first,
+            "r.example/library/a:1": own,
+            "r.example/library/b:1": before,
+            "docker.io/library/b:1": after,
+            "docker.io/library/c:1": follows,
+            "r.example/library/c:1": follows,
+        }
+        assert await start() == expected
+        assert await start() == expected
+        changed = write("5", "docker.io/library/c:1", b"it follows when that changes")
+        assert await start() == {**expected, "docker.io/library/c:1": changed, "r.example/library/c:1": changed}
+        # Another image whose further name is the same gets it once the first isn't preloaded any more.
+        (directory / "5.tar").unlink()
+        other = write("6", "quay.io/library/c:1", b"another")
+        assert (await start())["r.example/library/c:1"] == other

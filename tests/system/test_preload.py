@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from support import image_archives, nodes, parts, storeimages
+from support import image_archives, nodes, parts, registries, storeimages
 
 pytestmark = pytest.mark.slow
 
 NAME = "localhost/ordinary:1"
+#: Where a registry comes to be.
+PORT = 15037
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_what_cant_be_imported_is_said_and_left_out(own: nodes.Node, ordinary: P
     (directory / "unheard.of").write_text("not looked at")
     shutil.copy(ordinary, directory / "zz.tar")
     own.start()
-    # The list comes before the archive, which has the image.
+    # The list comes before the archive, which has the image; its registry may yet come to be there.
     assert NAME in shown(own)
     said = own.log.read_text()
     for text in (
@@ -140,12 +142,25 @@ def test_what_cant_be_imported_is_said_and_left_out(own: nodes.Node, ordinary: P
         f"{directory}/everyones.tar can't be imported: {directory}/everyones.tar can be written by everyone",
         f"{directory}/odd.txt: UPPER can't be pulled: ",
         f"{directory}/odd.txt: nix:0/tmp/nothing.tar can't be pulled: there is no image archive /tmp/nothing.tar",
-        f"{directory}/odd.txt can't be imported: ",
+        f"{directory}/odd.txt is imported later: {NAME} and perhaps others could not be pulled",
         f"{directory}/long.txt can't be imported: {directory}/long.txt has a line of more than 65536 bytes",
     ):
         assert text in said
     assert "unheard" not in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("version", parts.CONTAINERDS[-1:])
+def test_a_list_is_tried_again_when_the_registry_is_there(own: nodes.Node, ordinary: Path, tmp_path: Path) -> None:
+    """What has no name at all in it, and what comes after, are no reason to leave the rest out."""
+    name = f"127.0.0.1:{PORT}/late:1"
+    file = directory_of(own) / "list.txt"
+    file.write_text(f"{name}\nUPPER\n")
+    own.start()
+    until_said(own, f"{file} is imported later: {name} and perhaps others could not be pulled")
+    with registries.running(tmp_path / "registry", PORT) as registry:
+        registry.push(ordinary, "late:1")
+        until_shown(own, name)
 
 
 @pytest.mark.parametrize("version", parts.CONTAINERDS[-1:])

@@ -107,19 +107,24 @@ class ImageStore(client.Containerd):
         with self._translated():
             await self._images.Update(request, metadata=self._metadata)
 
+    async def create_image(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> bool:
+        """Make an image's record; False if there is one of that name."""
+        image = containerd_images_pb2.Image(name=name, labels=labels, target=target.message())
+        try:
+            with self._translated():
+                request = containerd_images_pb2.CreateImageRequest(image=image)
+                await self._images.Create(request, metadata=self._metadata)
+        except errors.AlreadyExistsError:
+            return False
+        return True
+
     async def put_image(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> None:
         """Make an image's record, or let an existing one point to a new target; labels that it has besides stay."""
         image = containerd_images_pb2.Image(name=name, labels=labels, target=target.message())
         update = containerd_images_pb2.UpdateImageRequest(image=image)
         update.update_mask.paths.extend(["target", *(f"labels.{label}" for label in labels)])
-        while True:
-            try:
-                with self._translated():
-                    create = containerd_images_pb2.CreateImageRequest(image=image)
-                    await self._images.Create(create, metadata=self._metadata)
-                    return
-            except errors.AlreadyExistsError:
-                there = await self.image(name)
+        while not await self.create_image(name, target, labels):
+            there = await self.image(name)
             # Without a need nothing is written: each change is a commit to the disk.
             if there is not None and there.target == image.target and labels.items() <= there.labels.items():
                 return

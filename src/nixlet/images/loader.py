@@ -31,7 +31,7 @@ _SNAPSHOT_REF = "containerd.io/snapshot.ref"
 _ORIGIN = "io.nixlet.origin"
 
 #: The label by which CRI knows its images; it sets it by itself on what it sees appear.
-_MANAGED = {"io.cri-containerd.image": "managed"}
+MANAGED = {"io.cri-containerd.image": "managed"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Loader:
             await self._copy(containerd, source, image.descriptor, references)
             target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
             for name in names:
-                await containerd.put_image(name, target, {**_MANAGED, **(labels or {})})
+                await containerd.put_image(name, target, {**MANAGED, **(labels or {})})
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 

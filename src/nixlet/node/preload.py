@@ -35,6 +35,10 @@ _INTERVAL, _REST, _RETRY, _RETRY_FULL = 1.0, 2.0, 10.0, 60.0
 _OURS = "io.nixlet.pinned"
 _PINS = {**imagestore.PINNED, _OURS: "pinned"}
 
+#: The label of a record under a further name: what that is made of, and the image's digest, since a record that somebody lets lead
+#: elsewhere keeps its labels.
+_FURTHER = "io.nixlet.further"
+
 _log = logging.getLogger("nixlet.preload")
 
 
@@ -175,23 +179,66 @@ class Preload:
             places = [os.path.realpath(path), path]
             for image, own in zip(found, archive.recorded_names(found, places), strict=True):
                 _tell_left_out(path, image, own)
-                all_names = further_names(own, image.descriptor.digest, self._registries)
-                loaded = await self._loader.load(source, image, all_names, labels=_PINS)
+                loaded = await self._loader.load(source, image, own, labels=_PINS)
+                descriptor = image.descriptor
+                target = imagestore.Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+                all_names = await self._name_further(own, target)
                 await pulls.wait_for_cri(self._shown, loaded.image_id, all_names)
                 names += all_names
             return names
 
+    async def _name_further(self, own: Sequence[str], target: imagestore.Descriptor) -> list[str]:
+        """Give an image its further names, but for those that others have; all names that it has then.
+
+        Its own names have become its own before: what was made of another image's name yields to them.
+        """
+        for name in own:
+            record = await self._containerd.image(name)
+            if record is not None and record.labels.get(_FURTHER):
+                await self._containerd.label_image(record, {_FURTHER: ""})
+        names = list(own)
+        for name, base in further_names(own, target.digest, self._registries).items():
+            if await self._take_name(name, base, target):
+                names.append(name)
+            else:
+                _log.warning("%s is another image's name: %s doesn't get it", name, base)
+        return names
+
+    async def _take_name(self, name: str, base: str, target: imagestore.Descriptor) -> bool:
+        """Name an image unless the name is another's; whether it has it now.
+
+        It isn't where it was made of the same name for an earlier image, or for one that isn't preloaded any more.
+        """
+        labels = {**loader.MANAGED, **_PINS, _FURTHER: f"{base} {target.digest}"}
+        while not await self._containerd.create_image(name, target, labels):
+            there = await self._containerd.image(name)
+            if there is None:
+                continue
+            made_of, _, digest = there.labels.get(_FURTHER, "").partition(" ")
+            if digest == there.target.digest and (made_of == base or not there.labels.get(_OURS)):
+                await self._containerd.put_image(name, target, labels)
+            elif there.target.digest == target.digest:
+                await self._containerd.label_image(there, _PINS)
+            else:
+                return False
+            break
+        return True
+
     async def _pull_list(self, path: str) -> list[str]:
         names: list[str] = []
-        failed = ""
+        failed, later = "", ""
         for line in await asyncio.to_thread(references_in, path):
             try:
                 names += await self._pull(line)
-            except (errors.UnavailableError, errors.ResourceExhaustedError):
-                raise
-            except errors.NixletError as error:
+            except (errors.InvalidArgumentError, errors.NotFoundError) as error:
                 failed = line
                 _log.error("%s: %s can't be pulled: %s", path, line, error, extra={"hint": error.hint})
+            except errors.NixletError as error:
+                # A registry that can't be reached, for example, comes without a code of its own.
+                later = line
+                _log.warning("%s: %s can't be pulled yet: %s", path, line, error, extra={"hint": error.hint})
+        if later:
+            raise errors.UnavailableError(f"{later} and perhaps others could not be pulled")
         if failed:
             raise errors.NotFoundError(f"{failed} and perhaps others could not be pulled")
         return names
@@ -206,9 +253,8 @@ class Preload:
             # Another image service keeps its images where it likes.
             return []
         target = imagestore.Descriptor(record.target.media_type, record.target.digest, record.target.size)
-        names = further_names([name], target.digest, self._registries)
-        for each in names:
-            await self._containerd.put_image(each, target, {**record.labels, **_PINS})
+        await self._containerd.label_image(record, _PINS)
+        names = await self._name_further([name], target)
         await pulls.wait_for_cri(self._shown, image.id, names)
         return names
 
@@ -244,15 +290,17 @@ class Preload:
             _log.warning("%s", error)
 
 
-def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) -> list[str]:
-    """An image's names with those that it gets besides: by digest, and both forms in each of the registries.
+def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) -> dict[str, str]:
+    """The names that an image gets besides its own: by digest, and both forms in each of the registries.
+
+    Returns each with the name that it is made of.
 
     Args:
         names: As containerd records them. What is no name in a registry gets no others.
         digest: The image's.
         registries: Hosts, perhaps with a path.
     """
-    found = list(names)
+    found: dict[str, str] = {}
     for name in names:
         parsed = reference.parse(name)
         if not isinstance(parsed, reference.ImageReference):
@@ -260,11 +308,13 @@ def further_names(names: Sequence[str], digest: str, registries: Sequence[str]) 
         tag = f":{parsed.tag}" if parsed.tag else ""
         by_digest = f"@{digest}"
         own = f"{parsed.domain}/{parsed.repository}"
-        found.append(own + by_digest)
+        made = [own + by_digest]
         for registry in (each.rstrip("/") for each in registries):
             if not own.startswith(f"{registry}/"):
-                found += [f"{registry}/{parsed.repository}{end}" for end in (tag, by_digest) if end]
-    return list(dict.fromkeys(found))
+                made += [f"{registry}/{parsed.repository}{end}" for end in (tag, by_digest) if end]
+        for each in made:
+            found.setdefault(each, name)
+    return {each: name for each, name in found.items() if each not in names}
 
 
 def _tell_left_out(path: str, image: archive.ArchiveImage, names: Sequence[str]) -> None:

@@ -21,6 +21,9 @@ _CODES: tuple[tuple[type[errors.NixletError], Status], ...] = (
 )
 
 
+#: How Go says that a disk, or somebody's part of it, is full (ENOSPC, EDQUOT).
+_NO_ROOM = ("no space left on device", "disk quota exceeded")
+
 #: Between an error's sentence and its hint, since a status has room for one text.
 _HINT = "\nhint: "
 
@@ -50,9 +53,12 @@ def to_error(error: GRPCError, peer: str) -> errors.NixletError:
     """
     kind = next((kind for kind, code in _CODES if code is error.status), errors.NixletError)
     message, hint = parted(error.message or f"{peer} answered {error.status.name}")
+    # Programs in Go hand on what the system says without a code of its own.
+    if kind is errors.NixletError and any(reason in message for reason in _NO_ROOM):
+        kind, hint = errors.ResourceExhaustedError, hint or "make room on its file system"
     translated = kind(message, hint=hint)
     # containerd's words are for programmers; whoever prints them says whose they are.
-    if error.message and not hint and peer.startswith("containerd "):
+    if error.message and not parted(error.message)[1] and peer.startswith("containerd "):
         translated.said_by = peer
     translated.__cause__ = error
     return translated

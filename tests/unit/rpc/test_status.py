@@ -50,6 +50,16 @@ def test_codes_that_we_have_no_word_for(code: Status) -> None:
     assert (type(received), received.message) == (errors.NixletError, "too much")
 
 
+@pytest.mark.parametrize("reason", ["no space left on device", "disk quota exceeded"])
+def test_a_full_disk_is_one_whatever_its_code(reason: str) -> None:
+    received = status.to_error(GRPCError(Status.UNKNOWN, f"write /x/data: {reason}: unknown"), "containerd at /c")
+    assert (type(received), received.said_by) == (errors.ResourceExhaustedError, "containerd at /c")
+    assert received.hint == "make room on its file system"
+    # A code says more.
+    received = status.to_error(GRPCError(Status.UNAVAILABLE, reason), "containerd at /c")
+    assert type(received) is errors.UnavailableError
+
+
 def test_a_status_without_a_message_names_the_peer() -> None:
     received = status.to_error(GRPCError(Status.ABORTED), "containerd at /run/c.sock")
     assert received.message == "containerd at /run/c.sock answered ABORTED"
