@@ -155,9 +155,8 @@ CASES = {
         status=2,
     ),
     "a list of registries": Case(
-        f"{TMP}/registries.yaml, line 1: mirors is not supported",
-        'did you mean "mirrors"?',
-        files={f"{TMP}/registries.yaml": "mirors: {}\n"},
+        f"{TMP}/registries.yaml, line 3: configs.x.io.tls.insecure_skip_verify must be true or false",
+        files={f"{TMP}/registries.yaml": "configs:\n  x.io:\n    tls: {insecure_skip_verify: perhaps}\n"},
         status=2,
     ),
     # Values.
