@@ -14,7 +14,7 @@ _ALIKE = 0.7
 
 #: What to do about an error whose own place had no advice: by its kind, the most particular first.
 _ADVICE: tuple[tuple[type[errors.NixletError], str], ...] = (
-    (errors.UsageError, "nixlet VERB --help says more"),
+    (errors.UsageError, "correct what is named there; nixlet VERB --help says what a verb takes"),
     (errors.NotFoundError, "nixlet ps -a lists containers, nixlet images images"),
     (errors.AlreadyExistsError, "choose another name, or remove what has it"),
     (errors.UnavailableError, "nixlet doctor looks at this machine, and the node's log says how it is"),
@@ -83,6 +83,9 @@ def usage_error(error: click.ClickException) -> errors.NixletError:
     if error.ctx is not None:
         usage = " ".join(error.ctx.get_usage().split())
         advice += f"{usage[0].lower()}{usage[1:]}; {error.ctx.command_path} --help says more"
+    elif not advice:
+        # click doesn't always say which verb it was.
+        advice = "nixlet VERB --help says more"
     return errors.UsageError(said, hint=advice)
 
 

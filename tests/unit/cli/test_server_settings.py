@@ -115,7 +115,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatc
     status, printed = refused(capsys, "agent", "--selinux=perhaps")
     assert (status, printed) == (
         2,
-        "error: --selinux must be true or false, not 'perhaps'\nhint: nixlet VERB --help says more\n",
+        "error: --selinux must be true or false, not 'perhaps'\nhint: correct what is named there; nixlet VERB --help says what a verb takes\n",
     )
     status, printed = refused(capsys, "server", "extra")
     assert status == 2
