@@ -8,7 +8,6 @@ The tables follow containerd's docs/PLUGINS.md, docs/cri/config.md and what its 
 """
 
 import asyncio
-import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -173,27 +172,32 @@ def dump(table: Table, version: int, sources: Sequence[str] = ()) -> str:
 _SECRETS = frozenset({"password", "auth", "identitytoken"})
 _HIDDEN = "(hidden)"
 
+#: Who asks, in a URL (RFC 3986, 3.2.1).
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
+
 
 def without_secrets(table: Table) -> Table:
-    """A configuration with a mark in the place of each secret that a registry wants to see."""
-    result = copy.deepcopy(table)
-    plugins = result.get("plugins")
-    for plugin in plugins.values() if isinstance(plugins, dict) else ():
-        registry = plugin.get("registry") if isinstance(plugin, dict) else None
-        if isinstance(registry, dict):
-            for key, said in registry.items():
-                _hide(said, everything=key == "headers")
-    return result
+    """A configuration with a mark in the place of each secret: what registries want to see, and who asks in a URL.
+
+    They are looked for everywhere, however their keys are written: containerd's reader takes capital letters for small ones.
+    """
+    return {_in_url(key): _hidden(key, value) for key, value in table.items()}
 
 
-def _hide(said: object, *, everything: bool) -> None:
-    if not isinstance(said, dict):
-        return
-    for key, value in said.items():
-        if isinstance(value, dict):
-            _hide(value, everything=everything)
-        elif everything or key in _SECRETS:
-            said[key] = _HIDDEN
+def _hidden(key: str, value: object, *, whole: bool = False) -> object:
+    name = key.casefold()
+    whole = whole or name == "headers"
+    if isinstance(value, dict):
+        return {_in_url(inner): _hidden(inner, each, whole=whole) for inner, each in value.items()}
+    if whole or name in _SECRETS:
+        return _HIDDEN
+    if isinstance(value, list):
+        return [_hidden("", each) for each in value]
+    return _in_url(value) if isinstance(value, str) else value
+
+
+def _in_url(text: str) -> str:
+    return _USER_INFO.sub(f"{_HIDDEN}@", text)
 
 
 def stem(version: int) -> str:

@@ -8,7 +8,8 @@ meets the system's containerd is refused, whether a drop-in says it or a templat
 import copy
 import dataclasses
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from nixlet import errors
 from nixlet.containerd import misplaced, tomlread
@@ -25,6 +26,17 @@ _KINDS: Sequence[tuple[type | tuple[type, ...], str]] = (
     ((datetime.date, datetime.time), "a time"),
 )
 
+
+#: Keys of containerd's that the base has not, by the end of the table's name.
+_FURTHER: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "": ("debug", "grpc", "imports", "metrics", "proxy_plugins", "ttrpc"),
+        "registry": ("auths", "config_path", "configs", "headers", "mirrors"),
+    }
+)
+
+#: Tables whose keys are names that people choose.
+_OF_NAMES = frozenset({"auths", "configs", "exports", "headers", "mirrors", "proxy_plugins", "runtimes"})
 
 #: The plugins that have places in the file system, or sockets: without them containerd would be at the system's.
 _PLACES = ("io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri", "io.containerd.server.v1.")
@@ -48,10 +60,16 @@ def merged(base: Table, files: Sequence[DropIn]) -> Table:
     Raises:
         UsageError: Two of them contradict each other, or one can't be merged; the sentence names file and key.
     """
-    result, owners = copy.deepcopy(base), dict[Path, str]()
+    return _merged(base, base, files)
+
+
+def _merged(base: Table, into: Table, files: Sequence[DropIn]) -> Table:
+    result, owners = copy.deepcopy(into), dict[Path, str]()
     for file in files:
         _check(file.table, base, file.path)
         _merge(file, file.table, result, (), owners)
+    for file in files:
+        _check_registries(file, result)
     return result
 
 
@@ -75,12 +93,16 @@ def merged_template(base: Table, template: DropIn, *, has_base: bool, own_import
             f"{template.path}: it makes no version = {base['version']}",
             hint='write it at the top, above all tables; or write {{ template "base" . }} there, which has it',
         )
-    _check(table, base, template.path)
-    return merged(_places(base), [DropIn(template.path, table)])
+    return _merged(base, _places(base, table), [DropIn(template.path, table)])
 
 
-def _places(base: Table) -> Table:
-    """What a node needs of its own configuration to be at its own places."""
+def registry_plugin(table: Table) -> Path:
+    """The plugin with what is said of registries, in a configuration's version."""
+    return ("plugins", "io.containerd.grpc.v1.cri" if table["version"] == 2 else "io.containerd.cri.v1.images")
+
+
+def _places(base: Table, template: Table) -> Table:
+    """What a node needs of its own configuration to be at its own places, and able to start containers."""
     names = ("version", "root", "state", "grpc", "ttrpc", "proxy_plugins")
     kept: Table = copy.deepcopy({key: base[key] for key in names if key in base})
     plugins = copy.deepcopy({key: value for key, value in base["plugins"].items() if key.startswith(_PLACES)})
@@ -88,7 +110,11 @@ def _places(base: Table) -> Table:
     cri: Path = ("plugins", runtime if runtime in base["plugins"] else "io.containerd.grpc.v1.cri")
     # runc's state and the network namespaces would be where the system's containerd has its own.
     runc = [(*cri, "netns_mounts_under_state_dir"), (*cri, "containerd", "runtimes", "runc")]
-    for path in (*(path for path, _ in _pinned(base) if path[0] == "plugins"), *runc):
+    others = [(*cri, "restrict_oom_score_adj")] if tomlread.at(base, (*cri, "restrict_oom_score_adj")) else []
+    registry: Path = (*registry_plugin(base), "registry")
+    if not any(_of_old(tomlread.at(template, registry), registry)):
+        others.append((*registry, "config_path"))
+    for path in (*(path for path, _ in _pinned(base) if path[0] == "plugins"), *runc, *others):
         value = tomlread.at(base, path)
         if value is not None:
             plugin = plugins.setdefault(path[1], {})
@@ -106,6 +132,7 @@ def _check(table: Table, base: Table, where: str) -> None:
             f"{where}: it says version {table['version']}, but is part of a configuration of version {version}",
             hint="the names say the version: config-v4.toml.d, config-v3.toml.d, and config.toml.d for version 2",
         )
+    _check_letters(table, base, where)
     misplaced.check(table, version, where)
     for path, hint in _pinned(base):
         said = tomlread.at(table, path)
@@ -116,6 +143,45 @@ def _check(table: Table, base: Table, where: str) -> None:
             f"{where}: imports can't be set: containerd would take up files that nixlet has not seen",
             hint="put the files into the directory of drop-ins",
         )
+
+
+def _check_letters(table: Table, base: Table, where: str, above: Path = ()) -> None:
+    """Check that no key differs from one of the base by capital letters alone: containerd takes the one for the other."""
+    end = above[-1] if above else ""
+    names = {} if end in _OF_NAMES else {name.casefold(): name for name in (*base, *_FURTHER.get(end, ()))}
+    for key, value in table.items():
+        right = names.get(key.casefold(), key)
+        if right != key:
+            raise errors.UsageError(
+                f"{where}: {tomlread.name((*above, key))} is written with other letters than containerd's own key",
+                hint=f"it is {tomlread.name((*above, right))}",
+            )
+        if isinstance(value, dict):
+            before = base.get(key)
+            _check_letters(value, before if isinstance(before, dict) else {}, where, (*above, key))
+
+
+def _check_registries(file: DropIn, result: Table) -> None:
+    """Check that registries are said in one way: containerd doesn't start with both."""
+    registry: Path = (*registry_plugin(result), "registry")
+    if not tomlread.at(result, (*registry, "config_path")):
+        return
+    for path in _of_old(tomlread.at(file.table, registry), registry):
+        raise errors.UsageError(
+            f"{file.path}: {tomlread.name(path)} can't be set: containerd reads how registries are reached from hosts.toml files",
+            hint="say it in registries.yaml (--private-registry), which has mirrors, and tls for each host below configs",
+        )
+
+
+def _of_old(registry: object, path: Path) -> Iterator[Path]:
+    """What is said of registries in the way that containerd had before ``config_path``."""
+    said: Table = registry if isinstance(registry, dict) else {}
+    if said.get("mirrors"):
+        yield (*path, "mirrors")
+    configs = said.get("configs")
+    for host, each in configs.items() if isinstance(configs, dict) else ():
+        if isinstance(each, dict) and any(key.casefold() == "tls" for key in each):
+            yield (*path, "configs", host, "tls")
 
 
 def _pinned(base: Table) -> Iterator[tuple[Path, str]]:

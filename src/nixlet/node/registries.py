@@ -46,6 +46,8 @@ class Kept:
         self.said = Registries()
         #: The credentials that containerd was started with, by host.
         self.auths: hosts.Told = {}
+        #: Where the user's files have containerd look instead; None: where we write.
+        self.elsewhere: str | None = None
         #: Why the file as it is now can't be used, while what it said before holds; empty when it can.
         self.problem = ""
 
@@ -58,6 +60,11 @@ class Kept:
         # Before it is read: what changes meanwhile is read again.
         state = self._state()
         said = await asyncio.to_thread(registries_file.read, self._path)
+        if self.elsewhere is not None and (said.mirrors or said.configs):
+            raise errors.UsageError(
+                f"{self._path} is not obeyed while containerd's configuration has registry.config_path = {self.elsewhere!r}",
+                hint="take that out of the template or drop-in that says so, and restart the node",
+            )
         if self._seen is None:
             self.auths = said.auths()
         warnings: list[str] = []

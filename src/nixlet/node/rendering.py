@@ -8,7 +8,8 @@ one of those is obeyed: the newest version for which there is something is the o
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nixlet import errors
@@ -251,10 +252,35 @@ def _with_user_files(
     if found:
         trusted.check_directory(directory)
     read = [dropins.DropIn(path, tomlread.parsed(data, path)) for path, data in found.items()]
-    return dropins.merged(table, read), sources
+    result = dropins.merged(table, read)
+    elsewhere = _elsewhere(result, layout)
+    if elsewhere is not None and (said.mirrors or said.configs) and not _cri(result, "images", "registry", "mirrors"):
+        raise errors.UsageError(
+            f"{_who_says(read, template, result)}: with registry.config_path = {elsewhere!r} nothing that {settings.private_registry} "
+            "says would be obeyed",
+            hint=f"take config_path out, or what {settings.private_registry} says",
+        )
+    return result, sources
 
 
-def _cri(table: containerd_config.Table, room: str, *path: str) -> Any:  # noqa: ANN401 (any value of TOML)
+def _who_says(read: Sequence[dropins.DropIn], template: str, result: containerd_config.Table) -> str:
+    """The file that says where registries' files are."""
+    key = (*dropins.registry_plugin(result), "registry", "config_path")
+    return next((file.path for file in read if tomlread.at(file.table, key) is not None), template)
+
+
+def registries_elsewhere(layout: node_config.Layout) -> str | None:
+    """Where the written configuration has containerd look for how registries are reached; None: in the node's directory."""
+    with open(layout.containerd_config, "rb") as file:
+        return _elsewhere(tomllib.load(file), layout)
+
+
+def _elsewhere(table: Mapping[str, Any], layout: node_config.Layout) -> str | None:
+    said = _cri(table, "images", "registry", "config_path")
+    return None if said == layout.certs_dir else said or ""
+
+
+def _cri(table: Mapping[str, Any], room: str, *path: str) -> Any:  # noqa: ANN401 (any value of TOML)
     """A value of CRI's, which version 2 has in one plugin, and later ones in two: "runtime" and "images"."""
     plugin = "io.containerd.grpc.v1.cri" if table["version"] == 2 else f"io.containerd.cri.v1.{room}"
     return tomlread.at(table, ("plugins", plugin, *path))

@@ -26,6 +26,7 @@ from nixlet.node import (
     preload,
     proxyplugin,
     registries,
+    rendering,
     snapshotters,
 )
 from nixlet.node import config as node_config
@@ -216,6 +217,7 @@ async def _own_containerd(
         ) as kept,
     ):
         served.remarks.tell = lambda: reached.problem
+        reached.elsewhere = await asyncio.to_thread(rendering.registries_elsewhere, layout)
         await _check_strategy(served, layout)
         if programs.pause:
             await _load_pause_image(programs.pause, layout, served.loader)

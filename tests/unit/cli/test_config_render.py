@@ -91,8 +91,17 @@ def test_settings_that_cannot_be_used(directories: list[str]) -> None:
 DROP_IN = """
 [plugins."io.containerd.grpc.v1.cri".registry.configs."b.example".auth]
 identitytoken = "hush-2"
+[plugins."io.containerd.grpc.v1.cri".registry.configs."c.example".auth]
+Password = "hush-4"
+[plugins."io.containerd.grpc.v1.cri".registry.auths."https://ada:hush-5@d.example"]
+PASSWORD = "hush-6"
 [plugins."io.containerd.grpc.v1.cri".registry.headers]
 Authorization = ["hush-3"]
+[plugins."io.containerd.tracing.processor.v1.otlp"]
+endpoint = "https://ada:hush-7@otlp.example:4318"
+headers = {Authorization = "hush-8"}
+[[stream]]
+places = ["http://hush-9@e.example/a@b"]
 """
 
 
@@ -108,4 +117,4 @@ def test_secrets_are_printed_when_they_are_asked_for(tmp_path: Path, whose: str,
     arguments += ["--data-dir", f"{tmp_path}/data", "--runc", "runc"]
     assert "ada" in printed(*arguments)
     assert "hush" not in printed(*arguments)
-    assert printed(*arguments, "--show-secrets").count("hush") == (3 if whose == "nixlet" else 1)
+    assert printed(*arguments, "--show-secrets").count("hush") == (9 if whose == "nixlet" else 1)

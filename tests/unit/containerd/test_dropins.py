@@ -214,7 +214,7 @@ def test_a_template_without_the_base_keeps_what_is_the_nodes(version: int) -> No
     for name, plugin in result["plugins"].items():
         if name.startswith(("io.containerd.cri.", "io.containerd.grpc.")):
             runtimes = {"runtimes": {"runc": tomlread.at(whole, (*CRI_OF[version], "containerd", "runtimes", "runc"))}}
-            netns = {"netns_mounts_under_state_dir": True}
+            netns = {"netns_mounts_under_state_dir": True, "restrict_oom_score_adj": True}
             images = {"snapshotter": "nix"}
             assert plugin in (
                 images,
@@ -268,3 +268,57 @@ def test_what_is_no_toml_is_told_with_its_place(data: bytes, place: str) -> None
     with pytest.raises(errors.UsageError) as caught:
         tomlread.parsed(data, "/n/d/10.toml")
     assert caught.value.message.startswith(f"/n/d/10.toml, {place}: this is no")
+
+
+@pytest.mark.parametrize("version", config.VERSIONS)
+def test_a_key_in_other_letters_is_the_same_to_containerd(version: int) -> None:
+    grpc = "plugins.'io.containerd.server.v1.grpc'" if version == 4 else "grpc"
+    cri = f"{CRI}.containerd" if version == 2 else IMAGES
+    for wrong, right in (
+        ("Root", "root"),
+        ("STATE", "state"),
+        ("Imports", "imports"),
+        (f"{grpc}.Address", f"{grpc}.address"),
+        (f"{cri}.Snapshotter", f"{cri}.snapshotter"),
+        ("proxy_plugins.nix.Address", "proxy_plugins.nix.address"),
+        ("plugins.'io.containerd.internal.v1.opt'.Path", "plugins.'io.containerd.internal.v1.opt'.path"),
+        ("plugins.'io.containerd.nri.v1.nri'.Socket_Path", "plugins.'io.containerd.nri.v1.nri'.socket_path"),
+    ):
+        error = refusal(f"{wrong} = '/run/containerd'", version=version)
+        assert error.message == f"/n/d/10.toml: {wrong} is written with other letters than containerd's own key"
+        assert error.hint == f"it is {right}"
+        with pytest.raises(errors.UsageError, match="other letters"):
+            replaced(f"version = {version}\n{wrong} = '/run/containerd'\n", version)
+    # These are names that people choose.
+    assert merged("[proxy_plugins.NIX]\ntype = 'snapshot'", version=version)["proxy_plugins"].keys() == {"nix", "NIX"}
+
+
+@pytest.mark.parametrize("version", config.VERSIONS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mirrors", "{'docker.io' = {endpoint = ['https://m.example']}}"),
+        ("configs.'m.example'.tls", "{insecure_skip_verify = true}"),
+    ],
+)
+def test_registries_in_the_way_of_old_need_a_template_of_its_own(version: int, key: str, value: str) -> None:
+    """containerd doesn't start with both; without ``config_path`` it does."""
+    registry = f"{CRI if version == 2 else IMAGES}.registry"
+    error = refusal(f"{registry}.config_path = '/n/certs.d'\n{registry}.{key} = {value}", version=version)
+    assert error.message.startswith(f"/n/d/10.toml: {registry}.{key} can't be set")
+    assert "registries.yaml" in error.hint
+    assert merged(f"{registry}.{key} = {value}", version=version)
+
+
+def test_a_template_without_the_base_obeys_registries_yaml() -> None:
+    whole = base(3)
+    images = whole["plugins"]["io.containerd.cri.v1.images"]
+    images["registry"] = {"config_path": "/n/certs.d"}
+
+    def made(text: str) -> object:
+        table = dropins.merged_template(whole, dropin(f"version = 3\n{text}"), has_base=False)
+        return tomlread.at(table, ("plugins", "io.containerd.cri.v1.images", "registry"))
+
+    assert made("") == {"config_path": "/n/certs.d"}
+    mirrors = {"mirrors": {"a": {"endpoint": ["http://b"]}}}
+    assert made(f"[{IMAGES}.registry.mirrors.a]\nendpoint = ['http://b']\n") == mirrors

@@ -224,3 +224,13 @@ async def test_credentials_stand_in_containerds_configuration_alone(files: Files
     async with registries.kept(files.settings, files.layout) as kept:
         assert kept.auths == {"r.example": {"username": "ada", "password": "secret"}}
         assert "secret" not in str(files.hosts())
+
+
+async def test_a_file_that_comes_while_containerd_looks_elsewhere_is_said(files: Files) -> None:
+    async with registries.kept(files.settings, files.layout) as kept:
+        kept.elsewhere = "/etc/containerd/certs.d"
+        await kept.try_again()
+        assert kept.problem == ""
+        files.say('mirrors: {docker.io: {endpoint: ["http://a.example"]}}\n')
+        await kept.try_again()
+        assert "is not obeyed while containerd's configuration has registry.config_path" in kept.problem

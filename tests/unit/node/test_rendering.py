@@ -346,3 +346,20 @@ def test_snapshotters_of_k3s(layout: config.Layout) -> None:
         assert at(table, plugin, "cri_keychain_image_service_path") == block
         assert at(table, IMAGES, "disable_snapshot_annotations") is (block is None)
         assert at(table, "io.containerd.transfer.v1.local") is None
+
+
+@pytest.mark.parametrize("by_template", [True, False])
+def test_files_that_would_keep_registries_yaml_from_being_obeyed(layout: config.Layout, by_template: bool) -> None:
+    said = registries.Registries(mirrors={"docker.io": registries.Mirror(("https://m.example",))})
+    text = f"version = 3\n[plugins.'{IMAGES}'.registry]\nconfig_path = '/etc/containerd/certs.d'\n"
+    path = layout.template(3) if by_template else f"{layout.dropin_dir(3)}/a.toml"
+    write_file(path, text)
+    with pytest.raises(errors.UsageError) as raised:
+        written(layout, 3, said)
+    assert raised.value.message.startswith(f"{path}: with registry.config_path = '/etc/containerd/certs.d' nothing")
+    # Where the file says nothing, there is nothing to obey.
+    written(layout)
+    assert rendering.registries_elsewhere(layout) == "/etc/containerd/certs.d"
+    Path(path).unlink()
+    written(layout, 3, said)
+    assert rendering.registries_elsewhere(layout) is None
