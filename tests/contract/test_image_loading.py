@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -101,10 +102,12 @@ async def test_a_dead_holders_lease_is_deleted_and_others_are_not(version: str, 
             await make("other", {"io.nixlet.holder": mark})
             await make("elsewhere", {"io.nixlet.holder": mark.replace("pid:[", "pid:[1")})
             await make("unlabelled", {})
-            async with containerds.store(channel).leased():
+            store = containerds.store(channel)
+            async with store.leased():
                 assert {"other", "elsewhere", "unlabelled"} < await leases(channel)
             other.communicate()
-        async with containerds.store(channel).leased():
+        # The same client finds it, which lives as long as the node.
+        async with store.leased():
             assert await leases(channel) > {"elsewhere", "unlabelled"}
             assert "other" not in await leases(channel)
         assert await leases(channel) == {"elsewhere", "unlabelled"}
@@ -169,6 +172,37 @@ async def test_an_archive_that_was_loaded_before_is_not_needed_again(version: st
         assert await again() == first
         await store.remove_snapshot(containerds.SNAPSHOTTER, image_archives.digest(SHARED))
         assert await again() is None
+
+
+@ALL
+async def test_layers_that_the_snapshotter_has_lost_are_unpacked_again(version: str, tmp_path: Path) -> None:
+    """Also where others that are lost stand upon them; those that nobody knows of stay in the way, which is told."""
+    first = image_file(tmp_path, "first", SHARED, b"")
+    second = image_file(tmp_path, "second", SHARED, image_archives.tar({"x": b"x"}))
+    base = image_archives.digest(SHARED)
+
+    def lose() -> None:
+        shutil.rmtree(tmp_path / "root/io.containerd.snapshotter.v1.native")
+
+    async with containerds.running(version, tmp_path) as channel:
+        await load(channel, first, "localhost/first:1")
+        await load(channel, second, "localhost/second:1")
+    lose()
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
+        assert await store.snapshot(containerds.SNAPSHOTTER, base) is None
+        image = await load(channel, first, "localhost/first:1")
+        for name in model.chain_ids([layer.diff_id for layer in image.layers]):
+            assert await store.snapshot(containerds.SNAPSHOTTER, name) is not None
+        await load(channel, second, "localhost/second:1")
+        await store.prepare_snapshot(containerds.SNAPSHOTTER, "unheard of", base, {"containerd.io/gc.root": "x"})
+    lose()
+    async with containerds.running(version, tmp_path) as channel:
+        with pytest.raises(
+            errors.FailedPreconditionError, match=f"knows the layer {base}, which the snapshotter native"
+        ):
+            await load(channel, first, "localhost/first:1")
+        assert await leases(channel) == set()
 
 
 async def delete_content(channel: channels.Channel, digest: str) -> None:

@@ -31,7 +31,6 @@ class Leases:
         self._peer = peer
         self._metadata = metadata
         self._stub = containerd_leases_grpc.LeasesStub(channel)
-        self._looked_for_dead = False
         #: Those that couldn't be deleted when they should have been.
         self._overdue: set[str] = set()
 
@@ -73,11 +72,10 @@ class Leases:
 
     async def _tidy_up(self) -> None:
         """Delete leases of processes that have ended, and those of our own that should be gone."""
-        if not self._looked_for_dead:
-            with channels.translated(self._peer):
-                request = containerd_leases_pb2.ListRequest(filters=[f'labels."{_HOLDER}"'])
-                leases = (await self._stub.List(request, metadata=self._metadata)).leases
-            self._overdue |= {lease.id for lease in leases if procfs.is_gone(lease.labels[_HOLDER])}
-            self._looked_for_dead = True
+        # Each time: a process may die at any time, and what it held would stay for as long as nobody looks.
+        with channels.translated(self._peer):
+            request = containerd_leases_pb2.ListRequest(filters=[f'labels."{_HOLDER}"'])
+            leases = (await self._stub.List(request, metadata=self._metadata)).leases
+        self._overdue |= {lease.id for lease in leases if procfs.is_gone(lease.labels[_HOLDER])}
         # What can't be deleted now is none of the next lease's business.
         await asyncio.gather(*(self._delete(name) for name in self._overdue), return_exceptions=True)

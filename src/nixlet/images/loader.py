@@ -15,7 +15,7 @@ from typing import Protocol
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.host import uncut
-from nixlet.images import archive, closurecheck, model, reference
+from nixlet.images import archive, closurecheck, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
 from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
@@ -230,13 +230,16 @@ class Loader:
 
     async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
         labels = {**closurecheck.inherited(layer), _SNAPSHOT_REF: name}
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             key = f"extract-{os.urandom(8).hex()} {name}"
             try:
                 mounts = await containerd.prepare_snapshot(self._snapshotter, key, parent, labels)
             except errors.AlreadyExistsError:
                 if await self._check.take_unpacked(containerd, layer, name):
                     return
+                # The first time somebody may have been about to remove it.
+                if attempt > 0:
+                    await lostlayers.forget(containerd, self._snapshotter, name)
                 continue
             try:
                 await self._unpack_onto(containerd, layer, mounts)
