@@ -59,11 +59,19 @@ def test_no_room_for_an_image_that_is_built(tmp_path: Path, small: Path) -> None
     assert os.listdir(small) == []
 
 
+@pytest.mark.parametrize("piped", [False, True], ids=["expanded", "copied"])
 def test_a_full_directory_for_temporary_files_is_named(
-    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, *, piped: bool
 ) -> None:
+    """What comes through a pipe leaves others as much room as what is expanded."""
     monkeypatch.setattr(tempfile, "tempdir", str(small))
-    path = compressed(tmp_path / "image.tar", 2 * SIZE)
-    with pytest.raises(errors.ResourceExhaustedError, match=f"can't be expanded in {small}") as caught:
-        archive.open_archive(path).__enter__()
+    argv = ["head", "-c", str(SIZE - (200 << 10)), "/dev/zero"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        source = writer.stdout.fileno() if piped else compressed(tmp_path / "image.tar", SIZE - (200 << 10))
+        done = "copied to" if piped else "expanded in"
+        with pytest.raises(errors.ResourceExhaustedError, match=f"can't be {done} {small}: No space left") as caught:
+            archive.open_archive(source, piped=piped).__enter__()
+        writer.kill()
     assert caught.value.hint == f"make room in {small}, or name another directory: TMPDIR"
+    assert os.listdir(small) == []

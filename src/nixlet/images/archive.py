@@ -338,7 +338,7 @@ def open_archive(
     Raises:
         NotFoundError: There is no such file.
         InvalidArgumentError: It can't be read, is no archive, or is cut short.
-        FailedPreconditionError: There is no room to expand or to copy it.
+        NixletError: There is no room to expand or to copy it, or no right to; as in ``scratch.opened``.
     """
     shown = label or str(source)
     with contextlib.ExitStack() as stack:

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.images import expand
+from nixlet.images import expand, scratch
 
 _CHUNK = 1024 * 1024
 
@@ -47,7 +46,7 @@ def regular(fd: int, shown: str, directory: str | None = None) -> Iterator[int]:
 
     Raises:
         InvalidArgumentError: It is neither a file nor a stream, can't be read, or has more than any archive has.
-        FailedPreconditionError: There is no room for the copy.
+        NixletError: The file system refuses the copy, as in ``scratch.opened``.
     """
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind) and os.lseek(fd, 0, os.SEEK_CUR) == 0:
@@ -58,22 +57,13 @@ def regular(fd: int, shown: str, directory: str | None = None) -> Iterator[int]:
         raise errors.InvalidArgumentError(
             f"{shown} is not an image archive: it is neither a file nor a pipe", hint=hint
         )
-    place = directory or tempfile.gettempdir()
-    try:
-        copy = tempfile.TemporaryFile(dir=place)  # noqa: SIM115 (the context below closes it; this error is the place's)
-    except OSError as error:
-        raise files.refused(f"{shown} can't be copied to {place}", error) from error
-    with copy:
+    with scratch.opened(f"{shown} can't be copied to", directory) as copy:
         copied = 0
         while chunk := _read(fd, shown):
             copied += len(chunk)
             if copied > expand.MAX_EXPANDED_BYTES:
                 raise errors.InvalidArgumentError(f"{shown} has more than {expand.MAX_EXPANDED_BYTES} bytes")
-            try:
-                copy.write(chunk)
-                copy.flush()
-            except OSError as error:
-                raise files.refused(f"{shown} can't be copied to {place}", error) from error
+            copy.write(chunk)
         if not copied:
             raise errors.InvalidArgumentError(
                 f"{shown} is empty", hint="let it be written by docker save or skopeo copy, for example"

@@ -2,11 +2,9 @@
 
 import bz2
 import contextlib
-import errno
 import gzip
 import io
 import os
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -14,12 +12,10 @@ from typing import IO
 
 from nixlet import errors
 from nixlet.host import files
+from nixlet.images import scratch
 
 #: What grows beyond this is refused, in bytes.
 MAX_EXPANDED_BYTES = 32 * 1024**3
-
-#: What stays free of a file system: this part of it, but not more than this many bytes.
-_RESERVED_PART, _RESERVED_BYTES = 20, 1024**3
 
 #: How far zstd may refer back, in bytes, which has to be held in memory; k3s has the same limit.
 _MAX_WINDOW = 32 * 1024**2
@@ -49,14 +45,9 @@ def expanded(fd: int, shown: str, directory: str | None = None, stop: threading.
     Raises:
         InvalidArgumentError: It is damaged, ends too early, expands to too much, or is compressed in another way.
         CallCancelledError: ``stop`` was set.
-        NixletError: The file system refuses what it expands to, as in ``files.refused``.
+        NixletError: The file system refuses what it expands to, as in ``scratch.opened``.
     """
-    place = directory or _temporary_directory(shown)
-    with contextlib.ExitStack() as stack:
-        try:
-            target = stack.enter_context(tempfile.TemporaryFile(dir=place))
-        except OSError as error:
-            raise _refused(shown, place, directory, error) from error
+    with scratch.opened(f"{shown} can't be expanded in", directory) as target:
         written = 0
         for chunk in _chunks(fd, shown):
             if stop is not None and stop.is_set():
@@ -64,42 +55,8 @@ def expanded(fd: int, shown: str, directory: str | None = None, stop: threading.
             written += len(chunk)
             if written > MAX_EXPANDED_BYTES:
                 raise errors.InvalidArgumentError(f"{shown} expands to more than {MAX_EXPANDED_BYTES} bytes")
-            try:
-                _check_room(target.fileno(), len(chunk))
-                target.write(chunk)
-                target.flush()
-            except OSError as error:
-                raise _refused(shown, place, directory, error) from error
+            target.write(chunk)
         yield target.fileno()
-
-
-def _check_room(fd: int, length: int) -> None:
-    """Leave others, the node's database among them, some room on the file system.
-
-    Raises:
-        OSError: There would be too little (ENOSPC).
-    """
-    system = os.fstatvfs(fd)
-    reserve = min(system.f_blocks * system.f_frsize // _RESERVED_PART, _RESERVED_BYTES)
-    # A file system that says 0 doesn't know its size.
-    if system.f_blocks and system.f_bavail * system.f_frsize < length + reserve:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _refused(shown: str, place: str, directory: str | None, error: OSError) -> errors.NixletError:
-    refused = files.refused(f"{shown} can't be expanded in {place}", error)
-    if directory is None and refused.hint:
-        refused.hint = f"make room in {place}, or name another directory: TMPDIR"
-    return refused
-
-
-def _temporary_directory(shown: str) -> str:
-    try:
-        return tempfile.gettempdir()
-    except OSError as error:
-        raise errors.ResourceExhaustedError(
-            f"{shown} can't be expanded: {error.strerror}", hint="make room there, or name another directory: TMPDIR"
-        ) from error
 
 
 def _chunks(fd: int, shown: str) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Opening archives in a node: in threads that end with their callers, and not too many that have to be expanded at a time."""
+"""Opening archives in a node: in threads that end with their callers, and not too many being expanded at a time."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from nixlet.host import uncut
 from nixlet.images import archive, expand
+from nixlet.telemetry import progress
 
 T = TypeVar("T")
 
-#: How many compressed archives may lie about expanded.
+#: How many compressed archives are expanded at a time. What they expand to stays as long as it is used, which may be for hours
+#: while store paths are fetched: that must not keep others from being expanded, and room on the disk is seen to there.
 _AT_A_TIME = 2
 
 
@@ -28,7 +30,7 @@ class Opener:
 
     @contextlib.asynccontextmanager
     async def opened(
-        self, fd: int, label: str, read: Callable[[archive.Archive], T]
+        self, fd: int, label: str, read: Callable[[archive.Archive], T], sink: progress.ProgressSink = progress.ignore
     ) -> AsyncIterator[tuple[archive.Archive, T]]:
         """An archive for the time of the context, with what was read from it.
 
@@ -36,19 +38,23 @@ class Opener:
             fd: The archive, open for reading; stays the caller's.
             label: What errors call it.
             read: Looks at the archive; runs in a thread.
+            sink: Gets the progress.
 
         Raises:
             NixletError: As ``archive.open_archive`` and ``read``.
         """
         stop = threading.Event()
-        async with contextlib.AsyncExitStack() as held:
-            if await asyncio.to_thread(expand.is_compressed, fd):
-                await held.enter_async_context(self._expansions)
-            stack = held.enter_context(contextlib.ExitStack())
+        with contextlib.ExitStack() as stack:
 
             def open_and_read() -> tuple[archive.Archive, T]:
                 opening = archive.open_archive(fd, label=label, scratch_dir=self._scratch_dir, stop=stop)
                 source = stack.enter_context(opening)
                 return source, read(source)
 
-            yield await uncut.to_its_end(asyncio.to_thread(open_and_read), stop.set)
+            async with contextlib.AsyncExitStack() as held:
+                if await asyncio.to_thread(expand.is_compressed, fd):
+                    if self._expansions.locked():
+                        sink(progress.Progress("waiting", 0, 0, "", "for other archives that are expanded"))
+                    await held.enter_async_context(self._expansions)
+                opened = await uncut.to_its_end(asyncio.to_thread(open_and_read), stop.set)
+            yield opened

@@ -205,7 +205,7 @@ class Puller:
         self, fd: int, path: str, store_path: paths.StorePath, name: str, sink: progress.ProgressSink
     ) -> loader.Loaded:
         if not await asyncio.to_thread(expand.is_compressed, fd):
-            async with self._opener.opened(fd, path, _only_image) as (source, image):
+            async with self._opener.opened(fd, path, _only_image, sink) as (source, image):
                 return await self._loader.load(source, image, [name], sink=sink)
         # To expand it again would take long, and be for nothing where containerd has it all.
         async with self._store.session() as session:
@@ -213,7 +213,7 @@ class Puller:
         loaded = await self._loader.load_again(name, origin, sink)
         if loaded is not None:
             return loaded
-        async with self._opener.opened(fd, path, _only_image) as (source, image):
+        async with self._opener.opened(fd, path, _only_image, sink) as (source, image):
             labels = loader.came_from(origin, image.descriptor.digest)
             return await self._loader.load(source, image, [name], labels=labels, sink=sink)
 
@@ -222,7 +222,7 @@ class Puller:
             allowed = admission.open_allowed_archive(path, self._archive_dirs, {0, os.geteuid()})
             fd = held.enter_context(allowed)
             try:
-                source, image = await held.enter_async_context(self._opener.opened(fd, path, _only_image))
+                source, image = await held.enter_async_context(self._opener.opened(fd, path, _only_image, sink))
             except errors.InvalidArgumentError as error:
                 # What is no archive must look the same from outside as what isn't there.
                 raise admission.NotAdmittedError(path, self._archive_dirs, error) from error

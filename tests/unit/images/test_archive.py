@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 
@@ -318,6 +319,23 @@ def test_no_room_for_a_pipe_names_the_place(tmp_path: Path) -> None:
     ):
         pass
     os.close(ours)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_no_directory_for_temporary_files_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, piped: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [f"{tmp_path}/gone"])
+    data = made.tar(made.oci())
+    with open(write(tmp_path, data if piped else made.COMPRESSIONS["gz"](data)), "rb") as file:
+        file.seek(1 if piped else 0)
+        with (
+            pytest.raises(errors.FailedPreconditionError, match="there is no directory for such") as caught,
+            archive.open_archive(file.fileno(), label="it", piped=piped),
+        ):
+            pass
+    assert caught.value.hint.endswith("TMPDIR")
 
 
 def test_what_images_are_recorded_as(tmp_path: Path) -> None:

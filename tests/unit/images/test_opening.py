@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import gzip
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from nixlet.images import archive, model, opening
+from nixlet.telemetry import progress
 from support import image_archives as made
 
 
@@ -51,33 +53,48 @@ async def test_a_cancelled_caller_leaves_neither_thread_nor_file(tmp_path: Path)
 
 
 async def test_few_archives_are_expanded_at_a_time(tmp_path: Path) -> None:
+    """And none waits for one that is only used, perhaps for long."""
     path = tmp_path / "image.tar.gz"
     path.write_bytes(gzip.compress(made.tar(made.oci())))
     opener = opening.Opener(str(tmp_path))
-    inside, most, may_leave = 0, 0, asyncio.Event()
+    reading, may_read, may_leave = set[int](), threading.Event(), asyncio.Event()
+    inside, most = set[int](), 0
+    told: list[tuple[int, progress.Progress]] = []
 
-    async def hold() -> None:
-        nonlocal inside, most
+    async def hold(number: int) -> None:
+        def read(source: archive.Archive) -> archive.ArchiveImage:
+            nonlocal most
+            reading.add(number)
+            most = max(most, len(reading))
+            may_read.wait()
+            reading.remove(number)
+            return image_of(source)
+
         with path.open("rb") as file:
-            async with opener.opened(file.fileno(), "it", image_of) as (_, image):
+            sink = lambda step: told.append((number, step))  # noqa: E731 (it is used once)
+            async with opener.opened(file.fileno(), "it", read, sink) as (_, image):
                 assert image.names
-                inside += 1
-                most = max(most, inside)
+                inside.add(number)
                 await may_leave.wait()
-                inside -= 1
 
-    holders = [asyncio.create_task(hold()) for _ in range(5)]
-    while inside < 2:
-        await asyncio.sleep(0.001)
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-    # What is not compressed doesn't wait.
-    plain = tmp_path / "image.tar"
-    plain.write_bytes(gzip.decompress(path.read_bytes()))
-    with plain.open("rb") as file:
-        async with opener.opened(file.fileno(), "it", image_of):
-            assert len(scratch_files(tmp_path)) == 2
-    may_leave.set()
-    await asyncio.gather(*holders)
+    async with asyncio.timeout(30):
+        holders = [asyncio.create_task(hold(number)) for number in range(5)]
+        try:
+            while len(told) < 3 or len(reading) < 2:
+                await asyncio.sleep(0.001)
+            # What is not compressed doesn't wait.
+            plain = tmp_path / "image.tar"
+            plain.write_bytes(gzip.decompress(path.read_bytes()))
+            with plain.open("rb") as file:
+                async with opener.opened(file.fileno(), "it", image_of):
+                    assert len(scratch_files(tmp_path)) == 2
+        finally:
+            may_read.set()
+        while len(inside) < 5:
+            await asyncio.sleep(0.001)
+        may_leave.set()
+        await asyncio.gather(*holders)
     assert most == 2
+    assert {step.stage for _, step in told} == {"waiting"}
+    assert len({number for number, _ in told}) == 3
     assert scratch_files(tmp_path) == []
