@@ -131,6 +131,9 @@ let
       throw "buildImage: the name ${builtins.toJSON name} has neither letters nor digits"
     else
       builtins.concatStringsSep "-" words;
+  tagged = builtins.match "(.*):([^/:]*)" name;
+  # What the archive's store path can be called (211 characters, with what stands before and behind in the names of derivations).
+  isStoreName = builtins.match "[0-9A-Za-z+._?=-]+" baseName != null && builtins.stringLength baseName <= 193;
   reference = "nix:0${builtins.storeDir}/${builtins.hashString "md5" ""}-nix-image-${baseName}.tar";
 
   roots = toList copyToRoot;
@@ -156,6 +159,10 @@ let
 in
 if resolvedByNix && builtins.stringLength reference > 255 then
   throw "buildImage: the name ${name} is too long: image references have at most 255 characters, this one would have ${toString (builtins.stringLength reference)}"
+else if tagged != null && !resolvedByNix then
+  throw "buildImage: the name ${builtins.toJSON name} has a tag; write: name = ${builtins.toJSON (builtins.elemAt tagged 0)}; tag = ${builtins.toJSON (builtins.elemAt tagged 1)};"
+else if !isStoreName then
+  throw "buildImage: the last part of the name ${builtins.toJSON name} can't be a store path's: it needs 1 to 193 letters, digits, or characters of + . _ ? = -"
 else
 image
 // {

@@ -198,3 +198,20 @@ def test_every_name_makes_a_reference_that_kubelets_take(name: str, kept: str) -
 def test_names_that_make_no_reference(name: str, why: str) -> None:
     done = evaluate(f'name = "{name}"; resolvedByNix = true;')
     assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("localhost:5000/foo:1", 'has a tag; write: name = "localhost:5000/foo"; tag = "1";'),
+        ("team/foo bar", "can't be a store path's: it needs 1 to 193 letters"),
+        (f"foo@sha256:{'0' * 64}", "buildImage: the name"),
+        ("", "can't be a store path's"),
+        ("x" * 194, "can't be a store path's"),
+    ],
+)
+def test_names_that_no_store_path_can_have_are_told_in_words(name: str, why: str) -> None:
+    done = evaluate(f'name = "{name}";')
+    assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    for taken in ("x" * 193, "localhost:5000/foo"):
+        assert evaluate(f'name = "{taken}";').returncode == 0
