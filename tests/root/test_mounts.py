@@ -1,13 +1,16 @@
 """Mounts of ours, as the kernel sees them."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
+from nixlet.kube import poddirs
+from nixlet.snapshots import disk, probe
 
 
 @pytest.fixture
@@ -57,3 +60,40 @@ def test_nothing_stays_when_it_can_not_be(directory: Path) -> None:
     with pytest.raises(errors.NotFoundError), mounts.powerless(str(directory)):
         raise errors.NotFoundError("x")
     assert mounts.below(str(directory)) == []
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [
+        mounts.remove_tree,
+        poddirs.remove,
+        lambda place: disk.remove_trees([place]),
+        lambda place: probe.sweep(os.path.dirname(place)),
+    ],
+    ids=["tree", "pod", "snapshot", "probe"],
+)
+def test_nothing_is_deleted_through_a_mount_however_its_directory_is_named(
+    directory: Path, tmp_path: Path, remove: Callable[[str], None]
+) -> None:
+    (tmp_path / "link").symlink_to(directory)
+    (tmp_path / "bound" / "kept").touch()
+    (directory / ".probe-1" / "inside").mkdir(parents=True)
+    mounts.mount(str(tmp_path / "bound"), str(directory / ".probe-1" / "inside"), "", mounts.MS_BIND)
+    place = tmp_path / "link" / ".probe-1"
+    assert [entry.path for entry in mounts.below(str(place))] == [str(directory / ".probe-1" / "inside")]
+    with contextlib.suppress(errors.FailedPreconditionError):
+        remove(str(place))
+    assert (tmp_path / "bound" / "kept").exists()
+    mounts.unmount(str(place / "inside"))
+    remove(str(place))
+    assert not place.exists()
+
+
+def test_nothing_can_be_written_through_what_is_bound_to_be_read(directory: Path, tmp_path: Path) -> None:
+    (directory / "volume" / "file").touch()
+    mounts.bind_read_only(str(directory / "volume"), str(tmp_path / "bound"))
+    assert powers(tmp_path / "bound") == powers(directory)
+    with pytest.raises(OSError, match="Read-only"):
+        (tmp_path / "bound" / "file").unlink()
+    with pytest.raises(errors.FailedPreconditionError):
+        mounts.bind_read_only(str(directory / "none"), str(tmp_path / "bound"))

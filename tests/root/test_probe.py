@@ -48,6 +48,16 @@ async def test_both_strategies_work_here_and_nothing_is_left(root: Path, store: 
     assert os.listdir(store) == ["pkg"]
 
 
+async def test_a_root_behind_a_link_costs_the_store_nothing(root: Path, store: Path, tmp_path: Path) -> None:
+    (store / "pkg" / "bin" / "hello").write_text("hello")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for _ in range(2):
+        assert (await probe.findings(str(tmp_path / "link" / "root"), str(store)))["bind"] == ""
+        assert os.listdir(root) == ["probe.json"]
+        assert (store / "pkg" / "bin" / "hello").read_text() == "hello"
+        (root / "probe.json").unlink()
+
+
 async def test_findings_are_kept_for_one_boot_and_one_device(root: Path, store: Path) -> None:
     await probe.findings(str(root), str(store))
     kept = json.loads((root / "probe.json").read_text())

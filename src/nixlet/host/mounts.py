@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -74,6 +75,20 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, options: str = 
     )
     if result != 0:
         raise _refused(f"can't mount {fstype or 'a bind'} on {target}")
+
+
+def bind_read_only(source: str, target: str) -> None:
+    """Show a directory at another place, where nothing can be written or deleted through it.
+
+    Raises:
+        FailedPreconditionError: The kernel refused; nothing is mounted then.
+    """
+    mount(source, target, "", MS_BIND)
+    try:
+        mount("none", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY | os.statvfs(target).f_flag & _KEPT_FLAGS)
+    except BaseException:
+        unmount(target)
+        raise
 
 
 def unmount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
@@ -200,9 +215,30 @@ def table(mountinfo: str = "/proc/self/mountinfo") -> Iterator[MountPoint]:
 
 
 def below(directory: str) -> list[MountPoint]:
-    """The mounts at or below a directory, deepest last."""
+    """The mounts at or below a directory, deepest last; links on the way to it are followed, as the kernel did."""
+    directory = os.path.realpath(directory)
     prefix = directory.rstrip("/") + "/"
     return [entry for entry in table() if entry.path == directory or entry.path.startswith(prefix)]
+
+
+def remove_tree(directory: str, *, ignore_errors: bool = False) -> None:
+    """Delete a directory with all that is in it, unless something is mounted there: that is somebody else's.
+
+    Args:
+        directory: The directory.
+        ignore_errors: Delete what can be deleted, and be content with that.
+
+    Raises:
+        FailedPreconditionError: Something is mounted there; nothing was deleted.
+        OSError: It can't be deleted, or there is none; not with ``ignore_errors``.
+    """
+    mounted = below(directory)
+    if mounted:
+        raise errors.FailedPreconditionError(
+            f"{directory} is not removed: {mounted[-1].path} is still mounted",
+            hint=f"look at it, and unmount it: umount {mounted[-1].path}",
+        )
+    shutil.rmtree(directory, ignore_errors=ignore_errors)
 
 
 def covering(path: str) -> MountPoint:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection
 
 from nixlet import errors
@@ -42,10 +41,7 @@ def volumes(pod: model.Pod, directory: str) -> dict[str, str]:
 
 def remove(directory: str) -> None:
     """Delete a pod's logs and empty volumes, unless something is mounted in there."""
-    mounted = mounts.below(directory)
-    if mounted:
-        raise errors.FailedPreconditionError(f"{directory} is not removed: {mounted[-1].path} is still mounted")
-    shutil.rmtree(directory, ignore_errors=True)
+    mounts.remove_tree(directory, ignore_errors=True)
 
 
 def sweep(pods_dir: str, uids: Collection[str]) -> None:

@@ -353,8 +353,10 @@ def _check_free(trees: Sequence[str]) -> None:
         for mountinfo in _namespaces():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for entry in mounts.table(mountinfo):
+                    # Layers are named as whoever mounted them named them, which may be by way of a link.
+                    stacked = under in entry.options or f"{tree}/" in entry.options
                     bound = entry.device == base.device and f"{entry.root}/".startswith(f"{inside}/")
-                    if f"{entry.path}/".startswith(under) or bound or under in entry.options:
+                    if f"{entry.path}/".startswith(under) or bound or stacked:
                         raise errors.FailedPreconditionError(
                             f"{tree} is not deleted: {entry.path} is mounted {'from' if bound else 'in'} it",
                             hint=f"look at it, and unmount it: umount {entry.path}",

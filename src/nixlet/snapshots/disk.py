@@ -121,7 +121,8 @@ def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: Non
     """
     mounted = [entry.path for entry in mounts.table()]
     for path in paths:
-        inside = [each for each in mounted if each == path or each.startswith(f"{path}/")]
+        real = os.path.realpath(path)
+        inside = [each for each in mounted if each == real or each.startswith(f"{real}/")]
         if inside:
             _log.warning("the directory %s of a removed snapshot stays, since %s is still mounted", path, inside[-1])
             continue

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -134,7 +133,9 @@ def _own_directory(root: str) -> Iterator[str]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield base
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        # Through what is still mounted in it the store itself would be reached; the next sweep takes what stays.
+        with contextlib.suppress(errors.FailedPreconditionError):
+            mounts.remove_tree(base, ignore_errors=True)
         os.close(fd)
 
 
@@ -142,11 +143,11 @@ def sweep(root: str) -> None:
     """Remove what killed probes left below a snapshotter's root; blocks."""
     for entry in os.listdir(root):
         if entry.startswith(_DIRECTORY):
-            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, errors.FailedPreconditionError), contextlib.ExitStack() as stack:
                 fd = os.open(os.path.join(root, entry), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(os.path.join(root, entry))
+                mounts.remove_tree(os.path.join(root, entry))
 
 
 def _try(base: str, real_store_dir: str, strategy: model.Strategy) -> None:
@@ -182,7 +183,7 @@ def _look(
     mounts.mount("overlay", root, "overlay", 0, options)
     if strategy is model.Strategy.BIND:
         for each in names:
-            mounts.mount(f"{store}/{each}", f"{root}/nix/store/{each}", "", mounts.MS_BIND)
+            mounts.bind_read_only(f"{store}/{each}", f"{root}/nix/store/{each}")
     shown = os.path.join(root, "nix/store")
     same = look(shown) == look(store) if names else not os.listdir(shown)
     if not same:
