@@ -4,7 +4,11 @@ Other than PyYAML's own composer, this one lets an anchor be defined again, reso
 takes ``\'`` in double quotes.
 """
 
+import codecs
+import collections
 import io
+import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +20,10 @@ from nixlet.encoding import yamlscalars
 #: Aliases may not multiply a document beyond this many values.
 MAX_NODES = 50_000
 
-#: ``\'`` in so many places at most: each is a reading of the text from its beginning.
-_MAX_ESCAPES = 200
-
 _ESCAPE = "found unknown escape character"
+
+#: ``\'`` whose backslash is not itself escaped.
+_QUOTE = re.compile(r"(?<!\\)(?:\\\\)*\\'")
 
 
 def documents(text: bytes, source: str) -> Iterator[yaml.Node]:
@@ -51,24 +55,46 @@ def _refused(error: yaml.YAMLError, text: bytes, source: str) -> errors.UsageErr
 
 
 def _nodes(text: bytes, source: str) -> list[yaml.Node]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    written = text
-    for _ in range(_MAX_ESCAPES):
-        try:
-            return list(_composed(yaml.parse(io.BytesIO(written), Loader=loader), source))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            if mark is None or getattr(error, "problem", "") != _ESCAPE:
-                raise _refused(error, written, source) from error
-            # The one escape that go-yaml has and libyaml hasn't is written in another way, in this very place: elsewhere the same
-            # characters may mean something else.
-            lines = written.decode("utf-8-sig").split("\n")
-            line = lines[mark.line]
-            if line[mark.column : mark.column + 2] != "\\'":
-                raise _refused(error, written, source) from error
-            lines[mark.line] = f"{line[: mark.column]}\\x27{line[mark.column + 2 :]}"
-            written = "\n".join(lines).encode()
-    raise errors.UsageError(f"{source} has \\' more than {_MAX_ESCAPES} times", hint="write ' alone")
+    try:
+        return list(_composed(_events(text), source))
+    except yaml.YAMLError as error:
+        if getattr(error, "problem", "") != _ESCAPE:
+            raise _refused(error, text, source) from error
+    try:
+        text = _with_other_quotes(text)
+        return list(_composed(_events(text), source))
+    except yaml.YAMLError as error:
+        raise _refused(error, text, source) from error
+
+
+def _events(text: bytes) -> Iterator[yaml.Event]:
+    return yaml.parse(io.BytesIO(text), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _with_other_quotes(text: bytes) -> bytes:
+    r"""A text with the one escape that go-yaml has and libyaml hasn't written in another way, in double quotes alone.
+
+    Elsewhere the same characters mean something else. Which are where is libyaml's to say: it reads the text with one more
+    backslash before each, which changes nothing of what begins and ends where.
+    """
+    whole = text.decode("utf-16" if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    places = [found.end() - 2 for found in _QUOTE.finditer(whole)]
+    pieces = [whole[begin:end] for begin, end in itertools.pairwise((0, *places, len(whole)))]
+    left = collections.deque(enumerate(places))
+    quoted = set()
+    for event in _events("\\".join(pieces).encode()):
+        if isinstance(event, yaml.ScalarEvent) and event.style == '"' and left:
+            begin, end = event.start_mark, event.end_mark
+            assert begin is not None
+            assert end is not None
+            while left and sum(left[0]) < begin.index:
+                left.popleft()
+            while left and sum(left[0]) < end.index:
+                quoted.add(left.popleft()[1])
+    written = [
+        f"\\x27{piece[2:]}" if place in quoted else piece for place, piece in zip(places, pieces[1:], strict=True)
+    ]
+    return "".join((pieces[0], *written)).encode()
 
 
 def _composed(events: Iterator[yaml.Event], source: str) -> Iterator[yaml.Node]:

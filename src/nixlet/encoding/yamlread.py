@@ -25,6 +25,7 @@ _SHOWN = 80
 
 #: Tags of what may be text: ``<<`` is a merge where it is a key alone.
 _TEXT, _NUMBER = (":str", ":merge"), (":int", ":float")
+_SCALARS = (*_TEXT, *_NUMBER, ":bool", ":null")
 
 
 def documents(text: bytes, source: str) -> Iterator["Mapping"]:
@@ -155,7 +156,7 @@ class Mapping:
 
     def literal(self, key: str) -> str:
         """A value as it is written, whatever YAML takes it for; empty where nothing stands."""
-        value = self._scalar(key, ("",), "a string") or ""
+        value = self._scalar(key, _SCALARS, "a string") or ""
         if "\0" in value:
             raise self.error(key, "must not contain a NUL character")
         return value
@@ -190,6 +191,16 @@ class Mapping:
         if value not in yamlscalars.TRUE | yamlscalars.FALSE:
             raise self.error(key, "must be true or false")
         return value in yamlscalars.TRUE
+
+    def truth(self, key: str, words: dict[str, bool]) -> bool | None:
+        """True, false, or None where nothing stands: also as one of some words, or as a number that is one."""
+        node = self._values.get(key)
+        if node is not None and node.tag == yamlscalars.BOOL:
+            return self.boolean(key)
+        value = self._scalar(key, _SCALARS, "true or false")
+        if value is not None and value not in words:
+            raise self.error(key, "must be true or false")
+        return None if value is None else words[value]
 
     def integer(self, key: str, low: int, high: int) -> int | None:
         """A whole number within limits, or None where nothing stands."""
@@ -236,7 +247,7 @@ class Mapping:
 
     def literals(self, key: str) -> list[str] | None:
         """A list of values as they are written, or None where nothing stands."""
-        return self._list(key, ("",))
+        return self._list(key, _SCALARS)
 
     def _list(self, key: str, tags: tuple[str, ...]) -> list[str] | None:
         if key not in self._values:

@@ -208,14 +208,14 @@ def _value(document: yamlread.Mapping, written: str, name: str) -> Value:
     if kind == "nothing":
         raise document.error(written, "has no value: leave the line out to keep the default")
     if isinstance(default, tuple):
-        texts = [document.text(written)] if kind == "scalar" else document.texts(written)
+        texts = [document.literal(written)] if kind == "scalar" else document.literals(written)
         return tuple(texts or ())
     if written.endswith("+"):
         raise document.error(written, f"can't be: {config.key(name)} has one value, to which nothing can be appended")
     if isinstance(default, bool):
-        return bool(document.boolean(written))
-    # Nobody puts a number in quotes where a number is meant.
-    return document.literal(written) if default.isdigit() else document.text(written)
+        # YAML's words for truth values, and those that the flag takes, in quotes or not.
+        return bool(document.truth(written, _BOOLEANS))
+    return document.literal(written)
 
 
 def _unknown(document: yamlread.Mapping, written: str) -> errors.NixletError:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from nixlet import errors
 from nixlet.encoding import yamlread
@@ -114,6 +115,11 @@ def test_what_can_not_be_merged(text: str, problem: str) -> None:
         ("k: 'it~'", "it~"),
         ("k: it~'s", "it~'s"),
         ('\ufeffk: "~\'"', "'"),
+        ("k: \"~~'~'~~~'\"", "~''~'"),
+        ('j: "\u2028\u0085" \nk: "~\'"', "'"),
+        ("j: |\n  it~'s \"~'\nk: \"~'\"", "'"),
+        ("j: 'a~'\nk: \"a 'b~' ~\n  c~'\"", "a 'b' c'"),
+        ('"~\'": 1\nk: "a\n  b~\'"', "a b'"),
     ],
 )
 def test_an_apostrophe_may_be_escaped_in_double_quotes(text: str, value: str) -> None:
@@ -123,7 +129,22 @@ def test_an_apostrophe_may_be_escaped_in_double_quotes(text: str, value: str) ->
 
 def test_other_escapes_are_refused() -> None:
     assert refusal('k: "\\\'\\q"').message.endswith("found unknown escape character")
-    assert refusal('k: "' + "\\'" * 300 + '"').message.startswith("f.yaml has \\' more than ")
+    assert refusal('k: "\u2028\\q"\n').message.endswith("found unknown escape character")
+
+
+def test_many_escaped_apostrophes_cost_no_more_than_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are, and wherever they stand."""
+    lines = [f"k{number}: \"it\\'s\" # \\'" for number in range(400)]
+    readings, parse = [], yaml.parse
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        readings.append(1)
+        return parse(*arguments, **named)
+
+    monkeypatch.setattr(yaml, "parse", counted)
+    found = read("\n".join(lines))
+    assert {found.text(f"k{number}") for number in range(400)} == {"it's"}
+    assert len(readings) <= 3
 
 
 @pytest.mark.parametrize(
