@@ -59,9 +59,23 @@ async def render(*, version: str | None, whose: str, base: bool, output: str, sh
     if not show_secrets:
         rendered = rendered.without_secrets()
     if output == "json":
-        options.print_json(rendered.table)
+        options.print_json(_for_json(rendered.table))
     else:
         click.echo(rendered.text, nl=False)
+
+
+def _for_json(value: object) -> object:
+    """What TOML has and JSON hasn't, as the text that TOML has for it: dates, times, and numbers that are none."""
+    import datetime
+    import math
+
+    if isinstance(value, dict):
+        return {key: _for_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_for_json(each) for each in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 async def _render(

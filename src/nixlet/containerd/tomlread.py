@@ -1,5 +1,6 @@
 """TOML that people wrote, with the place of what is wrong in it (toml.io, version 1.0)."""
 
+import codecs
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ def decoded(data: bytes, path: str) -> str:
     Raises:
         UsageError: It is not UTF-8.
     """
+    # Editors put a mark there; TOML knows none.
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:

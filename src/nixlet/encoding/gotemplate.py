@@ -198,7 +198,7 @@ class _Parser:
         found = re.match(r"(if|with|range)\b(.*)", piece.text, re.DOTALL)
         if found is not None:
             return self._block(piece, found[1], found[2], depth)
-        called = re.fullmatch(r'template\s+(?:"([^"\\]*)"|`([^`]*)`)\s+\.', piece.text)
+        called = re.fullmatch(r'template\s+(?:"([^"\\]*)"|`([^`]*)`)\s+[.$]', piece.text)
         if called is not None:
             return Call(called[1] or called[2] or "", piece.line)
         return Action(self._pipeline(piece, piece.text), piece.line, shown(piece.text))

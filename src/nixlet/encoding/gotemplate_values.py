@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import operator
 import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,6 +102,15 @@ def _equal(first: object, *others: object) -> bool:
         if not isinstance(first, _FLAT) or not isinstance(other, _FLAT) or _kind(first) != _kind(other):
             raise MistakeError(f"{_kind(first)} can't be compared with {_kind(other)}")
     return first in others
+
+
+def _compared(wanted: Callable[[Any, Any], bool]) -> Callable[[object, object], bool]:
+    def compared(first: object, second: object) -> bool:
+        if _kind(first) != _kind(second) or isinstance(first, bool) or not isinstance(first, int | str):
+            raise MistakeError(f"{_kind(first)} can't be compared with {_kind(second)}")
+        return wanted(first, second)
+
+    return compared
 
 
 def _index(value: object, *keys: object) -> object:
@@ -205,9 +215,13 @@ _MANY = 1000
 FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "deschemify": _arguments(1, 1, _same_path),
     "eq": _arguments(2, _MANY, _equal),
+    "ge": _arguments(2, 2, _compared(operator.ge)),
+    "gt": _arguments(2, 2, _compared(operator.gt)),
     "filepathjoin": _arguments(0, _MANY, _joined),
     "index": _arguments(1, _MANY, _index),
+    "le": _arguments(2, 2, _compared(operator.le)),
     "len": _arguments(1, 1, _length),
+    "lt": _arguments(2, 2, _compared(operator.lt)),
     "ne": _arguments(2, 2, lambda first, second: not _equal(first, second)),
     "not": _arguments(1, 1, _not),
     "printf": _arguments(1, _MANY, _formatted),

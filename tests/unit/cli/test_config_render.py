@@ -118,3 +118,14 @@ def test_secrets_are_printed_when_they_are_asked_for(tmp_path: Path, whose: str,
     assert "ada" in printed(*arguments)
     assert "hush" not in printed(*arguments)
     assert printed(*arguments, "--show-secrets").count("hush") == (9 if whose == "nixlet" else 1)
+
+
+def test_what_json_has_not(tmp_path: Path, directories: list[str]) -> None:
+    drop_in = tmp_path / "data/agent/etc/containerd/config-v3.toml.d/a.toml"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[x]\na = [2026-01-02, 2026-01-02T03:04:05Z]\nb = 03:04:05\nc = nan\n")
+    assert json.loads(printed("--version", "3", "-o", "json", *directories))["x"] == {
+        "a": ["2026-01-02", "2026-01-02T03:04:05+00:00"],
+        "b": "03:04:05",
+        "c": "nan",
+    }

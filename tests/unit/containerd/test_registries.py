@@ -329,6 +329,16 @@ def test_an_endpoint_with_rewrites_is_asked_by_the_relay() -> None:
         ("^[^[:digit:]_]+", "x", "ab1", "x1"),
         ("^(?<org>[a-z]+)/", "${org}s/", "team/app", "teams/app"),
         (r"app\z", "x", "app/app", "app/x"),
+        ("^([a-z*+]+)/", "x-$1/", "team/app", "x-team/app"),
+        ("[]a[&|-]+", "x", "b[]&|a-b", "bxb"),
+        ("^te(?i)AM/", "x/", "team/app", "x/app"),
+        ("^te(?i)X|AM|Z", "x", "team", "tex"),
+        ("(t(?i)E)(A|M)", "x", "team", "team"),
+        ("(?i:T)eam(?-i)", "x", "team", "x"),
+        (r"\x{74}e[\x{61}-\x{62}]", "x", "team", "xm"),
+        ("(?U)^(.+)/(.+?)$", "$2", "a/b/c", "b/c"),
+        ("(?P<org>[a-z]+)/", "${org}s/", "team/app", "teams/app"),
+        ("a{2}/|^x{,2}", "y", "aa/x", "yx"),
     ],
 )
 def test_rewrites_replace_as_gos_do(pattern: str, replacement: str, repository: str, becomes: str) -> None:
@@ -336,7 +346,23 @@ def test_rewrites_replace_as_gos_do(pattern: str, replacement: str, repository: 
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "a**", "(?=a)", "(?<!a)b", r"(a)\1", "(?>a)", "a++", r"\pL", r"\Qa\E", "[[:letter:]]", r"a\Z"]
+    "pattern",
+    [
+        "(",
+        "a**",
+        "(?=a)",
+        "(?<!a)b",
+        r"(a)\1",
+        "(?>a)",
+        "a++",
+        r"\pL",
+        r"\Qa\E",
+        "[[:letter:]]",
+        r"a\Z",
+        "a*?+",
+        "(?)",
+        r"[\pL]",
+    ],
 )
 def test_what_is_no_pattern_of_gos(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"."):

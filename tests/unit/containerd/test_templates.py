@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixlet import errors
-from nixlet.containerd import config, registries, rewrites, runtimes, templates
+from nixlet.containerd import config, registries, rewrites, runtimes, templates, tomlread
 from nixlet.encoding import gotemplate_values
 
 PATH = "/n/config-v3.toml.tmpl"
@@ -70,10 +70,24 @@ def refusal(text: str) -> errors.UsageError:
 
 @pytest.mark.parametrize(
     "action",
-    ['{{ template "base" . }}', '{{template "base" .}}', "{{- template `base` . -}}", '{{\n  template  "base" .\n}}'],
+    [
+        '{{ template "base" $ }}',
+        '{{ template "base" . }}',
+        '{{template "base" .}}',
+        "{{- template `base` . -}}",
+        '{{\n  template  "base" .\n}}',
+    ],
 )
 def test_the_base_with_a_table_below(action: str) -> None:
     assert made(f"# of mine\n{action}\n[mine]\nx = 1\n") == BASE | {"mine": {"x": 1}}
+
+
+def test_a_mark_that_says_utf_8() -> None:
+    """As some editors put it first."""
+    assert made('\ufeff# of mine\n{{ template "base" . }}\n') == BASE
+    assert tomlread.parsed("\ufeffx = 1\n".encode(), PATH) == {"x": 1}
+    with pytest.raises(errors.UsageError, match=r"line 1, column 3: this is not UTF-8"):
+        tomlread.parsed(b"\xef\xbb\xbf# \xff", PATH)
 
 
 def test_keys_and_tables_above_and_below_the_base() -> None:
@@ -145,6 +159,7 @@ def printed(action: str) -> str:
         ('{{ filepathjoin .NodeConfig.Containerd.Root "../x" }}', "/n/x"),
         ("{{ toJson (index .PrivateRegistryConfig.Mirrors `docker.io`).Endpoints }}", '["https://a.example","https://b.example"]'),
         ("{{ len .ExtraRuntimes }}", "1"),
+        ('{{ if gt (len .ExtraRuntimes) 0 }}a{{ end }}{{ lt "a" "b" }}{{ ge 1 1 }}{{ le 2 1 }}', "atruetruefalse"),
         ('{{ "tab\\t\\u00e4\\"" }}', 'tab\tä"'),
     ],
 )  # fmt: skip
@@ -156,6 +171,8 @@ def test_what_k3ss_own_templates_use(action: str, text: str) -> None:
     ("action", "message"),
     [
         ("{{ eq .Program true }}", "a text can't be compared with true or false"),
+        ("{{ gt .Program 1 }}", "a text can't be compared with a number"),
+        ("{{ lt true false }}", "true or false can't be compared with true or false"),
         ("{{ .NodeConfig.AgentConfig }}", "this is a group of values, and no single value"),
         ("{{ .Program.Name }}", "there is no field Name in a text"),
         ("{{ range .Program }}{{ end }}", "a text has no elements"),
