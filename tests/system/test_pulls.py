@@ -67,6 +67,24 @@ def test_a_name_of_an_image_for_several_machines(any_node: nodes.Node, tmp_path:
     assert name not in any_node.ok("ctr", "images", "ls", "-q").split()
 
 
+def test_a_record_whose_image_is_gone_can_be_removed(any_node: nodes.Node, archives: Path, ordinary: Path) -> None:
+    """CRI doesn't show it, but it is in the way of those who look at containerd's records."""
+    path = archives / "vanishing.tar"
+    shutil.copy(ordinary, path)
+    name = f"nix:0{path}:latest"
+    any_node.crictl("pull", f"nix:0{path}")
+    (listed,) = [line.split() for line in any_node.ok("ctr", "images", "ls").splitlines() if line.startswith(name)]
+    any_node.ok("ctr", "content", "rm", listed[2])
+
+    async def remove() -> None:
+        async with channels.connect(str(any_node.node_socket)) as channel:
+            await cri.ImageClient(channel, "the node").remove(f"nix:0{path}")
+
+    asyncio.run(remove())
+    assert name not in any_node.ok("ctr", "images", "ls", "-q").split()
+    path.unlink()
+
+
 def test_an_archive_in_the_store_is_expanded_once(
     any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage], tmp_path: Path
 ) -> None:

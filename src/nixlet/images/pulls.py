@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.images import admission, archive, expand, loader, opening, platforms, reference, targets
+from nixlet.images import admission, archive, expand, loader, opening, platforms, reference
 from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
 
@@ -170,19 +170,6 @@ class Puller:
             raise
         self._exchange.publish(Event(text, pulled=pulled))
         return pulled
-
-    async def image_id(self, text: str) -> str | None:
-        """The ID of an image that was pulled by this reference before, or None."""
-        name = reference.canonical(reference.parse(text, self._store.store_dir))
-        record = await self._containerd.image(name)
-        if record is None:
-            return None
-        try:
-            # Others can give such a name, too, and to an index.
-            found = await targets.manifest_of(self._containerd, record.target.digest, platforms.host_platform())
-        except errors.NotFoundError:
-            return None
-        return found.config.digest
 
     async def _pull(self, wanted: reference.ArchiveReference, sink: progress.ProgressSink) -> Pulled:
         start = time.monotonic()

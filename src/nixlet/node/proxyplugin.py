@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import files, mounts, sdnotify, unixsocket
-from nixlet.images import closurecheck, loader, opening, pulls, registrypulls
+from nixlet.images import closurecheck, loader, opening, pulls, recorded, registrypulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -139,7 +139,8 @@ async def serve(
     )
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
     looked_at = registrypulls.RegistryPulls(made.containerd, closurecheck.ClosureCheck(place.snapshotter, bringer))
-    await _listen(stack, place, made, services, puller, observed, looked_at)
+    records = recorded.Recorded(made.containerd, store.store_dir)
+    await _listen(stack, place, made, services, puller, records, observed, looked_at)
     return made
 
 
@@ -152,7 +153,8 @@ async def serve_without_snapshotter(
         FailedPreconditionError: The socket is served already.
     """
     made = await _connected(stack, place)
-    await _listen(stack, place, made, more_services(made), images_service.NoNix(place.snapshotter), observed)
+    puller, records = images_service.NoNix(place.snapshotter), recorded.Recorded(made.containerd)
+    await _listen(stack, place, made, more_services(made), puller, records, observed)
     return made
 
 
@@ -182,6 +184,7 @@ async def _listen(
     made: Served,
     services: Sequence[rpc_server.Servable],
     puller: images_service.NixPuller,
+    records: recorded.Recorded,
     observed: metrics.NodeMetrics,
     registry_pulls: registrypulls.RegistryPulls | None = None,
 ) -> None:
@@ -194,7 +197,7 @@ async def _listen(
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
             untold_pins = None
         fallback = images_service.ImageService(
-            handing_on, puller, made.images, observed, untold_pins, made.remarks, registry_pulls
+            handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls
         ).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.

@@ -12,7 +12,7 @@ from grpclib.const import Status
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.images import reference, registrypulls
+from nixlet.images import recorded, reference, registrypulls
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
@@ -36,10 +36,6 @@ class NixPuller(Protocol):
 
     def pull(self, text: str) -> Awaitable[Pulled]:
         """Have an image ready for containers."""
-        ...
-
-    async def image_id(self, text: str) -> str | None:
-        """The ID of an image that was pulled by this reference, or None."""
         ...
 
 
@@ -68,11 +64,6 @@ class NoNix:
             hint="start the node with --snapshotter nix",
         )
 
-    async def image_id(self, text: str) -> str | None:
-        """Never pulled."""
-        del text
-        return None
-
 
 class ImageService:
     """Answers what no other service of the socket does."""
@@ -81,6 +72,7 @@ class ImageService:
         self,
         handing_on: relay.Relay,
         puller: NixPuller,
+        records: recorded.Recorded,
         images: cri.ImageClient,
         observed: metrics.NodeMetrics | None = None,
         untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
@@ -92,6 +84,7 @@ class ImageService:
         Args:
             handing_on: Gets what is not ours.
             puller: Pulls ``nix:0`` references.
+            records: What containerd has by such references.
             images: containerd's own image service.
             observed: Counts pulls.
             untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
@@ -103,6 +96,7 @@ class ImageService:
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
         self._puller = puller
+        self._records = records
         self._images = images
         self._untold_pins = untold_pins
         self._handlers = {"PullImage": self._pull, "ImageStatus": self._status, "RemoveImage": self._remove}
@@ -157,7 +151,7 @@ class ImageService:
         parsed = pb.ImageStatusRequest.FromString(request)
         if not reference.is_archive(parsed.image.image):
             return None
-        image_id = await self._puller.image_id(parsed.image.image)
+        image_id = await self._records.image_id(parsed.image.image)
         if image_id is None:
             return pb.ImageStatusResponse().SerializeToString()
         return (await self._images.details(image_id, verbose=parsed.verbose)).SerializeToString()
@@ -166,9 +160,11 @@ class ImageService:
         wanted = pb.RemoveImageRequest.FromString(request).image.image
         if not reference.is_archive(wanted):
             return None
-        image_id = await self._puller.image_id(wanted)
+        image_id = await self._records.image_id(wanted)
         if image_id is not None and await self._images.status(image_id) is not None:
             await self._images.remove(image_id)
+        else:
+            await self._records.forget(wanted)
         return pb.RemoveImageResponse().SerializeToString()
 
     async def _list(self, request: bytes) -> bytes | None:
