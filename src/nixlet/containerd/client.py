@@ -51,6 +51,11 @@ class Containerd:
         with self._translated():
             return (await self._version.Version(empty_pb2.Empty(), timeout=10)).version
 
+    async def identity(self) -> str:
+        """What it calls itself, which it keeps with its data: another containerd has another name, also at the same address."""
+        with self._translated():
+            return (await self._introspection.Server(empty_pb2.Empty(), timeout=10)).uuid
+
     async def plugin_failure(self, kind: str, name: str) -> str:
         """Why a plugin ("io.containerd.grpc.v1", "cri") does not work; empty where it does, or is not there."""
         with self._translated():

@@ -1,28 +1,36 @@
-"""Pods that were begun and are not finished, as files in their directories: what a next node has to undo.
+"""What is known of pods by files in their directories: whose they are, and which were begun and are not finished.
 
-A record is made before anything of the pod is, and goes when the pod has started, or when nothing of it is there any more. A pod
-without a record is finished: that nothing is known of one is no reason to take it away.
+A record is made before anything of the pod is, and names the containerd that was asked for it: a node may use now one and now
+another, and what one of them doesn't know may run at the other. The record gets another name when the pod has started, and goes
+with the directory. A pod without a record is nobody's: that nothing is known of one is no reason to take it away.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 from nixlet.host import files
 
-#: The record's name in the pod's directory; no container can have it.
-_NAME = ".begun"
+#: The record's name in the pod's directory while the pod is begun, and afterwards; no container can have these.
+_BEGUN = ".begun"
+_FINISHED = ".containerd"
 
 
-def begin(directory: str) -> None:
+def begin(directory: str, containerd: str) -> None:
     """Make a pod's directory with the record; both are on the disk when this returns.
+
+    Args:
+        directory: The directory.
+        containerd: The identity of the containerd that is asked for the pod.
 
     Raises:
         FailedPreconditionError: The file system refuses.
     """
     try:
         files.new_directories(directory)
-        fd = files.new_file(os.path.join(directory, _NAME), 0o600)
+        fd = files.new_file(os.path.join(directory, _BEGUN), 0o600)
         try:
+            os.write(fd, containerd.encode())
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -33,23 +41,35 @@ def begin(directory: str) -> None:
 
 
 def finish(directory: str) -> None:
-    """Take the record away: the pod is there.
+    """Note that the pod is there.
 
     Raises:
         FailedPreconditionError: The file system refuses.
     """
     try:
-        os.unlink(os.path.join(directory, _NAME))
+        os.rename(os.path.join(directory, _BEGUN), os.path.join(directory, _FINISHED))
         files.sync_directory(directory)
     except OSError as error:
-        raise files.refused(f"the record in {directory} can't be removed", error) from error
+        raise files.refused(f"the record in {directory} can't be changed", error) from error
 
 
-def unfinished(pods_dir: str) -> Iterator[str]:
-    """The directories of pods that were begun and not finished."""
+def unfinished(pods_dir: str, containerd: str) -> Iterator[str]:
+    """The directories of a containerd's pods that were begun and not finished."""
+    return _recorded(pods_dir, containerd, _BEGUN)
+
+
+def finished(pods_dir: str, containerd: str) -> Iterator[str]:
+    """The directories of a containerd's pods that have started."""
+    return _recorded(pods_dir, containerd, _FINISHED)
+
+
+def _recorded(pods_dir: str, containerd: str, name: str) -> Iterator[str]:
     for entry in os.scandir(pods_dir):
-        if os.path.exists(os.path.join(entry.path, _NAME)):
-            yield entry.path
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with open(os.path.join(entry.path, name), "rb") as file:
+                known = file.read()
+            if known == containerd.encode():
+                yield entry.path
 
 
 def uid_of(directory: str) -> str:

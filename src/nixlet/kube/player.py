@@ -134,10 +134,11 @@ class Player:
         self._playing.add(name)
         try:
             await self._check_ports(pod)
+            containerd = await self._containerd.identity()
             uid = str(uuid.uuid4())
             directory = pods.log_directory(self._pods_dir, pod, uid)
             try:
-                await asyncio.to_thread(begun.begin, directory)
+                await asyncio.to_thread(begun.begin, directory, containerd)
                 running = await self._play(pod, images, uid, directory, given_up, around_start)
                 await asyncio.to_thread(begun.finish, directory)
                 return running
@@ -240,7 +241,8 @@ class Player:
 
     async def recover(self) -> None:
         """Undo what an earlier node began and did not finish; what takes longer than a moment goes on by itself."""
-        undoing = [self._undo(directory) for directory in begun.unfinished(self._pods_dir)]
+        known = await self._containerd.identity()
+        undoing = [self._undo(directory) for directory in begun.unfinished(self._pods_dir, known)]
         if undoing:
             _log.info("undoing what was begun of pods", extra={"pods": len(undoing)})
             await asyncio.wait(undoing, timeout=_UNDO_PATIENCE)

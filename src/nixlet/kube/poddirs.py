@@ -44,12 +44,16 @@ def remove(directory: str) -> None:
     mounts.remove_tree(directory, ignore_errors=True)
 
 
-def sweep(pods_dir: str, uids: Collection[str]) -> None:
-    """Delete what is left of pods that another client of the CRI removed: all but the directories of the given pods."""
+def sweep(pods_dir: str, containerd: str, uids: Collection[str]) -> None:
+    """Delete what is left of pods that another client of the CRI removed.
+
+    Args:
+        pods_dir: The directory of the pods' directories.
+        containerd: The identity of the containerd that was asked; of another one's pods nothing is known.
+        uids: The pods that it has.
+    """
     # Those that are not finished have more to give back.
-    unfinished = set(begun.unfinished(pods_dir))
-    for name in os.listdir(pods_dir):
-        directory = os.path.join(pods_dir, name)
-        if begun.uid_of(directory) not in uids and directory not in unfinished:
+    for directory in begun.finished(pods_dir, containerd):
+        if begun.uid_of(directory) not in uids:
             with contextlib.suppress(errors.FailedPreconditionError):
                 remove(directory)

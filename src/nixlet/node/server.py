@@ -267,7 +267,7 @@ async def _sweep(layout: node_config.Layout, served: proxyplugin.Served) -> None
     """Delete the directories of pods that another client removed while no node ran."""
     uids = {sandbox.metadata.uid for sandbox in await served.runtime.sandboxes()}
     if uids:
-        await asyncio.to_thread(poddirs.sweep, layout.pods, uids)
+        await asyncio.to_thread(poddirs.sweep, layout.pods, await served.containerd.identity(), uids)
 
 
 async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout) -> None:

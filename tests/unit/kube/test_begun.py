@@ -9,19 +9,36 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import begun, leftovers
+from nixlet.kube import begun, leftovers, poddirs
 
 ID = "ab" * 32
 OTHER = "cd" * 32
 
 
 def test_only_what_is_not_finished_is_found(tmp_path: Path) -> None:
-    begun.begin(str(tmp_path / "default_a_u-1"))
-    begun.begin(str(tmp_path / "default_b_u-2"))
+    begun.begin(str(tmp_path / "default_a_u-1"), "containerd-1")
+    begun.begin(str(tmp_path / "default_b_u-2"), "containerd-1")
+    begun.begin(str(tmp_path / "default_d_u-4"), "containerd-2")
     (tmp_path / "default_c_u-3").mkdir()
+    (tmp_path / "file").touch()
     begun.finish(str(tmp_path / "default_b_u-2"))
-    assert list(begun.unfinished(str(tmp_path))) == [str(tmp_path / "default_a_u-1")]
+    assert list(begun.unfinished(str(tmp_path), "containerd-1")) == [str(tmp_path / "default_a_u-1")]
+    assert list(begun.finished(str(tmp_path), "containerd-1")) == [str(tmp_path / "default_b_u-2")]
+    assert list(begun.finished(str(tmp_path), "")) == []
     assert begun.uid_of(str(tmp_path / "default_a_u-1")) == "u-1"
+
+
+def test_one_containerd_says_nothing_of_the_pods_of_another(tmp_path: Path) -> None:
+    """A node may be started now with its own containerd, now with another; each knows its own pods alone."""
+    for uid, containerd in (("u-1", "own"), ("u-2", "own"), ("u-3", "other"), ("u-4", "other")):
+        begun.begin(str(tmp_path / f"default_pod_{uid}"), containerd)
+        begun.finish(str(tmp_path / f"default_pod_{uid}"))
+    begun.begin(str(tmp_path / "default_pod_u-5"), "other")
+    (tmp_path / "default_pod_u-6").mkdir()
+    poddirs.sweep(str(tmp_path), "other", {"u-3"})
+    assert {begun.uid_of(name) for name in os.listdir(tmp_path)} == {"u-1", "u-2", "u-3", "u-5", "u-6"}
+    poddirs.sweep(str(tmp_path), "own", {"u-1"})
+    assert {begun.uid_of(name) for name in os.listdir(tmp_path)} == {"u-1", "u-3", "u-5", "u-6"}
 
 
 def test_a_record_is_on_the_disk_before_anything_relies_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +51,7 @@ def test_a_record_is_on_the_disk_before_anything_relies_on_it(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "fsync", fsync)
     directory = str(tmp_path / "default_a_u-1")
-    begun.begin(directory)
+    begun.begin(directory, "containerd-1")
     assert {f"{directory}/.begun", directory, str(tmp_path)} <= set(synced)
     synced.clear()
     begun.finish(directory)
@@ -44,7 +61,7 @@ def test_a_record_is_on_the_disk_before_anything_relies_on_it(tmp_path: Path, mo
 def test_a_record_that_can_not_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(errors.NixletError, match=r"file/pod can't be made: Not a directory"):
-        begun.begin(str(tmp_path / "file" / "pod"))
+        begun.begin(str(tmp_path / "file" / "pod"), "containerd-1")
 
 
 async def test_what_a_killed_runtime_leaves_is_given_back_by_id(

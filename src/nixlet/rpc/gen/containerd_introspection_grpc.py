@@ -9,6 +9,7 @@ import grpclib.client
 if typing.TYPE_CHECKING:
     import grpclib.server
 
+import google.protobuf.empty_pb2
 import nixlet.rpc.gen.containerd_introspection_pb2
 
 
@@ -18,6 +19,10 @@ class IntrospectionBase(abc.ABC):
     async def Plugins(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_introspection_pb2.PluginsRequest, nixlet.rpc.gen.containerd_introspection_pb2.PluginsResponse]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def Server(self, stream: 'grpclib.server.Stream[google.protobuf.empty_pb2.Empty, nixlet.rpc.gen.containerd_introspection_pb2.ServerResponse]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/containerd.services.introspection.v1.Introspection/Plugins': grpclib.const.Handler(
@@ -25,6 +30,12 @@ class IntrospectionBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 nixlet.rpc.gen.containerd_introspection_pb2.PluginsRequest,
                 nixlet.rpc.gen.containerd_introspection_pb2.PluginsResponse,
+            ),
+            '/containerd.services.introspection.v1.Introspection/Server': grpclib.const.Handler(
+                self.Server,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                google.protobuf.empty_pb2.Empty,
+                nixlet.rpc.gen.containerd_introspection_pb2.ServerResponse,
             ),
         }
 
@@ -37,4 +48,10 @@ class IntrospectionStub:
             '/containerd.services.introspection.v1.Introspection/Plugins',
             nixlet.rpc.gen.containerd_introspection_pb2.PluginsRequest,
             nixlet.rpc.gen.containerd_introspection_pb2.PluginsResponse,
+        )
+        self.Server = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/containerd.services.introspection.v1.Introspection/Server',
+            google.protobuf.empty_pb2.Empty,
+            nixlet.rpc.gen.containerd_introspection_pb2.ServerResponse,
         )

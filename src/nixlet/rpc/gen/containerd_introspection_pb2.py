@@ -22,23 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nixlet/rpc/gen/containerd_introspection.proto\x12$containerd.services.introspection.v1\"!\n\x0ePluginsRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"P\n\x0fPluginsResponse\x12=\n\x07plugins\x18\x01 \x03(\x0b\x32,.containerd.services.introspection.v1.Plugin\"b\n\x06Plugin\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12>\n\x08init_err\x18\x07 \x01(\x0b\x32,.containerd.services.introspection.v1.Status\"\'\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\x87\x01\n\rIntrospection\x12v\n\x07Plugins\x12\x34.containerd.services.introspection.v1.PluginsRequest\x1a\x35.containerd.services.introspection.v1.PluginsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-nixlet/rpc/gen/containerd_introspection.proto\x12$containerd.services.introspection.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x1e\n\x0eServerResponse\x12\x0c\n\x04uuid\x18\x01 \x01(\t\"!\n\x0ePluginsRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"P\n\x0fPluginsResponse\x12=\n\x07plugins\x18\x01 \x03(\x0b\x32,.containerd.services.introspection.v1.Plugin\"b\n\x06Plugin\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12>\n\x08init_err\x18\x07 \x01(\x0b\x32,.containerd.services.introspection.v1.Status\"\'\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xdf\x01\n\rIntrospection\x12v\n\x07Plugins\x12\x34.containerd.services.introspection.v1.PluginsRequest\x1a\x35.containerd.services.introspection.v1.PluginsResponse\x12V\n\x06Server\x12\x16.google.protobuf.Empty\x1a\x34.containerd.services.introspection.v1.ServerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nixlet.rpc.gen.containerd_introspection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLUGINSREQUEST']._serialized_start=87
-  _globals['_PLUGINSREQUEST']._serialized_end=120
-  _globals['_PLUGINSRESPONSE']._serialized_start=122
-  _globals['_PLUGINSRESPONSE']._serialized_end=202
-  _globals['_PLUGIN']._serialized_start=204
-  _globals['_PLUGIN']._serialized_end=302
-  _globals['_STATUS']._serialized_start=304
-  _globals['_STATUS']._serialized_end=343
-  _globals['_INTROSPECTION']._serialized_start=346
-  _globals['_INTROSPECTION']._serialized_end=481
+  _globals['_SERVERRESPONSE']._serialized_start=116
+  _globals['_SERVERRESPONSE']._serialized_end=146
+  _globals['_PLUGINSREQUEST']._serialized_start=148
+  _globals['_PLUGINSREQUEST']._serialized_end=181
+  _globals['_PLUGINSRESPONSE']._serialized_start=183
+  _globals['_PLUGINSRESPONSE']._serialized_end=263
+  _globals['_PLUGIN']._serialized_start=265
+  _globals['_PLUGIN']._serialized_end=363
+  _globals['_STATUS']._serialized_start=365
+  _globals['_STATUS']._serialized_end=404
+  _globals['_INTROSPECTION']._serialized_start=407
+  _globals['_INTROSPECTION']._serialized_end=630
 # @@protoc_insertion_point(module_scope)
