@@ -26,9 +26,9 @@ def find(wanted: str, containers: Sequence[cri_pb2.Container]) -> cri_pb2.Contai
     """
 
     def named(each: cri_pb2.Container) -> bool:
-        pod, namespace = each.labels.get(pods.POD_NAME, ""), each.labels.get(pods.POD_NAMESPACE, "")
-        own = each.metadata.name
-        return wanted in {own, f"{pod}/{own}", f"{namespace}/{pod}/{own}"}
+        parts = (each.labels.get(pods.POD_NAMESPACE, ""), each.labels.get(pods.POD_NAME, ""), each.metadata.name)
+        # Who has no name (a pod without containers, too) is not meant by the names of others that end there.
+        return any(all(parts[start:]) and wanted == "/".join(parts[start:]) for start in range(3))
 
     def in_pod(each: cri_pb2.Container) -> bool:
         return bool(wanted) and each.labels.get(pods.POD_NAME) == wanted

@@ -58,3 +58,13 @@ def test_what_can_mean_several_means_none(wanted: str) -> None:
 def test_what_is_nobodys_name(wanted: str) -> None:
     with pytest.raises(errors.NotFoundError, match=r"^there is no container "):
         lookup.find(wanted, THERE[:1])
+
+
+@pytest.mark.parametrize("wanted", ["", "/", "//", "shop/", "default/shop/", "/main"])
+def test_what_has_no_name_is_not_called_by_an_empty_one(wanted: str) -> None:
+    """A pod without containers stands among them as one without a name; others may have no pod's."""
+    there = (container("aaaa", "", "shop"), container("bbbb", "main", "", ""), container("cccc", "", "", ""))
+    for each in there:
+        with pytest.raises(errors.NotFoundError, match=r"^there is no container "):
+            lookup.find(wanted, [each])
+    assert lookup.find("shop", there[:1]).id == "aaaa"
