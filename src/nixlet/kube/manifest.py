@@ -97,6 +97,9 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
     if not containers:
         raise spec.error("containers", "is missing or empty")
     _refuse_twins(spec, "containers", [container.name for container in (*containers, *init_containers)])
+    host_network = bool(spec.boolean("hostNetwork"))
+    if not host_network:
+        _refuse_collisions(spec, [port for container in containers for port in container.ports if port.host_port])
     pod = model.Pod(
         name=name,
         namespace=namespace,
@@ -109,7 +112,7 @@ def _pod(document: yamlread.Mapping, notices: list[str]) -> model.Pod:
         hostname=_optional_name(spec, "hostname"),
         host_aliases=tuple(_alias(each) for each in spec.mappings("hostAliases")),
         runtime=_optional_name(spec, "runtimeClassName"),
-        host_network=bool(spec.boolean("hostNetwork")),
+        host_network=host_network,
         host_pid=bool(spec.boolean("hostPID")),
         host_ipc=bool(spec.boolean("hostIPC")),
         run_as_user=own.run_as_user,
@@ -136,6 +139,14 @@ def _refuse_twins(spec: yamlread.Mapping, key: str, names: Sequence[str]) -> Non
         if name in seen:
             raise spec.error(key, f"has two {key} named {name}")
         seen.add(name)
+
+
+def _refuse_collisions(spec: yamlread.Mapping, published: Sequence[model.Port]) -> None:
+    for number, port in enumerate(published):
+        if any(port.collides(other) for other in published[:number]):
+            raise spec.error(
+                "containers", f"asks for port {port.host_port} of the host ({port.protocol}) a second time"
+            )
 
 
 def _name(where: yamlread.Mapping, key: str, grammar: re.Pattern[str], limit: int) -> str:

@@ -33,10 +33,15 @@ class Port:
 
     def collides(self, other: "Port") -> bool:
         """Whether the host can't offer both: the same number, protocol and address, or one of them at every address."""
-        everywhere = {"", "0.0.0.0", "::"}  # noqa: S104 (nothing is bound)
         return (self.host_port, self.protocol) == (other.host_port, other.protocol) and (
-            self.host_ip == other.host_ip or bool({self.host_ip, other.host_ip} & everywhere)
+            _covers(self.host_ip, other.host_ip) or _covers(other.host_ip, self.host_ip)
         )
+
+
+def _covers(address: str, other: str) -> bool:
+    """Whether a port at an address (empty: every one) is also at another."""
+    everywhere = "::" if ":" in other else "0.0.0.0"  # noqa: S104 (nothing is bound)
+    return address in {"", other, everywhere}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Player:
         self._pods_dir = pods_dir
         self._leases = leases
         self._resolv_conf = resolv_conf
-        self._playing: set[tuple[str, str]] = set()
+        self._playing: dict[tuple[str, str], Sequence[model.Port]] = {}
         self._undoing: set[asyncio.Task[None]] = set()
         self._removing: dict[str, asyncio.Task[None]] = {}
 
@@ -124,15 +124,14 @@ class Player:
         Raises:
             AlreadyExistsError: There is a pod of that name.
             CallCancelledError: It was given up.
+            FailedPreconditionError: A port of the host that it asks for is somebody's.
             NixletError: Something can't be started; nothing of the pod stays.
         """
         name = (pod.name, pod.namespace)
-        if name in self._playing or await find(self._runtime, *name):
-            raise errors.AlreadyExistsError(
-                f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
-            )
-        self._playing.add(name)
+        self._claim(pod, name)
         try:
+            if await find(self._runtime, *name):
+                raise _there_is(pod)
             await self._check_ports(pod)
             containerd = await self._containerd.identity()
             uid = str(uuid.uuid4())
@@ -147,7 +146,16 @@ class Player:
                 await asyncio.wait({self._undo(directory)}, timeout=_UNDO_PATIENCE)
                 raise
         finally:
-            self._playing.discard(name)
+            del self._playing[name]
+
+    def _claim(self, pod: model.Pod, name: tuple[str, str]) -> None:
+        """Take a pod's name and ports before anything is asked of the runtime, which doesn't know yet what is being played."""
+        if name in self._playing:
+            raise _there_is(pod)
+        wanted = pods.published_ports(pod)
+        for (other, _), theirs in self._playing.items():
+            _refuse_offered(wanted, theirs, other)
+        self._playing[name] = wanted
 
     async def _play(
         self,
@@ -280,13 +288,7 @@ class Player:
         podnetwork.check_offers(pod)
         for sandbox in await self._runtime.sandboxes(pods.MADE_BY):
             if sandbox.state == cri_pb2.SANDBOX_READY:
-                theirs = pods.ports_of(sandbox.annotations)
-                for port in wanted:
-                    if any(port.collides(other) for other in theirs):
-                        raise errors.FailedPreconditionError(
-                            f"port {port.host_port} of the host is offered for pod {sandbox.metadata.name} already",
-                            hint="choose another port, or remove that pod",
-                        )
+                _refuse_offered(wanted, pods.ports_of(sandbox.annotations), sandbox.metadata.name)
         for port in wanted:
             if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):
                 raise errors.FailedPreconditionError(
@@ -384,6 +386,21 @@ class Player:
         with contextlib.suppress(errors.NotFoundError):
             await endings.stop_sandbox(self._runtime, sandbox)
             await self._runtime.remove_sandbox(sandbox)
+
+
+def _there_is(pod: model.Pod) -> errors.AlreadyExistsError:
+    return errors.AlreadyExistsError(
+        f"there is a pod {pod.name} already", hint="remove it (nixlet kube down) or use --replace"
+    )
+
+
+def _refuse_offered(wanted: Sequence[model.Port], theirs: Sequence[model.Port], pod: str) -> None:
+    for port in wanted:
+        if any(port.collides(other) for other in theirs):
+            raise errors.FailedPreconditionError(
+                f"port {port.host_port} of the host is offered for pod {pod} already",
+                hint="choose another port, or remove that pod",
+            )
 
 
 async def find(runtime: cri.RuntimeClient, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:

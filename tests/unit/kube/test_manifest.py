@@ -199,6 +199,17 @@ def test_addresses_of_the_host(address: str) -> None:
     assert port.host_ip == address
 
 
+def test_a_port_of_the_host_may_be_given_twice_where_that_is_not_the_same() -> None:
+    places: list[dict[str, Any]] = [
+        {"protocol": "TCP", "hostIP": "127.0.0.1"},
+        {"protocol": "UDP"},
+        {"protocol": "TCP", "hostIP": "10.1.2.3"},
+        {"protocol": "TCP", "hostIP": "::"},
+    ]
+    ports = [{"containerPort": 80, "hostPort": 8080, **each} for each in places]
+    assert len(parse_one(with_container(ports=ports)).containers[0].ports) == len(ports)
+
+
 def test_a_request_may_be_all_of_the_limit_or_stand_alone() -> None:
     for requests, limits in (({"cpu": "1000m"}, {"cpu": 1}), ({"memory": "8Gi"}, {"cpu": 1}), ({"cpu": 4}, {})):
         parse_one(with_container(resources={"requests": requests, "limits": limits}))

@@ -12,6 +12,9 @@ TOP = "apiVersion: v1\nkind: Pod\n"
 METADATA = TOP + "metadata:\n  name: small\n"
 POD = METADATA + "spec:\n  containers:\n  - name: main\n    image: hello:1\n"
 C = "spec.containers[0]"
+PORTS = POD + "    ports: [{containerPort: 80, hostPort: 8080}"
+OTHER = "]\n  - name: other\n    image: hello:1\n    ports: ["
+TWICE = "line 6: spec.containers asks for port 8080 of the host"
 
 
 def refusal(text: str | bytes) -> str:
@@ -244,6 +247,8 @@ def test_a_mount() -> None:
         ('apiVersion: v1\nkind: "a\\nb"\n', "line 1: the document is of kind 'a\\nb' (v1); only Pod (v1) is supported"),
         (POD + "  - {name: main, image: z}\n", "line 6: spec.containers has two containers named main"),
         (POD + "  initContainers: [{name: main, image: z}]\n", "line 6: spec.containers has two containers named main"),
+        (PORTS + OTHER + "{containerPort: 81, hostPort: 8080}]\n", f"{TWICE} (TCP) a second time"),
+        (PORTS + ", {containerPort: 81, hostPort: 8080, hostIP: 127.0.0.1}" + "]\n", f"{TWICE} (TCP) a second time"),
     ],
 )  # fmt: skip
 def test_the_document(text: str, sentence: str) -> None:
