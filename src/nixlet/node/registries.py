@@ -61,9 +61,10 @@ class Kept:
         state = self._state()
         said = await asyncio.to_thread(registries_file.read, self._path)
         if self.elsewhere is not None and (said.mirrors or said.configs):
+            has = f"registry.config_path = {self.elsewhere!r}" if self.elsewhere else "no registry.config_path"
             raise errors.UsageError(
-                f"{self._path} is not obeyed while containerd's configuration has registry.config_path = {self.elsewhere!r}",
-                hint="take that out of the template or drop-in that says so, and restart the node",
+                f"{self._path} is not obeyed while containerd's configuration has {has}",
+                hint="change the template or drop-in that says how registries are reached, and restart the node",
             )
         if self._seen is None:
             self.auths = said.auths()

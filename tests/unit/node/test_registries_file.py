@@ -233,4 +233,8 @@ async def test_a_file_that_comes_while_containerd_looks_elsewhere_is_said(files:
         assert kept.problem == ""
         files.say('mirrors: {docker.io: {endpoint: ["http://a.example"]}}\n')
         await kept.try_again()
-        assert "is not obeyed while containerd's configuration has registry.config_path" in kept.problem
+        assert "is not obeyed while containerd's configuration has registry.config_path = '/etc" in kept.problem
+        kept.elsewhere = ""
+        await kept.try_again()
+        assert "has no registry.config_path" in kept.problem
+        assert files.hosts() == {}
