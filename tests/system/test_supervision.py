@@ -485,8 +485,11 @@ def test_uninstalling_takes_no_flags_word_for_what_is_the_nodes(
 def test_uninstalling_stops_before_what_is_mounted_in_its_way(tmp_path: Path) -> None:
     node = nodes.Node(7, tmp_path)
     with nodes.cleaned_up(node):
+        subprocess.run(["ip", "link", "add", node.bridge, "type", "bridge"], check=True)
         node.start()
         assert node.stop() == 0
+        # Somebody's, who made it before.
+        assert network.bridge_exists(node.bridge)
         pods = node.data_dir / "agent" / "pods"
         inside = pods / "disk"
         inside.mkdir()
@@ -505,6 +508,7 @@ def test_uninstalling_stops_before_what_is_mounted_in_its_way(tmp_path: Path) ->
                 mounts.unmount(str(target))
         assert uninstall(node, "--yes").returncode == 0
         assert not node.data_dir.exists()
+        assert network.bridge_exists(node.bridge)
 
 
 def test_the_node_ends_with_json_lines_and_people_get_words(any_node: nodes.Node) -> None:

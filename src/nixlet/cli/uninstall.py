@@ -53,7 +53,9 @@ def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:
 def _show(title: str, plan: "uninstalling.Plan") -> None:
     """Say what goes or went, and what stays; only afterwards, since whoever reads it may have gone."""
     click.echo(title)
-    pods = ["all pods and images of this node"] if plan.settings is not None else []
+    # Those of somebody else's containerd are theirs.
+    own = plan.settings is not None and not plan.settings.container_runtime_endpoint
+    pods = ["all pods and images of this node"] if own else []
     for line in (*pods, *(f"the bridge {bridge}" for bridge in plan.bridges), *plan.trees):
         click.echo(f"  {line}")
     click.echo("Kept:")

@@ -132,6 +132,11 @@ class Layout:
         return os.path.join(self.data_dir, "nixlet.lock")
 
     @property
+    def state_lock(self) -> str:
+        """Held by the node that uses the state directory."""
+        return os.path.join(self.state_dir, "state.lock")
+
+    @property
     def containerd_root(self) -> str:
         """containerd's persistent data."""
         return os.path.join(self.agent, "containerd")

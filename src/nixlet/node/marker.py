@@ -80,7 +80,7 @@ def check(layout: node_config.Layout) -> None:
     """Check, before a node makes anything, that its directories are nobody else's.
 
     Raises:
-        FailedPreconditionError: Another containerd's files are in one of them.
+        FailedPreconditionError: Another containerd's files are in one of them, or it is another node's.
     """
     # A node of an earlier version had only its lock.
     known = _read_leniently(layout.data_dir) or (Marker(data_dir="") if os.path.exists(layout.lock) else None)
@@ -89,41 +89,81 @@ def check(layout: node_config.Layout) -> None:
             f"{layout.containerd_root} holds the data of a containerd that is not a node's of nixlet",
             hint=_ELSEWHERE.format(flag="--data-dir"),
         )
+    if known is not None and known.kind != "node":
+        raise errors.FailedPreconditionError(
+            f"{layout.data_dir} is the root of a snapshotter that stands alone",
+            hint=_ELSEWHERE.format(flag="--data-dir"),
+        )
     state = _read_leniently(layout.state_dir)
     ours = state is not None and _same(state.data_dir, layout.data_dir)
+    if state is not None and not ours and not _same(state.data_dir, layout.state_dir) and _is_there(state.data_dir):
+        raise errors.FailedPreconditionError(
+            f"{layout.state_dir} is the state directory of the node at {state.data_dir}",
+            hint=_ELSEWHERE.format(flag="--state-dir"),
+        )
     # Of an earlier version, or moved together with its data.
     ours |= known is not None and (not known.state_dirs or layout.state_dir in known.state_dirs)
     if not ours and _has_plugins(layout.containerd_state):
         raise errors.FailedPreconditionError(
-            f"{layout.containerd_state} holds the running state of another containerd"
-            + (f", that of the node at {state.data_dir}" if state is not None else ""),
+            f"{layout.containerd_state} holds the running state of another containerd",
             hint=_ELSEWHERE.format(flag="--state-dir"),
         )
 
 
-def write(settings: node_config.Settings, layout: node_config.Layout, gc_roots: str = "") -> None:
-    """Mark both directories; they are there, and ours.
+def write(
+    settings: node_config.Settings, layout: node_config.Layout, gc_roots: str = "", *, bridge_is_there: bool = False
+) -> Marker:
+    """Mark both directories; they are there, locked, and ours. Gives what is written.
 
     Args:
         settings: The node's.
         layout: Where it is.
         gc_roots: The directory of its GC roots; empty: it has none.
+        bridge_is_there: Whether there is a bridge of the name already: it is ours only if we have known it before.
 
     Raises:
         FailedPreconditionError: The files can't be written.
     """
-    before = _read_leniently(layout.data_dir) or Marker(data_dir=layout.data_dir)
+    before = _inherited(layout.data_dir)
+    # Somebody else's containerd has its own network.
+    foreign = settings.container_runtime_endpoint or (bridge_is_there and settings.bridge not in before.bridges)
     marker = Marker(
         data_dir=layout.data_dir,
         state_dirs=_with(before.state_dirs, layout.state_dir),
-        # Somebody else's containerd has its own network.
-        bridges=_with(before.bridges, "" if settings.container_runtime_endpoint else settings.bridge),
+        bridges=_with(before.bridges, "" if foreign else settings.bridge),
         logs=_with(before.logs, settings.log and os.path.abspath(settings.log)),
         gc_roots=_with(before.gc_roots, gc_roots),
         settings=dataclasses.asdict(settings),
     )
     for directory in (layout.data_dir, layout.state_dir):
         _write(directory, marker)
+    return marker
+
+
+def check_snapshotter(root: str) -> None:
+    """Check, before a snapshotter makes anything that stands alone, that its root is nobody else's.
+
+    Raises:
+        FailedPreconditionError: It is a node's, or something else is in it.
+    """
+    above = root
+    while above != os.path.dirname(above):
+        known = _read_leniently(above)
+        if known is not None and known.kind == "node":
+            raise errors.FailedPreconditionError(
+                f"{root} lies in the directory {above} of a node", hint=_ELSEWHERE.format(flag="--root")
+            )
+        above = os.path.dirname(above)
+    # One of an earlier version had only its lock.
+    if _read_leniently(root) is not None or os.path.exists(os.path.join(root, "lock")):
+        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        others = sorted(set(os.listdir(root)) - {"lost+found"})
+        if others:
+            raise errors.FailedPreconditionError(
+                f"{root} is no snapshotter's directory: {others[0]} is in it",
+                hint="choose a directory that is empty or not there yet: --root",
+            )
 
 
 def write_snapshotter(root: str, socket: str, gc_roots: str) -> None:
@@ -132,7 +172,7 @@ def write_snapshotter(root: str, socket: str, gc_roots: str) -> None:
     Raises:
         FailedPreconditionError: The file can't be written.
     """
-    before = _read_leniently(root) or Marker(data_dir=root)
+    before = _inherited(root)
     _write(
         root,
         Marker(
@@ -159,6 +199,20 @@ def _read_leniently(directory: str) -> Marker | None:
         return read(directory)
     except errors.FailedPreconditionError:
         return Marker(data_dir=directory)
+
+
+def _inherited(directory: str) -> Marker:
+    """What is known of a directory from before. What a copy says of the original's is not its own."""
+    before = _read_leniently(directory)
+    if before is None or (not _same(before.data_dir, directory) and _is_there(before.data_dir)):
+        return Marker(data_dir=directory)
+    return before
+
+
+def _is_there(data_dir: str) -> bool:
+    """Whether a directory is what it was when its marker was written, neither moved nor taken away since then."""
+    known = _read_leniently(data_dir) if data_dir else None
+    return known is not None and _same(known.data_dir, data_dir)
 
 
 def is_of(directory: str, data_dir: str) -> bool:

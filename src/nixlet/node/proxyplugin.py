@@ -96,7 +96,7 @@ async def serve(
         FailedPreconditionError: The root belongs to another process or program, or the socket is served already.
     """
     observed = observed or metrics.NodeMetrics()
-    _check_owner(place.root)
+    check_owner(place.root)
     files.make_directory(place.root, mode=0o700)
     stack.enter_context(
         files.exclusive_lock(os.path.join(place.root, "lock"), what=f"the snapshotter's root {place.root}")
@@ -237,7 +237,12 @@ def check_mount_namespace(containerd_socket: str) -> None:
             )
 
 
-def _check_owner(root: str) -> None:
+def check_owner(root: str) -> None:
+    """Check that a snapshotter's root is not the Go program's.
+
+    Raises:
+        FailedPreconditionError: It is.
+    """
     if os.path.exists(os.path.join(root, _GO_DATABASE)):
         raise errors.FailedPreconditionError(
             f"{root} belongs to the Go nix-snapshotter (it has a {_GO_DATABASE})",

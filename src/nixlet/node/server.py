@@ -122,14 +122,18 @@ async def running(
         for directory in (layout.data_dir, layout.state_dir):
             files.make_directory(directory, mode=0o711)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        stack.enter_context(files.exclusive_lock(layout.state_lock, what=f"the state directory {layout.state_dir}"))
+        # Once more: another node may have had them until now.
+        marker.check(layout)
         if programs is not None:
             stack.enter_context(claims.pod_network(settings.bridge, settings.pod_cidr))
         # Before there is anything else that would have to be taken away.
-        marker.write(settings, layout, _gc_roots(store, layout))
+        bridge_is_there = network.bridge_exists(settings.bridge)
+        known = marker.write(settings, layout, _gc_roots(store, layout), bridge_is_there=bridge_is_there)
         _make_directories(layout)
         # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
         stack.enter_context(mounts.powerless(layout.pods))
-        if programs is not None:
+        if programs is not None and settings.bridge in known.bridges:
             stack.callback(network.remove_bridge, settings.bridge)
         place = proxyplugin.Place(
             root=layout.snapshotter_root,

@@ -87,6 +87,16 @@ def read_settings(path: str | None, overrides: Mapping[str, str | None]) -> Stan
             " strategy, unsigned_paths"
         )
         raise errors.UsageError(f"{path or DEFAULT_CONFIG}: {error}", hint=f"the keys are {known}") from error
+    image_service = settings.image_service
+    for key, value in (
+        ("root", settings.root),
+        ("address", settings.address),
+        ("image_service.containerd_address", image_service.containerd_address),
+    ):
+        if not value:
+            raise errors.UsageError(
+                f"{path or DEFAULT_CONFIG}: {key} is empty", hint="leave it away to have the default"
+            )
     return msgspec.structs.replace(
         settings, root=os.path.abspath(settings.root), address=os.path.abspath(settings.address)
     )
@@ -114,6 +124,8 @@ async def run(settings: StandaloneSettings) -> None:
         strategy=settings.strategy,
         unsigned_paths=settings.unsigned_paths,
     )
+    proxyplugin.check_owner(settings.root)
+    marker.check_snapshotter(settings.root)
     async with contextlib.AsyncExitStack() as stack:
         served = await proxyplugin.serve(stack, place, store, nix_settings.gcroots)
         marker.write_snapshotter(

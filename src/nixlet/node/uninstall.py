@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     logs = [log + ending for log in known.logs for ending in ("", *(f".{n}" for n in range(1, logfiles.BACKUPS + 1)))]
     trees = [
         *(path for each in layouts for path in (each.containerd_state, each.runc_root, each.cni_data_dir)),
-        *(path for each in layouts for path in (each.health_socket, marker.path(each.state_dir))),
+        *(path for each in layouts for path in (each.health_socket, marker.path(each.state_dir), each.state_lock)),
         *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
         os.path.join(layout.cni_conf_dir, cni.FILE_NAME),
         *registries.made_in(layout.certs_dir),
@@ -99,6 +100,8 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     present = tuple(tree for tree in trees if os.path.lexists(tree))
     _check_store(present)
     kept += (f"{path}, which is not the node's" for path in _others(layout, present))
+    if last.container_runtime_endpoint:
+        kept.append(f"the pods and images of the containerd at {last.container_runtime_endpoint}")
     # Parents behind what is in them.
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
     emptied = (*inside, *(each.state_dir for each in layouts), data_dir, *map(os.path.dirname, known.gc_roots))
@@ -113,6 +116,10 @@ _KEPT = (
 )
 
 
+#: What a snapshotter makes in its root.
+_SNAPSHOTTERS = re.compile(r"lock|nixlet\.json|nixlet\.db.*|probe\.json|\.probe-.*|snapshots|spare|views")
+
+
 def plan_snapshotter(root: str) -> Plan:
     """What taking away a snapshotter means that stands alone.
 
@@ -121,10 +128,13 @@ def plan_snapshotter(root: str) -> Plan:
         FailedPreconditionError: The store lies in what would be deleted.
     """
     known = _known(root, "snapshotter", "--snapshotter-root", os.path.join(root, "lock"))
-    present = tuple(path for path in (root, *known.gc_roots, *known.sockets) if os.path.lexists(path))
+    made = [os.path.join(root, name) for name in sorted(os.listdir(root)) if _SNAPSHOTTERS.fullmatch(name)]
+    present = tuple(path for path in (*made, *known.gc_roots, *known.sockets) if os.path.lexists(path))
     _check_store(present)
     records = "what its containerd knows of images and containers (ctr images rm, ctr containers rm)"
-    return Plan(None, (), present, tuple(map(os.path.dirname, known.gc_roots)), (), (records, *_KEPT))
+    others = (os.path.join(root, name) for name in sorted(os.listdir(root)) if not _SNAPSHOTTERS.fullmatch(name))
+    kept = (*(f"{path}, which is not the snapshotter's" for path in others), records, *_KEPT)
+    return Plan(None, (), present, (root, *map(os.path.dirname, known.gc_roots)), (), kept)
 
 
 def _known(directory: str, kind: str, flags: str, lock: str) -> marker.Marker:
@@ -196,7 +206,11 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
         await _in_order(settings)
     doomed = plan(data_dir, said)
     pods |= podtraces.of_node(doomed.layouts)
-    with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        for each in doomed.layouts:
+            lock = files.exclusive_lock(each.state_lock, what=f"the state directory {each.state_dir}")
+            stack.enter_context(lock)
         for each in doomed.layouts:
             sockets = podtraces.shim_sockets(each)
             await _delete_containers(settings, each)
