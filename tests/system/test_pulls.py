@@ -7,7 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from nixlet.containerd import cri
+from nixlet.images import archive, model, platforms
 from nixlet.rpc import channel as channels
 from support import image_archives, nodes, storeimages
 
@@ -83,6 +86,31 @@ def test_a_record_whose_image_is_gone_can_be_removed(any_node: nodes.Node, archi
     asyncio.run(remove())
     assert name not in any_node.ok("ctr", "images", "ls", "-q").split()
     path.unlink()
+
+
+@pytest.mark.slow
+def test_an_image_that_others_unpacked_has_its_closure(node: nodes.Node, tmp_path: Path, archives: Path) -> None:
+    """Whatever is there without it: a record alone, with layers that others unpacked, with layers that are gone."""
+    image = storeimages.make(archives, 7, salt="unpacked")
+    name = f"nix:0{image.archive}:latest"
+
+    def lists() -> None:
+        """A container sees the closure."""
+        for wanted in (image.reference, "localhost/unpacked:1"):
+            listed = node.ok("run", "--rm", "--pull", "never", wanted, "/bin/ls", "/nix/store").split()
+            assert sorted(listed) == sorted(path.name for path in image.paths)
+
+    with archive.open_archive(str(image.archive)) as source:
+        found = source.image(platforms.host_platform())
+    (layer,) = model.chain_ids([layer.diff_id for layer in found.layers])
+    for more in (["--snapshotter", "nix"], ["--no-unpack"]):
+        node.ok("ctr", "images", "import", *more, str(image.archive))
+        node.ok("ctr", "images", "tag", name, "localhost/unpacked:1")
+        lists()
+        node.ok("ctr", "snapshots", "--snapshotter", "nix", "rm", layer)
+        lists()
+        # CRI's record of it may go by itself.
+        node.run("ctr", "images", "rm", "--sync", name, "localhost/unpacked:1", found.manifest.config.digest)
 
 
 def test_an_archive_in_the_store_is_expanded_once(

@@ -18,6 +18,11 @@ def inherited(layer: archive.Layer) -> dict[str, str]:
     return {key: value for key, value in annotations.items() if key.startswith(_INHERITED)}
 
 
+def may_name_paths(layer: model.Descriptor) -> bool:
+    """Whether a layer has annotations of ours."""
+    return any(key.startswith(closures.PREFIX) for key in layer.annotations or {})
+
+
 class ClosureCheck:
     """Compares layers that are unpacked with what images name for them.
 
@@ -38,6 +43,17 @@ class ClosureCheck:
         """
         store_dir = self._realiser.store_dir if self._realiser is not None else paths.DEFAULT_STORE_DIR
         return closures.parse_annotations(annotations or {}, store_dir)
+
+    def is_named_alike(self, layer: archive.Layer, labels: Mapping[str, str]) -> bool:
+        """Whether a snapshot's labels name what the layer does, word for word: a quick look, which costs no realising.
+
+        Raises:
+            InvalidArgumentError: Either is malformed.
+        """
+        there, wanted = self.named(labels), self.named(layer.descriptor.annotations)
+        if there is None or wanted is None:
+            return there is wanted
+        return there.identity == wanted.identity
 
     async def take_unpacked(self, containerd: imagestore.ImageStore, layer: archive.Layer, chain_id: str) -> bool:
         """Take a layer that is unpacked already, if containers of this image see their own closure in it.

@@ -175,7 +175,7 @@ class Loader:
                 )
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
-        async with self._realised(image, sink) as (closure_paths, took), self._containerd.leased() as containerd:
+        async with self._realised(image.layers, sink) as (closure_paths, took), self._containerd.leased() as containerd:
             total = len(image.layers)
             parent = ""
             for number, (layer, chain_id) in enumerate(zip(image.layers, chain, strict=True)):
@@ -185,8 +185,7 @@ class Loader:
                 parent = chain_id
             # Labels tell containerd's garbage collector what a blob needs: the configuration its snapshots, the manifest
             # the configuration and the layers.
-            config_labels = {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": chain[-1]} if chain else {}
-            await self._copy(containerd, source, manifest.config, config_labels)
+            await self._copy(containerd, source, manifest.config, self._needing(chain))
             references = {"containerd.io/gc.ref.content.config": manifest.config.digest}
             for number, descriptor in enumerate(manifest.layers):
                 references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
@@ -197,9 +196,29 @@ class Loader:
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 
+    async def unpack(self, manifest: model.Manifest, config: model.ImageConfig) -> None:
+        """Unpack the layers of an image that containerd has, as far as they aren't unpacked with the closures that they name.
+
+        Raises:
+            FailedPreconditionError: A layer is there already, with another closure.
+            NixletError: A layer is gone, or can't be realised or unpacked.
+        """
+        layers = tuple(map(archive.Layer, manifest.layers, config.rootfs.diff_ids))
+        chain = model.chain_ids(config.rootfs.diff_ids)
+        async with self._realised(layers, progress.ignore), self._containerd.leased() as containerd:
+            parent = ""
+            for layer, chain_id in zip(layers, chain, strict=True):
+                await self._unpack(containerd, layer, parent, chain_id)
+                parent = chain_id
+            await containerd.label_content(manifest.config.digest, self._needing(chain))
+
+    def _needing(self, chain: Sequence[str]) -> dict[str, str]:
+        """The label that keeps an image's snapshots, for its configuration."""
+        return {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": chain[-1]} if chain else {}
+
     @contextlib.asynccontextmanager
     async def _realised(
-        self, image: archive.ArchiveImage, sink: progress.ProgressSink
+        self, layers: Sequence[archive.Layer], sink: progress.ProgressSink
     ) -> AsyncIterator[tuple[int, interface.Realised]]:
         """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors.
 
@@ -208,7 +227,7 @@ class Loader:
         members: set[paths.StorePath] = set()
         took = interface.Realised()
         async with contextlib.AsyncExitStack() as held:
-            for layer in image.layers:
+            for layer in layers:
                 named = self._check.named(layer.descriptor.annotations)
                 if named is None:
                     continue

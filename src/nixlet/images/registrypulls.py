@@ -15,7 +15,6 @@ from nixlet.containerd import imagestore
 from nixlet.host import uncut
 from nixlet.images import archive, closurecheck, model, platforms, reference, targets
 from nixlet.rpc.gen import containerd_images_pb2
-from nixlet.store import closures
 
 _log = logging.getLogger("nixlet.pulls")
 
@@ -85,7 +84,7 @@ class RegistryPulls:
         for digest in dict.fromkeys(record.target.digest for record in found if record is not None):
             manifest = await self._manifest(digest)
             # Whether an image is of ours is seen here, so that others cost nothing more.
-            if manifest is None or not any(map(_may_name_paths, manifest.layers)):
+            if manifest is None or not any(map(closurecheck.may_name_paths, manifest.layers)):
                 continue
             try:
                 await self._check_layers(manifest)
@@ -152,7 +151,3 @@ def _by_digest(name: str, digest: str) -> str:
     if not name or reference.digest_in(name):
         return ""
     return f"{name.rpartition(':')[0]}@{digest}"
-
-
-def _may_name_paths(layer: model.Descriptor) -> bool:
-    return any(key.startswith(closures.PREFIX) for key in layer.annotations or {})

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.host import files, mounts, sdnotify, unixsocket
-from nixlet.images import closurecheck, loader, opening, pulls, recorded, registrypulls
+from nixlet.images import closurecheck, loader, opening, pulls, readiness, recorded, registrypulls
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -138,9 +138,11 @@ async def serve(
         exchange=made.exchange,
     )
     services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
-    looked_at = registrypulls.RegistryPulls(made.containerd, closurecheck.ClosureCheck(place.snapshotter, bringer))
+    check = closurecheck.ClosureCheck(place.snapshotter, bringer)
+    looked_at = registrypulls.RegistryPulls(made.containerd, check)
+    ready = readiness.Readiness(made.containerd, place.snapshotter, check, made.loader, store.store_dir)
     records = recorded.Recorded(made.containerd, store.store_dir)
-    await _listen(stack, place, made, services, puller, records, observed, looked_at)
+    await _listen(stack, place, made, services, puller, records, observed, looked_at, ready)
     return made
 
 
@@ -187,6 +189,7 @@ async def _listen(
     records: recorded.Recorded,
     observed: metrics.NodeMetrics,
     registry_pulls: registrypulls.RegistryPulls | None = None,
+    ready: readiness.Readiness | None = None,
 ) -> None:
     fallback = None
     if place.serve_images:
@@ -197,7 +200,7 @@ async def _listen(
             handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
             untold_pins = None
         fallback = images_service.ImageService(
-            handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls
+            handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls, ready
         ).answer
     sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.

@@ -12,7 +12,7 @@ from grpclib.const import Status
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.images import recorded, reference, registrypulls
+from nixlet.images import readiness, recorded, reference, registrypulls
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
@@ -78,6 +78,7 @@ class ImageService:
         untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
         remarks: Remarks | None = None,
         registry_pulls: registrypulls.RegistryPulls | None = None,
+        ready: readiness.Readiness | None = None,
     ) -> None:
         """An image service.
 
@@ -90,8 +91,10 @@ class ImageService:
             untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
             remarks: What goes with the errors of pulls.
             registry_pulls: Looks at what containerd pulls; None: nothing could be wrong with it.
+            ready: Has images ready that are there already; None likewise.
         """
         self._registry_pulls = registry_pulls
+        self._ready = ready
         self._remarks = remarks or Remarks()
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
@@ -149,6 +152,9 @@ class ImageService:
     async def _status(self, request: bytes) -> bytes | None:
         # By our record of it, since CRI can't parse every path as a reference.
         parsed = pb.ImageStatusRequest.FromString(request)
+        # Whoever is to make a container asks this first.
+        if self._ready is not None:
+            await self._ready.ensure(parsed.image.image)
         if not reference.is_archive(parsed.image.image):
             return None
         image_id = await self._records.image_id(parsed.image.image)

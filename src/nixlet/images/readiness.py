@@ -1,0 +1,95 @@
+"""Whether containers of an image would see its closures, looked at before a client learns that the image is there.
+
+An image of store paths can be there without them: imported by a client of containerd that passes no annotations on, or with its
+snapshots removed, which containerd then unpacks again by itself. Before version 2, containerd passes no annotations on, either.
+"""
+
+from nixlet import errors
+from nixlet.containerd import imagestore
+from nixlet.images import archive, closurecheck, loader, model, platforms, reference, targets
+from nixlet.store import paths
+
+#: How many images are remembered: most are asked for again and again.
+_REMEMBERED = 256
+
+#: The layers that name closures, or None of an image of which none does.
+_Found = tuple[model.Manifest, model.ImageConfig] | None
+
+
+class Readiness:
+    """Has the images of one containerd ready for containers.
+
+    Args:
+        containerd: The containerd.
+        snapshotter: What it calls the snapshotter that shows store paths.
+        check: Reads what layers and snapshots name.
+        loads: Unpacks layers.
+        store_dir: The store that references are of.
+    """
+
+    def __init__(
+        self,
+        containerd: imagestore.ImageStore,
+        snapshotter: str,
+        check: closurecheck.ClosureCheck,
+        loads: loader.Loader,
+        store_dir: str = paths.DEFAULT_STORE_DIR,
+    ) -> None:
+        self._containerd = containerd
+        self._snapshotter = snapshotter
+        self._check = check
+        self._loader = loads
+        self._store_dir = store_dir
+        #: What was found under the digests that records lead to, the oldest first.
+        self._known: dict[str, _Found] = {}
+
+    async def ensure(self, text: str) -> None:
+        """Unpack an image's layers with their closures where they aren't; what is no image, or none of ours, is left alone.
+
+        Args:
+            text: A reference, or an image's ID.
+
+        Raises:
+            FailedPreconditionError: A layer is there with another closure.
+            NixletError: A layer can't be realised or unpacked.
+        """
+        record = await self._containerd.image(self._name(text))
+        if record is None or (found := await self._look_up(record.target.digest)) is None:
+            return
+        manifest, config = found
+        chain = model.chain_ids(config.rootfs.diff_ids)
+        for layer, name in zip(map(archive.Layer, manifest.layers, config.rootfs.diff_ids), chain, strict=True):
+            info = await self._containerd.snapshot(self._snapshotter, name)
+            if info is None or not self._check.is_named_alike(layer, info.labels):
+                try:
+                    await self._loader.unpack(manifest, config)
+                except errors.NixletError as error:
+                    # Clients that remove an image ask for it first.
+                    remove = f"or remove the image: nixlet ctr images rm {record.name}"
+                    error.hint = f"{error.hint}; {remove}" if error.hint else remove
+                    raise
+                return
+
+    async def _look_up(self, digest: str) -> _Found:
+        if digest in self._known:
+            return self._known[digest]
+        try:
+            manifest = await targets.manifest_of(self._containerd, digest, platforms.host_platform())
+            of_paths = any(map(closurecheck.may_name_paths, manifest.layers))
+            found = (manifest, await targets.read_config(self._containerd, manifest)) if of_paths else None
+        except (errors.NotFoundError, errors.InvalidArgumentError):
+            # containerd takes more than we read, and says itself what is missing.
+            return None
+        if found is not None and len(manifest.layers) != len(found[1].rootfs.diff_ids):
+            found = None
+        while len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = found
+        return found
+
+    def _name(self, text: str) -> str:
+        """The name that containerd records; an ID is one by itself."""
+        try:
+            return text if text.startswith("sha256:") else reference.canonical(reference.parse(text, self._store_dir))
+        except errors.InvalidArgumentError:
+            return text
