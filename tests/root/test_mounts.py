@@ -97,3 +97,23 @@ def test_nothing_can_be_written_through_what_is_bound_to_be_read(directory: Path
         (tmp_path / "bound" / "file").unlink()
     with pytest.raises(errors.FailedPreconditionError):
         mounts.bind_read_only(str(directory / "none"), str(tmp_path / "bound"))
+
+
+def test_somebodys_own_file_system_stays_mounted(directory: Path) -> None:
+    mounts.mount("tmpfs", str(directory), "tmpfs", mounts.MS_NOSUID)
+    (directory / "own").touch()
+    before = mounts.below(str(directory))
+    with mounts.powerless(str(directory)):
+        assert powers(directory) == (False, False, True)
+        assert (directory / "own").exists()
+    assert mounts.below(str(directory)) == before
+    # Also another part of the same file system.
+    mounts.unmount(str(directory))
+    (directory.parent / "other").mkdir()
+    mounts.mount(str(directory.parent / "other"), str(directory), "", mounts.MS_BIND)
+    before = mounts.below(str(directory))
+    # And what an earlier owner left on top of it goes.
+    mounts.mount(str(directory), str(directory), "", mounts.MS_BIND)
+    with mounts.powerless(str(directory)):
+        assert powers(directory) == (False, False, False)
+    assert mounts.below(str(directory)) == before

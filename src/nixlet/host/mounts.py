@@ -25,7 +25,6 @@ _CLONE_NEWNS = 0x00020000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
-MNT_DETACH = 2
 
 #: The kernel copies at most one page of options and cuts what is longer without a word, which can mount the wrong layers.
 MAX_OPTIONS = 4095
@@ -120,14 +119,16 @@ _KEPT_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048
 def powerless(directory: str) -> Iterator[None]:
     """Have neither set-user-ID programs nor devices count in a directory (MS_NOSUID, MS_NODEV), for the time of the context.
 
-    What is bound from the directory meanwhile keeps that for its life. What an earlier owner left mounted there is taken over.
+    What is bound from the directory meanwhile keeps that for its life. What an earlier owner left mounted there is taken over;
+    somebody else's file system stays mounted below ours.
 
     Raises:
         FailedPreconditionError: The kernel refused.
     """
     directory = os.path.realpath(directory)
     wanted = MS_NOSUID | MS_NODEV
-    taken_over = any(entry.path == directory for entry in table())
+    top = [entry for entry in table() if entry.path == directory][-1:]
+    taken_over = bool(top) and _is_bound_to_itself(top[0])
     flags = os.statvfs(directory).f_flag & _KEPT_FLAGS
     if flags & wanted == wanted and not taken_over:
         yield
@@ -212,6 +213,15 @@ def table(mountinfo: str = "/proc/self/mountinfo") -> Iterator[MountPoint]:
                 _unescape(source),
                 options,
             )
+
+
+def _is_bound_to_itself(entry: MountPoint) -> bool:
+    """Whether a mount shows what lies below it anyway."""
+    below = next((each for each in table() if each.mount_id == entry.parent_id), None)
+    if below is None or below.device != entry.device:
+        return False
+    inside = os.path.relpath(entry.path, below.path)
+    return os.path.normpath(entry.root) == os.path.normpath(os.path.join(below.root, inside))
 
 
 def below(directory: str) -> list[MountPoint]:

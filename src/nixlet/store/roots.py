@@ -5,6 +5,7 @@ All functions here block: call them in a thread.
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +23,7 @@ class Roots:
     """The roots of one owner, by name: ``<gcroots>/nixlet/<owner>/<name>/<base name> -> store path``.
 
     They change link by link, new ones first: at no moment, and in nothing that a crash leaves, is a path unprotected that
-    was rooted before and is to be rooted afterwards.
+    was rooted before and is to be rooted afterwards. A link in the place of a directory is somebody's own, and is not followed.
     """
 
     def __init__(self, gcroots: str, owner: str) -> None:
@@ -36,13 +37,14 @@ class Roots:
 
         Raises:
             PermissionDeniedError: The directory can't be written.
+            FailedPreconditionError: Something there is none of these roots; nothing is changed then.
             NixletError: The file system refuses, as in ``files.refused``.
         """
         target = self._entry(name)
         links = {path.name: str(path) for path in rooted}
         with self._changing():
-            self._make(target)
             present = self._links(target)
+            self._make(target)
             for base_name, path in links.items():
                 if present.get(base_name) != path:
                     with contextlib.suppress(FileNotFoundError):
@@ -67,15 +69,19 @@ class Roots:
                 os.rmdir(os.path.dirname(self._directory))
 
     def names(self) -> list[str]:
-        """The names under which something is rooted, by this run or by one before."""
-        try:
-            return sorted(os.listdir(self._directory))
-        except FileNotFoundError:
-            return []
+        """The names under which something is rooted, by this run or by one before; raises as ``set`` does."""
+        with self._changing():
+            self._check(self._directory)
+            try:
+                return sorted(os.listdir(self._directory))
+            except FileNotFoundError:
+                return []
 
     def paths(self, name: str) -> list[str]:
-        """The base names of what is rooted under a name."""
-        return sorted(self._links(self._entry(name)))
+        """The base names of what is rooted under a name; raises as ``set`` does."""
+        target = self._entry(name)
+        with self._changing():
+            return sorted(self._links(target))
 
     def _entry(self, name: str) -> str:
         # What is in a directory of this name is going to be removed.
@@ -83,12 +89,28 @@ class Roots:
             raise errors.InvalidArgumentError(f"{paths.shown(name)} can't be the name of a GC root")
         return os.path.join(self._directory, name)
 
-    @staticmethod
-    def _links(directory: str) -> dict[str, str]:
-        try:
-            return {name: os.readlink(os.path.join(directory, name)) for name in os.listdir(directory)}
-        except FileNotFoundError:
-            return {}
+    def _links(self, directory: str) -> dict[str, str]:
+        self._check(directory)
+        links = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(directory):
+                path = os.path.join(directory, name)
+                if not stat.S_ISLNK(os.lstat(path).st_mode):
+                    raise self._strange(path)
+                links[name] = os.readlink(path)
+        return links
+
+    def _check(self, directory: str) -> None:
+        """Refuse a directory that is a link, or in one: it may lead into the store, whose files would be deleted."""
+        place = os.path.dirname(os.path.dirname(self._directory))
+        for name in os.path.relpath(directory, place).split("/"):
+            place = os.path.join(place, name)
+            try:
+                mode = os.lstat(place).st_mode
+            except FileNotFoundError:
+                return
+            if not stat.S_ISDIR(mode):
+                raise self._strange(place)
 
     def _make(self, target: str) -> None:
         """Have a directory, with its name and those of its parents on the disk."""
@@ -118,3 +140,9 @@ class Roots:
             ) from error
         except OSError as error:
             raise files.refused(f"can't change the GC roots in {self._directory}", error) from error
+
+    def _strange(self, path: str) -> errors.FailedPreconditionError:
+        return errors.FailedPreconditionError(
+            f"can't change the GC roots in {self._directory}: {path} is none of them, and stays as it is",
+            hint="move it to another place below Nix's gcroots",
+        )

@@ -190,3 +190,34 @@ def test_an_interrupted_change_leaves_the_old_roots(
     assert gc_roots.paths("layer") == [made(1).name]
     assert os.listdir(tmp_path / "nixlet" / "node") == ["layer"]
     shutil.rmtree(tmp_path / "nixlet")
+
+
+@pytest.mark.parametrize("place", ["nixlet", "nixlet/node", "nixlet/node/layer", "nixlet/node/layer/own"])
+def test_what_is_somebodys_own_is_neither_entered_nor_removed(
+    gc_roots: roots.Roots, tmp_path: Path, place: str
+) -> None:
+    """As a link into the store, whose links would be deleted in it."""
+    environment = tmp_path / "environment"
+    (environment / "node/layer").mkdir(parents=True)
+    for directory in (environment, environment / "node", environment / "node/layer"):
+        (directory / "bin").symlink_to("/elsewhere")
+    own = tmp_path / place
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith("own"):
+        own.write_text("")
+    else:
+        own.symlink_to(environment)
+    before = sorted(tmp_path.rglob("*"))
+    for action in (lambda: gc_roots.remove("layer"), lambda: gc_roots.set("layer", [made(1)])):
+        with pytest.raises(errors.FailedPreconditionError, match=f"{own} is none of them, and stays") as caught:
+            action()
+        assert "move it" in caught.value.hint
+    with pytest.raises(errors.FailedPreconditionError, match="is none of them"):
+        gc_roots.paths("layer")
+    assert sorted(tmp_path.rglob("*")) == before
+    # What is beside it is none the worse for it.
+    if place == "nixlet/node/layer":
+        assert gc_roots.names() == ["layer"]
+        gc_roots.set("other", [made(1)])
+        gc_roots.remove("other")
+        assert gc_roots.names() == ["layer"]
