@@ -15,7 +15,7 @@ import pytest
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import closures, faults, metadata, model, snapshotter
-from nixlet.store import paths, policy, realiser, roots
+from nixlet.store import policy, realiser, roots
 from nixlet.store.daemon import client
 from support import disks
 from support.nixstore import PrivateStore
@@ -82,6 +82,8 @@ async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[R
     store.add("seed", "so that the store is there")
     made = Rig(tmp_path, store, request.param)
     await made.snapshotter.start()
+    # Finding it out takes a path of the store as its example, which a test may delete.
+    await made.snapshotter.strategy()
     yield made
     await made.snapshotter.close()
     made.snapshotter.unmount_views()
@@ -186,6 +188,17 @@ async def test_labels_dont_say_that_a_layer_has_another_closure(rig: Rig) -> Non
     await rig.snapshotter.update("layer", {f"{PATH}7": one, "a": "b"}, [f"labels.{PATH}7", "labels.a"])
     assert (await rig.snapshotter.stat("layer")).labels["a"] == "b"
     assert rig.snapshotter.closure_of("layer") == (one,)
+
+
+async def test_a_layer_is_not_mended_with_a_closure_that_lacks_what_it_needs(rig: Rig) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+    await rig.layer("layer", [one], labelled=False)
+    with pytest.raises(errors.FailedPreconditionError, match=f"a mount point for {one}, which its closure lacks"):
+        await rig.snapshotter.update("layer", {LAYER: "true", f"{PATH}0": two}, [f"labels.{LAYER}", f"labels.{PATH}0"])
+    assert LAYER not in (await rig.snapshotter.stat("layer")).labels
+    assert rig.snapshotter.closure_of("layer") == ()
+    await rig.snapshotter.cleanup()
+    assert rig.roots.names() == []
 
 
 async def test_a_layer_is_mended_with_what_is_there_and_nothing_is_fetched(rig: Rig) -> None:
@@ -653,27 +666,61 @@ async def test_an_unchanged_store_costs_a_few_looks(rig: Rig, monkeypatch: pytes
     assert rig.strategy == "bind" or len(views) <= 2
 
 
-async def test_lost_roots_are_made_again_at_the_start(rig: Rig) -> None:
-    one = rig.store.add("one", {"f": "1"})
-    await rig.layer("layer", [one])
+async def noted_layer(rig: Rig, name: str, *paths: str) -> str:
+    """A layer whose closureInfo was written by hand, and refers to nothing; the closureInfo."""
+    info = rig.store.add(f"closure-info-{name}", {"store-paths": "".join(f"{path}\n" for path in paths)})
+    labels = {model.SNAPSHOT_REF_LABEL: name, "containerd.io/snapshot/nix-closure": info}
+    await rig.snapshotter.prepare(f"ns/1/extract-1 {name}", "", labels)
+    await rig.snapshotter.commit(name, f"ns/1/extract-1 {name}", labels)
+    return info
+
+
+@pytest.mark.parametrize("form", ["listed", "closureInfo"])
+@pytest.mark.parametrize("lost", ["all", "one", "another", "the directory"])
+async def test_lost_roots_are_made_again_at_the_start(rig: Rig, form: str, lost: str) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+    needed = {one, two}
+    if form == "listed":
+        await rig.layer("layer", [one, two])
+    else:
+        needed.add(await noted_layer(rig, "layer", one, two))
     (name,) = rig.roots.names()
-    rig.roots.remove(name)
+    linked = Path(rig.daemon.settings.gcroots, "nixlet/test", name)
+    if lost == "the directory":
+        rig.roots.remove(name)
+    for link in sorted(linked.glob("*"))[slice(*{"all": (0, 9), "one": (0, 1), "another": (1, 2)}.get(lost, (0, 0)))]:
+        link.unlink()
     await rig.reopen()
-    assert rig.roots.names() == [name]
+    assert set(rig.roots.paths(name)) == set(map(os.path.basename, needed))
     await asyncio.to_thread(rig.store.nix, "nix-store", "--gc")
-    assert os.path.exists(one)
+    assert all(map(os.path.exists, needed))
 
 
-async def test_a_root_that_lacks_what_lists_the_closure_is_made_again(rig: Rig) -> None:
-    one = rig.store.add("one", {"f": "1"})
-    info = rig.store.add("closure-info", {"store-paths": f"{one}\n"})
-    labels = {model.SNAPSHOT_REF_LABEL: "layer", "containerd.io/snapshot/nix-closure": info}
-    await rig.snapshotter.prepare("ns/1/extract-1 layer", "", labels)
-    await rig.snapshotter.commit("layer", "ns/1/extract-1 layer", labels)
-    (name,) = rig.roots.names()
-    rig.roots.set(name, [paths.parse(one, rig.store.store_dir)])
+async def test_a_root_that_cannot_be_made_fails_no_start_and_no_other_root(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = {name: rig.store.add(name, {"f": name}) for name in ("one", "two", "three")}
+    identities: dict[str, str] = {}
+    for name, path in layers.items():
+        await rig.layer(name, [path])
+        (identities[name],) = set(rig.roots.names()) - set(identities.values())
+    for identity in identities.values():
+        rig.roots.remove(identity)
+    roots_directory = Path(rig.daemon.settings.gcroots, "nixlet/test")
+    roots_directory.mkdir(parents=True)
+    # A person's own, in the place of one of ours and beside them.
+    for own in (identities["two"], "own"):
+        (roots_directory / own).symlink_to(layers["two"])
     await rig.reopen()
-    assert set(rig.roots.paths(name)) == {os.path.basename(one), os.path.basename(info)}
+    assert f"the garbage collector may take paths of the closure {identities['two']}" in caplog.text
+    assert set(rig.roots.names()) == {*identities.values(), "own"}
+    assert os.listdir(layers["two"]) == ["f"]
+    assert rig.roots.paths(identities["three"]) == [os.path.basename(layers["three"])]
+    assert "GC root own" not in caplog.text
+    (roots_directory / identities["two"]).unlink()
+    await rig.reopen()
+    assert rig.roots.paths(identities["two"]) == [os.path.basename(layers["two"])]
+    (roots_directory / "own").unlink()
 
 
 async def test_a_closure_is_rooted_on_the_disk_before_it_is_recorded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import NamedTuple
 
 from nixlet import errors
@@ -74,7 +74,8 @@ class Closures:
                 names = tuple(path.name for path in realised.members)
                 annotations = json.dumps(reference.annotations())
                 self._faults.reach("closure-realised")
-                yield metadata_module.NewClosure(identity, annotations, names)
+                rooted = tuple(path.name for path in realised.roots)
+                yield metadata_module.NewClosure(identity, annotations, names, rooted)
         finally:
             self._pins[identity] -= 1
             if not self._pins[identity]:
@@ -130,16 +131,16 @@ class Closures:
             raise views_module.missing_path(f"{self._store_dir}/{example}") from error
 
     async def drop_unused(self, identities: Iterable[str] = ()) -> None:
-        """Drop closures that no snapshot needs, with their views and roots, and the given roots if nothing records them."""
+        """Drop closures that no snapshot needs, with their views and roots, and the given roots if nothing records them.
+
+        What can't be dropped stays, with a warning, for the next sweep.
+        """
         unused = {closure.identity: closure.id for closure in self._db.unused_closures()}
         for identity in {*identities, *unused}:
             async with self._lock(identity):
                 if identity not in self._pins:
-                    try:
+                    with _going_on(f"the closure {identity}, which nothing needs, stays"):
                         await self._drop(identity)
-                    except (errors.NixletError, OSError) as error:
-                        # The others go all the same, and this one with the next sweep.
-                        _log.warning("the closure %s, which nothing needs, stays: %s", identity, error)
 
     async def _drop(self, identity: str) -> None:
         """Drop a closure, unless a snapshot needs it; nobody takes it up meanwhile."""
@@ -160,6 +161,8 @@ class Closures:
     async def sweep(self) -> list[str]:
         """Remove views and roots that the database doesn't know, and make roots again that are lost.
 
+        What can't be done for one of them is told in the log, and keeps nothing from being done for the others.
+
         Returns:
             What was done, in words.
         """
@@ -168,38 +171,44 @@ class Closures:
         numbers = await asyncio.to_thread(self._views.numbers)
         swept = []
         for number in numbers - {closure.id for closure in self._db.closures()}:
-            await asyncio.to_thread(self._views.remove, number)
-            swept.append(f"view {number}")
-        names = set(await asyncio.to_thread(self._roots.names))
-        for name in names - {closure.identity for closure in self._db.closures()} - self._pins.keys():
-            await self.drop_unused([name])
-            swept.append(f"GC root {name}")
+            with _going_on(f"the view {number}, which nothing needs, stays"):
+                await asyncio.to_thread(self._views.remove, number)
+                swept.append(f"view {number}")
+        with _going_on("GC roots that nothing needs stay"):
+            names = set(await asyncio.to_thread(self._roots.names))
+            names -= {closure.identity for closure in self._db.closures()} | self._pins.keys()
+            await self.drop_unused(names)
+            swept += [f"GC root {name}" for name in sorted(names - {*await asyncio.to_thread(self._roots.names)})]
         for closure in list(self._db.closures()):
             async with self._lock(closure.identity):
-                if self._db.closure_named(closure.identity) == closure and await asyncio.to_thread(
-                    self._root_again, closure
-                ):
-                    swept.append(f"the lost GC root {closure.identity}, made again")
+                if self._db.closure_named(closure.identity) == closure:
+                    with _going_on(f"the garbage collector may take paths of the closure {closure.identity}"):
+                        if await asyncio.to_thread(self._root_again, closure):
+                            swept.append(f"the lost GC root {closure.identity}, made again")
         return swept
 
     def _root_again(self, closure: metadata_module.Closure) -> bool:
-        """Root a closure whose root is lost, as by a power cut; whether it was.
+        """Root a closure whose roots are lost, or a part of them, as by a power cut; whether they were.
 
-        All of its paths are rooted: which of them keep the others only Nix knows, who may not answer now.
+        All of its paths are rooted then: which of them keep the others now only Nix knows, who may not answer.
         """
-        rooted = self._roots.paths(closure.identity)
-        annotations = json.loads(closure.reference)
-        # The older form, which lists every path, is rooted by those that only Nix knows.
-        if rooted and closure_references.CLOSURE not in annotations:
-            return False
-        reference = closure_references.parse_annotations(annotations, self._store_dir)
+        reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
         assert reference is not None, "only closures that an annotation named are recorded"
         info = reference.closure_info
-        if info is not None and info.name in rooted:
-            return False
         names = closure.names if info is None else (info.name, *closure.names)
+        if set(self._roots.paths(closure.identity)) >= set(closure.roots or names):
+            return False
         self._roots.set(closure.identity, [paths.from_name(name, self._store_dir) for name in names])
         return True
+
+
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Tell in the log what fails, and go on: it is tried again by the next sweep."""
+    try:
+        yield
+    except (errors.NixletError, OSError) as error:
+        _log.warning("%s: %s", what, error)
 
 
 class _StoreState(NamedTuple):

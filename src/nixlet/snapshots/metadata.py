@@ -55,12 +55,14 @@ class Closure(NamedTuple):
         identity: What tells closures apart.
         reference: How the image named it, for realising it again.
         names: The base names of its store paths.
+        roots: The base names of those whose GC roots keep all of it; none where nobody knows.
     """
 
     id: int
     identity: str
     reference: str
     names: tuple[str, ...]
+    roots: tuple[str, ...]
 
 
 class NewClosure(NamedTuple):
@@ -69,6 +71,7 @@ class NewClosure(NamedTuple):
     identity: str
     reference: str
     names: tuple[str, ...]
+    roots: tuple[str, ...] = ()
 
 
 #: What a change does on the disk, in its transaction: it is given the snapshot, and a stack for callbacks that undo it.
@@ -168,8 +171,14 @@ class Metadata:
         return {kind: counted.get(kind, 0) for kind in model.Kind}
 
     def closure(self, number: int) -> Closure:
-        """A closure by number."""
+        """A closure by number.
+
+        Raises:
+            NotFoundError: There is none; with the last snapshot that brought it along it is forgotten.
+        """
         row = self._db.execute("SELECT * FROM closures WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise errors.NotFoundError(f"closure {number} does not exist any more: its snapshots were removed")
         return _closure(row)
 
     def closure_named(self, identity: str) -> Closure | None:
@@ -237,14 +246,16 @@ class Metadata:
         return await self._write(change)
 
     def _record(self, closure: NewClosure) -> int:
-        """The number of a closure, recorded now if it is new."""
+        """The number of a closure, recorded now if it is new; with what it is rooted by now."""
+        roots = "\n".join(closure.roots)
         row = self._db.execute("SELECT id FROM closures WHERE identity = ?", (closure.identity,)).fetchone()
         if row is not None:
+            self._db.execute("UPDATE closures SET roots = ? WHERE id = ? AND roots != ?", (roots, row[0], roots))
             return int(row[0])
         number = self._number("closures")
         self._db.execute(
-            "INSERT INTO closures (id, identity, reference, paths) VALUES (?, ?, ?, ?)",
-            (number, closure.identity, closure.reference, "\n".join(closure.names)),
+            "INSERT INTO closures (id, identity, reference, paths, roots) VALUES (?, ?, ?, ?, ?)",
+            (number, closure.identity, closure.reference, "\n".join(closure.names), roots),
         )
         return number
 
@@ -357,7 +368,8 @@ def _row(values: Sequence[Any]) -> Row:
 
 
 def _closure(values: Sequence[Any]) -> Closure:
-    return Closure(values[0], values[1], values[2], tuple(values[3].split("\n")) if values[3] else ())
+    names, roots = (tuple(text.split("\n")) if text else () for text in values[3:5])
+    return Closure(values[0], values[1], values[2], names, roots)
 
 
 def database_path(root: str) -> str:

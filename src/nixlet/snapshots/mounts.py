@@ -54,7 +54,7 @@ class Mounts:
         """The directory with a snapshot's own content."""
         return os.path.join(self._snapshots, str(number), "fs")
 
-    def check_mount_points(self, number: int, closure: metadata.Closure) -> None:
+    def check_mount_points(self, number: int, closure: metadata.Closure | metadata.NewClosure) -> None:
         """Refuse a layer with mount points that its closure doesn't fill (blocking).
 
         Layers of equal content are one snapshot in containerd, whichever image's labels came first: a closure that

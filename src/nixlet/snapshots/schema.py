@@ -28,4 +28,6 @@ MIGRATIONS = (
     """,
     # When all paths of a closure were last seen is known in memory only.
     "ALTER TABLE closures DROP COLUMN store_mtime;",
+    # Of closures from before nobody knows which of their paths keep the others.
+    "ALTER TABLE closures ADD COLUMN roots TEXT NOT NULL DEFAULT '';",
 )

@@ -259,6 +259,10 @@ class Snapshotter:
                 if set(closure.names) != set(known.names):
                     raise errors.FailedPreconditionError(f"the layer {name} has another closure already")
                 closure = None
+            if closure is not None:
+                # In the context that was entered, so that the root of a closure that isn't taken is dropped again.
+                with self._refusing():
+                    await asyncio.to_thread(self._mounts.check_mount_points, row.id, closure)
             updating = self._update(stack.pop_all(), name, changed, closure)
             return (await self._tasks.uncancelled(updating, f"update {name}")).info()
 

@@ -229,7 +229,20 @@ async def test_an_earlier_schema_is_brought_up_to_date(tmp_path: Path) -> None:
             f"PRAGMA application_id = {0x6E69786C}; PRAGMA user_version = 1;"
         )
     database = metadata.Metadata(str(path))
-    assert database.closure(3) == metadata.Closure(3, "c", "{}", ("a", "b"))
+    assert database.closure(3) == metadata.Closure(3, "c", "{}", ("a", "b"), ())
     assert database.get("layer").closure == 3
     await insert(database, "a", "layer")
     database.close()
+
+
+async def test_what_a_closure_is_rooted_by_is_recorded_each_time(database: metadata.Metadata) -> None:
+    for key, rooted in (("a", ("x",)), ("b", ("x", "y"))):
+        closure = metadata.NewClosure("c", "{}", ("x", "y"), rooted)
+        row = await database.create_snapshot(key, model.Kind.ACTIVE, "", {}, strategy="view", closure=closure)
+        assert row.closure == 1
+        assert database.closure(1) == metadata.Closure(1, "c", "{}", ("x", "y"), rooted)
+
+
+def test_a_closure_that_is_forgotten_is_not_found(database: metadata.Metadata) -> None:
+    with pytest.raises(errors.NotFoundError, match="closure 7 does not exist any more"):
+        database.closure(7)

@@ -208,10 +208,11 @@ def test_what_is_somebodys_own_is_neither_entered_nor_removed(
     else:
         own.symlink_to(environment)
     before = sorted(tmp_path.rglob("*"))
-    for action in (lambda: gc_roots.remove("layer"), lambda: gc_roots.set("layer", [made(1)])):
-        with pytest.raises(errors.FailedPreconditionError, match=f"{own} is none of them, and stays") as caught:
-            action()
-        assert "move it" in caught.value.hint
+    with pytest.raises(errors.FailedPreconditionError, match=f"{own} is none of them, and stays") as caught:
+        gc_roots.remove("layer")
+    assert "move it" in caught.value.hint
+    with pytest.raises(errors.FailedPreconditionError, match=f"{own} is none of them, and stays"):
+        gc_roots.set("layer", [made(1)])
     with pytest.raises(errors.FailedPreconditionError, match="is none of them"):
         gc_roots.paths("layer")
     assert sorted(tmp_path.rglob("*")) == before
