@@ -341,6 +341,21 @@ async def test_who_comes_later_shares_the_work_that_others_left(store: PrivateSt
     assert not bringer._running
 
 
+async def test_who_wants_nothing_fetched_is_served_by_who_holds_the_closure(store: PrivateStore) -> None:
+    gated = GatedStore(store.settings)
+    gated.gate.set()
+    reference = closures.ClosureReference(None, (path(store, store.add("member", "member")),))
+    bringer = realiser.Realiser(gated, policy.Policy())
+    async with contextlib.AsyncExitStack() as stack:
+        fetched = await stack.enter_async_context(bringer.realised(reference))
+        # Nobody gets a new session any more.
+        gated.gate.clear()
+        held = await stack.enter_async_context(bringer.realised(reference, fetch=False))
+        assert held is fetched
+    assert (gated.opened, gated.closed) == (1, 1)
+    assert not bringer._running
+
+
 async def test_work_that_all_gave_up_ends_and_begins_again(store: PrivateStore) -> None:
     gated = GatedStore(store.settings)
     member = path(store, store.add("member", "member"))

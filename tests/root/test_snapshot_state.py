@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from unittest import mock
@@ -13,7 +15,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.snapshots import model, snapshotter
+from nixlet.snapshots import model, snapshotter, tasks
 from support import disks
 
 #: What the layers of these tests are as large as (bytes).
@@ -213,3 +215,36 @@ async def test_usage_is_told_while_files_come_and_go(tmp_path: Path) -> None:
         with pytest.raises(errors.NotFoundError):
             await made.usage("b")
         assert (await made.stat("a")).kind is model.Kind.ACTIVE
+
+
+async def test_an_end_does_not_wait_for_a_large_layer_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up between two entries, and the next start goes on with it."""
+    monkeypatch.setattr(tasks.Tasks, "finish", functools.partialmethod(tasks.Tasks.finish, 0.05))
+    root, unlink, unlinked = tmp_path / "root", os.unlink, list[str]()
+    async with running(root) as made:
+        (mount,) = await made.prepare("a", "", {})
+        for number in range(50):
+            (Path(mount.source) / f"file-{number}").touch()
+        (Path(mount.source) / "link").symlink_to("/")
+        begun, ending = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def slow(path: str, *, dir_fd: int | None = None) -> None:
+            unlink(path, dir_fd=dir_fd)
+            if not path.startswith("file-"):
+                return
+            unlinked.append(path)
+            loop.call_soon_threadsafe(begun.set)
+            ending.wait(20)
+
+        monkeypatch.setattr(os, "unlink", slow)
+        await made.remove("a")
+        async with asyncio.timeout(20):
+            await begun.wait()
+            await made.close()
+        ending.set()
+        await loop.shutdown_default_executor()
+    assert len(unlinked) == 1
+    assert len(os.listdir(mount.source)) >= 49

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 from nixlet import errors
 from nixlet.host import mounts
 from nixlet.snapshots import closures, faults, metadata, model, snapshotter
-from nixlet.store import policy, realiser, roots
+from nixlet.store import closures as closure_references
+from nixlet.store import paths, policy, realiser, roots
 from nixlet.store.daemon import client
 from support import disks
 from support.nixstore import PrivateStore
@@ -187,6 +188,16 @@ async def test_labels_dont_say_that_a_layer_has_another_closure(rig: Rig) -> Non
     # The same closure, however it is named.
     await rig.snapshotter.update("layer", {f"{PATH}7": one, "a": "b"}, [f"labels.{PATH}7", "labels.a"])
     assert (await rig.snapshotter.stat("layer")).labels["a"] == "b"
+    assert rig.snapshotter.closure_of("layer") == (one,)
+
+
+async def test_a_layer_is_not_committed_with_another_closure_than_it_was_unpacked_with(rig: Rig) -> None:
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+    key, labels = "ns/1/extract-1 layer", {model.SNAPSHOT_REF_LABEL: "layer", LAYER: "true"}
+    await rig.snapshotter.prepare(key, "", {**labels, f"{PATH}0": one})
+    with pytest.raises(errors.FailedPreconditionError, match="the layer layer was unpacked with another closure"):
+        await rig.snapshotter.commit("layer", key, {**labels, f"{PATH}0": two})
+    await rig.snapshotter.commit("layer", key, {**labels, f"{PATH}5": one})
     assert rig.snapshotter.closure_of("layer") == (one,)
 
 
@@ -770,7 +781,19 @@ async def test_a_layer_is_on_the_disk_before_it_is_committed(rig: Rig, monkeypat
     monkeypatch.setattr(metadata.Metadata, "commit_snapshot", committing)
     await rig.snapshotter.commit("layer", "a", {})
     snapshot = os.path.dirname(upper)
-    assert steps == [f"{upper}/bin/pause", upper, snapshot, os.path.dirname(snapshot), "committed"]
+    assert steps == [f"{upper}/bin/pause", f"{upper}/bin", upper, snapshot, os.path.dirname(snapshot), "committed"]
+
+
+async def test_a_large_layer_is_committed_without_waiting_for_the_disk(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper = (await rig.snapshotter.prepare("a", "", {}))[0].source
+    Path(upper, "image").write_bytes(bytes(17 << 20))
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    await rig.snapshotter.commit("layer", "a", {})
+    assert f"{upper}/image" not in synced
+    assert upper not in synced
 
 
 async def test_what_cannot_be_swept_fails_no_start(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -786,3 +809,46 @@ async def test_what_cannot_be_swept_fails_no_start(rig: Rig, caplog: pytest.LogC
         mounts.unmount(place)
     await rig.reopen()
     assert os.listdir(rig.root / "snapshots") == []
+
+
+async def test_a_closure_is_held_until_it_is_rooted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    rooting = roots.Roots.set
+
+    def collecting(self: roots.Roots, name: str, rooted: Iterable[paths.StorePath]) -> None:
+        rig.store.nix("nix-store", "--gc")
+        rooting(self, name, rooted)
+
+    monkeypatch.setattr(roots.Roots, "set", collecting)
+    await rig.layer("layer", [one])
+    assert content(rig, await rig.snapshotter.prepare("container", "layer", {})) == shown(f=one)
+
+
+async def test_who_leaves_a_closure_takes_nothing_from_who_is_about_to_record_it(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    reference = closure_references.parse_annotations({LAYER: "true", f"{PATH}0": one}, rig.store.store_dir)
+    assert reference is not None
+    kept = rig.snapshotter._closures
+    async with kept.realised(reference) as closure:
+        # As for somebody who left before, and as every sweep does.
+        await kept.drop_unused([closure.identity])
+        assert rig.roots.paths(closure.identity) == [os.path.basename(one)]
+        await rig.snapshotter.cleanup()
+        assert rig.roots.paths(closure.identity) == [os.path.basename(one)]
+    await rig.snapshotter.cleanup()
+    assert rig.roots.names() == []
+
+
+async def test_a_store_that_is_gone_is_named_as_what_is_gone(rig: Rig) -> None:
+    one = rig.store.add("one", {"f": "1"})
+    await rig.layer("layer", [one])
+    store, away = rig.store.store_dir, f"{rig.store.directory}/away"
+    for first in (True, False):
+        if not first:
+            await rig.snapshotter.prepare("container", "layer", {})
+        os.rename(store, away)
+        try:
+            with pytest.raises(errors.FailedPreconditionError, match=f"the Nix store {store} can't be used: No such"):
+                await rig.snapshotter.prepare("refused", "layer", {})
+        finally:
+            os.rename(away, store)

@@ -316,3 +316,44 @@ def test_one_view_that_stays_mounted_keeps_no_other(
     assert [entry.path for entry in mounts.below(str(place.views_dir))][-1:] == [str(place.views_dir / "2")]
     assert f"the view {place.views_dir}/2 stays mounted: can't unmount it" in caplog.text
     made.unmount_all()
+
+
+@pytest.mark.parametrize("within", ["pkg", "pkg/bin", "program"])
+def test_a_path_that_something_is_mounted_on_is_refused_where_that_would_not_be_seen(place: Place, within: str) -> None:
+    made, names = place.views(), fill(place.store)
+    covered = place.store / within
+    other = place.store.parent / "other"
+    if covered.is_dir():
+        other.mkdir()
+    else:
+        other.write_text("another")
+    # Of the same file system, and recognised all the same.
+    mounts.mount(str(other), str(covered), "", mounts.MS_BIND)
+    with pytest.raises(errors.FailedPreconditionError, match=f"something is mounted on {covered}, which") as caught:
+        show(made, names)
+    assert caught.value.hint == f"unmount it: umount {covered}"
+    assert os.listdir(place.views_dir) == []
+    # What is not in the closure is none of its business; and bind mounts show what is mounted.
+    show(made, [name for name in names if name != within.partition("/")[0]])
+    show(made, names, model.Strategy.BIND)
+    mounts.unmount(str(covered))
+    show(made, names)
+
+
+def test_a_directory_that_has_the_number_of_the_one_before_is_shown_by_a_new_mount(place: Place) -> None:
+    made, names = place.views(), fill(place.store)
+    seen, _ = made.look(names)
+    before = made.show(1, seen)
+    assert made.show(1, seen) == before
+    later = {**seen, "pkg": seen["pkg"]._replace(changed=seen["pkg"].changed + 1)}
+    assert made.show(1, later) != before
+
+
+def test_a_container_that_was_given_the_view_before_can_still_start(place: Place) -> None:
+    made, names = place.views(), fill(place.store)
+    before = show(made, names)
+    os.rename(place.store / "pkg", place.store / "old")
+    (place.store / "pkg").mkdir()
+    assert show(made, names) != before
+    with container(place, before) as root:
+        assert sorted(os.listdir(root / "nix/store")) == sorted(names)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import NamedTuple
 
 from nixlet import errors
-from nixlet.host import uncut
+from nixlet.host import files, uncut
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import model
@@ -96,12 +96,12 @@ class Closures:
         async with self._lock(number):
             closure = self._db.closure(number)
             state = self._store_state()
-            seen, missing = await asyncio.to_thread(self._views.look, closure.names)
+            seen, missing = await self._look(closure)
             if missing:
                 _log.warning("%d store paths of closure %d are missing; realising them again", len(missing), number)
                 await self._realise_again(closure, missing[0])
                 state = self._store_state()
-                seen, missing = await asyncio.to_thread(self._views.look, closure.names)
+                seen, missing = await self._look(closure)
                 if missing:
                     raise views_module.missing_path(f"{self._store_dir}/{missing[0]}")
             layer = await asyncio.to_thread(self._views.show, number, seen, strategy)
@@ -115,8 +115,17 @@ class Closures:
         """The lock for what is done to a closure's view (by number), or to its record and roots (by identity)."""
         return self._locks.setdefault(closure, asyncio.Lock())
 
+    async def _look(self, closure: metadata_module.Closure) -> tuple[dict[str, views_module.Seen], list[str]]:
+        with self._refusing():
+            return await asyncio.to_thread(self._views.look, closure.names)
+
+    def _refusing(self) -> contextlib.AbstractContextManager[None]:
+        """Tell what the store's file system refuses as its refusal, and not as one of ours."""
+        return files.refusing(f"the Nix store {self._real_store_dir} can't be used")
+
     def _store_state(self) -> "_StoreState":
-        status = os.stat(self._real_store_dir)
+        with self._refusing():
+            status = os.stat(self._real_store_dir)
         return _StoreState(status.st_dev, status.st_ino, status.st_ctime_ns)
 
     async def _realise_again(self, closure: metadata_module.Closure, example: str) -> None:

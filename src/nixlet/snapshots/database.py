@@ -125,13 +125,14 @@ class Database:
         effects = contextlib.ExitStack()
         try:
             self._transact(pending, results, effects)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 (whoever waits is told, whatever it is)
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
             _undo(effects)
+            told = self._told(error) if isinstance(error, sqlite3.Error) else error
             # Those that were refused by themselves keep their own reason.
             refused = {future: problem for future, _, problem in results if problem is not None}
-            results = [(future, None, refused.get(future) or self._told(error)) for _, future in pending]
+            results = [(future, None, refused.get(future) or told) for _, future in pending]
         for future, result, problem in results:
             if future.cancelled():
                 continue
@@ -160,6 +161,12 @@ class Database:
         self._faults.reach("changes-made")
         run("COMMIT")
 
+    def _disk_is_full(self) -> bool:
+        # A broken disk doesn't even say that.
+        with contextlib.suppress(OSError):
+            return files.is_full(os.path.dirname(self._path))
+        return False
+
     def _told(self, error: sqlite3.Error) -> errors.NixletError:
         told = self._in_words(error)
         told.__cause__ = error
@@ -171,7 +178,7 @@ class Database:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         what = f"the snapshotter's database {self._path}"
         if code == sqlite3.SQLITE_FULL or (
-            code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN} and files.is_full(os.path.dirname(self._path))
+            code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN} and self._disk_is_full()
         ):
             return files.refused(f"{what} can't be written", OSError(errno.ENOSPC, ""))
         if code == sqlite3.SQLITE_IOERR:

@@ -20,8 +20,9 @@ _log = logging.getLogger("nixlet.snapshots")
 #: So many inodes are looked at without a thread.
 _FEW = 16
 
-#: So many files of a layer are written to the disk one by one.
+#: So many files of a layer, and of so many bytes, are written to the disk one by one.
 _FEW_FILES = 64
+_FEW_BYTES = 16 << 20
 
 #: Seconds between two of the directories that are made in advance: calls come first.
 _BREATH = 0.002
@@ -66,14 +67,21 @@ def _count(directory: str, limit: int) -> model.Usage | None:
     return model.Usage(size, len(seen))
 
 
-def sync_layer(directory: str) -> None:
+def sync_layer(directory: str, size: int) -> None:
     """Write a layer's content to the disk, which is trusted from now on because it is there: the pause image's, for one.
 
-    Only for a layer of few files. The many of an ordinary image take seconds: containerd's own snapshotters don't write them
-    out either.
+    Only for a layer of few files that aren't large. What an ordinary image has takes seconds, for which all of containerd would
+    wait: its own snapshotters don't write that out either.
+
+    Args:
+        directory: The layer.
+        size: What it takes (bytes).
     """
-    plain = []
+    if size > _FEW_BYTES:
+        return
+    plain, directories = [], []
     for base, _, names in os.walk(directory):
+        directories.append(base)
         for name in names:
             path = os.path.join(base, name)
             if stat.S_ISREG(os.lstat(path).st_mode):
@@ -87,8 +95,9 @@ def sync_layer(directory: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    # With a directory, file systems write all that was made below it; then its own name, and that of what it is in.
-    for path in (directory, os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))):
+    # Each directory: not every file system writes what was made below one with it. At last its own name, and that of what it is in.
+    snapshot = os.path.dirname(directory)
+    for path in (*reversed(directories), snapshot, os.path.dirname(snapshot)):
         files.sync_directory(path)
 
 
@@ -114,8 +123,14 @@ def lost_content(number: int) -> errors.FailedPreconditionError:
     )
 
 
-def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: None) -> None:
-    """Delete the directories of snapshots; ``removed`` is called after each.
+def _never() -> bool:
+    return False
+
+
+def remove_trees(
+    paths: Iterable[str], removed: Callable[[], None] = lambda: None, stopped: Callable[[], bool] = _never
+) -> None:
+    """Delete the directories of snapshots; ``removed`` is called after each, and ``stopped`` asked before each entry.
 
     One in which something is mounted stays, as does what can't be deleted: the log says so, and the next sweep tries again.
     """
@@ -127,13 +142,28 @@ def remove_trees(paths: Iterable[str], removed: Callable[[], None] = lambda: Non
             _log.warning("the directory %s of a removed snapshot stays, since %s is still mounted", path, inside[-1])
             continue
         try:
-            shutil.rmtree(path)
+            if not _remove_tree(path, stopped):
+                return
         except FileNotFoundError:
             pass
         except OSError as error:
             _log.warning("the directory %s of a removed snapshot stays: %s", path, error)
             continue
         removed()
+
+
+def _remove_tree(directory: str, stopped: Callable[[], bool]) -> bool:
+    """As ``shutil.rmtree``, which can't be stopped; whether it came to the end."""
+    for _, directories, names, parent in os.fwalk(directory, topdown=False):
+        for name in (*names, *directories):
+            if stopped():
+                return False
+            try:
+                os.unlink(name, dir_fd=parent)
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=parent)
+    os.rmdir(directory)
+    return True
 
 
 class Spares:

@@ -208,12 +208,18 @@ class Snapshotter:
         if row.kind is model.Kind.ACTIVE:
             with self._refusing():
                 if row.closure is not None:
-                    await asyncio.to_thread(self._mounts.check_mount_points, row.id, self._db.closure(row.closure))
+                    known = self._db.closure(row.closure)
+                    reference = closure_references.parse_annotations(labels, self._store_dir)
+                    if reference is not None and reference.identity != known.identity:
+                        raise errors.FailedPreconditionError(
+                            f"the layer {name} was unpacked with another closure than it is committed with"
+                        )
+                    await asyncio.to_thread(self._mounts.check_mount_points, row.id, known)
                 upper = self._mounts.upper(row.id)
                 small = disk.small_usage(upper)
                 usage = await asyncio.to_thread(disk.usage, upper) if small is None else small
                 if usage.inodes > 1:
-                    await asyncio.to_thread(disk.sync_layer, upper)
+                    await asyncio.to_thread(disk.sync_layer, upper, usage.size)
         self._faults.reach("usage-measured")
         await self._db.commit_snapshot(name, key, labels, usage, row.id)
 

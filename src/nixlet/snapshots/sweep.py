@@ -8,7 +8,8 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 
 from nixlet import errors
 from nixlet.snapshots import closures as closures_module
@@ -93,10 +94,19 @@ class Sweeper:
         removed, self._removed = self._removed, {}
         paths = [os.path.join(self._snapshots, str(number)) for number in removed]
         try:
-            await asyncio.to_thread(disk.remove_trees, paths, functools.partial(self._faults.reach, "directory-freed"))
+            await self._delete(paths, functools.partial(self._faults.reach, "directory-freed"))
         finally:
             if any(removed.values()):
                 await self._closures.drop_unused()
+
+    @staticmethod
+    async def _delete(paths: Collection[str], removed: Callable[[], None] = lambda: None) -> None:
+        """Delete directories; who gives up waiting for that ends it, and the next start goes on with it."""
+        given_up = threading.Event()
+        try:
+            await asyncio.to_thread(disk.remove_trees, paths, removed, given_up.is_set)
+        finally:
+            given_up.set()
 
     async def freed(self) -> None:
         """Wait until the snapshots are deleted that were removed up to now; not for those that are removed meanwhile."""
@@ -108,7 +118,7 @@ class Sweeper:
         # Looked at before the database is: what is made meanwhile is known there, and not seen here.
         present = await asyncio.to_thread(disk.numbers, self._snapshots)
         unknown = sorted(present - self._db.snapshot_ids() - self._removed.keys())
-        await asyncio.to_thread(disk.remove_trees, [os.path.join(self._snapshots, str(number)) for number in unknown])
+        await self._delete([os.path.join(self._snapshots, str(number)) for number in unknown])
         swept = [f"snapshot directory {number}" for number in unknown]
         return swept + await self._closures.sweep()
 

@@ -154,18 +154,29 @@ class Views:
         """Have a view mounted, or a skeleton built, over exactly what was seen; the layer for a container.
 
         Raises:
-            FailedPreconditionError: A store path vanished, or the kernel refuses the mount.
+            FailedPreconditionError: A store path vanished, something is mounted on it, or the kernel refuses the mount.
         """
         self._discard_of_other_boots(number)
         if strategy is model.Strategy.BIND:
             skeleton = self._skeletons[number] = self._tree(number, _SKELETON, seen)
             return os.path.join(skeleton, LAYER)
+        self._check_covered(seen)
         meta = self._tree(number, _META, seen)
         over = _digest(seen)
         shown = self._shown.get(number)
         if shown is None or (shown.meta, shown.over) != (meta, over) or not mounts.is_mount_point(shown.path):
             shown = self._shown[number] = _Shown(self._mount(number, meta), meta, over)
         return os.path.join(shown.path, LAYER)
+
+    def _check_covered(self, names: Iterable[str]) -> None:
+        """Refuse store paths that something is mounted on or in: overlayfs would show what lies below."""
+        store = os.path.realpath(self._real_store_dir)
+        covered = {os.path.relpath(entry.path, store).partition("/")[0]: entry.path for entry in mounts.below(store)}
+        for name in sorted(covered.keys() & set(names)):
+            raise errors.FailedPreconditionError(
+                f"something is mounted on {covered[name]}, which containers would not see",
+                hint=f"unmount it: umount {covered[name]}",
+            )
 
     def _mount(self, number: int, meta: str) -> str:
         """Mount a view at a place of its own.

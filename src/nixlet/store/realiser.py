@@ -15,6 +15,9 @@ from nixlet.telemetry import progress
 
 T = TypeVar("T")
 
+#: Seconds for Nix to say what is there, where nothing is to be fetched: who asks for that has others waiting.
+_ANSWER_TIMEOUT = 5.0
+
 #: Seconds without a word from the store after which somebody who waits is told why.
 _PATIENCE = 2.0
 
@@ -49,6 +52,11 @@ class _Shared(Generic[T]):
     def ended(self) -> bool:
         """Whether it failed, or all who used it have left: who comes now is too late."""
         return self._left.is_set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it succeeded and is still open."""
+        return self._result.done() and not self.ended
 
     async def _run(self, work: Callable[[progress.ProgressSink], contextlib.AbstractAsyncContextManager[T]]) -> None:
         try:
@@ -120,9 +128,10 @@ class Realiser:
         Args:
             reference: The closure, as an image names it.
             sink: Gets the progress; callers who share the work all do.
-            fetch: Whether what isn't in the store may be fetched or built.
+            fetch: Whether what isn't in the store may be fetched or built. Where not, Nix has some seconds to answer.
 
         Raises:
+            UnavailableError: Nix doesn't serve, or has not answered in time; the sentence says what it waits for.
             NotFoundError: A path can't be had.
             FailedPreconditionError: A path isn't there, and is not to be fetched; or it is valid, but not on the disk.
             InvalidArgumentError: The closureInfo does not list store paths, or lists strange ones.
@@ -130,6 +139,8 @@ class Realiser:
         """
         # Who wants no fetching doesn't wait for somebody else's either.
         key = (reference.identity, fetch)
+        if not fetch and (fetched := self._running.get((reference.identity, True))) is not None and fetched.ready:
+            key = (reference.identity, True)
         shared = self._running.get(key)
         if shared is None or shared.ended:
 
@@ -148,11 +159,25 @@ class Realiser:
 
             shared = self._running[key] = _Shared(work, f"realise {reference.identity}")
         try:
-            async with shared.used(sink) as closure:
+            async with contextlib.AsyncExitStack() as stack:
+                async with self._answering(None if fetch else _ANSWER_TIMEOUT):
+                    closure = await stack.enter_async_context(shared.used(sink))
                 yield closure
         finally:
             if shared.ended and self._running.get(key) is shared:
                 del self._running[key]
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, seconds: float | None) -> AsyncIterator[None]:
+        """Have the context end within some seconds, or with an error that says what Nix waits for."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            who = await asyncio.to_thread(self._store.awaited)
+            raise errors.UnavailableError(
+                f"Nix does not answer{f': {who}' if who else ''}", hint="try again when it does: nix-store --version"
+            ) from error
 
     @contextlib.asynccontextmanager
     async def holding(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.snapshots import metadata, model
+from nixlet.snapshots import faults, metadata, model
 
 
 @pytest.fixture
@@ -246,3 +246,45 @@ async def test_what_a_closure_is_rooted_by_is_recorded_each_time(database: metad
 def test_a_closure_that_is_forgotten_is_not_found(database: metadata.Metadata) -> None:
     with pytest.raises(errors.NotFoundError, match="closure 7 does not exist any more"):
         database.closure(7)
+
+
+async def test_on_a_broken_disk_everybody_is_answered(
+    database: metadata.Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    def fail(_row: metadata.Row, _undo: contextlib.ExitStack) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr("os.statvfs", broken)
+    failing = database.create_snapshot("a", model.Kind.ACTIVE, "", {}, strategy="view", effect=fail)
+    async with asyncio.timeout(10):
+        told, made = await asyncio.gather(failing, insert(database, "b"), return_exceptions=True)
+    assert isinstance(told, errors.UnavailableError)
+    assert "Input/output error" in told.message
+    assert isinstance(made, metadata.Row)
+
+
+async def test_an_unforeseen_failure_of_a_transaction_is_told_to_everybody(tmp_path: Path) -> None:
+    class Failing(faults.Faults):
+        def reach(self, step: faults.Step) -> None:
+            if step == "changes-made":
+                raise MemoryError
+
+    with contextlib.closing(metadata.Metadata(str(tmp_path / "nixlet.db"), Failing())) as database:
+        undone: list[str] = []
+
+        def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+            undo.callback(undone.append, row.key)
+
+        making = [
+            database.create_snapshot(key, model.Kind.ACTIVE, "", {}, strategy="view", effect=effect) for key in "ab"
+        ]
+        async with asyncio.timeout(10):
+            told = await asyncio.gather(*making, return_exceptions=True)
+        assert [type(each) for each in told] == [MemoryError, MemoryError]
+        assert undone == ["b", "a"]
+        assert database.find("a") is None

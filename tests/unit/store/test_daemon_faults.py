@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.store import paths
+from nixlet.store import closures, paths, policy, realiser
 from nixlet.store.daemon import client, wire
 from nixlet.telemetry import progress
 
@@ -265,3 +265,29 @@ async def test_a_handshake_that_fails_says_why(
         with pytest.raises(kind, match=message):
             async with store.session():
                 pass
+
+
+async def test_who_wants_nothing_fetched_waits_for_nix_some_seconds_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is served by who fetched the same closure and holds it."""
+    monkeypatch.setattr(realiser, "_ANSWER_TIMEOUT", 0.2)
+    silent = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        silent.set()
+        await peer.reader.read()
+
+    async with daemon(tmp_path, script) as store:
+        monkeypatch.setattr(store, "awaited", lambda: "process 7 holds the lock")
+        bringer = realiser.Realiser(store, policy.Policy())
+        reference = closures.ClosureReference(None, (PRESENT,))
+        async with asyncio.timeout(10):
+            with pytest.raises(
+                errors.UnavailableError, match=r"^Nix does not answer: process 7 holds the lock$"
+            ) as caught:
+                async with bringer.realised(reference, fetch=False):
+                    pass
+        assert "try again" in caught.value.hint
+        assert silent.is_set()
+        assert not bringer._running
