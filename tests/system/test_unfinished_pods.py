@@ -124,6 +124,49 @@ def test_a_node_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) 
         until(lambda: nothing_is_left(node), f"all of it is undone ({delay})")
 
 
+def test_what_is_begun_while_a_node_starts_is_not_taken_for_an_earlier_ones(
+    own_node: nodes.Node, image: str, tmp_path: Path
+) -> None:
+    node = own_node
+    node.ok("run", "--rm", image, "--", "/bin/true")
+    assert node.stop() == 0
+    first = {
+        "name": "first",
+        "image": image,
+        "command": ["/bin/sh", "-c", "until [ -e /data/go ]; do sleep 0.1; done"],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    volumes = [{"name": "data", "hostPath": {"path": str(tmp_path)}}]
+    manifest = nodes.manifest("web", image, command=["/bin/sleep", "1000"], initContainers=[first], volumes=volumes)
+    # A registry that says nothing: what is to be there before the node is ready takes long, while containerd serves already.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        wanted = node.data_dir / "agent" / "images" / "wanted.txt"
+        wanted.write_text(f"127.0.0.1:{silent.getsockname()[1]}/never:1\n")
+        silent.settimeout(SECONDS)
+        node.launch()
+        asking, _ = silent.accept()
+        argv = [sys.executable, "-m", "nixlet", "kube", "play", "-"]
+        with subprocess.Popen(argv, env=node.environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as playing:
+            try:
+                assert playing.stdin is not None
+                playing.stdin.write(manifest)
+                playing.stdin.close()
+                playing.stdin = None
+                time.sleep(3)
+                silent.close()
+                asking.close()
+                node.await_ready()
+                (tmp_path / "go").touch()
+                said = playing.communicate(timeout=SECONDS)[1].decode()
+                assert playing.returncode == 0, said
+            finally:
+                playing.kill()
+    wanted.unlink()
+    assert [row["state"] for row in json.loads(node.ok("ps", "-o", "json"))] == ["running"]
+    node.ok("kube", "down", "-", stdin=manifest)
+    assert nothing_is_left(node)
+
+
 def test_pods_of_others_are_left_alone(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
     config = {"metadata": {"name": "theirs", "uid": "u-1", "namespace": "default"}, "linux": {}}
     (tmp_path / "pod.json").write_text(json.dumps(config))

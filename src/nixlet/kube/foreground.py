@@ -14,7 +14,6 @@ write to the log ourselves.
 
 import asyncio
 import contextlib
-import functools
 import glob
 import logging
 import os
@@ -175,7 +174,16 @@ class Foreground:
             )
             return status.exit_code
 
-        close_stdin = functools.partial(self._tasks.close_stdin, self._container)
+        async def close_stdin() -> None:
+            # Nobody would say it again, and the container may wait for it.
+            while True:
+                try:
+                    await self._tasks.close_stdin(self._container)
+                except errors.NixletError:
+                    await asyncio.sleep(endings.RETRY)
+                else:
+                    return
+
         try:
             return await self._streams.serve(ended(), listener.put, stdin, close_stdin)
         finally:

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+from nixlet import errors
 
 #: Takes a piece of output: the stream's name ("stdout", "stderr"), and the bytes. The process waits while it does.
 Sink = Callable[[str, bytes], Awaitable[None]]
@@ -18,6 +21,8 @@ Lost = Callable[[str, bytes], Awaitable[None]]
 #: running may hold its pipes for ever.
 _DRAIN = 0.5
 
+_log = logging.getLogger("nixlet.pods")
+
 
 class _Copy:
     """Another pipe that gets all of a stream; whoever reads it may go and come back, as containerd does."""
@@ -27,6 +32,7 @@ class _Copy:
         self.path = path
         self._lost = lost
         self._fd = -1
+        self._told = False
 
     def open(self) -> None:
         """Open the pipe.
@@ -43,7 +49,7 @@ class _Copy:
             self._fd = -1
 
     async def give(self, data: bytes) -> None:
-        """Write all of it, to the pipe or to where goes what is lost."""
+        """Write all of it, to the pipe or to where goes what is lost; what neither takes is gone: the process must go on."""
         for _ in range(2):
             if self._fd >= 0:
                 data = await _write(self._fd, data)
@@ -53,7 +59,12 @@ class _Copy:
             with contextlib.suppress(OSError):
                 self.open()
         if self._lost is not None:
-            await self._lost(self._name, data)
+            try:
+                await self._lost(self._name, data)
+            except (errors.NixletError, OSError) as error:
+                if not self._told:
+                    _log.warning("a part of what is written to %s is lost: %s", self.path, error)
+                    self._told = True
 
 
 class Streams:

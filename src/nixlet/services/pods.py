@@ -46,12 +46,14 @@ class Pods:
         self._foregrounds = foreground.Foregrounds(containerd, service, runtime, state_dirs, self.release)
         self._playing: dict[asyncio.Task[player.RunningPod], asyncio.Event] = {}
         self._releasing: set[asyncio.Task[None]] = set()
+        self._recovered = asyncio.Event()
 
     async def recover(self) -> None:
-        """Go on with what an earlier node began."""
+        """Go on with what an earlier node began. Until then no pod is played: it would be taken for one of the earlier node's."""
         await self._player.recover()
         await self._foregrounds.adopt()
         await self._remover.adopt()
+        self._recovered.set()
 
     async def close(self, ending: signals.Ending) -> None:
         """End what goes on by itself, in a limited time; a next node goes on with it."""
@@ -106,6 +108,9 @@ class Pods:
             task.exception()
 
     async def _play(self, call: "_Call") -> player.RunningPod:
+        await _either(self._recovered, call.given_up)
+        if call.given_up.is_set():
+            raise errors.CallCancelledError(f"pod {call.pod.name} is not wanted any more")
         if not call.in_front:
             running = await self._player.play(call.pod, call.images, call.given_up)
         else:
@@ -216,6 +221,17 @@ class _Call:
             # Afterwards nothing of it is there.
             await asyncio.wait({self.removing})
         await self._stream.send_message(pb.PlayPodEvent(ended=pb.PlayPodEvent.Ended(exit_code=code)))
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Wait until one of some events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def _started(running: player.RunningPod) -> pb.PlayPodEvent.Started:

@@ -168,3 +168,23 @@ async def test_what_a_copys_reader_does_not_take_is_handed_over(pipes: Pipes, tm
     assert pipes.output["stdout"] == b"first\nsecond\n"
     assert first + b"".join(lost) == pipes.output["stdout"]
     assert lost
+
+
+async def test_a_process_goes_on_when_what_it_prints_can_be_written_nowhere(pipes: Pipes, tmp_path: Path) -> None:
+    """The reader of the copy is away, as containerd is while it is started again, and the disk is full."""
+    os.mkfifo(tmp_path / "copy")
+    refused = 0
+
+    async def lost(_name: str, data: bytes) -> None:
+        nonlocal refused
+        try:
+            Path("/dev/full").write_bytes(data)
+        except OSError:
+            refused += 1
+            raise
+
+    pipes.streams.open_output("stdout", pipes.paths["stdout"], copy=str(tmp_path / "copy"), lost=lost)
+    pipes.opened.add("stdout")
+    assert await pipes.serve(pipes.run("seq 100000; exit 3")) == 3
+    assert pipes.output["stdout"] == b"".join(b"%d\n" % number for number in range(1, 100001))
+    assert refused > 0
