@@ -142,7 +142,6 @@ async def details(connection: "Node", container: str) -> "tuple[cri_pb2.Containe
 @options.asynchronous
 async def logs(container: str, state_dir: str, tail: str, since: str | None, *, follow: bool, timestamps: bool) -> None:
     """Print a container's output."""
-    import asyncio
     import datetime
 
     from nixlet.cli import node
@@ -153,19 +152,20 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
     async with node.connected(state_dir) as connection:
         found = await find(connection, container)
         path = (await connection.runtime.container_status(found.id)).log_path
-        first, start = records.parts(path)[0], 0
-        if lines is not None:
-            first, start = await asyncio.to_thread(records.tail, path, lines)
         begins = True
-        there = (
-            connection.output(found.id, path, first=first, start=start)
-            if follow
-            else records.follow(path, lambda: True, first=first, start=start)
-        )
-        async for record in there:
+
+        def show(record: records.Record) -> None:
+            nonlocal begins
             if earliest is None or records.written_at(record) >= earliest:
                 options.write_record(record, f"{record.time} ".encode() if timestamps and begins else b"")
             begins = record.text.endswith(b"\n")
+
+        if follow:
+            async for record in connection.output(found.id, path, lines=lines):
+                show(record)
+        else:
+            for record in records.there(path, lines=lines):
+                show(record)
 
 
 @click.command()

@@ -101,13 +101,11 @@ class Node:
         """Wait until a container has ended; its exit status."""
         return (await endings.wait(self.runtime, self.containerd, container)).exit_code
 
-    async def output(
-        self, container: str, log_path: str, *, first: str = "", start: int = 0
-    ) -> AsyncIterator[logs.Record]:
-        """A container's output until it ends; ``first`` and ``start`` are those of ``logs.follow``."""
+    async def output(self, container: str, log_path: str, *, lines: int | None = None) -> AsyncIterator[logs.Record]:
+        """A container's output until it ends; ``lines`` is that of ``logs.follow``."""
         waiting = asyncio.create_task(endings.wait(self.runtime, self.containerd, container), name="end")
         try:
-            async for record in logs.follow(log_path, waiting.done, first=first, start=start):
+            async for record in logs.follow(log_path, waiting.done, lines=lines):
                 yield record
             # Who can't be asked any more didn't say that it has ended.
             with contextlib.suppress(errors.NotFoundError):

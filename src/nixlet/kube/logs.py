@@ -7,7 +7,7 @@ import datetime
 import glob
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
 from nixlet import errors
@@ -117,50 +117,113 @@ def parts(path: str) -> list[str]:
     return [*sorted(aside), path]
 
 
-def tail(path: str, lines: int) -> tuple[str, int]:
-    """Where the last lines of a log begin: the file, and bytes in it. A line that was written in pieces is one."""
-    files = parts(path)
-    while len(files) > 1:
-        starts = _starts(files[-1], lines)
-        if len(starts) >= lines:
-            return files[-1], tail_offset(files[-1], lines)
-        lines -= len(starts)
-        files.pop()
-    return files[0], tail_offset(files[0], lines)
+def _opened(path: str) -> "collections.deque[IO[bytes]]":
+    """A log's files, opened, from the oldest to the one that is written: their names are others' soon.
+
+    Whatever takes the log's name after the opening comes after these.
+    """
+    newest = None
+    with contextlib.suppress(FileNotFoundError):
+        newest = open(path, "rb")  # noqa: SIM115 (whoever called closes it)
+    files: collections.deque[IO[bytes]] = collections.deque()
+    # Those that were put aside are looked for now, so that the newest may be among them, and others that are newer still.
+    for name in parts(path)[:-1]:
+        with contextlib.suppress(FileNotFoundError):
+            file = open(name, "rb")  # noqa: SIM115 (as above)
+            if newest is not None and os.path.sameopenfile(file.fileno(), newest.fileno()):
+                file.close()
+                break
+            files.append(file)
+    if newest is not None:
+        files.append(newest)
+    return files
 
 
-def tail_offset(path: str, lines: int) -> int:
-    """Where the last lines of a file begin, in bytes."""
-    starts = _starts(path, lines)
-    try:
-        return starts[0] if starts else os.path.getsize(path)
-    except FileNotFoundError:
-        return 0
+def _close(files: Iterable[IO[bytes]]) -> None:
+    for file in files:
+        file.close()
 
 
-def _starts(path: str, lines: int) -> "collections.deque[int]":
-    """Where each of the last lines of a file begins."""
-    starts: collections.deque[int] = collections.deque(maxlen=lines)
-    offset, begins = 0, True
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        for line in file:
-            if begins:
-                starts.append(offset)
-            offset += len(line)
-            begins = parse_line(line).text.endswith(b"\n")
-    return starts
+def _skip_to_tail(files: "collections.deque[IO[bytes]]", lines: int | None) -> list[int]:
+    """Leave out what comes before the last lines; None: nothing. A line that was written in pieces is one.
+
+    Returns:
+        The size of each of the files that are left, as it was when the lines were counted.
+    """
+    sizes = [os.fstat(file.fileno()).st_size for file in files]
+    if lines is None:
+        return sizes
+    for number in reversed(range(len(files))):
+        offset, found = _tail(files[number], sizes[number], lines)
+        lines -= found
+        if not lines:
+            files[number].seek(offset)
+            for _ in range(number):
+                files.popleft().close()
+            return sizes[number:]
+    return sizes
+
+
+def _tail(file: IO[bytes], size: int, lines: int) -> tuple[int, int]:
+    """Where the last lines of a file begin, in bytes, and how many they are."""
+    if not lines:
+        return size, 0
+    found, following = 0, -1
+    for offset, line in _backwards(file, size):
+        if following >= 0 and parse_line(line).text.endswith(b"\n"):
+            found += 1
+            if found == lines:
+                return following, found
+        following = offset
+    return 0, found + (following >= 0)
+
+
+def _backwards(file: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file from the last to the first, each with where it begins, in bytes."""
+    end, rest = size, b""
+    while end:
+        begin = max(0, end - _CHUNK)
+        data = os.pread(file.fileno(), end - begin, begin) + rest
+        position = len(data)
+        # A line's last byte is its own newline.
+        while (newline := data.rfind(b"\n", 0, max(0, position - 1))) >= 0:
+            yield begin + newline + 1, data[newline + 1 : position]
+            position = newline + 1
+        end, rest = begin, data[:position]
+    if rest:
+        yield 0, rest
 
 
 def last_lines(path: str, count: int) -> str:
     """The last lines of a log, as text; empty where there is none."""
     text = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(tail_offset(path, count))
-        text = b"".join(parse_line(line).text for line in file)
+    with contextlib.suppress(OSError):
+        text = b"".join(record.text for record in there(path, lines=count))
     return text.decode(errors="replace")
 
 
-async def follow(path: str, ended: Callable[[], bool], *, first: str = "", start: int = 0) -> AsyncIterator[Record]:
+def there(path: str, *, lines: int | None = None) -> Iterator[Record]:
+    """The records that a log has now; what is written while they are read is none of them.
+
+    Args:
+        path: The log.
+        lines: Only so many of the last lines; None: all.
+    """
+    files = _opened(path)
+    try:
+        for file, size in zip(files, _skip_to_tail(files, lines), strict=True):
+            rest, left = b"", size - file.tell()
+            while chunk := file.read(max(0, min(left, _CHUNK))):
+                left -= len(chunk)
+                *whole, rest = (rest + chunk).split(b"\n")
+                yield from map(parse_line, whole)
+            if rest:
+                yield parse_line(rest)
+    finally:
+        _close(files)
+
+
+async def follow(path: str, ended: Callable[[], bool], *, lines: int | None = None) -> AsyncIterator[Record]:
     """The records of a log, and those that come until ``ended`` says that no more will.
 
     Rotation is followed: when the name stands for another file, the old one is read to its end first, and then those that
@@ -169,65 +232,79 @@ async def follow(path: str, ended: Callable[[], bool], *, first: str = "", start
     Args:
         path: The log.
         ended: Whether no more will come.
-        first: The file to begin with, of ``parts``; empty: the one that is written.
-        start: How many bytes of that are left out.
+        lines: Of what is there, only so many of the last lines; None: all.
     """
-    file: IO[bytes] | None = None
-    following = first or path
+    files = _opened(path)
     rest = b""
     try:
+        _skip_to_tail(files, lines)
         while True:
             # Asked before the reading: what was written before the end must not be missed.
             last = ended()
-            replaced = file is not None and _replaced(file, path)
-            if file is None:
-                with contextlib.suppress(FileNotFoundError):
-                    file = open(following, "rb")  # noqa: ASYNC230, SIM115 (a local log; closed below)
-                    file.seek(start)
-                    start = 0
-            if replaced:
+            if not files:
+                files = _opened(path)
+            file = files[0] if files else None
+            replaced = file is not None and (len(files) > 1 or _replaced(file, path))
+            if replaced and len(files) == 1:
                 # Who wrote to it may have a last word.
                 await asyncio.sleep(_SETTLING)
             while file is not None and (chunk := file.read(_CHUNK)):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
                     yield parse_line(line)
             if (replaced or last) and rest:
                 yield parse_line(rest)
                 rest = b""
-            if file is not None and replaced:
-                following = _next(file, path)
-                file.close()
-                file = None
+            if file is not None and len(files) == 1 and (replaced or (last and not os.path.exists(path))):
+                files.extend(_following(file, path))
+            if len(files) > 1:
+                files.popleft().close()
                 continue
-            if last and (following == path or not os.path.exists(path)):
+            if last:
                 break
             await asyncio.sleep(_INTERVAL)
     finally:
-        if file is not None:
-            file.close()
+        _close(files)
 
 
 def _replaced(file: IO[bytes], path: str) -> bool:
-    status = os.fstat(file.fileno())
     try:
-        current = os.stat(path)
+        return not _is_at(file, path) or os.stat(path).st_size < file.tell()
     except FileNotFoundError:
         return False
-    return (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino) or current.st_size < file.tell()
+
+
+def _is_at(file: IO[bytes], path: str) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+
+
+def _following(file: IO[bytes], path: str) -> Iterator[IO[bytes]]:
+    """The file of a log that comes after one of its files, opened; none where there is none yet."""
+    while True:
+        name = _next(file, path)
+        try:
+            following = open(name, "rb")  # noqa: SIM115 (whoever called closes it)
+        except FileNotFoundError:
+            if name == path == _next(file, path):
+                return
+            continue
+        # Was it put aside before it was opened, then another had its name already.
+        with contextlib.suppress(FileNotFoundError):
+            if _is_at(following, _next(file, path)):
+                yield following
+                return
+        following.close()
 
 
 def _next(file: IO[bytes], path: str) -> str:
-    """The file of a log that comes after one of its files."""
-    status = os.fstat(file.fileno())
+    """What the file of a log that comes after one of its files is called."""
     files = parts(path)
     for number, each in enumerate(files[:-1]):
         with contextlib.suppress(FileNotFoundError):
-            found = os.stat(each)
-            if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
+            if _is_at(file, each):
                 return files[number + 1]
     # It is deleted, and so may be others: those that are left are newer.
-    return path if status.st_nlink else files[0]
+    return path if os.fstat(file.fileno()).st_nlink else files[0]
 
 
 def aside(path: str, now: datetime.datetime) -> str:

@@ -54,9 +54,9 @@ def test_any_output_comes_back(text: bytes, stream: str, partial: bool) -> None:
 class Follower:
     """Follows a log; what came is awaited piece by piece, so that no test depends on time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lines: int | None = None) -> None:
         self.over = False
-        self._records = logs.follow(str(path), lambda: self.over)
+        self._records = logs.follow(str(path), lambda: self.over, lines=lines)
 
     async def texts(self, count: int) -> list[bytes]:
         async with asyncio.timeout(5):
@@ -238,12 +238,79 @@ async def test_a_log_of_many_files_is_one(log: Path) -> None:
     log.with_name(f"{log.name}.gz").write_text("nothing of ours")
     files = [str(aside(log, second)) for second in range(3)]
     assert logs.parts(str(log)) == [*files, str(log)]
-    assert logs.tail(str(log), 0) == (str(log), log.stat().st_size)
-    for lines, file in ((1, str(log)), (2, str(log)), (3, files[2]), (5, files[0]), (50, files[0])):
-        first, start = logs.tail(str(log), lines)
-        assert first == file
-        found = [record.text async for record in logs.follow(str(log), lambda: True, first=first, start=start)]
-        assert found == [b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"][-lines:]
+    texts = [b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"]
+    for lines in (None, 0, 1, 2, 3, 5, 50):
+        wanted = texts[-min(lines, 5) :] if lines else texts if lines is None else []
+        assert [record.text for record in logs.there(str(log), lines=lines)] == wanted
+        assert [record.text async for record in logs.follow(str(log), lambda: True, lines=lines)] == wanted
+
+
+@pytest.mark.parametrize("lines", [2, 3])
+async def test_the_last_lines_stay_those_that_were_counted(log: Path, lines: int) -> None:
+    """Of a log that grows and is put aside while it is read, and whose oldest file goes meanwhile."""
+
+    def grow() -> None:
+        append(log, entry("four"))
+        log.rename(aside(log, 1))
+        append(log, entry("five"))
+        aside(log, 0).unlink()
+
+    def begin() -> None:
+        for second in range(2):
+            aside(log, second).unlink(missing_ok=True)
+        log.write_text(entry("one"))
+        log.rename(aside(log, 0))
+        log.write_text(entry("two") + entry("three"))
+
+    wanted = [b"one\n", b"two\n", b"three\n"][-lines:]
+    begin()
+    records = logs.there(str(log), lines=lines)
+    assert next(records).text == wanted[0]
+    grow()
+    assert [record.text for record in records] == wanted[1:]
+    begin()
+    follower = Follower(log, lines)
+    assert await follower.texts(1) == wanted[:1]
+    grow()
+    assert await follower.rest() == [*wanted[1:], b"four\n", b"five\n"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_rotation_between_the_look_for_the_next_file_and_its_opening(
+    log: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch, *, gone: bool
+) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    log.rename(aside(log, 0))
+    append(log, entry("two"))
+    if gone:
+        # Two is the oldest that is left, and goes as well.
+        log.rename(aside(log, 1))
+        append(log, entry("three"))
+    look = logs._next
+
+    def look_then_rotate(*args: Any) -> str:
+        monkeypatch.undo()
+        found = look(*args)
+        if gone:
+            aside(log, 0).unlink()
+            aside(log, 1).unlink()
+        else:
+            log.rename(aside(log, 1))
+            append(log, entry("three"))
+        return found
+
+    monkeypatch.setattr(logs, "_next", look_then_rotate)
+    assert await follower.rest() == ([b"three\n"] if gone else [b"two\n", b"three\n"])
+
+
+async def test_a_log_whose_name_is_gone_at_its_end(log: Path, follower: Follower) -> None:
+    log.write_text(entry("one"))
+    assert await follower.texts(1) == [b"one\n"]
+    log.rename(aside(log, 0))
+    append(log, entry("two"))
+    log.rename(aside(log, 1))
+    assert await follower.rest() == [b"two\n"]
 
 
 async def test_a_follower_that_is_files_behind_misses_none(log: Path, follower: Follower) -> None:

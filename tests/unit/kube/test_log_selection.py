@@ -1,6 +1,7 @@
 """Which part of a log is wanted: --tail and --since."""
 
 import datetime
+import os
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,29 @@ def test_what_is_no_moment(text: str) -> None:
 async def test_the_last_lines(tmp_path: Path, lines: int, text: bytes) -> None:
     path = tmp_path / "0.log"
     path.write_bytes(LOG)
-    start = logs.tail_offset(str(path), lines)
-    assert b"".join([record.text async for record in logs.follow(str(path), lambda: True, start=start)]) == text
+    assert b"".join(record.text for record in logs.there(str(path), lines=lines)) == text
+    assert b"".join([record.text async for record in logs.follow(str(path), lambda: True, lines=lines)]) == text
 
 
 def test_the_tail_of_a_log_that_is_not_there(tmp_path: Path) -> None:
-    assert logs.tail_offset(str(tmp_path / "0.log"), 3) == 0
+    assert not [*logs.there(str(tmp_path / "0.log"), lines=3)]
+
+
+def test_the_last_lines_are_found_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "0.log", []
+    path.write_bytes(b"".join(b"2026-03-01T11:00:00Z stdout F %d\n" % number for number in range(100_000)))
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return real(fd, size, offset)
+
+    real = os.pread
+    monkeypatch.setattr(os, "pread", counted)
+    for lines in (1, 5000):
+        read.clear()
+        texts = [record.text for record in logs.there(str(path), lines=lines)]
+        assert texts == [b"%d\n" % number for number in range(100_000 - lines, 100_000)]
+        assert 0 < sum(read) <= lines * 40 + (1 << 16)
 
 
 def test_when_a_record_was_written() -> None:
