@@ -329,6 +329,7 @@ class Metadata:
         name: str,
         change_labels: Callable[[Mapping[str, str]], Mapping[str, str]],
         closure: NewClosure | None = None,
+        number: int | None = None,
     ) -> Row:
         """Change a snapshot's labels; a committed one that brings no closure along may be given one.
 
@@ -336,13 +337,16 @@ class Metadata:
             name: Its key or name.
             change_labels: The new labels, of those that it has when it is changed.
             closure: Its closure from now on, if it is committed and has none.
+            number: The number of the snapshot that the closure fits: the name may be another one's by now.
 
         Raises:
-            NotFoundError: There is no such snapshot.
+            NotFoundError: There is no such snapshot; or it is another one now than the one that was looked at.
         """
 
         def change(_: contextlib.ExitStack) -> Row:
             row = self.get(name)
+            if number is not None and row.id != number:
+                raise errors.NotFoundError(f"snapshot {name} was removed while it was being updated")
             if closure is not None and row.kind is model.Kind.COMMITTED and row.closure is None:
                 self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (self._record(closure), row.id))
             labels = change_labels(json.loads(row.labels))

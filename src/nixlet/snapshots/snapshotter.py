@@ -266,21 +266,20 @@ class Snapshotter:
                     raise errors.FailedPreconditionError(f"the layer {name} has another closure already")
                 closure = None
             if closure is not None:
-                # In the context that was entered, so that the root of a closure that isn't taken is dropped again.
                 with self._refusing():
                     await asyncio.to_thread(self._mounts.check_mount_points, row.id, closure)
-            updating = self._update(stack.pop_all(), name, changed, closure)
+            updating = self._update(stack.pop_all(), row, changed, closure)
             return (await self._tasks.uncancelled(updating, f"update {name}")).info()
 
     async def _update(
         self,
         held: contextlib.AsyncExitStack,
-        name: str,
+        row: metadata_module.Row,
         changed: Callable[[Mapping[str, str]], Mapping[str, str]],
         closure: metadata_module.NewClosure | None,
     ) -> metadata_module.Row:
         async with held:
-            return await self._db.update_labels(name, changed, closure)
+            return await self._db.update_labels(row.key, changed, closure, None if closure is None else row.id)
 
     async def pages(self, wanted: Sequence[str] = ()) -> AsyncIterator[list[model.Info]]:
         """The snapshots that filters ask for, in pages of some number and size (bytes of labels).

@@ -288,3 +288,16 @@ async def test_an_unforeseen_failure_of_a_transaction_is_told_to_everybody(tmp_p
         assert [type(each) for each in told] == [MemoryError, MemoryError]
         assert undone == ["b", "a"]
         assert database.find("a") is None
+
+
+async def test_a_closure_is_given_to_no_other_snapshot_than_the_one_that_it_fits(database: metadata.Metadata) -> None:
+    before = await insert(database, "a")
+    await commit(database, "layer", "a")
+    await database.remove_snapshot("layer")
+    await insert(database, "a")
+    await commit(database, "layer", "a")
+    closure = metadata.NewClosure("c", "{}", ("x",), ("x",))
+    with pytest.raises(errors.NotFoundError, match="snapshot layer was removed while it was being updated"):
+        await database.update_labels("layer", lambda _: {"new": "label"}, closure, before.id)
+    assert (database.get("layer").closure, database.get("layer").info().labels) == (None, {"done": "yes"})
+    assert list(database.closures()) == []
