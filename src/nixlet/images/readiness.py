@@ -4,6 +4,8 @@ An image of store paths can be there without them: imported by a client of conta
 snapshots removed, which containerd then unpacks again by itself. Before version 2, containerd passes no annotations on, either.
 """
 
+import logging
+
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.images import archive, closurecheck, loader, model, platforms, reference, targets
@@ -12,7 +14,9 @@ from nixlet.store import paths
 #: How many images are remembered: most are asked for again and again.
 _REMEMBERED = 256
 
-#: The layers that name closures, or None of an image of which none does.
+_log = logging.getLogger("nixlet.pulls")
+
+#: The manifest and configuration of an image whose layers name closures, or None of an image of which none does.
 _Found = tuple[model.Manifest, model.ImageConfig] | None
 
 
@@ -46,28 +50,29 @@ class Readiness:
     async def ensure(self, text: str) -> None:
         """Unpack an image's layers with their closures where they aren't; what is no image, or none of ours, is left alone.
 
+        Where that can't be, since a layer has another closure or its paths can't be had, the log says so.
+
         Args:
             text: A reference, or an image's ID.
 
         Raises:
-            FailedPreconditionError: A layer is there with another closure.
-            NixletError: A layer can't be realised or unpacked.
+            NixletError: containerd doesn't answer.
         """
         record = await self._containerd.image(self._name(text))
         if record is None or (found := await self._look_up(record.target.digest)) is None:
             return
-        manifest, config = found
+        try:
+            await self._ensure_unpacked(*found)
+        except errors.NixletError as error:
+            # Clients that remove an image ask for it first: it has to be there for them.
+            _log.warning("the image %s can't have its store paths: %s", record.name, error, extra={"hint": error.hint})
+
+    async def _ensure_unpacked(self, manifest: model.Manifest, config: model.ImageConfig) -> None:
         chain = model.chain_ids(config.rootfs.diff_ids)
         for layer, name in zip(map(archive.Layer, manifest.layers, config.rootfs.diff_ids), chain, strict=True):
             info = await self._containerd.snapshot(self._snapshotter, name)
             if info is None or not self._check.is_named_alike(layer, info.labels):
-                try:
-                    await self._loader.unpack(manifest, config)
-                except errors.NixletError as error:
-                    # Clients that remove an image ask for it first.
-                    remove = f"or remove the image: nixlet ctr images rm {record.name}"
-                    error.hint = f"{error.hint}; {remove}" if error.hint else remove
-                    raise
+                await self._loader.unpack(manifest, config)
                 return
 
     async def _look_up(self, digest: str) -> _Found:
