@@ -52,12 +52,20 @@ apt_install() {
 
 # Debian starts a service as soon as its package is installed. nixlet runs its own containerd and must not bring up
 # the system's: a policy that says no for the time of the installation, and leaves a policy of the admin's alone.
-without_service_starts() {
-  local policy=/usr/sbin/policy-rc.d status=0
-  if [ -e "$policy" ]; then "$@"; return; fi
-  printf '#!/bin/sh\nexit 101\n' >"$policy"
-  chmod 755 "$policy"
-  "$@" || status=$?
-  rm -f "$policy"
-  return "$status"
-}
+service_policy=/usr/sbin/policy-rc.d
+service_policy_mark='# Made by nixlet for the time of an installation.'
+
+# In a shell of its own, whose end takes the policy away however it comes; one that a killed shell left is known by its mark.
+without_service_starts() (
+  if [ -e "$service_policy" ] && ! grep -qxF "$service_policy_mark" "$service_policy"; then
+    "$@"
+    return
+  fi
+  trap 'rm -f "$service_policy"' EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  printf '#!/bin/sh\n%s\nexit 101\n' "$service_policy_mark" >"$service_policy"
+  chmod 755 "$service_policy"
+  "$@"
+)

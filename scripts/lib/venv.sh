@@ -12,7 +12,7 @@ ensure_venv() {
   # The place counts as well: what is installed names it.
   wanted=$lock-$({ echo "$top"; cat "$top/requirements/$lock.txt" "$top/pyproject.toml" "$top/scripts/lib/venv.sh"; } | sha256sum | cut -c1-16)
   # The developers' lock holds all of the users' one: a checkout set up for tests serves the quickstart as it is.
-  if [ -f "$stamp" ] && { grep -qx "$wanted" "$stamp" || { [ "$lock" = runtime ] && grep -q '^dev-' "$stamp" && [ "$stamp" -nt "$top/requirements/dev.txt" ]; }; }; then
+  if [ -f "$stamp" ] && is_sound "$venv" && { grep -qx "$wanted" "$stamp" || { [ "$lock" = runtime ] && grep -q '^dev-' "$stamp" && [ "$stamp" -nt "$top/requirements/dev.txt" ]; }; }; then
     return
   fi
   if [ -n "$version" ]; then
@@ -22,7 +22,7 @@ ensure_venv() {
   fi
   say "Setting up the Python environment in ${venv##*/}"
   # -I: nothing is imported from the working directory, which may be anybody's.
-  [ -x "$venv/bin/python" ] || "$python" -I -m venv "$venv" >&2
+  is_sound "$venv" || { rm -f "$stamp"; "$python" -I -m venv --clear "$venv" >&2; }
   local pip=("$venv/bin/python" -I -m pip --disable-pip-version-check --quiet --no-input)
   "${pip[@]}" install --require-hashes -r "$top/requirements/$lock.txt" >&2 || die "pip could not install requirements/$lock.txt: see above; is PyPI reachable?"
   # An editable install without a build: a .pth file and the console script are all that it would make, and building
@@ -30,8 +30,13 @@ ensure_venv() {
   local site
   site=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   echo "$top/src" >"$site/nixlet.pth"
+  local first="#!$venv/bin/python -P"
+  # The kernel cuts such a line at a blank, and after 127 bytes. There a shell reads two lines that are a string for Python.
+  if [[ $venv = *[[:space:]]* || ${#venv} -gt 100 ]]; then
+    first="#!/bin/sh"$'\n'"'''exec' \"$venv/bin/python\" -P \"\$0\" \"\$@\""$'\n'"' '''"
+  fi
   cat >"$venv/bin/nixlet" <<SCRIPT
-#!$venv/bin/python -P
+$first
 import sys
 from nixlet.__main__ import main
 sys.exit(main())
@@ -40,6 +45,16 @@ SCRIPT
   # Compiled now, whatever the environment says of byte code: a program that starts often must not compile itself each time.
   "$venv/bin/python" -I -m compileall -q "$top/src" >&2
   echo "$wanted" >"$stamp"
+}
+
+# is_sound VENV: whether an environment is whole. One whose making was cut off has no pip that works, and neither has one whose
+# Python was replaced by another version, which looks into a directory of its own.
+is_sound() {
+  if [ -f "$1/.nixlet-stamp" ]; then
+    "$1/bin/python" -I -c 'import pip'
+  else
+    "$1/bin/python" -I -m pip --version
+  fi >/dev/null 2>&1
 }
 
 suitable_python() {

@@ -1,10 +1,14 @@
 """The shell programs in scripts/ and what they share."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,3 +56,56 @@ def test_a_python_that_is_not_here_is_told() -> None:
     done = shell("ensure_venv dev 3.99")
     assert done.returncode == 125
     assert done.stderr == "error: no Python 3.99 with the venv module is installed\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_services_may_start_again_after_an_installation_that_was_cut_off(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    script = f"service_policy={policy}; without_service_starts sh -c 'cat {policy}; kill -{number} $PPID; sleep 0.1'"
+    done = shell(script)
+    assert "exit 101" in done.stdout
+    assert done.returncode == 128 + number
+    assert not policy.exists()
+    # What a shell that was killed left is taken for what it is, and a policy of the machine's owner as well.
+    assert shell(f"service_policy={policy}; without_service_starts sh -c 'kill -9 $PPID'").returncode == 128 + 9
+    assert policy.exists()
+    assert shell(f"service_policy={policy}; without_service_starts false").returncode == 1
+    assert not policy.exists()
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    assert shell(f"service_policy={policy}; without_service_starts true").returncode == 0
+    assert policy.exists()
+
+
+@pytest.mark.slow
+def test_an_environment_that_is_not_whole_is_made_anew_also_in_a_path_with_blanks(tmp_path: Path) -> None:
+    top = tmp_path / "a checkout"
+    (top / "requirements").mkdir(parents=True)
+    (top / "requirements/runtime.txt").touch()
+    (top / "pyproject.toml").touch()
+    for name in ("src", "scripts"):
+        (top / name).symlink_to(ROOT / name)
+    make = f"top={shlex.quote(str(top))}; ensure_venv runtime"
+    venv = top / ".venv"
+    # What a make that was cut off leaves: a Python, and no pip.
+    subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", str(venv)], check=True)
+    done = shell(make)
+    assert done.returncode == 0, done.stderr
+    (venv / "mark").touch()
+    assert shell(make).stderr == ""
+    # The machine's Python is another version by now, with a directory of its own.
+    (packages,) = venv.glob("lib/python3.*")
+    packages.rename(packages.with_name("python3.1"))
+    assert shell(make).returncode == 0
+    assert not (venv / "mark").exists()
+    # The program starts, as far as it comes without what it needs.
+    (packages,) = venv.glob("lib/python3.*/site-packages")
+    (packages / "nixlet.pth").write_text(str(tmp_path))
+    (tmp_path / "nixlet").mkdir()
+    (tmp_path / "nixlet/__init__.py").touch()
+    (tmp_path / "nixlet/__main__.py").write_text(
+        "import sys\ndef main():\n    print(sys.argv[1:], sys.flags.safe_path)\n"
+    )
+    program = [str(venv / "bin/nixlet"), "a b", "$c"]
+    assert subprocess.run(program, capture_output=True, text=True, check=True).stdout == "['a b', '$c'] True\n"

@@ -2,12 +2,16 @@
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
 
 from nixlet import errors
 
+_SIOCGIFADDR = 0x8915
+_SIOCGIFNETMASK = 0x891B
+_SCOPE_LINK = 0x20
 _SIOCSIFFLAGS = 0x8914
 _SIOCBRDELBR = 0x89A1
 
@@ -22,6 +26,24 @@ def bridge_members(name: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         return sorted(os.listdir(f"/sys/class/net/{name}/brif"))
     return []
+
+
+def addresses(name: str) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    """The first IPv4 address of an interface, and its IPv6 ones but the link's own; empty when there is no such interface."""
+    found: list[ipaddress.IPv4Interface | ipaddress.IPv6Interface] = []
+    request = struct.pack("16s24x", name.encode())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        # A struct ifreq: the name, then a sockaddr_in, whose address is behind its family and port.
+        address, netmask = (
+            socket.inet_ntoa(fcntl.ioctl(sock, asked, request)[20:24]) for asked in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+        )
+        found.append(ipaddress.IPv4Interface(f"{address}/{netmask}"))
+    # Not there where the kernel has no IPv6.
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
+        for number, _, prefix, scope, _, interface in map(str.split, file):
+            if interface == name and int(scope, 16) != _SCOPE_LINK:
+                found.append(ipaddress.IPv6Interface((int(number, 16), int(prefix, 16))))
+    return found
 
 
 def remove_bridge(name: str) -> bool:

@@ -120,12 +120,20 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # One of the real-time signals, most of which have no names.
+        return f"signal {number}"
+
+
 def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.CommandFailedError:
     """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status."""
     program = os.path.basename(argv[0])
     text = output.decode(errors="replace").strip()[-_SHOWN_OUTPUT:]
     if returncode < 0:
-        what = f"{program} was ended by {signal.Signals(-returncode).name}"
+        what = f"{program} was ended by {_signal_name(-returncode)}"
     else:
         what = f"{program} ended with status {returncode}"
     last_line = text.splitlines()[-1] if text else "it printed nothing"

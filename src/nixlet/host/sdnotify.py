@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Mapping, MutableMapping
 #: The first descriptor that a service manager hands over (SD_LISTEN_FDS_START).
 _FIRST_FD = 3
 
+#: What our socket is called in the manager's store.
+_FD_NAME = "nixlet"
+
 #: Seconds that a message may wait for room in the manager's queue.
 _PATIENCE = 0.2
 
@@ -37,20 +40,26 @@ class Notifier:
                 sock.settimeout(_PATIENCE)
                 sock.sendto(state.encode(), self._address)
 
-    def keep(self, sock: socket.socket) -> bool:
+    def keep(self, sock: socket.socket, *, anew: bool) -> bool:
         """Give a listening socket to the manager, which hands it to our next start; whether there is one to take it.
 
         It needs ``FileDescriptorStoreMax=`` in the unit, else the manager closes it again without a word.
+
+        Args:
+            sock: The socket.
+            anew: Whether it is another one than the manager has, which then must go to make room.
         """
         if not self._address:
             return False
+        if anew:
+            self.tell(f"FDSTOREREMOVE=1\nFDNAME={_FD_NAME}")
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager,
         ):
             manager.settimeout(_PATIENCE)
             manager.connect(self._address)
-            socket.send_fds(manager, [b"FDSTORE=1\nFDNAME=nixlet"], [sock.fileno()])
+            socket.send_fds(manager, [f"FDSTORE=1\nFDNAME={_FD_NAME}".encode()], [sock.fileno()])
             return True
         return False
 

@@ -131,6 +131,7 @@ class Doctor:
         if not settings.container_runtime_endpoint:
             yield Check("network", "interfaces", netprobe.interfaces)
             yield Check("network", "bridge", lambda: machine.bridge_ports(settings.bridge))
+            yield Check("network", "gateway", lambda: netprobe.gateway(settings))
             yield Check("network", "masquerading", lambda: netprobe.masquerading(settings))
             yield Check("network", "firewall", lambda: netprobe.forwarded(settings))
         if self._ours:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from nixlet import errors
-from nixlet.host import files
+from nixlet.host import files, network
 
 #: Where the locks are: root's alone, so that nobody can keep a node from starting.
 DIRECTORY = "/run/nixlet-networks"
@@ -54,3 +54,39 @@ def _taken(bridge: str, pod_cidr: str, theirs: str, their_cidr: str, pid: int) -
         f"another node (process {pid}, bridge {theirs}, {their_cidr}) has {what}: pods would get addresses twice",
         hint=_HINT,
     )
+
+
+def check_gateway(bridge: str, pod_cidr: str) -> str:
+    """Check that a bridge, if it is there, has the address that pods of a range need, or can be given it; says which that is.
+
+    The CNI plugin gives a bridge the first address of the range, and refuses each pod where it has another one.
+
+    Raises:
+        FailedPreconditionError: It has another address.
+    """
+    network_of_pods = ipaddress.ip_network(pod_cidr)
+    wanted = ipaddress.ip_interface(f"{network_of_pods[1]}/{network_of_pods.prefixlen}")
+    others = [
+        each
+        for each in network.addresses(bridge)
+        if each.version == wanted.version and (each.version == 4 or each.network.overlaps(wanted.network))
+    ]
+    if others and wanted not in others:
+        raise errors.FailedPreconditionError(
+            f"the bridge {bridge} has the address {others[0]}, and pods of {pod_cidr} need {wanted} there",
+            hint="remove the pods that are on it, with the --pod-cidr that they were started with; or choose another --bridge",
+        )
+    return f"{bridge}: {wanted}"
+
+
+def clear_gateway(bridge: str, pod_cidr: str, *, ours: bool) -> None:
+    """The same, but a bridge of ours that no pod is on is removed for it.
+
+    Raises:
+        FailedPreconditionError: It has another address, and pods, or is not ours.
+    """
+    try:
+        check_gateway(bridge, pod_cidr)
+    except errors.FailedPreconditionError:
+        if not ours or not network.remove_bridge(bridge):
+            raise

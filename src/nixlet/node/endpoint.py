@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 
 from nixlet import errors
@@ -29,8 +30,14 @@ def linked(settings: node_config.Settings, layout: node_config.Layout) -> Iterat
     if os.path.realpath(target) == os.path.realpath(os.path.dirname(place)) + f"/{os.path.basename(place)}":
         yield
         return
-    if os.path.islink(place) or (os.path.exists(place) and not unixsocket.is_served(place)):
-        os.unlink(place)
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(place).st_mode
+        if stat.S_ISLNK(mode) or (stat.S_ISSOCK(mode) and not unixsocket.is_served(place)):
+            os.unlink(place)
+        elif not stat.S_ISSOCK(mode):
+            raise errors.FailedPreconditionError(
+                f"{place} exists and is no socket", hint="remove it, or choose another --state-dir"
+            )
     try:
         os.symlink(target, place)
     except FileExistsError as error:
@@ -40,7 +47,7 @@ def linked(settings: node_config.Settings, layout: node_config.Layout) -> Iterat
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        if os.path.islink(place):
             os.unlink(place)
 
 

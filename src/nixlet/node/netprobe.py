@@ -3,8 +3,8 @@
 import ipaddress
 
 from nixlet import errors
-from nixlet.host import process
-from nixlet.node import config, machine, preflight
+from nixlet.host import network, process
+from nixlet.node import claims, config, machine, marker, preflight
 
 #: Seconds for one attempt, which may wait for a module to be loaded.
 _TIMEOUT = 20.0
@@ -36,6 +36,19 @@ async def interfaces() -> str:
                 hint=f"load its module: modprobe {wanted[2]}",
             )
     return "a bridge and a veth pair can be made"
+
+
+def gateway(settings: config.Settings) -> str:
+    """Whether the bridge has the address that pods need, or can be given it.
+
+    Raises:
+        FailedPreconditionError: It has another one.
+    """
+    known = marker.read(settings.data_dir)
+    # A start removes one of the node's own that no pod is on.
+    if known is not None and settings.bridge in known.bridges and not network.bridge_members(settings.bridge):
+        return f"{settings.bridge} is in use by no pod"
+    return claims.check_gateway(settings.bridge, settings.pod_cidr)
 
 
 async def masquerading(settings: config.Settings) -> str:

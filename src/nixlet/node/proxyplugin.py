@@ -202,9 +202,13 @@ async def _listen(
         fallback = images_service.ImageService(
             handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls, ready
         ).answer
-    sock = rpc_server.listen_unix(place.socket, sdnotify.inherited_sockets(os.environ))
+    inherited = sdnotify.inherited_sockets(os.environ)
+    sock = rpc_server.listen_unix(place.socket, inherited)
+    for kept in inherited:
+        if kept is not sock:
+            kept.close()
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
-    if not sdnotify.Notifier(os.environ).keep(sock):
+    if not sdnotify.Notifier(os.environ).keep(sock, anew=sock not in inherited):
         stack.callback(_unlink, place.socket)
     await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback, observe=observed.rpc.observe))
 

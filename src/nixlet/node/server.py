@@ -119,22 +119,10 @@ async def running(
     observed = metrics.NodeMetrics()
     observed.registry.add(*metrics.process_metrics(nixlet.__version__))
     async with contextlib.AsyncExitStack() as stack:
-        for directory in (layout.data_dir, layout.state_dir):
-            files.make_directory(directory, mode=0o711)
-        stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
-        stack.enter_context(files.exclusive_lock(layout.state_lock, what=f"the state directory {layout.state_dir}"))
-        # Once more: another node may have had them until now.
-        marker.check(layout)
-        if programs is not None:
-            stack.enter_context(claims.pod_network(settings.bridge, settings.pod_cidr))
-        # Before there is anything else that would have to be taken away.
-        bridge_is_there = network.bridge_exists(settings.bridge)
-        known = marker.write(settings, layout, _gc_roots(store, layout), bridge_is_there=bridge_is_there)
+        _claim(stack, settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
         # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
         stack.enter_context(mounts.powerless(layout.pods))
-        if programs is not None and settings.bridge in known.bridges:
-            stack.callback(network.remove_bridge, settings.bridge)
         place = proxyplugin.Place(
             root=layout.snapshotter_root,
             socket=layout.node_socket,
@@ -178,6 +166,27 @@ async def running(
         # Only a node that is ready says what its children are: that is how the command line tells.
         await faces.ready(containerd)
         yield containerd
+
+
+def _claim(
+    stack: contextlib.AsyncExitStack, settings: node_config.Settings, layout: node_config.Layout, gc_roots: str
+) -> None:
+    """Have the node's directories and network for ourselves, until ``stack`` is left."""
+    for directory in (layout.data_dir, layout.state_dir):
+        files.make_directory(directory, mode=0o711)
+    stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+    stack.enter_context(files.exclusive_lock(layout.state_lock, what=f"the state directory {layout.state_dir}"))
+    # Once more: another node may have had them until now.
+    marker.check(layout)
+    bridge, own = settings.bridge, not settings.container_runtime_endpoint
+    if own:
+        stack.enter_context(claims.pod_network(bridge, settings.pod_cidr))
+    # Before there is anything else that would have to be taken away.
+    known = marker.write(settings, layout, gc_roots, bridge_is_there=network.bridge_exists(bridge))
+    if own:
+        claims.clear_gateway(bridge, settings.pod_cidr, ours=bridge in known.bridges)
+        if bridge in known.bridges:
+            stack.callback(network.remove_bridge, bridge)
 
 
 def _store(settings: node_config.Settings) -> nix.DaemonStore | None:

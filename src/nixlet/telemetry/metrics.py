@@ -12,6 +12,8 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from google.protobuf import descriptor_pool
+
 #: The media type of the text form.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -161,7 +163,6 @@ class RpcMetrics:
             code: The status's name as gRPC writes it, "NOT_FOUND".
             seconds: How long it took.
         """
-        # A method that nobody serves may have any name.
         service, method = ("unknown", "unknown") if code == "UNIMPLEMENTED" else _split(path)
         self.handled.add(service, method, _go_code(code))
         self.seconds.observe(seconds, service, method)
@@ -178,6 +179,11 @@ def _go_code(name: str) -> str:
 @functools.lru_cache(maxsize=256)
 def _split(path: str) -> tuple[str, str]:
     service, _, method = path.lstrip("/").rpartition("/")
+    try:
+        descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
+    except KeyError:
+        # Whoever calls may say any name, and each would stay here for good.
+        return "unknown", "unknown"
     return service, method
 
 

@@ -53,6 +53,11 @@ async def test_no_module_comes_from_where_we_happen_to_be(
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_every_signal_has_a_name(number: int, name: str) -> None:
+    assert process.failure(["/bin/x"], -number, b"").message == f"x was ended by {name}: it printed nothing"
+
+
 async def test_a_signal_is_named() -> None:
     done = await process.run(["sh", "-c", "kill -TERM $$"])
     with pytest.raises(errors.CommandFailedError, match="sh was ended by SIGTERM"):

@@ -40,3 +40,21 @@ def test_the_watchdog_of_another_process_is_not_ours() -> None:
     assert sdnotify.Notifier({**environment, "WATCHDOG_PID": "1"}).watchdog == 0
     assert sdnotify.Notifier(environment).watchdog == 1
     sdnotify.Notifier(environment).tell("READY=1")
+
+
+def test_another_socket_takes_the_place_of_the_one_that_was_kept(tmp_path: Path) -> None:
+    """The manager has room for one, and hands over whichever it has."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as kept,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        notifier = sdnotify.Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        for anew, heard in ((True, [b"FDSTOREREMOVE=1\nFDNAME=nixlet"]), (False, [])):
+            assert notifier.keep(kept, anew=anew)
+            for each in heard:
+                assert manager.recv(100) == each
+            message, fds, _, _ = socket.recv_fds(manager, 100, 2)
+            assert (message, len(fds)) == (b"FDSTORE=1\nFDNAME=nixlet", 1)
+            os.close(fds[0])

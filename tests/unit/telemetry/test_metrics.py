@@ -2,7 +2,10 @@ import re
 
 import pytest
 
+from nixlet.rpc.gen import cri_pb2
 from nixlet.telemetry import metrics
+
+assert cri_pb2.DESCRIPTOR.package == "runtime.v1"
 
 #: A line of the text form: a comment, or a sample (https://prometheus.io/docs/instrumenting/exposition_formats/).
 LINE = re.compile(
@@ -62,19 +65,21 @@ def test_labels_are_escaped() -> None:
 )
 def test_statuses_have_the_names_that_dashboards_know(code: str, shown: str) -> None:
     calls = metrics.RpcMetrics()
-    calls.observe("/a.b.Service/Method", code, 0.002)
+    calls.observe("/runtime.v1.ImageService/PullImage", code, 0.002)
     assert text(calls.handled) == [
-        f'grpc_server_handled_total{{grpc_service="a.b.Service",grpc_method="Method",grpc_code="{shown}"}} 1'
+        f'grpc_server_handled_total{{grpc_service="runtime.v1.ImageService",grpc_method="PullImage",grpc_code="{shown}"}} 1'
     ]
-    assert calls.seconds.count("a.b.Service", "Method") == 1
+    assert calls.seconds.count("runtime.v1.ImageService", "PullImage") == 1
 
 
-def test_methods_that_nobody_serves_make_no_labels() -> None:
+@pytest.mark.parametrize(("code", "shown"), [("UNIMPLEMENTED", "Unimplemented"), ("CANCELLED", "Canceled")])
+def test_methods_that_nobody_serves_make_no_labels(code: str, shown: str) -> None:
     calls = metrics.RpcMetrics()
     for number in range(100):
-        calls.observe(f"/any.Service/Method{number}", "UNIMPLEMENTED", 0.001)
+        calls.observe(f"/any.Service/Method{number}", code, 0.001)
+        calls.observe(f"/runtime.v1.ImageService/Method{number}", code, 0.001)
     assert text(calls.handled) == [
-        'grpc_server_handled_total{grpc_service="unknown",grpc_method="unknown",grpc_code="Unimplemented"} 100'
+        f'grpc_server_handled_total{{grpc_service="unknown",grpc_method="unknown",grpc_code="{shown}"}} 200'
     ]
 
 
