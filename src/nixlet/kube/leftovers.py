@@ -76,8 +76,18 @@ def _processes(ids: Collection[str]) -> Iterator[int]:
             with open(f"/proc/{entry}/cgroup", encoding="utf-8", errors="replace") as file:
                 cgroups = file.read()
             shim = "-id" in words[:-1] and "containerd-shim" in words[0] and words[words.index("-id") + 1] in ids
-            if shim or any(part in ids for part in cgroups.replace("\n", "/").replace(":", "/").split("/")):
+            if shim or _names(cgroups, ids):
                 yield int(entry)
+
+
+def _names(cgroups: str, ids: Collection[str]) -> bool:
+    """Whether a process's cgroups (cgroups(7): ``/proc/[pid]/cgroup``) are a container's: named after it, or its systemd scope."""
+    for part in cgroups.replace("\n", "/").replace(":", "/").split("/"):
+        # The runtime puts its own name and a hyphen before the ID, which has none.
+        scope = part.removesuffix(".scope").rpartition("-")[2] if part.endswith(".scope") else part
+        if part in ids or scope in ids:
+            return True
+    return False
 
 
 def _release_namespaces(result: dict[str, Any]) -> None:
