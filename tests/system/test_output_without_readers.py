@@ -61,6 +61,13 @@ def size_of_logs(node: nodes.Node) -> int:
     return sum(path.stat().st_size for path in (node.data_dir / "agent" / "pods").rglob("*.log"))
 
 
+def kill_containerd(node: nodes.Node) -> None:
+    (containerd,) = (
+        pid for pid in nodes.processes_below(node.state_dir) if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
+    )
+    os.kill(containerd, signal.SIGKILL)
+
+
 def test_a_reader_that_has_enough_ends_it(node: nodes.Node, image: str) -> None:
     with started(node, "run", "--rm", image, "--", "/bin/busybox", "seq", "100000") as process:
         assert process.stdout is not None
@@ -92,15 +99,29 @@ def test_a_restart_of_containerd_is_not_noticed_in_front_of_it(own_node: nodes.N
     with started(own_node, "run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
         assert process.stdout is not None
         seen = process.stdout.read(10)
-        (containerd,) = (
-            pid
-            for pid in nodes.processes_below(own_node.state_dir)
-            if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
-        )
-        os.kill(containerd, signal.SIGKILL)
+        kill_containerd(own_node)
         assert seen + process.stdout.read() == COUNTED
         assert process.wait(SECONDS) == 7
     assert own_node.run("logs", "front").stdout == COUNTED
+
+
+def test_a_pod_that_is_waited_for_outlasts_restarts_of_containerd(own_node: nodes.Node, image: str) -> None:
+    manifest = nodes.manifest(
+        "patient",
+        image,
+        command=["/bin/sh", "-c", "echo begun; /bin/busybox sleep 4; exit 7"],
+        initContainers=[{"name": "first", "image": image, "command": ["/bin/busybox", "sleep", "4"]}],
+    )
+    path = own_node.state_dir.parent / "patient.json"
+    path.write_bytes(manifest)
+    with started(own_node, "kube", "play", "--wait", str(path)) as process:
+        assert process.stdout is not None
+        until(lambda: own_node.ok("ps", "-q"), "the init container runs")
+        kill_containerd(own_node)
+        assert process.stdout.readline() == b"begun\n"
+        kill_containerd(own_node)
+        assert process.wait(SECONDS) == 7
+    assert json.loads(own_node.ok("ps", "-a", "-o", "json")) == []
 
 
 def test_a_restart_of_the_node_loses_nothing_and_says_so(own_node: nodes.Node, image: str) -> None:

@@ -255,6 +255,16 @@ def test_the_exit_status_of_play_is_that_of_the_container_that_fails(any_node: n
     assert any_node.run("kube", "play", "--wait", "-", stdin=manifest).returncode == 9
 
 
+def test_pods_that_run_are_told_although_a_later_one_does_not(any_node: nodes.Node, image: str) -> None:
+    good = nodes.manifest("good", image, command=["/bin/busybox", "sleep", "100"])
+    bad = nodes.manifest("bad", image, command=["/nowhere"])
+    for output, told in (((), "pod/good\n"), (("-o", "json"), "good")):
+        played = any_node.run("kube", "play", *output, "-", stdin=good + b"\n---\n" + bad)
+        printed = played.stdout.decode()
+        assert (played.returncode, json.loads(printed)[0]["name"] if output else printed) == (127, told)
+        any_node.ok("kube", "down", "-", stdin=good)
+
+
 def test_pulls_of_one_image_by_many_at_once(
     any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
 ) -> None:

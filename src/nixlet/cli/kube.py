@@ -52,22 +52,24 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
         click.echo(f"notice: {notice}", err=True)
     status = 0
     played: list[RunningPod] = []
-    async with node.connected(state_dir) as connection:
-        with terminal.ended_by_sigterm():
-            for pod in pods:
-                if replace:
-                    for old in await player.find(connection.runtime, pod.name, pod.namespace):
-                        await connection.remove_pod(old.id, grace=-1)
-                if wait:
-                    status = await _run_to_end(connection, pod, summary=summary) or status
-                else:
+    try:
+        async with node.connected(state_dir) as connection:
+            with terminal.ended_by_sigterm():
+                for pod in pods:
+                    if replace:
+                        for old in await player.find(connection.runtime, pod.name, pod.namespace):
+                            await connection.remove_pod(old.id, grace=-1)
+                    if wait:
+                        status = await _run_to_end(connection, pod, summary=summary) or status
+                        continue
                     async with connection.played(pod) as started:
                         played.append(started.running)
-    if output == "json":
-        options.print_json([_described(running) for running in played])
-    else:
-        for running in played:
-            click.echo(f"pod/{running.pod.name}")
+                        if output != "json":
+                            click.echo(f"pod/{pod.name}")
+    finally:
+        # Those that run are told also when a later one doesn't.
+        if output == "json":
+            options.print_json([_described(running) for running in played])
     return status
 
 
@@ -89,25 +91,26 @@ async def _run_to_end(connection: "Node", pod: "model.Pod", *, summary: bool) ->
     from nixlet import errors
 
     start = time.time()
-    async with connection.played(pod) as played:
-        running = played.running
     first_output: list[float] = []
-    try:
-        prefixes = {each.id: f"{each.name}: " if len(running.containers) > 1 else "" for each in running.containers}
+    async with connection.played(pod) as played:
+        # Nothing is awaited before this: whoever interrupts us leaves no pod.
+        running = played.running
+        try:
+            prefixes = {each.id: f"{each.name}: " if len(running.containers) > 1 else "" for each in running.containers}
 
-        async def show(container: "RunningContainer") -> int:
-            async for record in connection.output(container.id, container.log_path):
-                first_output.append(time.time())
-                options.write_record(record, prefixes[container.id].encode())
-            return await connection.wait(container.id) if container.exit_code is None else container.exit_code
+            async def show(container: "RunningContainer") -> int:
+                async for record in connection.output(container.id, container.log_path):
+                    first_output.append(time.time())
+                    options.write_record(record, prefixes[container.id].encode())
+                return await connection.wait(container.id) if container.exit_code is None else container.exit_code
 
-        codes = await asyncio.gather(*(show(container) for container in running.containers))
-        if summary:
-            mounts = [await connection.mounts_of(container.id) for container in running.containers]
-            _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
-    finally:
-        with contextlib.suppress(errors.NotFoundError):
-            await asyncio.shield(connection.remove_pod(running.sandbox, grace=-1))
+            codes = await asyncio.gather(*(show(container) for container in running.containers))
+            if summary:
+                mounts = [await connection.mounts_of(container.id) for container in running.containers]
+                _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
+        finally:
+            with contextlib.suppress(errors.NotFoundError):
+                await asyncio.shield(connection.remove_pod(running.sandbox, grace=-1))
     return next((code for code in codes if code), 0)
 
 

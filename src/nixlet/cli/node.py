@@ -98,12 +98,24 @@ class Node:
         return image
 
     async def wait(self, container: str) -> int:
-        """Wait until a container has ended; its exit status."""
-        return (await endings.wait(self.runtime, self.containerd, container)).exit_code
+        """Wait until a container has ended; its exit status.
+
+        Raises:
+            NotFoundError: There is no such container (any more).
+            UnavailableError: The node has ended. As long as it runs, a containerd that is away is waited for.
+        """
+        while True:
+            try:
+                return (await endings.wait(self.runtime, self.containerd, container)).exit_code
+            except errors.NotFoundError:
+                raise
+            except errors.NixletError:
+                await self.status()
+                await asyncio.sleep(endings.RETRY)
 
     async def output(self, container: str, log_path: str, *, lines: int | None = None) -> AsyncIterator[logs.Record]:
         """A container's output until it ends; ``lines`` is that of ``logs.follow``."""
-        waiting = asyncio.create_task(endings.wait(self.runtime, self.containerd, container), name="end")
+        waiting = asyncio.create_task(self.wait(container), name="end")
         try:
             async for record in logs.follow(log_path, waiting.done, lines=lines):
                 yield record

@@ -192,7 +192,7 @@ class Player:
         return RunningPod(pod, sandbox, tuple(containers))
 
     async def _await_init(self, container: RunningContainer, given_up: asyncio.Event) -> None:
-        waiting = asyncio.create_task(endings.wait(self._runtime, self._containerd, container.id))
+        waiting = asyncio.create_task(endings.wait(self._runtime, self._containerd, container.id, patient=True))
         leaving = asyncio.create_task(given_up.wait())
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
