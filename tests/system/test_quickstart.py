@@ -77,6 +77,8 @@ def test_keep_leaves_the_node_up_and_says_how_to_use_it(directory: Path) -> None
     found = re.search(r"process (\d+)", done.stderr)
     assert found is not None
     try:
+        (log,) = re.findall(r"its log is (\S+)\.", done.stderr)
+        assert '"the node is ready"' in Path(log).read_text()
         run = re.search(r"^ *(\S+/nixlet) run --rm (\S+) -- -g", done.stderr, re.MULTILINE)
         assert run is not None
         argv = [run[1], "run", "--rm", run[2], "--", "-g", "Hello from the store"]
