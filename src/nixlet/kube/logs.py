@@ -310,3 +310,9 @@ def _next(file: IO[bytes], path: str) -> str:
 def aside(path: str, now: datetime.datetime) -> str:
     """What a log is called when it is put aside."""
     return f"{path}.{now:%Y%m%d-%H%M%S.%f}"
+
+
+def log_of(path: str) -> str:
+    """What the log was called that was put aside as this file; empty for other files."""
+    match = _ASIDE.search(path)
+    return path[: match.start()] if match and match.end() == len(path) else ""

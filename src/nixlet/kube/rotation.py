@@ -36,19 +36,20 @@ class Rotator:
         self._limit = limit
         self._files = files
         self._told: set[str] = set()
+        self._ended: set[str] = set()
 
     async def run(self) -> None:
         """Look after the logs until this is cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL)
             try:
-                full = await asyncio.to_thread(self._full)
+                full, cut_off = await asyncio.to_thread(self._look)
             except OSError as error:
                 self._tell(self._pods_dir, f"the logs of pods can't be looked at: {error}")
                 continue
-            for path in full:
+            for path in (*full, *cut_off):
                 try:
-                    await self._rotate(path)
+                    await (self._rotate(path) if path in full else self._complete(path))
                     self._told.discard(path)
                 except (errors.NixletError, OSError) as error:
                     self._tell(path, f"{path} grows on: {error}")
@@ -60,33 +61,57 @@ class Rotator:
             self._told.add(about)
             _log.warning("%s", sentence)
 
-    def _full(self) -> list[str]:
-        found = []
-        for path in glob.iglob(os.path.join(glob.escape(self._pods_dir), "*", "*", "*.log")):
+    def _look(self) -> tuple[set[str], set[str]]:
+        """The logs that are full, and those that were put aside by somebody who was cut off before there was a new one."""
+        there = os.path.join(glob.escape(self._pods_dir), "*", "*", "*.log")
+        full = set()
+        for path in glob.iglob(there):
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_size > self._limit:
-                    found.append(path)
-        return found
+                    full.add(path)
+        missing = {
+            path for each in glob.iglob(f"{there}.*") if (path := logs.log_of(each)) and not os.path.lexists(path)
+        }
+        self._ended &= missing
+        return full, missing - self._ended
 
-    async def _rotate(self, path: str) -> None:
+    async def _running(self, path: str) -> str | None:
+        """The container that writes a log; the log of one that has ended grows no more."""
         own = os.path.dirname(path)
         uid, name = begun.uid_of(os.path.dirname(own)), os.path.basename(own)
         labels = {pods.POD_UID: uid, pods.CONTAINER_NAME: name, **pods.MADE_BY}
         for container in await self._runtime.containers(labels=labels):
-            # The log of one that has ended grows no more.
             if container.state == cri_pb2.CONTAINER_RUNNING:
-                aside = logs.aside(path, datetime.datetime.now(datetime.UTC))
-                os.rename(path, aside)
-                try:
-                    await self._runtime.reopen_log(container.id)
-                except BaseException:
-                    # It is written on under either name.
-                    if not os.path.exists(path):
-                        os.rename(aside, path)
-                    raise
-                for old in logs.parts(path)[: -self._files]:
-                    os.unlink(old)
-                return
+                return container.id
+        return None
+
+    async def _rotate(self, path: str) -> None:
+        container = await self._running(path)
+        if container is None:
+            return
+        aside = logs.aside(path, datetime.datetime.now(datetime.UTC))
+        os.rename(path, aside)
+        try:
+            await self._runtime.reopen_log(container)
+        except BaseException:
+            # It is written on under either name; one that the runtime has made nevertheless is not overwritten.
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+                os.unlink(aside)
+            raise
+        self._drop_oldest(path)
+
+    async def _complete(self, path: str) -> None:
+        container = await self._running(path)
+        if container is None:
+            self._ended.add(path)
+            return
+        await self._runtime.reopen_log(container)
+        self._drop_oldest(path)
+
+    def _drop_oldest(self, path: str) -> None:
+        for old in logs.parts(path)[: -self._files]:
+            os.unlink(old)
 
 
 @contextlib.asynccontextmanager
