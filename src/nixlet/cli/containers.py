@@ -179,21 +179,14 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int | None) -
 
     from nixlet import errors
     from nixlet.cli import node
-    from nixlet.kube import endings, pods
-    from nixlet.rpc.gen import cri_pb2
 
     async with node.connected(state_dir) as connection:
         for wanted in containers:
             found = await find_with_pods(connection, wanted)
             # One that is removed as soon as it ends ("run --rm") may be gone already.
             with contextlib.suppress(errors.NotFoundError):
-                if found.id != found.pod_sandbox_id:
-                    sandbox = await connection.runtime.sandbox_status(found.pod_sandbox_id)
-                    seconds = pods.grace_of(sandbox.annotations) if grace is None else grace
-                    await connection.runtime.stop_container(found.id, seconds)
-            left = await connection.runtime.containers(sandbox=found.pod_sandbox_id)
-            if all(each.state != cri_pb2.CONTAINER_RUNNING for each in left):
-                await endings.stop_sandbox(connection.runtime, found.pod_sandbox_id)
+                container = "" if found.id == found.pod_sandbox_id else found.id
+                await connection.stop_pod(found.pod_sandbox_id, container, grace=-1 if grace is None else max(grace, 0))
             click.echo(wanted)
 
 

@@ -51,6 +51,21 @@ class Node:
         with channels.translated(self._peer):
             await self._stub.ReleasePod(node_pb2.ReleasePodRequest(pod_sandbox_id=sandbox), timeout=10)
 
+    async def stop_pod(self, sandbox: str, container: str, *, grace: int = -1) -> None:
+        """End a pod's container; the node goes on with that when we are gone.
+
+        Args:
+            sandbox: The pod.
+            container: The container; empty: the pod has none, and only gives back what it holds.
+            grace: Seconds for it to end by itself; 0: at once; below 0: as many as the pod itself says.
+
+        Raises:
+            NotFoundError: There is no such pod.
+        """
+        request = node_pb2.StopPodRequest(pod_sandbox_id=sandbox, container_id=container, grace_seconds=grace)
+        with channels.translated(self._peer):
+            await self._stub.StopPod(request)
+
     async def remove_pod(self, sandbox: str, *, grace: int = 0) -> None:
         """Stop and remove a pod with all that is its; the node goes on with that when we are gone.
 

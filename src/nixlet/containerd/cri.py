@@ -70,6 +70,11 @@ class RuntimeClient:
         with channels.translated(self._peer):
             await self._stub.StartContainer(cri_pb2.StartContainerRequest(container_id=container))
 
+    async def running(self, sandbox: str) -> Sequence[str]:
+        """The IDs of a pod's containers that are running."""
+        found = await self.containers(sandbox=sandbox)
+        return [each.id for each in found if each.state == cri_pb2.CONTAINER_RUNNING]
+
     async def stop_container(self, container: str, grace: int) -> None:
         """End a container's process: its stop signal, and SIGKILL after ``grace`` seconds."""
         with channels.translated(self._peer):

@@ -17,7 +17,7 @@ import contextlib
 import glob
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri, tasks
@@ -200,7 +200,6 @@ class Foregrounds:
         service: tasks.Tasks,
         runtime: cri.RuntimeClient,
         state_dirs: Sequence[str],
-        release: Callable[[str], object],
     ) -> None:
         """None yet.
 
@@ -209,13 +208,11 @@ class Foregrounds:
             service: Its tasks.
             runtime: Its CRI.
             state_dirs: Where its state may be.
-            release: Gives back what a sandbox, by ID, holds whose container has ended.
         """
         self._containerd = containerd
         self._tasks = service
         self._runtime = runtime
         self._state_dirs = state_dirs
-        self._release = release
         self._serving: set[asyncio.Task[int]] = set()
 
     def new(self) -> Foreground:
@@ -223,25 +220,16 @@ class Foregrounds:
         return Foreground(self._tasks, self._runtime, self._state_dirs)
 
     def serve(
-        self, foreground: Foreground, sandbox: str, listener: Listener, stdin: AsyncIterator[bytes] | None
+        self, foreground: Foreground, listener: Listener, stdin: AsyncIterator[bytes] | None
     ) -> "asyncio.Task[int]":
         """Serve a container that was started, whatever becomes of the listener; the task gives its exit status.
 
         Args:
             foreground: The container.
-            sandbox: Its pod's, which gives back what it holds at the end; empty: somebody else sees to that.
             listener: Takes the output.
             stdin: The input.
         """
-
-        async def serve() -> int:
-            code = await foreground.serve(self._containerd, listener, stdin)
-            if sandbox:
-                # It stays for `nixlet logs` and `nixlet rm`, but is to hold no network and no process.
-                self._release(sandbox)
-            return code
-
-        task = asyncio.create_task(serve(), name="foreground")
+        task = asyncio.create_task(foreground.serve(self._containerd, listener, stdin), name="foreground")
         self._serving.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -259,7 +247,7 @@ class Foregrounds:
                 if foreground.taken_up(container.id):
                     nobody = Listener()
                     nobody.leave()
-                    self.serve(foreground, container.pod_sandbox_id, nobody, None)
+                    self.serve(foreground, nobody, None)
 
     async def close(self) -> None:
         """Leave them alone; a next node goes on."""

@@ -24,6 +24,7 @@ from nixlet.kube import (
     poddirs,
     podnetwork,
     pods,
+    removal,
     resolvconf,
     users,
 )
@@ -102,7 +103,6 @@ class Player:
         self._resolv_conf = resolv_conf
         self._playing: dict[tuple[str, str], Sequence[model.Port]] = {}
         self._undoing: set[asyncio.Task[None]] = set()
-        self._removing: dict[str, asyncio.Task[None]] = {}
 
     async def play(
         self,
@@ -243,7 +243,7 @@ class Player:
             | await asyncio.to_thread(leftovers.networked, uid)
         )
         for sandbox in found:
-            await self._remove_sandbox(sandbox.id)
+            await removal.remove_sandbox(self._runtime, sandbox.id)
         await leftovers.end(ids, self._leases)
         await asyncio.to_thread(poddirs.remove, directory)
 
@@ -256,8 +256,8 @@ class Player:
             await asyncio.wait(undoing, timeout=_UNDO_PATIENCE)
 
     async def close(self, ending: signals.Ending) -> None:
-        """Wait a moment for what is being undone or removed; a next node goes on with the rest."""
-        await ending.wait({*self._undoing, *self._removing.values()})
+        """Wait a moment for what is being undone; a next node goes on with the rest."""
+        await ending.wait(set(self._undoing))
 
     async def _write_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
         """Let a pod know its own address, and check that its ports arrive there."""
@@ -350,42 +350,6 @@ class Player:
                 raise
             return code
         return None
-
-    async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int = 0) -> None:
-        """Stop and remove a pod with all that is its: containers, network, logs, empty volumes; to its end, once.
-
-        Args:
-            sandbox: The pod.
-            grace: Seconds for its containers to end by themselves; 0: at once; below 0: as many as the pod itself says.
-
-        Raises:
-            NixletError: The runtime can't; the pod stays, and can be removed later.
-        """
-        removing = self._removing.get(sandbox.id)
-        if removing is None:
-            removing = asyncio.create_task(self._remove(sandbox, grace), name=f"remove {sandbox.id}")
-            self._removing[sandbox.id] = removing
-            removing.add_done_callback(lambda _: self._removing.pop(sandbox.id))
-        await asyncio.shield(removing)
-
-    async def _remove(self, sandbox: cri_pb2.PodSandbox, grace: int) -> None:
-        seconds = pods.grace_of(sandbox.annotations) if grace < 0 else grace
-        if seconds:
-            running = [
-                each.id
-                for each in await self._runtime.containers(sandbox=sandbox.id)
-                if each.state == cri_pb2.CONTAINER_RUNNING
-            ]
-            await asyncio.gather(*(self._runtime.stop_container(each, seconds) for each in running))
-        await self._remove_sandbox(sandbox.id)
-        metadata = sandbox.metadata
-        pod = model.Pod(metadata.name, metadata.namespace)
-        await asyncio.to_thread(poddirs.remove, pods.log_directory(self._pods_dir, pod, metadata.uid))
-
-    async def _remove_sandbox(self, sandbox: str) -> None:
-        with contextlib.suppress(errors.NotFoundError):
-            await endings.stop_sandbox(self._runtime, sandbox)
-            await self._runtime.remove_sandbox(sandbox)
 
 
 def _there_is(pod: model.Pod) -> errors.AlreadyExistsError:

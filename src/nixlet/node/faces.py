@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nixlet import errors
 from nixlet.containerd import cri, tasks
 from nixlet.host import signals, supervisor
-from nixlet.kube import player, resolvconf
+from nixlet.kube import player, removal, resolvconf
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
 from nixlet.services import node as node_service
@@ -88,9 +88,10 @@ class Faces:
             leases=self._layout.cni_data_dir,
             resolv_conf=self._status.resolv_conf,
         )
+        removals = removal.Removals(served.runtime, self._status.pod_log_dir)
         service = tasks.Tasks(served.channel, self._status.containerd_address)
         state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
-        made = pods_service.Pods(served.runtime, served.containerd, service, plays, state_dirs)
+        made = pods_service.Pods(served.runtime, served.containerd, service, plays, removals, state_dirs)
         self._pods.append(made)
         self._made.append(
             node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, made)

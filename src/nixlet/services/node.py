@@ -117,6 +117,12 @@ class NodeService(node_grpc.NodeBase):
         self._pods.release((await server.request(stream)).pod_sandbox_id)
         await stream.send_message(pb.ReleasePodResponse())
 
+    async def StopPod(self, stream: server.Stream[pb.StopPodRequest, pb.StopPodResponse]) -> None:
+        """End a pod's container."""
+        request = await server.request(stream)
+        await self._pods.stop(request.pod_sandbox_id, request.container_id, request.grace_seconds)
+        await stream.send_message(pb.StopPodResponse())
+
     async def RemovePod(self, stream: server.Stream[pb.RemovePodRequest, pb.RemovePodResponse]) -> None:
         """Remove a pod."""
         request = await server.request(stream)

@@ -1,4 +1,4 @@
-"""Playing and removing pods for clients: what was asked for goes on in tasks of the node's own, whatever becomes of the client."""
+"""Playing, stopping and removing pods for clients: what was asked for goes on in tasks of the node's own, whatever becomes of the client."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,9 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import client, cri, tasks
 from nixlet.host import signals
-from nixlet.kube import autoremove, endings, foreground, model, player
+from nixlet.kube import ended, foreground, model, player, removal
 from nixlet.rpc import server
+from nixlet.rpc.gen import cri_pb2
 from nixlet.rpc.gen import node_pb2 as pb
 
 #: Pieces of input that a client may be ahead of its container.
@@ -21,7 +22,7 @@ _log = logging.getLogger("nixlet.pods")
 
 
 class Pods:
-    """The pods of one node, as its clients play and remove them."""
+    """The pods of one node, as its clients play, stop and remove them."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Pods:
         containerd: client.Containerd,
         service: tasks.Tasks,
         plays: player.Player,
+        removals: removal.Removals,
         state_dirs: Sequence[str],
     ) -> None:
         """None yet.
@@ -38,44 +40,51 @@ class Pods:
             containerd: The containerd behind it.
             service: Its tasks.
             plays: Runs pods there.
+            removals: Takes them away.
             state_dirs: Where containerd's state may be.
         """
         self._runtime = runtime
         self._player = plays
-        self._remover = autoremove.AutoRemover(runtime, containerd, plays)
-        self._foregrounds = foreground.Foregrounds(containerd, service, runtime, state_dirs, self.release)
+        self._removals = removals
+        self._watcher = ended.Watcher(runtime, containerd, removals)
+        self._foregrounds = foreground.Foregrounds(containerd, service, runtime, state_dirs)
         self._playing: dict[asyncio.Task[player.RunningPod], asyncio.Event] = {}
-        self._releasing: set[asyncio.Task[None]] = set()
         self._recovered = asyncio.Event()
 
     async def recover(self) -> None:
         """Go on with what an earlier node began. Until then no pod is played: it would be taken for one of the earlier node's."""
         await self._player.recover()
         await self._foregrounds.adopt()
-        await self._remover.adopt()
+        await self._watcher.adopt()
         self._recovered.set()
 
     async def close(self, ending: signals.Ending) -> None:
         """End what goes on by itself, in a limited time; a next node goes on with it."""
         for given_up in self._playing.values():
             given_up.set()
-        await ending.wait({*self._playing, *self._releasing})
-        await self._remover.close()
+        await ending.wait(set(self._playing))
+        await self._watcher.close()
         await self._foregrounds.close()
         await self._player.close(ending)
+        await self._removals.close(ending)
 
     def release(self, sandbox: str) -> None:
-        """Give back what a pod holds whose containers have ended; it goes on by itself."""
+        """End a pod's containers and give back what it holds; it goes on by itself."""
 
-        async def release() -> None:
-            try:
-                await endings.stop_sandbox(self._runtime, sandbox)
-            except errors.NixletError as error:
+        def released(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 _log.warning("pod %s keeps its network: %s", sandbox, error)
 
-        task = asyncio.create_task(release(), name=f"release {sandbox}")
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
+        self._removals.release(sandbox).add_done_callback(released)
+
+    async def stop(self, sandbox: str, container: str, grace: int) -> None:
+        """End a pod's container, and give back what the pod holds when it has none that runs.
+
+        Raises:
+            NotFoundError: There is none.
+            NixletError: The runtime can't.
+        """
+        await self._removals.stop(await self._sandbox(sandbox), container, grace)
 
     async def remove(self, sandbox: str, grace: int) -> None:
         """Remove a pod.
@@ -84,11 +93,13 @@ class Pods:
             NotFoundError: There is none.
             NixletError: The runtime can't; the pod stays, and can be removed later.
         """
+        await self._removals.remove(await self._sandbox(sandbox), grace=grace)
+
+    async def _sandbox(self, wanted: str) -> cri_pb2.PodSandbox:
         for found in await self._runtime.sandboxes():
-            if found.id == sandbox:
-                await self._player.remove(found, grace=grace)
-                return
-        raise errors.NotFoundError(f"there is no pod {sandbox}")
+            if found.id == wanted:
+                return found
+        raise errors.NotFoundError(f"there is no pod {wanted}")
 
     async def play(self, stream: server.Stream[pb.PlayPodRequest, pb.PlayPodEvent]) -> None:
         """Serve the call of a client that plays a pod."""
@@ -119,11 +130,11 @@ class Pods:
                 stack.callback(front.close)
                 running = await self._player.play(call.pod, call.images, call.given_up, front.interposed)
                 stdin = call.input() if call.pod.containers[0].stdin else None
-                released = "" if call.pod.remove_when_ended else running.sandbox
-                call.serving = self._foregrounds.serve(front, released, call.listener, stdin)
+                call.serving = self._foregrounds.serve(front, call.listener, stdin)
                 stack.pop_all()
+        watching = self._watcher.wait_for(running.sandbox)
         if call.pod.remove_when_ended:
-            call.removing = self._remover.wait_for(running.sandbox)
+            call.removing = watching
         return running
 
 

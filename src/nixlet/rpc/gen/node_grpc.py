@@ -35,6 +35,10 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def StopPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.StopPodRequest, nixlet.rpc.gen.node_pb2.StopPodResponse]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def RemovePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.RemovePodRequest, nixlet.rpc.gen.node_pb2.RemovePodResponse]') -> None:
         pass
 
@@ -69,6 +73,12 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.STREAM_STREAM,
                 nixlet.rpc.gen.node_pb2.PlayPodRequest,
                 nixlet.rpc.gen.node_pb2.PlayPodEvent,
+            ),
+            '/nixlet.v1.Node/StopPod': grpclib.const.Handler(
+                self.StopPod,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                nixlet.rpc.gen.node_pb2.StopPodRequest,
+                nixlet.rpc.gen.node_pb2.StopPodResponse,
             ),
             '/nixlet.v1.Node/RemovePod': grpclib.const.Handler(
                 self.RemovePod,
@@ -111,6 +121,12 @@ class NodeStub:
             '/nixlet.v1.Node/PlayPod',
             nixlet.rpc.gen.node_pb2.PlayPodRequest,
             nixlet.rpc.gen.node_pb2.PlayPodEvent,
+        )
+        self.StopPod = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/nixlet.v1.Node/StopPod',
+            nixlet.rpc.gen.node_pb2.StopPodRequest,
+            nixlet.rpc.gen.node_pb2.StopPodResponse,
         )
         self.RemovePod = grpclib.client.UnaryUnaryMethod(
             channel,

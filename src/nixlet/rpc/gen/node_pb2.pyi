@@ -472,6 +472,48 @@ class PlayPodEvent(_message.Message):
 Global___PlayPodEvent: _TypeAlias = PlayPodEvent  # noqa: Y015
 
 @_typing.final
+class StopPodRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POD_SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    pod_sandbox_id: _builtins.str
+    container_id: _builtins.str
+    """Empty: the pod has no container."""
+    grace_seconds: _builtins.int
+    """Seconds for the container to end by itself; 0: at once; below 0: as many as the pod itself says."""
+    def __init__(
+        self,
+        *,
+        pod_sandbox_id: _builtins.str = ...,
+        container_id: _builtins.str = ...,
+        grace_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "grace_seconds", b"grace_seconds", "pod_sandbox_id", b"pod_sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPodRequest: _TypeAlias = StopPodRequest  # noqa: Y015
+
+@_typing.final
+class StopPodResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPodResponse: _TypeAlias = StopPodResponse  # noqa: Y015
+
+@_typing.final
 class RemovePodRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,133 @@
+"""Stopping and removing pods, and giving back what they hold: each to its end, whatever becomes of whoever asked."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Coroutine
+
+from nixlet import errors
+from nixlet.containerd import cri
+from nixlet.host import signals
+from nixlet.kube import endings, model, poddirs, pods
+from nixlet.rpc.gen import cri_pb2
+
+
+@dataclasses.dataclass(slots=True)
+class _Removal:
+    """A removal that goes on.
+
+    Attributes:
+        task: Does it.
+        kills_at: When it kills containers that have not ended by themselves, by the loop's clock.
+    """
+
+    task: asyncio.Task[None]
+    kills_at: float
+
+
+class Removals:
+    """What is being stopped, released and removed on one node."""
+
+    def __init__(self, runtime: cri.RuntimeClient, pods_dir: str) -> None:
+        """None yet.
+
+        Args:
+            runtime: The CRI.
+            pods_dir: Where the pods' directories are.
+        """
+        self._runtime = runtime
+        self._pods_dir = pods_dir
+        self._removing: dict[str, _Removal] = {}
+        self._releasing: dict[str, asyncio.Task[None]] = {}
+        self._going_on: set[asyncio.Task[None]] = set()
+
+    async def close(self, ending: signals.Ending) -> None:
+        """Wait a moment for what goes on; what is not done then can be asked for again."""
+        await ending.wait(set(self._going_on))
+
+    def _begun(self, what: str, doing: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(doing, name=what)
+        self._going_on.add(task)
+        task.add_done_callback(self._going_on.discard)
+        return task
+
+    async def stop(self, sandbox: cri_pb2.PodSandbox, container: str, grace: int) -> None:
+        """End a container, and give back what its pod holds when none of its containers is running any more.
+
+        Args:
+            sandbox: The pod.
+            container: Its container; empty: it has none.
+            grace: Seconds for the container to end by itself; below 0: as many as the pod itself says.
+
+        Raises:
+            NotFoundError: Somebody removed it.
+            NixletError: The runtime can't.
+        """
+
+        async def stop() -> None:
+            if container:
+                await self._runtime.stop_container(container, _seconds(sandbox, grace))
+            if not await self._runtime.running(sandbox.id):
+                await asyncio.shield(self.release(sandbox.id))
+
+        await asyncio.shield(self._begun(f"stop {container or sandbox.id}", stop()))
+
+    def release(self, sandbox: str) -> "asyncio.Task[None]":
+        """End a pod's containers and give its network and its process back; the pod itself stays. The task does that."""
+        task = self._releasing.get(sandbox)
+        if task is None:
+            task = self._begun(f"release {sandbox}", endings.stop_sandbox(self._runtime, sandbox))
+            self._releasing[sandbox] = task
+            task.add_done_callback(lambda _: self._releasing.pop(sandbox))
+        return task
+
+    async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int = 0) -> None:
+        """Stop and remove a pod with all that is its: containers, network, logs, empty volumes; once.
+
+        Args:
+            sandbox: The pod.
+            grace: Seconds for its containers to end by themselves; 0: at once; below 0: as many as the pod itself says.
+
+        Raises:
+            NixletError: The runtime can't; the pod stays, and can be removed later.
+        """
+        seconds = _seconds(sandbox, grace)
+        kills_at = asyncio.get_running_loop().time() + seconds
+        removal = self._removing.get(sandbox.id)
+        if removal is None:
+            task = self._begun(f"remove {sandbox.id}", self._remove(sandbox, seconds))
+            removal = self._removing[sandbox.id] = _Removal(task, kills_at)
+            task.add_done_callback(lambda _: self._removing.pop(sandbox.id))
+        elif kills_at < removal.kills_at:
+            # Who is in a hurry doesn't wait for the time that somebody else gave.
+            removal.kills_at = kills_at
+            await asyncio.shield(self._begun(f"end {sandbox.id}", self._end(sandbox.id, seconds)))
+        await asyncio.shield(removal.task)
+
+    async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int) -> None:
+        if seconds:
+            await self._end(sandbox.id, seconds)
+        if releasing := self._releasing.get(sandbox.id):
+            # Whether it can be released is seen in a moment.
+            await asyncio.wait({releasing})
+        await remove_sandbox(self._runtime, sandbox.id)
+        metadata = sandbox.metadata
+        pod = model.Pod(metadata.name, metadata.namespace)
+        await asyncio.to_thread(poddirs.remove, pods.log_directory(self._pods_dir, pod, metadata.uid))
+
+    async def _end(self, sandbox: str, seconds: int) -> None:
+        # Somebody else may remove them at the same time.
+        with contextlib.suppress(errors.NotFoundError):
+            running = await self._runtime.running(sandbox)
+            await asyncio.gather(*(self._runtime.stop_container(each, seconds) for each in running))
+
+
+async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
+    """End a sandbox with its containers and remove it, if it is (still) there."""
+    with contextlib.suppress(errors.NotFoundError):
+        await endings.stop_sandbox(runtime, sandbox)
+        await runtime.remove_sandbox(sandbox)
+
+
+def _seconds(sandbox: cri_pb2.PodSandbox, grace: int) -> int:
+    return pods.grace_of(sandbox.annotations) if grace < 0 else grace
