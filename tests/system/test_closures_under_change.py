@@ -32,6 +32,7 @@ class Change:
         gone: Store paths that are not on the disk, though Nix believes them valid.
         running: Containers: their images, and the paths that were deleted while they ran.
         refused: How many starts were refused.
+        collected: How many paths were collected, and fetched again.
     """
 
     def __init__(self, node: nodes.Node, directory: Path, archives: Path, seed: int) -> None:
@@ -41,16 +42,18 @@ class Change:
         self.images = [storeimages.make(archives, count, salt=self.salt) for count in (6, 9, 12)]
         self.paths: list[str] = sorted({path for image in self.images for path in image.paths})
         self.cache = directory / "cache"
-        self._nix(
-            "nix", "--extra-experimental-features", "nix-command", "copy", "--to", f"file://{self.cache}", *self.paths
-        )
+        everything = [*self.paths, *(image.info for image in self.images)]
+        nix = ("nix", "--extra-experimental-features", "nix-command")
+        self._nix(*nix, "copy", "--to", f"file://{self.cache}", *everything)
+        # What was collected, a pull fetches again; what Nix believes valid it fetches from nowhere.
+        node.environment["NIX_CONFIG"] = f"substituters = file://{self.cache}\nrequire-sigs = false"
         self.copies = directory / "copies"
         self.copies.mkdir()
         for path in self.paths:
             subprocess.run(["cp", "-a", path, self.copies], check=True)
         self.gone: set[str] = set()
         self.running: dict[str, tuple[storeimages.StoreImage, set[str]]] = {}
-        self.refused = self.started = 0
+        self.refused = self.started = self.collected = 0
 
     @staticmethod
     def _nix(*argv: str) -> str:
@@ -72,7 +75,9 @@ class Change:
     def create(self) -> None:
         if len(self.running) == CONTAINERS:
             self.remove()
-        image = self.random.choice(self.images)
+        self.create_from(self.random.choice(self.images))
+
+    def create_from(self, image: storeimages.StoreImage) -> None:
         name = f"c{self.started}"
         self.started += 1
         done = self.node.run("run", "-d", "--name", name, image.reference, "--", "/bin/sleep", "100000")
@@ -169,6 +174,30 @@ class Change:
                 assert done.returncode != 0, f"{path} was not rooted"
                 assert "still alive" in done.stderr
 
+    def collect_image(self) -> None:
+        """An image is removed, Nix deletes what was its alone, and the next container has it fetched again."""
+        image = self.images[-1]
+        while self.gone:
+            self.bring_back()
+        for name in [name for name, (theirs, _) in self.running.items() if theirs is image]:
+            self.node.ok("rm", "-f", name)
+            del self.running[name]
+        self.node.crictl("pull", image.reference)
+        self.node.crictl("rmi", image.reference)
+        shared = {path for other in self.images if other is not image for path in other.paths}
+        own = [image.info, *sorted(set(image.paths) - shared)]
+        for tries_left in reversed(range(200)):
+            # The root goes a little after the image.
+            done = subprocess.run(["nix-store", "--delete", *own], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                break
+            assert tries_left, done.stderr
+            time.sleep(0.1)
+        assert not any(map(os.path.lexists, own))
+        self.collected += len(own)
+        self.create_from(image)
+        assert all(map(os.path.lexists, own))
+
     def restart(self) -> None:
         """The node is killed and started again."""
         self.node.kill()
@@ -187,9 +216,9 @@ class Change:
 def change(tmp_path: Path, archives: Path) -> Iterator[Change]:
     node = nodes.Node(36, tmp_path)
     with contextlib.ExitStack() as stack, nodes.cleaned_up(node):
-        node.start()
         made = Change(node, tmp_path, archives, seed=int(os.environ.get("NIXLET_SEED", "1")))
         stack.callback(made.clean_up)
+        node.start()
         yield made
         node.stop()
 
@@ -229,10 +258,12 @@ def test_an_image_that_is_there_starts_while_nix_does_not_answer(
 def test_every_container_sees_its_closure_whole_or_is_refused(change: Change) -> None:
     actions = [*((change.create,) * 8), *((change.bring_back, change.check_any) * 3)]
     actions += [change.delete, change.kill, change.remove, change.repair_corrupt, change.replace, change.collect]
+    actions += [change.collect_image]
     # Each once, in an order in which each has something to do; then by chance.
     first = [change.create] * (CONTAINERS - 2)
     first += [change.delete, change.create, change.create, change.create, change.bring_back, change.create]
     first += [change.repair_corrupt, change.create, change.replace, change.create, change.collect, change.restart]
+    first += [change.collect_image, change.create]
     for number in range(ROUNDS):
         action = first[number] if number < len(first) else change.random.choice(actions)
         if number % 100 == 99:
@@ -244,4 +275,6 @@ def test_every_container_sees_its_closure_whole_or_is_refused(change: Change) ->
         assert change.node.ok("run", "--rm", image.reference, "--", "/bin/sh", "-c", LOOK) == change.expected(image)
     for name in change.running:
         change.check(name)
-    print(f"{ROUNDS} rounds: {change.started} starts, {change.refused} refused by name")
+    print(
+        f"{ROUNDS} rounds: {change.started} starts, {change.refused} refused by name, {change.collected} paths collected"
+    )
