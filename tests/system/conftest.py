@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nixlet.host import mounts
 from support import image_archives, nodes, parts, storeimages
 
 #: The name of the ordinary image.
@@ -26,6 +27,10 @@ def machine() -> Iterator[None]:
     assert os.geteuid() == 0, "system tests mount and start containers: run them as root"
     with open("/run/nixlet-test.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # A run that was killed leaves its nodes' state, and no node takes over another one's.
+        for left in Path("/run/nixlet-test").glob("*"):
+            if not nodes.processes_below(left) and not mounts.below(str(left)):
+                subprocess.run(["rm", "-rf", "--one-file-system", str(left)], check=True)
         yield
 
 
