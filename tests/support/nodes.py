@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,16 @@ class Node:
         argv = [sys.executable, "-m", "nixlet", *arguments]
         return subprocess.run(argv, env=self.environment, input=stdin, capture_output=True, timeout=120, check=False)
 
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A verb that runs meanwhile, and is killed afterwards if it still does."""
+        argv = [sys.executable, "-m", "nixlet", *arguments]
+        with subprocess.Popen(argv, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def ok(self, *arguments: str, stdin: bytes | None = None) -> str:
         """Run a verb that must work; what it printed."""
         done = self.run(*arguments, stdin=stdin)
@@ -153,6 +163,14 @@ class Node:
         for each in ids:
             self.crictl("stopp", each)
             self.crictl("rmp", "-f", each)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 def processes_below(directory: Path) -> list[int]:

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,13 +18,6 @@ SECONDS = 60.0
 
 #: Says what it was asked to do, and doesn't.
 STUBBORN = ("/bin/sh", "-c", "trap 'echo asked' TERM; echo up; while :; do sleep 0.1; done")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -42,16 +34,6 @@ def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.N
         yield made
 
 
-@contextlib.contextmanager
-def started(node: nodes.Node, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    argv = [sys.executable, "-m", "nixlet", *arguments]
-    with subprocess.Popen(argv, env=node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def states(node: nodes.Node) -> list[str]:
     return [row["state"] for row in json.loads(node.ok("ps", "-a", "-o", "json"))]
 
@@ -65,33 +47,33 @@ def stubborn(node: nodes.Node, image: str) -> Iterator[Callable[[], bytes]]:
     """A container that does not end by itself; gives what it has said."""
     node.ok("run", "-d", "--name", "stubborn", image, "--", *STUBBORN)
     try:
-        until(lambda: node.ok("logs", "stubborn"), "it is up")
+        nodes.until(lambda: node.ok("logs", "stubborn"), "it is up")
         yield lambda: node.run("logs", "stubborn").stdout
     finally:
         node.run("rm", "-f", "stubborn")
 
 
 def test_a_stop_goes_on_when_its_client_is_interrupted(any_node: nodes.Node, image: str) -> None:
-    with stubborn(any_node, image) as said, started(any_node, "stop", "-t", "3", "stubborn") as stopping:
-        until(lambda: b"asked" in said(), "it is asked to end")
+    with stubborn(any_node, image) as said, any_node.started("stop", "-t", "3", "stubborn") as stopping:
+        nodes.until(lambda: b"asked" in said(), "it is asked to end")
         stopping.send_signal(signal.SIGINT)
         assert stopping.wait(SECONDS) == 128 + signal.SIGINT
-        until(lambda: states(any_node) == ["exited"], "it is stopped")
-        until(lambda: addresses(any_node) == [], "its network is given back")
+        nodes.until(lambda: states(any_node) == ["exited"], "it is stopped")
+        nodes.until(lambda: addresses(any_node) == [], "its network is given back")
 
 
 def test_who_is_in_a_hurry_does_not_wait_for_the_time_that_somebody_else_gave(any_node: nodes.Node, image: str) -> None:
     manifest = nodes.manifest("stubborn", image, command=STUBBORN, terminationGracePeriodSeconds=600)
     any_node.ok("kube", "play", "-", stdin=manifest)
-    until(lambda: any_node.ok("logs", "stubborn"), "it is up")
+    nodes.until(lambda: any_node.ok("logs", "stubborn"), "it is up")
     argv = [sys.executable, "-m", "nixlet", "kube", "down", "-"]
     with subprocess.Popen(argv, env=any_node.environment, stdin=subprocess.PIPE) as patient:
         try:
             assert patient.stdin is not None
             patient.stdin.write(manifest)
             patient.stdin.close()
-            until(lambda: b"asked" in any_node.run("logs", "stubborn").stdout, "it is asked to end")
-            with started(any_node, "rm", "-f", "stubborn") as hurried:
+            nodes.until(lambda: b"asked" in any_node.run("logs", "stubborn").stdout, "it is asked to end")
+            with any_node.started("rm", "-f", "stubborn") as hurried:
                 assert hurried.wait(SECONDS) == 0
             assert patient.wait(SECONDS) == 0
         finally:
@@ -104,19 +86,19 @@ def test_what_has_ended_holds_nothing_also_when_there_was_no_node(
 ) -> None:
     node = own_node
     node.ok("run", "-d", "--name", "short", "-p", "18081:80", image, "--", "/bin/sh", "-c", "echo said")
-    until(lambda: addresses(node) == [], "it has given its address back")
+    nodes.until(lambda: addresses(node) == [], "it has given its address back")
     assert states(node) == ["exited"]
     assert node.ok("logs", "short") == "said\n"
     # Its port is free again as well.
     wait = ("/bin/sh", "-c", "until [ -e /data/go ]; do sleep 0.1; done")
-    with started(
-        node, "run", "--name", "next", "-p", "18081:80", "-v", f"{tmp_path}:/data", image, "--", *wait
+    with node.started(
+        "run", "--name", "next", "-p", "18081:80", "-v", f"{tmp_path}:/data", image, "--", *wait
     ) as front:
-        until(lambda: "running" in states(node), "it runs")
+        nodes.until(lambda: "running" in states(node), "it runs")
         node.kill()
         front.wait(SECONDS)
     (tmp_path / "go").touch()
     node.start()
-    until(lambda: states(node) == ["exited", "exited"], "the other one has ended, too")
-    until(lambda: addresses(node) == [], "it has given its address back")
+    nodes.until(lambda: states(node) == ["exited", "exited"], "the other one has ended, too")
+    nodes.until(lambda: addresses(node) == [], "it has given its address back")
     node.ok("rm", "short", "next")

@@ -1,13 +1,12 @@
 """A container's output depends on nobody: clients that go, are slow or are cut off, and parts of the node that are restarted."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ IN_HAND = 128 << 10
 ENDLESS = "while :; do /bin/busybox seq 1000; done"
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def image(store_images: dict[int, storeimages.StoreImage]) -> str:
     return store_images[1].reference
@@ -48,16 +40,6 @@ def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.N
     with nodes.cleaned_up(made):
         made.start()
         yield made
-
-
-@contextlib.contextmanager
-def started(node: nodes.Node, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    argv = [sys.executable, "-m", "nixlet", *arguments]
-    with subprocess.Popen(argv, env=node.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def size_of_logs(node: nodes.Node) -> int:
@@ -73,7 +55,7 @@ def kill_containerd(node: nodes.Node) -> None:
 
 def test_a_reader_that_has_enough_ends_it(node: nodes.Node, image: str) -> None:
     argv = ["run", "--rm", "--name", "enough", image, "--", "/bin/busybox", "seq", "100000"]
-    with started(node, *argv) as process:
+    with node.started(*argv) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         process.stdout.close()
@@ -82,17 +64,17 @@ def test_a_reader_that_has_enough_ends_it(node: nodes.Node, image: str) -> None:
 
 
 def test_a_container_goes_on_when_its_client_is_killed_or_does_not_read(node: nodes.Node, image: str) -> None:
-    with started(node, "run", "--name", "alone", image, "--", "/bin/sh", "-c", ENDLESS) as process:
+    with node.started("run", "--name", "alone", image, "--", "/bin/sh", "-c", ENDLESS) as process:
         assert process.stdout is not None
         process.stdout.read(1 << 20)
         process.kill()
         process.wait(SECONDS)
         before = size_of_logs(node)
-        until(lambda: size_of_logs(node) > before + (1 << 20), "it goes on")
+        nodes.until(lambda: size_of_logs(node) > before + (1 << 20), "it goes on")
         node.ok("stop", "-t", "1", "alone")
         node.ok("rm", "alone")
-    with started(node, "run", "--name", "slow", image, "--", "/bin/sh", "-c", ENDLESS) as process:
-        until(lambda: node.ok("ps", "-q"), "it runs")
+    with node.started("run", "--name", "slow", image, "--", "/bin/sh", "-c", ENDLESS) as process:
+        nodes.until(lambda: node.ok("ps", "-q"), "it runs")
         time.sleep(1)
         node.ok("rm", "-f", "slow")
         process.communicate(timeout=SECONDS)
@@ -100,7 +82,7 @@ def test_a_container_goes_on_when_its_client_is_killed_or_does_not_read(node: no
 
 
 def test_a_restart_of_containerd_is_not_noticed_in_front_of_it(own_node: nodes.Node, image: str) -> None:
-    with started(own_node, "run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
+    with own_node.started("run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
         assert process.stdout is not None
         seen = process.stdout.read(10)
         kill_containerd(own_node)
@@ -122,9 +104,9 @@ def test_a_pod_that_is_waited_for_outlasts_restarts_of_containerd(own_node: node
     )
     path = own_node.state_dir.parent / "patient.json"
     path.write_bytes(manifest)
-    with started(own_node, "kube", "play", "--wait", str(path)) as process:
+    with own_node.started("kube", "play", "--wait", str(path)) as process:
         assert process.stdout is not None
-        until(lambda: own_node.ok("ps", "-q"), "the init container runs")
+        nodes.until(lambda: own_node.ok("ps", "-q"), "the init container runs")
         kill_containerd(own_node)
         assert process.stdout.readline() == b"begun\n"
         kill_containerd(own_node)
@@ -133,10 +115,10 @@ def test_a_pod_that_is_waited_for_outlasts_restarts_of_containerd(own_node: node
 
 
 def test_a_restart_of_the_node_loses_nothing_and_says_so(own_node: nodes.Node, image: str) -> None:
-    with started(own_node, "run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
+    with own_node.started("run", "--name", "front", image, "--", "/bin/sh", "-c", COUNTING) as process:
         assert process.stdout is not None
         process.stdout.read(10)
-        with started(own_node, "logs", "-f", "front") as following:
+        with own_node.started("logs", "-f", "front") as following:
             assert following.stdout is not None
             following.stdout.read(10)
             assert own_node.stop() == 0
@@ -161,7 +143,7 @@ def test_a_node_ends_although_a_shim_hangs(tmp_path: Path, image: str) -> None:
         )
         os.kill(shim, signal.SIGSTOP)
         try:
-            with started(made, "rm", "-f", "hangs") as removing:
+            with made.started("rm", "-f", "hangs") as removing:
                 time.sleep(1)
                 assert removing.poll() is None
                 os.kill(made.pid, signal.SIGTERM)
@@ -202,7 +184,7 @@ def test_what_is_ended_before_it_runs_leaves_nothing(any_node: nodes.Node, image
         assert process.stdin is not None
         process.stdin.write(manifest)
         process.stdin.close()
-        until(lambda: any_node.ok("ps", "-q"), "the init container runs")
+        nodes.until(lambda: any_node.ok("ps", "-q"), "the init container runs")
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
     assert json.loads(any_node.ok("ps", "-a", "-o", "json")) == []
@@ -232,10 +214,10 @@ def test_a_pod_that_is_replaced_gets_its_time(any_node: nodes.Node, image: str, 
     command = ["/bin/sh", "-c", script.format("first")]
     manifest = nodes.manifest("web", image, command=command, **more)
     any_node.ok("kube", "play", "-", stdin=manifest)
-    until(lambda: any_node.ok("logs", "web"), "it is up")
+    nodes.until(lambda: any_node.ok("logs", "web"), "it is up")
     any_node.ok("kube", "play", "--replace", "-", stdin=manifest.replace(b"first", b"second"))
     assert (tmp_path / "first").read_text() == "ended\n"
-    until(lambda: any_node.ok("logs", "web"), "it is up")
+    nodes.until(lambda: any_node.ok("logs", "web"), "it is up")
     any_node.ok("stop", "web")
     assert (tmp_path / "second").read_text() == "ended\n"
     any_node.ok("rm", "web")
@@ -252,7 +234,7 @@ def test_logs_have_a_limit_and_are_followed_over_it(
     with nodes.cleaned_up(made):
         made.start()
         made.ok("run", "-d", "--name", "prints", image, "--", "/bin/sh", "-c", script)
-        with started(made, "logs", "-f", "prints") as following:
+        with made.started("logs", "-f", "prints") as following:
             assert following.stdout is not None
             assert following.stdout.read() == COUNTED + b"end\n"
             assert following.wait(SECONDS) == 0
@@ -273,7 +255,7 @@ def test_a_verb_says_whom_it_waits_for(any_node: nodes.Node, image: str) -> None
     )
     os.kill(containerd, signal.SIGSTOP)
     try:
-        with started(any_node, "ps") as process:
+        with any_node.started("ps") as process:
             assert process.stderr is not None
             expected = f"waiting for containerd at {any_node.containerd_socket}, which does not answer\n"
             assert process.stderr.readline().decode() == expected
