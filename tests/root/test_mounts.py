@@ -9,7 +9,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.kube import poddirs
+from nixlet.pods import directories
 from nixlet.snapshots import disk, probe
 
 
@@ -66,7 +66,7 @@ def test_nothing_stays_when_it_can_not_be(directory: Path) -> None:
     "remove",
     [
         mounts.remove_tree,
-        poddirs.remove,
+        directories.remove,
         lambda place: disk.remove_trees([place]),
         lambda place: probe.sweep(os.path.dirname(place)),
     ],

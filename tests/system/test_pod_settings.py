@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nixlet.kube import model
+from nixlet.containers import model
 from support import nodes, parts, storeimages
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> N
     import datetime
 
     from nixlet.cli import node, table
-    from nixlet.kube import pods
+    from nixlet.pods import criconfig
     from nixlet.rpc.gen import cri_pb2
 
     async with node.connected(state_dir) as connection:
@@ -41,13 +41,13 @@ async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> N
             state = "no container"
         created = datetime.datetime.fromtimestamp(container.created_at / 1e9, tz=datetime.UTC)
         image = container.image.user_specified_image or container.image.image
-        pod = container.labels.get(pods.POD_NAME, "")
+        pod = container.labels.get(criconfig.POD_NAME, "")
         listed.append(
             {
                 "id": container.id,
                 "name": container.metadata.name,
                 "pod": pod,
-                "namespace": container.labels.get(pods.POD_NAMESPACE, ""),
+                "namespace": container.labels.get(criconfig.POD_NAMESPACE, ""),
                 "image": image,
                 "state": state,
                 "created": created.isoformat(),
@@ -86,18 +86,18 @@ async def find(connection: "Node", wanted: str) -> "cri_pb2.Container":
         NotFoundError: There is none.
         InvalidArgumentError: There are several.
     """
-    from nixlet.kube import lookup
+    from nixlet.pods import lookup
 
     return lookup.find(wanted, await connection.runtime.containers())
 
 
 async def bare_pods(connection: "Node") -> "list[cri_pb2.Container]":
     """Our pods that have no container (yet, or any more): each as a container without a name whose ID is the pod's."""
-    from nixlet.kube import pods
+    from nixlet.pods import criconfig
     from nixlet.rpc.gen import cri_pb2
 
     # In this order: what is made meanwhile has its containers.
-    sandboxes = await connection.runtime.sandboxes(pods.MADE_BY)
+    sandboxes = await connection.runtime.sandboxes(criconfig.MADE_BY)
     filled = {each.pod_sandbox_id for each in await connection.runtime.containers()}
     return [
         cri_pb2.Container(
@@ -119,7 +119,7 @@ async def find_with_pods(connection: "Node", wanted: str) -> "cri_pb2.Container"
         NotFoundError: There is none.
         InvalidArgumentError: There are several.
     """
-    from nixlet.kube import lookup
+    from nixlet.pods import lookup
 
     return lookup.find(wanted, [*await connection.runtime.containers(), *await bare_pods(connection)])
 
@@ -145,7 +145,7 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
     import datetime
 
     from nixlet.cli import node
-    from nixlet.kube import logs as records
+    from nixlet.containers import logs as records
 
     lines = records.parse_tail(tail)
     earliest = records.parse_since(since, datetime.datetime.now(datetime.UTC)) if since else None

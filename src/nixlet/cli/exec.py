@@ -33,7 +33,7 @@ async def exec(  # noqa: A001 (the verb's name)
 
     from nixlet import errors
     from nixlet.cli import containers, node, terminal
-    from nixlet.kube import arguments, processes
+    from nixlet.containers import arguments, processes
     from nixlet.rpc.gen import cri_pb2
 
     words = command[1:] if command[:1] == ("--",) else command

@@ -27,12 +27,12 @@ async def inspect(containers: tuple[str, ...], state_dir: str) -> None:
 
 async def _describe(connection: "Node", container: str) -> dict[str, Any]:
     from nixlet.cli import containers as module
-    from nixlet.kube import pods
+    from nixlet.pods import criconfig
     from nixlet.rpc.gen import cri_pb2
 
     status, info = await module.details(connection, container)
     sandbox = await connection.runtime.sandbox_status(info.get("sandboxID", ""))
-    alone = pods.NO_NETWORK in sandbox.annotations
+    alone = criconfig.NO_NETWORK in sandbox.annotations
     addresses = [sandbox.network.ip, *(each.ip for each in sandbox.network.additional_ips)]
     spec = info.get("runtimeSpec", {})
     process = spec.get("process", {})
@@ -41,8 +41,8 @@ async def _describe(connection: "Node", container: str) -> dict[str, Any]:
     return {
         "id": status.id,
         "name": status.metadata.name,
-        "pod": status.labels.get(pods.POD_NAME, ""),
-        "namespace": status.labels.get(pods.POD_NAMESPACE, ""),
+        "pod": status.labels.get(criconfig.POD_NAME, ""),
+        "namespace": status.labels.get(criconfig.POD_NAMESPACE, ""),
         "sandbox": info.get("sandboxID", ""),
         "image": status.image.user_specified_image or status.image.image,
         "image_id": status.image_ref,
@@ -70,7 +70,7 @@ async def _describe(connection: "Node", container: str) -> dict[str, Any]:
         "network": {
             "mode": "none" if alone else _mode(sandbox),
             "addresses": [] if alone else [address for address in addresses if address],
-            "ports": [str(port) for port in pods.ports_of(sandbox.annotations)],
+            "ports": [str(port) for port in criconfig.ports_of(sandbox.annotations)],
         },
         "mounts": [
             {"host": mount.host_path, "container": mount.container_path, "read_only": mount.readonly}

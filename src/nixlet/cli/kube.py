@@ -9,8 +9,8 @@ from nixlet.cli import options
 
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
-    from nixlet.kube import model
-    from nixlet.kube.player import RunningContainer, RunningPod
+    from nixlet.containers import model
+    from nixlet.pods.player import RunningContainer, RunningPod
 
 
 @click.group()
@@ -45,7 +45,8 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
     With --wait the exit status is that of the first container that fails.
     """
     from nixlet.cli import node, terminal
-    from nixlet.kube import manifest, player
+    from nixlet.kube import manifest
+    from nixlet.pods import player
 
     pods, notices = _read(file)
     for notice in [*notices, *manifest.restart_notices(pods)]:
@@ -139,7 +140,7 @@ async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
     """Remove the pods of a manifest FILE (- for standard input)."""
     from nixlet import errors
     from nixlet.cli import node
-    from nixlet.kube import player
+    from nixlet.pods import player
 
     pods, _ = _read(file)
     async with node.connected(state_dir) as connection:

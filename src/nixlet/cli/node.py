@@ -11,8 +11,9 @@ import click
 from nixlet import errors
 from nixlet.cli import playing, progress
 from nixlet.containerd import client, cri, tasks
-from nixlet.kube import endings, logs, model, player, users
+from nixlet.containers import endings, logs, model, users
 from nixlet.node import config
+from nixlet.pods import player
 from nixlet.rpc import channel as channels
 from nixlet.rpc import status
 from nixlet.rpc.gen import cri_pb2, node_grpc, node_pb2

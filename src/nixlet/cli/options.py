@@ -10,7 +10,7 @@ from nixlet import errors
 from nixlet.node import config
 
 if TYPE_CHECKING:
-    from nixlet.kube import logs
+    from nixlet.containers import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
 

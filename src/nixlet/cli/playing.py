@@ -8,7 +8,8 @@ from grpclib import client
 from grpclib.exceptions import StreamTerminatedError
 
 from nixlet import errors
-from nixlet.kube import model, player, stdio
+from nixlet.containers import model, stdio
+from nixlet.pods import player
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import node_grpc, node_pb2
 

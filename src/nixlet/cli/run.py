@@ -9,7 +9,7 @@ from nixlet.cli import options
 
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
-    from nixlet.kube import model
+    from nixlet.containers import model
 
 
 _LIMITS = "limits stand in a manifest (resources): nixlet kube play"
@@ -113,7 +113,8 @@ async def run(
 
     from nixlet import errors
     from nixlet.cli import node, terminal
-    from nixlet.kube import arguments, model, pods
+    from nixlet.containers import arguments, model
+    from nixlet.pods import criconfig
 
     if publish and network != "bridge":
         raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
@@ -169,7 +170,7 @@ async def run(
         runtime=runtime,
         host_network=network == "host",
         no_network=network == "none",
-        grace_seconds=pods.DEFAULT_GRACE,
+        grace_seconds=criconfig.DEFAULT_GRACE,
         remove_when_ended=remove,
     )
     async with node.connected(state_dir) as connection:

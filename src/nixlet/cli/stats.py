@@ -87,7 +87,7 @@ async def _usage(
     connection: "Node", sample: "cri_pb2.ContainerStats", before: "cri_pb2.ContainerStats | None"
 ) -> _Usage:
     from nixlet import errors
-    from nixlet.kube import pods
+    from nixlet.pods import criconfig
 
     share = 0.0
     if before is not None and sample.cpu.timestamp > before.cpu.timestamp:
@@ -103,7 +103,7 @@ async def _usage(
     return _Usage(
         id=sample.attributes.id,
         name=sample.attributes.metadata.name,
-        pod=sample.attributes.labels.get(pods.POD_NAME, ""),
+        pod=sample.attributes.labels.get(criconfig.POD_NAME, ""),
         cpu_percent=round(share, 2),
         memory_bytes=memory.working_set_bytes.value,
         memory_limit_bytes=limit,

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
+from nixlet.containers import capabilities, model
 from nixlet.encoding import yamlread
-from nixlet.kube import capabilities, model, quantity
+from nixlet.kube import quantity
 
 _UID_MAX = 2**32 - 2
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")

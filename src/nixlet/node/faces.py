@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from nixlet import errors
 from nixlet.containerd import cri, tasks
 from nixlet.host import signals, supervisor
-from nixlet.kube import player, removal, resolvconf
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
+from nixlet.pods import player, removal, resolvconf
 from nixlet.services import node as node_service
 from nixlet.services import pods as pods_service
 

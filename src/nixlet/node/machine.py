@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Mapping
 
 from nixlet import errors
+from nixlet.containers import model
 from nixlet.host import cgroups, network, process
-from nixlet.kube import model
 from nixlet.node import preflight
 
 #: Bytes below which nothing can be pulled, and below which it gets tight; the same for inodes.

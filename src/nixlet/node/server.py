@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.containerd import cni, cri, crictl, imagestore
 from nixlet.host import files, mounts, network, sdnotify, signals, supervisor, unixsocket
 from nixlet.images import archive, loader, platforms
-from nixlet.kube import poddirs, quantity, rotation
+from nixlet.kube import quantity
 from nixlet.node import (
     claims,
     containerd_child,
@@ -31,6 +31,7 @@ from nixlet.node import (
 )
 from nixlet.node import config as node_config
 from nixlet.node import faces as faces_module
+from nixlet.pods import directories, rotation
 from nixlet.rpc import channel as channels
 from nixlet.services import health
 from nixlet.store import interface, roots
@@ -280,7 +281,7 @@ async def _sweep(layout: node_config.Layout, served: proxyplugin.Served) -> None
     """Delete the directories of pods that another client removed while no node ran."""
     uids = {sandbox.metadata.uid for sandbox in await served.runtime.sandboxes()}
     if uids:
-        await asyncio.to_thread(poddirs.sweep, layout.pods, await served.containerd.identity(), uids)
+        await asyncio.to_thread(directories.sweep, layout.pods, await served.containerd.identity(), uids)
 
 
 async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout) -> None:

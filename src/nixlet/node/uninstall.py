@@ -19,8 +19,8 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import cni, cri
+from nixlet.containers import endings
 from nixlet.host import files, iptables, logfiles, mounts, network, process
-from nixlet.kube import endings
 from nixlet.node import config as node_config
 from nixlet.node import marker, podtraces, preflight, preload, registries, server
 from nixlet.rpc import channel as channels

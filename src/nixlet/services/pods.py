@@ -9,8 +9,9 @@ import msgspec
 
 from nixlet import errors
 from nixlet.containerd import client, cri, tasks
+from nixlet.containers import foreground, model
 from nixlet.host import signals
-from nixlet.kube import ended, foreground, model, player, removal
+from nixlet.pods import ended, player, removal
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2
 from nixlet.rpc.gen import node_pb2 as pb

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nixlet.cli import kube, playing
-from nixlet.kube import logs, model, player
+from nixlet.containers import logs, model
+from nixlet.pods import player
 
 
 class Connection:

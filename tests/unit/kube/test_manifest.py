@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.kube import manifest, model, pods
+from nixlet.containers import model
+from nixlet.kube import manifest
+from nixlet.pods import criconfig
 
 FULL = """\
 apiVersion: v1
@@ -271,7 +273,7 @@ def test_what_nobody_reads_is_said_to_be_passed_over() -> None:
 def test_a_pods_names_fit_into_a_files_name() -> None:
     longest = {"name": "a" * 154, "namespace": "b" * 63}
     pod = parse_one(json.dumps(MINIMAL | {"metadata": longest}))
-    assert len(os.path.basename(pods.log_directory("/logs", pod, str(uuid.uuid4())))) == 255
+    assert len(os.path.basename(criconfig.log_directory("/logs", pod, str(uuid.uuid4())))) == 255
     with pytest.raises(errors.UsageError, match=r"line 1: metadata\.name is too long: .* 217 characters"):
         parse_one(json.dumps(MINIMAL | {"metadata": longest | {"name": "a" * 155}}))
 

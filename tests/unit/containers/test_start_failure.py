@@ -3,7 +3,7 @@
 import pytest
 
 from nixlet import errors
-from nixlet.kube import failures
+from nixlet.containers import failures
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import cri
-from nixlet.kube import logs, rotation
+from nixlet.containers import logs
+from nixlet.pods import rotation
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2

@@ -4,8 +4,8 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 
+from nixlet.containers import model
 from nixlet.host import files
-from nixlet.kube import model
 
 #: Where containers have it, and the host.
 PLACE = "/etc/hosts"

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixlet import errors
-from nixlet.kube import model, pods
+from nixlet.containers import model
+from nixlet.pods import criconfig
 from nixlet.rpc.gen import cri_pb2
 
-PLACEMENT = pods.Placement("u-1", "/logs/shop_web_u-1", {"data": "/srv/data"}, "/logs/hosts")
+PLACEMENT = criconfig.Placement("u-1", "/logs/shop_web_u-1", {"data": "/srv/data"}, "/logs/hosts")
 MAIN = model.Container(name="main", image="web:1", pull_policy="Never")
 POD = model.Pod(name="web", namespace="shop", labels={"app": "web"}, annotations={"note": "n"}, containers=(MAIN,))
 IDENTITY = {
@@ -27,19 +28,19 @@ IDENTITY = {
 def container_of(pod: model.Pod = POD, **changes: Any) -> cri_pb2.ContainerConfig:
     container = dataclasses.replace(MAIN, **changes)
     pod = dataclasses.replace(pod, containers=(container,))
-    return pods.container_config(pod, container, "sha256:1", PLACEMENT)
+    return criconfig.container_config(pod, container, "sha256:1", PLACEMENT)
 
 
 def sandbox_of(**changes: Any) -> cri_pb2.PodSandboxConfig:
-    return pods.sandbox_config(dataclasses.replace(POD, **changes), PLACEMENT)
+    return criconfig.sandbox_config(dataclasses.replace(POD, **changes), PLACEMENT)
 
 
 def test_a_sandbox_has_its_identity() -> None:
     config = sandbox_of(sysctls={"net.ipv4.ip_forward": "1"})
     assert config.metadata == cri_pb2.PodSandboxMetadata(name="web", uid="u-1", namespace="shop")
     assert dict(config.labels) == {"app": "web"} | IDENTITY
-    assert dict(config.annotations) == {"note": "n", pods.GRACE: "30"}
-    assert config.log_directory == PLACEMENT.log_directory == pods.log_directory("/logs", POD, "u-1")
+    assert dict(config.annotations) == {"note": "n", criconfig.GRACE: "30"}
+    assert config.log_directory == PLACEMENT.log_directory == criconfig.log_directory("/logs", POD, "u-1")
     assert dict(config.linux.sysctls) == {"net.ipv4.ip_forward": "1"}
 
 
@@ -71,7 +72,7 @@ def test_namespaces_are_the_same_for_the_sandbox_and_its_containers(network: boo
         pid=cri_pb2.NODE if pid else cri_pb2.CONTAINER,
         ipc=cri_pb2.NODE if ipc else cri_pb2.POD,
     )
-    sandbox = pods.sandbox_config(pod, PLACEMENT)
+    sandbox = criconfig.sandbox_config(pod, PLACEMENT)
     assert sandbox.linux.security_context.namespace_options == expected
     assert container_of(pod).linux.security_context.namespace_options == expected
 
@@ -142,12 +143,12 @@ def test_variables_see_those_before_them_and_the_last_of_a_name_counts() -> None
     ],
 )  # fmt: skip
 def test_expansion(text: str, expanded: str) -> None:
-    assert pods.expand(text, {"A": "1", "B": "2", "a.b-c": "3", "C": "$(A)"}) == expanded
+    assert criconfig.expand(text, {"A": "1", "B": "2", "a.b-c": "3", "C": "$(A)"}) == expanded
 
 
 @given(st.text(alphabet="$()AB x"))
 def test_escaped_text_stays_what_it_is(text: str) -> None:
-    assert pods.expand(model.escaped(text), {"A": "1", "B": "2"}) == text
+    assert criconfig.expand(model.escaped(text), {"A": "1", "B": "2"}) == text
 
 
 def test_a_containers_security_goes_before_the_pods() -> None:
@@ -240,7 +241,7 @@ def test_one_container_without_limits_makes_the_whole_pod_burstable() -> None:
         dataclasses.replace(POD, containers=(guaranteed, MAIN)),
         dataclasses.replace(POD, containers=(guaranteed,), init_containers=(MAIN,)),
     ):
-        config = pods.container_config(pod, guaranteed, "sha256:1", PLACEMENT)
+        config = criconfig.container_config(pod, guaranteed, "sha256:1", PLACEMENT)
         assert config.linux.resources.oom_score_adj == 999
 
 
@@ -259,21 +260,21 @@ def test_host_paths_that_do_not_fit(tmp_path: Path, name: str, kind: str, reason
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     with pytest.raises(errors.FailedPreconditionError) as caught:
-        pods.check_host_path(model.Volume("data", str(tmp_path / name), kind))
+        criconfig.check_host_path(model.Volume("data", str(tmp_path / name), kind))
     assert caught.value.message == f"the volume data needs {tmp_path / name}{reason}"
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
 
 
 def test_host_paths_that_are_made(tmp_path: Path) -> None:
     for _ in range(2):
-        pods.check_host_path(model.Volume("data", str(tmp_path / "a" / "b"), "DirectoryOrCreate"))
-        pods.check_host_path(model.Volume("data", str(tmp_path / "a" / "file"), "FileOrCreate"))
-        pods.check_host_path(model.Volume("data", str(tmp_path / "a"), ""))
-        pods.check_host_path(model.Volume("data", str(tmp_path / "c" / "d"), ""))
+        criconfig.check_host_path(model.Volume("data", str(tmp_path / "a" / "b"), "DirectoryOrCreate"))
+        criconfig.check_host_path(model.Volume("data", str(tmp_path / "a" / "file"), "FileOrCreate"))
+        criconfig.check_host_path(model.Volume("data", str(tmp_path / "a"), ""))
+        criconfig.check_host_path(model.Volume("data", str(tmp_path / "c" / "d"), ""))
     assert (tmp_path / "a" / "b").is_dir()
     assert (tmp_path / "c" / "d").is_dir()
     assert (tmp_path / "a" / "file").read_bytes() == b""
-    pods.check_host_path(model.Volume("data", "/dev/null", "CharDevice"))
+    criconfig.check_host_path(model.Volume("data", "/dev/null", "CharDevice"))
 
 
 def test_a_pods_ports_are_kept_where_those_who_list_pods_find_them() -> None:
@@ -284,19 +285,24 @@ def test_a_pods_ports_are_kept_where_those_who_list_pods_find_them() -> None:
         model.Port(81),
     )
     config = sandbox_of(containers=(dataclasses.replace(MAIN, ports=ports),))
-    assert config.annotations[pods.PORTS] == "0.0.0.0:8080->80/tcp, [::1]:53->53/udp, 10.0.0.1:9->9/sctp"
-    assert tuple(pods.ports_of(config.annotations)) == ports[:3]
+    assert config.annotations[criconfig.PORTS] == "0.0.0.0:8080->80/tcp, [::1]:53->53/udp, 10.0.0.1:9->9/sctp"
+    assert tuple(criconfig.ports_of(config.annotations)) == ports[:3]
     assert (
-        pods.PORTS
+        criconfig.PORTS
         not in sandbox_of(host_network=True, containers=(dataclasses.replace(MAIN, ports=ports),)).annotations
     )
-    assert pods.ports_of({pods.PORTS: "nonsense, 1->2, 0.0.0.0:x->1/tcp"}) == pods.ports_of({}) == []
+    assert criconfig.ports_of({criconfig.PORTS: "nonsense, 1->2, 0.0.0.0:x->1/tcp"}) == criconfig.ports_of({}) == []
 
 
 def test_a_manifest_can_not_claim_what_nixlet_notes() -> None:
-    annotations = {pods.PORTS: "0.0.0.0:22->22/tcp", pods.NO_NETWORK: "true", pods.GRACE: "1", "note": "n"}
-    assert dict(sandbox_of(annotations=annotations).annotations) == {"note": "n", pods.GRACE: "30"}
-    assert sandbox_of(no_network=True).annotations[pods.NO_NETWORK] == "true"
+    annotations = {
+        criconfig.PORTS: "0.0.0.0:22->22/tcp",
+        criconfig.NO_NETWORK: "true",
+        criconfig.GRACE: "1",
+        "note": "n",
+    }
+    assert dict(sandbox_of(annotations=annotations).annotations) == {"note": "n", criconfig.GRACE: "30"}
+    assert sandbox_of(no_network=True).annotations[criconfig.NO_NETWORK] == "true"
 
 
 def test_a_user_by_name() -> None:

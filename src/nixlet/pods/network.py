@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from nixlet import errors
-from nixlet.kube import model, pods
+from nixlet.containers import model
+from nixlet.pods import criconfig
 from nixlet.rpc.gen import cri_pb2
 
 #: What the bridge plugin says when the kernel has no port left (EXFULL), and host-local when it has no address left.
@@ -28,7 +29,7 @@ def check_offers(pod: model.Pod) -> None:
     Raises:
         FailedPreconditionError: One it can't.
     """
-    for port in pods.published_ports(pod):
+    for port in criconfig.published_ports(pod):
         if port.host_ip and _is(port.host_ip, "is_loopback") and ":" in port.host_ip:
             raise errors.FailedPreconditionError(
                 f"port {port.host_port} can't be offered at {port.host_ip}: the kernel leads nothing on from IPv6's loopback",
@@ -47,7 +48,7 @@ def check_served(pod: model.Pod, own: Sequence[str]) -> None:
         FailedPreconditionError: The kind is missing, so that nothing would arrive.
     """
     there = {ipaddress.ip_address(each).version for each in own}
-    for port in pods.published_ports(pod):
+    for port in criconfig.published_ports(pod):
         if port.host_ip and there and (version := ipaddress.ip_address(port.host_ip).version) not in there:
             raise errors.FailedPreconditionError(
                 f"port {port.host_port} can't be offered at {port.host_ip}: pods have no IPv{version} addresses here",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixlet.kube import leftovers
+from nixlet.pods import leftovers
 
 OURS, OTHER = "0a" * 32, "1b" * 32
 

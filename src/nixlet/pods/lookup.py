@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from nixlet import errors
-from nixlet.kube import pods
+from nixlet.pods import criconfig
 from nixlet.rpc.gen import cri_pb2
 
 #: What an ID may begin with; containerd's are of such digits.
@@ -26,12 +26,16 @@ def find(wanted: str, containers: Sequence[cri_pb2.Container]) -> cri_pb2.Contai
     """
 
     def named(each: cri_pb2.Container) -> bool:
-        parts = (each.labels.get(pods.POD_NAMESPACE, ""), each.labels.get(pods.POD_NAME, ""), each.metadata.name)
+        parts = (
+            each.labels.get(criconfig.POD_NAMESPACE, ""),
+            each.labels.get(criconfig.POD_NAME, ""),
+            each.metadata.name,
+        )
         # Who has no name (a pod without containers, too) is not meant by the names of others that end there.
         return any(all(parts[start:]) and wanted == "/".join(parts[start:]) for start in range(3))
 
     def in_pod(each: cri_pb2.Container) -> bool:
-        return bool(wanted) and each.labels.get(pods.POD_NAME) == wanted
+        return bool(wanted) and each.labels.get(criconfig.POD_NAME) == wanted
 
     def begins(each: cri_pb2.Container) -> bool:
         return bool(_ID_PREFIX.fullmatch(wanted)) and each.id.startswith(wanted)
@@ -52,5 +56,5 @@ def find(wanted: str, containers: Sequence[cri_pb2.Container]) -> cri_pb2.Contai
 
 def _described(container: cri_pb2.Container) -> str:
     labels = container.labels
-    place = f"{labels.get(pods.POD_NAMESPACE, '')}/{labels.get(pods.POD_NAME, '')}/{container.metadata.name}"
+    place = f"{labels.get(criconfig.POD_NAMESPACE, '')}/{labels.get(criconfig.POD_NAME, '')}/{container.metadata.name}"
     return f"{place} ({container.id[:12]})"

@@ -5,8 +5,9 @@ import os
 from collections.abc import Collection
 
 from nixlet import errors
+from nixlet.containers import model
 from nixlet.host import files, mounts
-from nixlet.kube import begun, model, pods
+from nixlet.pods import begun, criconfig
 
 #: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
 _VOLUMES = ".volumes"
@@ -29,7 +30,7 @@ def volumes(pod: model.Pod, directory: str) -> dict[str, str]:
     places = {}
     for volume in pod.volumes:
         if volume.host_path:
-            pods.check_host_path(volume)
+            criconfig.check_host_path(volume)
             places[volume.name] = volume.host_path
         else:
             place = os.path.join(directory, _VOLUMES, volume.name)

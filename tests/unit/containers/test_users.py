@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.kube import arguments, model, users
+from nixlet.containers import arguments, model, users
 from nixlet.rpc.gen import cri_pb2
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nbroken\nada:x:1000:100:Ada:/home/ada:/bin/sh\nodd:x:-1:x::/:\nbob:x:1001:101::/:/bin/sh\n"

@@ -7,8 +7,9 @@ import stat
 from collections.abc import Mapping
 
 from nixlet import errors
+from nixlet.containers import model
 from nixlet.host import files
-from nixlet.kube import hosts, model
+from nixlet.pods import hosts
 from nixlet.rpc.gen import cri_pb2
 
 POD_NAME = "io.kubernetes.pod.name"

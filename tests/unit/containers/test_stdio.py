@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.kube import stdio
+from nixlet.containers import stdio
 
 
 class Pipes:

@@ -11,7 +11,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import client, cri, tasks
-from nixlet.kube import foreground
+from nixlet.containers import foreground
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_tasks_pb2 as tasks_pb2

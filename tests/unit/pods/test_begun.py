@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import begun, leftovers, poddirs
+from nixlet.pods import begun, directories, leftovers
 
 ID = "ab" * 32
 OTHER = "cd" * 32
@@ -35,9 +35,9 @@ def test_one_containerd_says_nothing_of_the_pods_of_another(tmp_path: Path) -> N
         begun.finish(str(tmp_path / f"default_pod_{uid}"))
     begun.begin(str(tmp_path / "default_pod_u-5"), "other")
     (tmp_path / "default_pod_u-6").mkdir()
-    poddirs.sweep(str(tmp_path), "other", {"u-3"})
+    directories.sweep(str(tmp_path), "other", {"u-3"})
     assert {begun.uid_of(name) for name in os.listdir(tmp_path)} == {"u-1", "u-2", "u-3", "u-5", "u-6"}
-    poddirs.sweep(str(tmp_path), "own", {"u-1"})
+    directories.sweep(str(tmp_path), "own", {"u-1"})
     assert {begun.uid_of(name) for name in os.listdir(tmp_path)} == {"u-1", "u-3", "u-5", "u-6"}
 
 

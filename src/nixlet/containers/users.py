@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from nixlet import errors
+from nixlet.containers import model
 from nixlet.host import inroot
-from nixlet.kube import model
 from nixlet.rpc.gen import cri_pb2
 
 #: What to do about a name that an image doesn't know: those made by Nix have no passwd unless somebody puts one there.

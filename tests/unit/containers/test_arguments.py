@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import arguments, model
+from nixlet.containers import arguments, model
 
 
 @pytest.mark.parametrize(

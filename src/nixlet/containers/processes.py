@@ -13,8 +13,8 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import client, tasks
+from nixlet.containers import failures, model, stdio, users
 from nixlet.host import files
-from nixlet.kube import failures, model, stdio, users
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.kube import begun, logs, pods
+from nixlet.containers import logs
+from nixlet.pods import begun, criconfig
 from nixlet.rpc.gen import cri_pb2
 
 #: Seconds between two looks. A kubelet takes ten, in which a container can fill a disk.
@@ -79,7 +80,7 @@ class Rotator:
         """The container that writes a log; the log of one that has ended grows no more."""
         own = os.path.dirname(path)
         uid, name = begun.uid_of(os.path.dirname(own)), os.path.basename(own)
-        labels = {pods.POD_UID: uid, pods.CONTAINER_NAME: name, **pods.MADE_BY}
+        labels = {criconfig.POD_UID: uid, criconfig.CONTAINER_NAME: name, **criconfig.MADE_BY}
         for container in await self._runtime.containers(labels=labels):
             if container.state == cri_pb2.CONTAINER_RUNNING:
                 return container.id

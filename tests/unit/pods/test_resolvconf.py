@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import model, pods, resolvconf
+from nixlet.containers import model
+from nixlet.pods import criconfig, resolvconf
 from nixlet.rpc.gen import cri_pb2
 
 
@@ -72,7 +73,7 @@ def test_what_it_says(file: Path) -> None:
 
 def test_a_pod_on_the_hosts_network_looks_up_as_the_host_does() -> None:
     dns = cri_pb2.DNSConfig(servers=["10.0.0.1"])
-    placement = pods.Placement("uid", "/logs", {}, "/logs/hosts")
-    assert pods.sandbox_config(model.Pod("p"), placement, dns).dns_config == dns
-    assert not pods.sandbox_config(model.Pod("p", host_network=True), placement, dns).HasField("dns_config")
-    assert not pods.sandbox_config(model.Pod("p"), placement).HasField("dns_config")
+    placement = criconfig.Placement("uid", "/logs", {}, "/logs/hosts")
+    assert criconfig.sandbox_config(model.Pod("p"), placement, dns).dns_config == dns
+    assert not criconfig.sandbox_config(model.Pod("p", host_network=True), placement, dns).HasField("dns_config")
+    assert not criconfig.sandbox_config(model.Pod("p"), placement).HasField("dns_config")

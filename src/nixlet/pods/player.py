@@ -11,23 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri
+from nixlet.containers import endings, failures, logs, model, users
 from nixlet.host import iptables, netns, signals
 from nixlet.host import ports as host_ports
-from nixlet.kube import (
-    begun,
-    endings,
-    failures,
-    hosts,
-    leftovers,
-    logs,
-    model,
-    poddirs,
-    podnetwork,
-    pods,
-    removal,
-    resolvconf,
-    users,
-)
+from nixlet.pods import begun, criconfig, directories, hosts, leftovers, network, removal, resolvconf
 from nixlet.rpc.gen import cri_pb2
 
 #: A context in which a container, by its ID, is started.
@@ -135,7 +122,7 @@ class Player:
             await self._check_ports(pod)
             containerd = await self._containerd.identity()
             uid = str(uuid.uuid4())
-            directory = pods.log_directory(self._pods_dir, pod, uid)
+            directory = criconfig.log_directory(self._pods_dir, pod, uid)
             try:
                 await asyncio.to_thread(begun.begin, directory, containerd)
                 running = await self._play(pod, images, uid, directory, given_up, around_start)
@@ -152,7 +139,7 @@ class Player:
         """Take a pod's name and ports before anything is asked of the runtime, which doesn't know yet what is being played."""
         if name in self._playing:
             raise _there_is(pod)
-        wanted = pods.published_ports(pod)
+        wanted = criconfig.published_ports(pod)
         for (other, _), theirs in self._playing.items():
             _refuse_offered(wanted, theirs, other)
         self._playing[name] = wanted
@@ -170,9 +157,11 @@ class Player:
             if given_up.is_set():
                 raise errors.CallCancelledError(f"pod {pod.name} is not wanted any more")
 
-        placement = pods.Placement(uid, directory, poddirs.volumes(pod, directory), poddirs.hosts(directory))
+        placement = criconfig.Placement(
+            uid, directory, directories.volumes(pod, directory), directories.hosts(directory)
+        )
         dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
-        config = pods.sandbox_config(pod, placement, dns)
+        config = criconfig.sandbox_config(pod, placement, dns)
         check()
         sandbox = await self._run_sandbox(config, pod.runtime)
         if pod.no_network:
@@ -235,8 +224,8 @@ class Player:
 
     async def _take_back(self, directory: str) -> None:
         uid = begun.uid_of(directory)
-        found = await self._runtime.sandboxes({pods.POD_UID: uid, **pods.MADE_BY})
-        records = await self._containerd.containers({pods.POD_UID: uid, **pods.MADE_BY})
+        found = await self._runtime.sandboxes({criconfig.POD_UID: uid, **criconfig.MADE_BY})
+        records = await self._containerd.containers({criconfig.POD_UID: uid, **criconfig.MADE_BY})
         ids = (
             {each.id for each in found}
             | {each.id for each in records}
@@ -245,7 +234,7 @@ class Player:
         for sandbox in found:
             await removal.remove_sandbox(self._runtime, sandbox.id)
         await leftovers.end(ids, self._leases)
-        await asyncio.to_thread(poddirs.remove, directory)
+        await asyncio.to_thread(directories.remove, directory)
 
     async def recover(self) -> None:
         """Undo what an earlier node began and did not finish; what takes longer than a moment goes on by itself."""
@@ -264,9 +253,9 @@ class Player:
         if pod.host_network:
             hosts.write(path, hosts.of_the_host(pod.host_aliases))
             return
-        own = podnetwork.addresses(pod, await self._runtime.sandbox_status(sandbox))
-        podnetwork.check_served(pod, own)
-        hosts.write(path, hosts.render(own, pods.hostname(pod), pod.host_aliases))
+        own = network.addresses(pod, await self._runtime.sandbox_status(sandbox))
+        network.check_served(pod, own)
+        hosts.write(path, hosts.render(own, criconfig.hostname(pod), pod.host_aliases))
 
     async def _run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str) -> str:
         try:
@@ -278,17 +267,17 @@ class Player:
                     f"the node's containerd has no runtime {runtime}",
                     hint="install it and start the node again (see nixlet doctor), or set it up in a drop-in",
                 ) from error
-            raise podnetwork.explained(error) from error
+            raise network.explained(error) from error
 
     async def _check_ports(self, pod: model.Pod) -> None:
         """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""
-        wanted = pods.published_ports(pod)
+        wanted = criconfig.published_ports(pod)
         if not wanted:
             return
-        podnetwork.check_offers(pod)
-        for sandbox in await self._runtime.sandboxes(pods.MADE_BY):
+        network.check_offers(pod)
+        for sandbox in await self._runtime.sandboxes(criconfig.MADE_BY):
             if sandbox.state == cri_pb2.SANDBOX_READY:
-                _refuse_offered(wanted, pods.ports_of(sandbox.annotations), sandbox.metadata.name)
+                _refuse_offered(wanted, criconfig.ports_of(sandbox.annotations), sandbox.metadata.name)
         for port in wanted:
             if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):
                 raise errors.FailedPreconditionError(
@@ -312,12 +301,12 @@ class Player:
         pod: model.Pod,
         container: model.Container,
         image_ref: str,
-        placement: pods.Placement,
+        placement: criconfig.Placement,
         sandbox: str,
         sandbox_config: cri_pb2.PodSandboxConfig,
         around_start: AroundStart = _alone,
     ) -> RunningContainer:
-        config = pods.container_config(pod, container, image_ref, placement)
+        config = criconfig.container_config(pod, container, image_ref, placement)
         try:
             container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
         except errors.NixletError as error:
@@ -369,4 +358,4 @@ def _refuse_offered(wanted: Sequence[model.Port], theirs: Sequence[model.Port], 
 
 async def find(runtime: cri.RuntimeClient, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:
     """The pods of a name that nixlet made."""
-    return await runtime.sandboxes({pods.POD_NAME: name, pods.POD_NAMESPACE: namespace, **pods.MADE_BY})
+    return await runtime.sandboxes({criconfig.POD_NAME: name, criconfig.POD_NAMESPACE: namespace, **criconfig.MADE_BY})

@@ -9,7 +9,8 @@ import logging
 
 from nixlet import errors
 from nixlet.containerd import client, cri
-from nixlet.kube import endings, pods, removal
+from nixlet.containers import endings
+from nixlet.pods import criconfig, removal
 from nixlet.rpc.gen import cri_pb2
 
 _log = logging.getLogger("nixlet.pods")
@@ -30,7 +31,7 @@ class Watcher:
 
     async def adopt(self) -> None:
         """Wait for the pods that there are: an earlier node did until now. Some may have ended while there was none."""
-        for sandbox in await self._runtime.sandboxes(pods.MADE_BY):
+        for sandbox in await self._runtime.sandboxes(criconfig.MADE_BY):
             if sandbox.state == cri_pb2.SANDBOX_READY or _is_marked(sandbox):
                 self.wait_for(sandbox.id)
 
@@ -55,7 +56,7 @@ class Watcher:
                     # Somebody may remove it while it is waited for.
                     with contextlib.suppress(errors.NotFoundError):
                         await endings.wait(self._runtime, self._containerd, running[0], patient=True)
-                for found in await self._runtime.sandboxes(pods.MADE_BY):
+                for found in await self._runtime.sandboxes(criconfig.MADE_BY):
                     if found.id == sandbox:
                         await self._end(found)
                 return
@@ -77,4 +78,4 @@ class Watcher:
 
 
 def _is_marked(sandbox: cri_pb2.PodSandbox) -> bool:
-    return pods.AUTO_REMOVE.items() <= dict(sandbox.labels).items()
+    return criconfig.AUTO_REMOVE.items() <= dict(sandbox.labels).items()

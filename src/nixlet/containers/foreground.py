@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri, tasks
+from nixlet.containers import endings, logs, stdio
 from nixlet.host import files
-from nixlet.kube import endings, logs, stdio
 from nixlet.rpc.gen import cri_pb2
 
 #: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixlet.kube import logs
+from nixlet.containers import logs
 
 TIME = "2026-01-02T03:04:05.123456789Z"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import arguments, hosts, model, podnetwork
+from nixlet.containers import arguments, model
+from nixlet.pods import hosts, network
 from nixlet.rpc.gen import cri_pb2
 
 ALIASES = (model.HostAlias("192.0.2.1", ("db", "db.example")), model.HostAlias("2001:db8::1", ("six",)))
@@ -59,8 +60,8 @@ def pod(*addresses: str, network: str = "bridge") -> model.Pod:
 def test_a_pods_own_addresses() -> None:
     more = [cri_pb2.PodIP(ip="fd00::5")]
     status = cri_pb2.PodSandboxStatus(network=cri_pb2.PodSandboxNetworkStatus(ip="10.63.0.5", additional_ips=more))
-    assert podnetwork.addresses(pod(), status) == ("10.63.0.5", "fd00::5")
-    assert podnetwork.addresses(pod(network="none"), status) == podnetwork.addresses(pod(network="host"), status) == ()
+    assert network.addresses(pod(), status) == ("10.63.0.5", "fd00::5")
+    assert network.addresses(pod(network="none"), status) == network.addresses(pod(network="host"), status) == ()
 
 
 @pytest.mark.parametrize(
@@ -71,19 +72,19 @@ def test_a_pods_own_addresses() -> None:
     ],
 )  # fmt: skip
 def test_ports_are_offered_at_addresses_of_a_kind_that_pods_have(address: str, own: list[str], missing: int) -> None:
-    podnetwork.check_offers(pod(address))
+    network.check_offers(pod(address))
     if not missing:
-        podnetwork.check_served(pod(address), own)
+        network.check_served(pod(address), own)
         return
     with pytest.raises(errors.FailedPreconditionError, match=f"pods have no IPv{missing} addresses here"):
-        podnetwork.check_served(pod(address), own)
+        network.check_served(pod(address), own)
 
 
 def test_nothing_is_offered_at_the_loopback_of_ipv6() -> None:
     with pytest.raises(errors.FailedPreconditionError, match="port 8080 can't be offered at ::1: ") as caught:
-        podnetwork.check_offers(pod("127.0.0.1", "::1"))
+        network.check_offers(pod("127.0.0.1", "::1"))
     assert caught.value.hint == "offer it at 127.0.0.1: -p 127.0.0.1:8080:80"
-    podnetwork.check_offers(pod("::1", network="host"))
+    network.check_offers(pod("::1", network="host"))
 
 
 @pytest.mark.parametrize(
@@ -95,4 +96,4 @@ def test_nothing_is_offered_at_the_loopback_of_ipv6() -> None:
     ],
 )  # fmt: skip
 def test_why_there_is_no_network(said: str, told: str) -> None:
-    assert podnetwork.explained(errors.NixletError(said)).message == told
+    assert network.explained(errors.NixletError(said)).message == told

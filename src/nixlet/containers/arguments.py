@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from nixlet import errors
+from nixlet.containers import capabilities, model
 from nixlet.encoding import utf8
-from nixlet.kube import capabilities, model
 
 _UID_MAX = 2**32 - 2
 _PROTOCOLS = ("TCP", "UDP", "SCTP")

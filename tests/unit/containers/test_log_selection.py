@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.kube import logs
+from nixlet.containers import logs
 
 NOW = datetime.datetime(2026, 3, 1, 12, 0, 0, tzinfo=datetime.UTC)
 LOG = b"".join(

@@ -3,12 +3,12 @@
 import pytest
 
 from nixlet import errors
-from nixlet.kube import lookup, pods
+from nixlet.pods import criconfig, lookup
 from nixlet.rpc.gen import cri_pb2
 
 
 def container(id_: str, name: str, pod: str, namespace: str = "default") -> cri_pb2.Container:
-    labels = {pods.POD_NAME: pod, pods.POD_NAMESPACE: namespace}
+    labels = {criconfig.POD_NAME: pod, criconfig.POD_NAMESPACE: namespace}
     return cri_pb2.Container(id=id_, metadata=cri_pb2.ContainerMetadata(name=name), labels=labels)
 
 

@@ -13,7 +13,8 @@ from grpclib.exceptions import GRPCError
 
 from nixlet import errors
 from nixlet.containerd import client, cri
-from nixlet.kube import model, player
+from nixlet.containers import model
+from nixlet.pods import player
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_events_grpc, cri_pb2

@@ -7,8 +7,9 @@ from collections.abc import Coroutine
 
 from nixlet import errors
 from nixlet.containerd import cri
+from nixlet.containers import endings, model
 from nixlet.host import signals
-from nixlet.kube import endings, model, poddirs, pods
+from nixlet.pods import criconfig, directories
 from nixlet.rpc.gen import cri_pb2
 
 
@@ -113,7 +114,7 @@ class Removals:
         await remove_sandbox(self._runtime, sandbox.id)
         metadata = sandbox.metadata
         pod = model.Pod(metadata.name, metadata.namespace)
-        await asyncio.to_thread(poddirs.remove, pods.log_directory(self._pods_dir, pod, metadata.uid))
+        await asyncio.to_thread(directories.remove, criconfig.log_directory(self._pods_dir, pod, metadata.uid))
 
     async def _end(self, sandbox: str, seconds: int) -> None:
         # Somebody else may remove them at the same time.
@@ -130,4 +131,4 @@ async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
 
 
 def _seconds(sandbox: cri_pb2.PodSandbox, grace: int) -> int:
-    return pods.grace_of(sandbox.annotations) if grace < 0 else grace
+    return criconfig.grace_of(sandbox.annotations) if grace < 0 else grace
