@@ -15,7 +15,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import config
-from nixlet.host import process
+from nixlet.host import process, unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server, transport
 from nixlet.rpc.gen import containerd_version_grpc, cri_grpc
@@ -112,7 +112,7 @@ async def doors(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
         socket = str(tmp_path / "d" / "r.sock")
         async with (
-            server.serve(server.listen_unix(socket), [], fallback=fallback),
+            server.serve(unixsocket.listen(socket), [], fallback=fallback),
             channels.connect(socket) as relayed,
         ):
             yield Doors(direct, relayed, seen)
@@ -212,7 +212,7 @@ async def test_containerd_going_away_is_told(tmp_path: Path) -> None:
 
         socket = str(tmp_path / "d" / "r.sock")
         async with (
-            server.serve(server.listen_unix(socket), [], fallback=fallback),
+            server.serve(unixsocket.listen(socket), [], fallback=fallback),
             channels.connect(socket) as relayed,
         ):
             # A stream that containerd never ends by itself, and on which nothing happens here.

@@ -1,11 +1,15 @@
-"""Unix sockets of other processes: whether anybody listens, and who."""
+"""Unix sockets: listening at ones that only their owner can open; whether anybody listens at others', and who."""
 
+import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
+from collections.abc import Sequence
 
 from nixlet import errors
+from nixlet.host import files
 
 
 def peer_of(path: str) -> int:
@@ -26,3 +30,39 @@ def is_served(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
         # EAGAIN: its queue is full, so somebody listens.
         return probe.connect_ex(path) in {0, errno.EAGAIN, errno.EINPROGRESS}
+
+
+def listen(path: str, inherited: Sequence[socket.socket] = ()) -> socket.socket:
+    """A listening socket of mode 0600 in a directory of mode 0700, in the place of one that nobody serves any more.
+
+    Args:
+        path: The socket's path.
+        inherited: Listening sockets that a service manager kept; one of that path is taken.
+
+    Raises:
+        FailedPreconditionError: Another process serves that socket, or something else has its name.
+    """
+    for kept in inherited:
+        if kept.getsockname() == path and os.path.exists(path):
+            return kept
+    files.make_directory(os.path.dirname(path), mode=0o700)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise errors.FailedPreconditionError(
+                f"{path} exists and is no socket", hint="remove it, or choose another directory"
+            )
+        if is_served(path):
+            raise errors.FailedPreconditionError(
+                f"another process serves the socket {path}", hint="stop that process, or choose another directory"
+            )
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        # Linux gives a socket's file the mode that the socket has (unix_bind in net/unix/af_unix.c): no moment in which others may connect.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
+    return sock

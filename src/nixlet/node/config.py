@@ -157,8 +157,13 @@ class Layout:
         return os.path.join(self.containerd_state, "containerd.sock")
 
     @property
+    def control_socket(self) -> str:
+        """Where the command line asks the node (Varlink)."""
+        return os.path.join(self.state_dir, "node.sock")
+
+    @property
     def node_socket(self) -> str:
-        """Our own services: snapshots, CRI images, node."""
+        """What containerd and CRI clients ask us for: snapshots and images."""
         return os.path.join(self.containerd_state, "nix-snapshotter.sock")
 
     @property

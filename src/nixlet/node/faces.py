@@ -11,7 +11,9 @@ from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
 from nixlet.pods import player, removal, resolvconf
 from nixlet.services import node as node_service
+from nixlet.services import nodeinterface, nodestatus
 from nixlet.services import pods as pods_service
+from nixlet.varlink import server as varlink
 
 #: The state directory of a containerd that is not ours.
 _CONTAINERD_STATE = "/run/containerd"
@@ -97,6 +99,11 @@ class Faces:
             node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, made)
         )
         return self._made
+
+    def interface(self, served: proxyplugin.Served) -> varlink.Interface:
+        """What the command line asks."""
+        status = nodestatus.StatusService(self._status, self._children, served.snapshotter)
+        return nodeinterface.interface(status.methods())
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""

@@ -203,7 +203,7 @@ async def _listen(
             handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls, ready
         ).answer
     inherited = sdnotify.inherited_sockets(os.environ)
-    sock = rpc_server.listen_unix(place.socket, inherited)
+    sock = unixsocket.listen(place.socket, inherited)
     for kept in inherited:
         if kept is not sock:
             kept.close()

@@ -37,6 +37,7 @@ from nixlet.services import health
 from nixlet.store import interface, roots
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
+from nixlet.varlink import server as varlink
 
 #: The snapshotter that is ours; all others are containerd's own or another program's.
 _NIX = "nix"
@@ -141,6 +142,9 @@ async def running(
             served = await proxyplugin.serve(stack, place, store, gcroots, faces.services, observed)
         else:
             served = await proxyplugin.serve_without_snapshotter(stack, place, faces.services, observed)
+        listening = unixsocket.listen(layout.control_socket)
+        stack.callback(_unlink, layout.control_socket)
+        await stack.enter_async_context(varlink.serve(listening, [faces.interface(served)]))
         containerd = await stack.enter_async_context(
             _own_containerd(settings, layout, programs, served, hastened=hastened, tell=tell)
             if programs is not None
@@ -371,3 +375,8 @@ async def _load_pause_image(program: str, layout: node_config.Layout, loads: loa
             raise errors.FailedPreconditionError(
                 f"the pause image can't be loaded: {error.message}", hint=error.hint or f"see {layout.containerd_log}"
             ) from error
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -87,7 +87,11 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     logs = [log + ending for log in known.logs for ending in ("", *(f".{n}" for n in range(1, logfiles.BACKUPS + 1)))]
     trees = [
         *(path for each in layouts for path in (each.containerd_state, each.runc_root, each.cni_data_dir)),
-        *(path for each in layouts for path in (each.health_socket, marker.path(each.state_dir), each.state_lock)),
+        *(
+            path
+            for each in layouts
+            for path in (each.control_socket, each.health_socket, marker.path(each.state_dir), each.state_lock)
+        ),
         *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
         os.path.join(layout.cni_conf_dir, cni.FILE_NAME),
         *registries.made_in(layout.certs_dir),

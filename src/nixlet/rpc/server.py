@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import stat
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 import grpclib.server
@@ -17,7 +15,7 @@ from grpclib import const, protocol
 from grpclib.exceptions import GRPCError
 
 from nixlet import errors
-from nixlet.host import files, unixsocket
+from nixlet.host import files
 from nixlet.rpc import status, transport
 
 #: A call as a handler sees it.
@@ -239,39 +237,3 @@ async def serve(
             server.close()
             server.close_connections()
             await server.wait_closed()
-
-
-def listen_unix(path: str, inherited: Sequence[socket.socket] = ()) -> socket.socket:
-    """A listening socket of mode 0600 in a directory of mode 0700, in the place of one that nobody serves any more.
-
-    Args:
-        path: The socket's path.
-        inherited: Listening sockets that a service manager kept; one of that path is taken.
-
-    Raises:
-        FailedPreconditionError: Another process serves that socket, or something else has its name.
-    """
-    for kept in inherited:
-        if kept.getsockname() == path and os.path.exists(path):
-            return kept
-    files.make_directory(os.path.dirname(path), mode=0o700)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise errors.FailedPreconditionError(
-                f"{path} exists and is no socket", hint="remove it, or choose another directory"
-            )
-        if unixsocket.is_served(path):
-            raise errors.FailedPreconditionError(
-                f"another process serves the socket {path}", hint="stop that process, or choose another directory"
-            )
-        os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        # Linux gives a socket's file the mode that the socket has (unix_bind in net/unix/af_unix.c): no moment in which others may connect.
-        os.fchmod(sock.fileno(), 0o600)
-        sock.bind(path)
-        sock.listen(128)
-    except OSError as error:
-        sock.close()
-        raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
-    return sock

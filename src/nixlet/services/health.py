@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from nixlet import errors
-from nixlet.rpc import server as rpc_server
+from nixlet.host import unixsocket
 from nixlet.telemetry import metrics
 
 #: Limits for whoever asks: bytes of a request, seconds for it and for taking the answer, connections at a time.
@@ -158,7 +158,7 @@ async def serve(health: Health, address: str) -> AsyncIterator[None]:
         UsageError: The address is not on this host.
         FailedPreconditionError: The address is taken.
     """
-    sock = rpc_server.listen_unix(address) if address.startswith("/") else listen_tcp(address)
+    sock = unixsocket.listen(address) if address.startswith("/") else listen_tcp(address)
     connections = _Connections(health)
     create = asyncio.start_unix_server if address.startswith("/") else asyncio.start_server
     server = await create(connections.take, sock=sock, limit=_MAX_REQUEST)

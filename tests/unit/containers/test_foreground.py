@@ -12,6 +12,7 @@ from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import client, cri, tasks
 from nixlet.containers import foreground
+from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_tasks_pb2 as tasks_pb2
@@ -99,7 +100,7 @@ async def test_the_end_of_input_arrives_although_containerd_was_away_at_that_mom
     address = str(tmp_path / "run" / "c.sock")
     serving = Containerd()
     async with (
-        server.serve(server.listen_unix(address), [serving]),
+        server.serve(unixsocket.listen(address), [serving]),
         channels.connect(address) as channel,
     ):
         runtime = cri.RuntimeClient(channel, address)

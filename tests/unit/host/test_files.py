@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.host import files, logfiles, mounts, process
-from nixlet.rpc import server
+from nixlet.host import files, logfiles, mounts, process, unixsocket
 from nixlet.store import paths, roots
 
 
@@ -99,7 +98,7 @@ def _root(path: str) -> None:
         (_log, [0o640]),
         (_lock, [0o600]),
         (lambda path: files.write_atomically(path, "", mode=0o644), [0o644]),
-        (lambda path: server.listen_unix(f"{path}/s").close(), [0o700, 0o600]),
+        (lambda path: unixsocket.listen(f"{path}/s").close(), [0o700, 0o600]),
         (_root, [0o755, 0o755, 0o755]),
     ],
     ids=["directory", "parents", "file", "pipe", "log", "lock", "replaced file", "socket", "GC root"],

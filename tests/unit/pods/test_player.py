@@ -14,6 +14,7 @@ from grpclib.exceptions import GRPCError
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import model
+from nixlet.host import unixsocket
 from nixlet.pods import player
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
@@ -65,7 +66,7 @@ async def starting(directory: Path, reason: str) -> AsyncIterator[tuple[player.P
     path = str(directory / "run" / "c.sock")
     events = Events()
     async with (
-        server.serve(server.listen_unix(path), [events, Runtime(events, reason)]),
+        server.serve(unixsocket.listen(path), [events, Runtime(events, reason)]),
         channels.connect(path) as channel,
     ):
         containerd = client.Containerd(channel, path)
@@ -121,7 +122,7 @@ class SlowRuntime:
 async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Path) -> None:
     path = str(tmp_path / "run" / "c.sock")
     runtime = SlowRuntime()
-    async with server.serve(server.listen_unix(path), [runtime]), channels.connect(path) as channel:
+    async with server.serve(unixsocket.listen(path), [runtime]), channels.connect(path) as channel:
         connection = client.Containerd(channel, path)
         plays = player.Player(cri.RuntimeClient(channel, path), connection, pods_dir=str(tmp_path / "pods"), leases="")
 

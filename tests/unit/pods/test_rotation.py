@@ -13,6 +13,7 @@ from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import cri
 from nixlet.containers import logs
+from nixlet.host import unixsocket
 from nixlet.pods import rotation
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
@@ -64,7 +65,7 @@ def log(tmp_path: Path) -> Path:
 @contextlib.asynccontextmanager
 async def rotating(tmp_path: Path, runtime: Runtime) -> AsyncIterator[rotation.Rotator]:
     path = str(tmp_path / "run" / "c.sock")
-    async with server.serve(server.listen_unix(path), [runtime]), channels.connect(path) as channel:
+    async with server.serve(unixsocket.listen(path), [runtime]), channels.connect(path) as channel:
         yield rotation.Rotator(cri.RuntimeClient(channel, path), str(tmp_path / "pods"), limit=10, files=2)
 
 

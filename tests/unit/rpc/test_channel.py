@@ -14,6 +14,7 @@ from grpclib import const
 from grpclib.const import Cardinality
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_version_grpc
@@ -115,14 +116,14 @@ async def test_a_peer_that_breaks_the_protocol_is_unavailable(tmp_path: Path) ->
 
 async def test_a_peer_that_is_silent_exceeds_the_deadline(tmp_path: Path) -> None:
     path = str(tmp_path / "d" / "s.sock")
-    async with server.serve(server.listen_unix(path), [Silent()]), channels.connect(path) as channel:
+    async with server.serve(unixsocket.listen(path), [Silent()]), channels.connect(path) as channel:
         with pytest.raises(errors.DeadlineExceededError, match="the peer did not answer in time"):
             await ask(channel, timeout=0.1)
 
 
 async def test_a_method_that_the_peer_lacks_is_unimplemented(tmp_path: Path) -> None:
     path = str(tmp_path / "d" / "s.sock")
-    async with server.serve(server.listen_unix(path), []), channels.connect(path) as channel:
+    async with server.serve(unixsocket.listen(path), []), channels.connect(path) as channel:
         with pytest.raises(errors.UnimplementedError, match=r"unknown method /containerd.services.version.v1"):
             await ask(channel)
 
@@ -130,11 +131,11 @@ async def test_a_method_that_the_peer_lacks_is_unimplemented(tmp_path: Path) -> 
 async def test_a_channel_finds_a_peer_that_came_back(tmp_path: Path) -> None:
     path = str(tmp_path / "d" / "s.sock")
     async with channels.connect(path) as channel:
-        async with server.serve(server.listen_unix(path), [Version()]):
+        async with server.serve(unixsocket.listen(path), [Version()]):
             assert await ask(channel) == "1"
         with pytest.raises(errors.UnavailableError):
             await ask(channel)
-        async with server.serve(server.listen_unix(path), [Version()]):
+        async with server.serve(unixsocket.listen(path), [Version()]):
             assert await ask(channel) == "1"
 
 
@@ -154,7 +155,7 @@ async def test_waiting_goes_on_until_the_peer_is_there_and_answers_well(tmp_path
             while tries < 2:
                 await asyncio.sleep(0.01)
         assert not waiting.done()
-        async with server.serve(server.listen_unix(path), [version]):
+        async with server.serve(unixsocket.listen(path), [version]):
             await asyncio.wait_for(waiting, 10)
     assert version.calls == 3
     assert tries >= 5

@@ -12,6 +12,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.services import relay
@@ -60,7 +61,7 @@ class Observer:
 async def serving(
     path: Path, observer: Observer, *handlers: Any, fallback: Any = None
 ) -> AsyncIterator[channels.Channel]:
-    serve = server.serve(server.listen_unix(str(path)), handlers, fallback=fallback, observe=observer)
+    serve = server.serve(unixsocket.listen(str(path)), handlers, fallback=fallback, observe=observer)
     async with serve, channels.connect(str(path)) as channel:
         yield channel
 

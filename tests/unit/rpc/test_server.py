@@ -17,6 +17,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import Deadline
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server, transport
 from nixlet.rpc.gen import containerd_snapshots_grpc, containerd_snapshots_pb2
@@ -84,7 +85,7 @@ class Backend:
 @contextlib.asynccontextmanager
 async def serving(path: Path, *handlers: Any, fallback: Any = None) -> AsyncIterator[channels.Channel]:
     async with (
-        server.serve(server.listen_unix(str(path)), handlers, fallback=fallback),
+        server.serve(unixsocket.listen(str(path)), handlers, fallback=fallback),
         channels.connect(str(path)) as channel,
     ):
         yield channel
@@ -319,7 +320,7 @@ async def test_running_calls_may_end_when_the_server_stops(tmp_path: Path) -> No
             await stream.send_message(b"done")
 
     async with contextlib.AsyncExitStack() as client:
-        async with server.serve(server.listen_unix(str(tmp_path / "d" / "s.sock")), [Slow()]):
+        async with server.serve(unixsocket.listen(str(tmp_path / "d" / "s.sock")), [Slow()]):
             channel = await client.enter_async_context(channels.connect(str(tmp_path / "d" / "s.sock")))
             running = asyncio.create_task(call(channel, "Echo"))
             await started.wait()
@@ -367,7 +368,7 @@ async def test_calls_that_go_on_are_ended_and_connections_closed(
     monkeypatch.setattr(server, "_GRACE", 0.05)
     backend, path = Backend(), str(tmp_path / "d" / "s.sock")
     async with channels.connect(path) as channel:
-        async with server.serve(server.listen_unix(path), [backend]):
+        async with server.serve(unixsocket.listen(path), [backend]):
             running = asyncio.create_task(call(channel, "Hang"))
             await asyncio.wait_for(backend.started.wait(), 10)
         with pytest.raises(StreamTerminatedError):

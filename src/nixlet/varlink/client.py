@@ -1,0 +1,147 @@
+"""A blocking Varlink client, as a command line needs it: one call at a time, replies as they come, descriptors handed over.
+
+It imports nothing that takes time: no event loop, no parser of types. Replies are the JSON values that came.
+"""
+
+import array
+import json
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from nixlet import errors
+from nixlet.varlink import wire
+
+_CHUNK = 1 << 16
+
+Reply = dict[str, Any]
+
+
+class Connection:
+    """A connection to a service; a context manager. After an error in the middle of a call it is of no use any more."""
+
+    def __init__(self, path: str, *, peer: str) -> None:
+        """Connect.
+
+        Args:
+            path: The service's socket.
+            peer: What the service is called in errors.
+
+        Raises:
+            UnavailableError: Nobody serves there.
+            PermissionDeniedError: It isn't for us.
+        """
+        self.peer = peer
+        self._splitter = wire.Splitter()
+        self._replies: list[bytes] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.connect(path)
+        except PermissionError as error:
+            self._socket.close()
+            raise errors.PermissionDeniedError(
+                f"{peer} is for its own user only", hint="run this as the user that the node runs as"
+            ) from error
+        except OSError as error:
+            self._socket.close()
+            raise errors.UnavailableError(f"{peer} can't be reached: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; what was asked for goes on or is given up, as the service sees fit."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """For waiting until a reply comes; see ``ready``."""
+        return self._socket.fileno()
+
+    def call(self, method: str, parameters: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> Reply:
+        """Call a method that has one reply.
+
+        Args:
+            method: With its interface.
+            parameters: What it is told.
+            descriptors: Handed over with the call; they stay ours as well.
+
+        Raises:
+            UnavailableError: The service went away.
+            NixletError: What the service says.
+        """
+        self.send(method, parameters, descriptors)
+        reply, _ = self.receive()
+        return reply
+
+    def stream(
+        self, method: str, parameters: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()
+    ) -> Iterator[Reply]:
+        """Call a method that has several replies; as ``call``."""
+        self.send(method, parameters, descriptors, more=True)
+        goes_on = True
+        while goes_on:
+            reply, goes_on = self.receive()
+            yield reply
+
+    def send(
+        self,
+        method: str,
+        parameters: Mapping[str, Any] | None = None,
+        descriptors: Sequence[int] = (),
+        *,
+        more: bool = False,
+    ) -> None:
+        """Send a call, whose replies are to be received; see ``call``."""
+        message: dict[str, Any] = {"method": method, "parameters": parameters or {}}
+        if more:
+            message["more"] = True
+        data = wire.encoded(message)
+        try:
+            sent = 0
+            if descriptors:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+                sent = self._socket.sendmsg([data], [rights])
+            self._socket.sendall(data[sent:])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._gone() from error
+
+    def ready(self) -> bool:
+        """Whether a whole reply is there: after the socket was readable once, without waiting for more of it."""
+        if not self._replies:
+            self._read()
+        return bool(self._replies)
+
+    def receive(self) -> tuple[Reply, bool]:
+        """Wait for the next reply; it, and whether more will follow.
+
+        Raises:
+            UnavailableError: The service went away.
+            NixletError: What the service says.
+        """
+        while not self._replies:
+            self._read()
+        message = json.loads(self._replies.pop(0))
+        if not isinstance(message, dict):
+            raise errors.NixletError(f"{self.peer} sent what is no reply")
+        parameters = message.get("parameters") or {}
+        if name := message.get("error"):
+            raise wire.error_of(str(name), parameters, self.peer)
+        return parameters, bool(message.get("continues"))
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except ConnectionResetError as error:
+            raise self._gone() from error
+        if not data:
+            raise self._gone()
+        self._replies += self._splitter.feed(data)
+
+    def _gone(self) -> errors.NixletError:
+        return errors.UnavailableError(f"{self.peer} went away", hint="look into the node's log, and start it again")

@@ -1,0 +1,390 @@
+"""A Varlink server on a unix socket, whose peers are its own user and root, and who may hand descriptors over."""
+
+import array
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+import nixlet
+from nixlet import errors
+from nixlet.host import files
+from nixlet.varlink import wire
+
+_CHUNK = 1 << 16
+
+#: Calls that a client may be ahead; reading stops until they are answered.
+_AHEAD = 16
+
+#: Seconds that calls get to end when the server stops, after they were told.
+_GRACE = 5.0
+
+#: Seconds without new connections after one could not be taken, as when no descriptor is free.
+_PAUSE = 0.2
+
+_DESCRIPTOR = array.array("i").itemsize
+
+P = TypeVar("P")
+
+_log = logging.getLogger("nixlet.varlink")
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class Call(Generic[P]):
+    """A call that is being answered.
+
+    Attributes:
+        parameters: What it asks for.
+        more: Whether the client takes several replies.
+        gone: Set when nobody will read a reply any more: the client went, or the server is ending. Nothing is cancelled by that.
+    """
+
+    def __init__(
+        self, parameters: P, *, more: bool, descriptors: Sequence[int], gone: asyncio.Event, reply: "_Reply"
+    ) -> None:
+        self.parameters = parameters
+        self.more = more
+        self.gone = gone
+        self._descriptors = descriptors
+        self._reply = reply
+
+    def descriptor(self, index: int) -> int:
+        """A descriptor that came with the call; it is closed when the call has been answered, so who keeps it duplicates it.
+
+        Raises:
+            InvalidArgumentError: None of that index came.
+        """
+        if not 0 <= index < len(self._descriptors):
+            raise errors.InvalidArgumentError(f"the call names descriptor {index} and brought {len(self._descriptors)}")
+        return self._descriptors[index]
+
+    async def reply(self, parameters: object) -> None:
+        """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere."""
+        if not self.more:
+            raise errors.InvalidArgumentError("the method has several replies, which the call doesn't ask for")
+        await self._reply({"parameters": parameters, "continues": True})
+
+
+#: Answers a call with the parameters of its only or last reply: a struct, a mapping, or None for none.
+Handler = Callable[[Call[Any]], Awaitable[object]]
+
+_Reply = Callable[[Mapping[str, object]], Awaitable[None]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Method:
+    """A method: the type of its parameters, which msgspec checks, and what answers it."""
+
+    parameters: type[Any]
+    handler: Handler
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface: its name, its description in Varlink's language, its methods by their names without the interface's."""
+
+    name: str
+    description: str
+    methods: Mapping[str, Method]
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """A call on the wire (https://varlink.org/Method-Call); ``upgrade`` is not offered."""
+
+    method: str
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
+    more: bool = False
+    oneway: bool = False
+
+
+class _InterfaceNamed(msgspec.Struct, frozen=True):
+    interface: str
+
+
+_SERVICE = """# The interface of every Varlink service (https://varlink.org/Service).
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error InvalidParameter (parameter: string)
+error PermissionDenied ()
+error ExpectedMore ()
+"""
+
+
+class _ProtocolError(Exception):
+    """A reply with one of Varlink's own errors."""
+
+    def __init__(self, name: str, **parameters: str) -> None:
+        super().__init__(name)
+        self.reply = {"error": name, "parameters": parameters}
+
+
+class _Service:
+    """What a server serves, ``org.varlink.service`` included."""
+
+    def __init__(self, interfaces: Sequence[Interface]) -> None:
+        own = Interface(
+            "org.varlink.service",
+            _SERVICE,
+            {
+                "GetInfo": Method(Nothing, self._info),
+                "GetInterfaceDescription": Method(_InterfaceNamed, self._describe),
+            },
+        )
+        self._interfaces = {each.name: each for each in (own, *interfaces)}
+
+    async def _info(self, _: Call[Nothing]) -> Mapping[str, object]:
+        return {
+            "vendor": "nixlet",
+            "product": "nixlet",
+            "version": nixlet.__version__,
+            "url": "",
+            "interfaces": list(self._interfaces),
+        }
+
+    async def _describe(self, call: Call[_InterfaceNamed]) -> Mapping[str, object]:
+        found = self._interfaces.get(call.parameters.interface)
+        if found is None:
+            raise _ProtocolError(wire.INTERFACE_NOT_FOUND, interface=call.parameters.interface)
+        return {"description": found.description}
+
+    def method(self, name: str) -> Method:
+        interface, _, method = name.rpartition(".")
+        found = self._interfaces.get(interface)
+        if found is None:
+            raise _ProtocolError(wire.INTERFACE_NOT_FOUND, interface=interface)
+        if method not in found.methods:
+            raise _ProtocolError(wire.METHOD_NOT_FOUND, method=method)
+        return found.methods[method]
+
+
+class _Connection:
+    """One client."""
+
+    def __init__(self, sock: socket.socket, service: _Service) -> None:
+        self._socket = sock
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._splitter = wire.Splitter()
+        self._received: list[int] = []
+        self._calls: asyncio.Queue[tuple[bytes, list[int]]] = asyncio.Queue()
+        self._reading = False
+        self._sending = asyncio.Lock()
+        self.gone = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Answer its calls, one after the other, until it goes or breaks the protocol."""
+        self._read_on()
+        leaving = asyncio.create_task(self.gone.wait(), name="client gone")
+        try:
+            while not self.gone.is_set():
+                getting = asyncio.create_task(self._calls.get(), name="next call")
+                await asyncio.wait({getting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():
+                    getting.cancel()
+                    return
+                raw, descriptors = getting.result()
+                try:
+                    await self._answer(raw, descriptors)
+                finally:
+                    _close_all(descriptors)
+                if not self._reading and not self.gone.is_set():
+                    self._read_on()
+        finally:
+            leaving.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """Close it; whoever answers a call learns that nobody listens."""
+        self.gone.set()
+        self._read_no_more()
+        _close_all(self._received)
+        while not self._calls.empty():
+            _close_all(self._calls.get_nowait()[1])
+        self._socket.close()
+
+    def _read_on(self) -> None:
+        self._loop.add_reader(self._socket, self._read)
+        self._reading = True
+
+    def _read_no_more(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._socket)
+            self._reading = False
+
+    def _read(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _CHUNK, socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR), socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end()
+            return
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._received += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
+        if not data or flags & socket.MSG_CTRUNC or len(self._received) > wire.MAX_DESCRIPTORS:
+            self._end()
+            return
+        try:
+            messages = self._splitter.feed(data)
+        except errors.InvalidArgumentError as error:
+            _log.warning("a client is hung up on: %s", error)
+            self._end()
+            return
+        for message in messages:
+            # They came with the first message that ended since: a client sends them with its first byte.
+            self._calls.put_nowait((message, self._received))
+            self._received = []
+        if self._calls.qsize() >= _AHEAD:
+            self._read_no_more()
+
+    def _end(self) -> None:
+        self._read_no_more()
+        self.gone.set()
+
+    async def _answer(self, raw: bytes, descriptors: Sequence[int]) -> None:
+        try:
+            message = msgspec.json.decode(raw, type=_Message)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            _log.warning("a client is hung up on: its message is not well-formed: %s", error)
+            self.gone.set()
+            return
+        reply = await self._replied(message, descriptors)
+        if not message.oneway:
+            await self._send(reply)
+
+    async def _replied(self, message: _Message, descriptors: Sequence[int]) -> Mapping[str, object]:
+        try:
+            method = self._service.method(message.method)
+            try:
+                parameters = msgspec.json.decode(message.parameters, type=method.parameters)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
+            call = Call(parameters, more=message.more, descriptors=descriptors, gone=self.gone, reply=self._send)
+            result = await method.handler(call)
+        except _ProtocolError as error:
+            return error.reply
+        except errors.NixletError as error:
+            return {"error": wire.FAILED, "parameters": wire.parameters_of(error)}
+        except Exception as error:  # noqa: BLE001 (a client waits for an answer, and the log has it all)
+            _log.exception("%s failed", message.method)
+            told = files.exhausted(error) if isinstance(error, OSError) else None
+            told = told or errors.NixletError(
+                f"the node has an internal error: {type(error).__name__}", hint="look into its log, and report it"
+            )
+            return {"error": wire.FAILED, "parameters": wire.parameters_of(told)}
+        return {"parameters": {} if result is None else result}
+
+    async def _send(self, message: Mapping[str, object]) -> None:
+        data = memoryview(msgspec.json.encode(message) + b"\0")
+        async with self._sending:
+            while data and not self.gone.is_set():
+                try:
+                    data = data[self._socket.send(data) :]
+                except (BlockingIOError, InterruptedError):
+                    await self._writable()
+                except OSError:
+                    self._end()
+
+    async def _writable(self) -> None:
+        writable = asyncio.Event()
+        self._loop.add_writer(self._socket, writable.set)
+        waits = [asyncio.create_task(each.wait()) for each in (writable, self.gone)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._loop.remove_writer(self._socket)
+            for each in waits:
+                each.cancel()
+
+
+class _Server:
+    def __init__(self, sock: socket.socket, service: _Service) -> None:
+        self._socket = sock
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._serving: dict[asyncio.Task[None], _Connection] = {}
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # It would be asked for again at once.
+            _log.warning("no connection can be taken for a moment: %s", error)
+            self._loop.remove_reader(self._socket)
+            self._pause = self._loop.call_later(_PAUSE, self.start)
+            return
+        sock.setblocking(False)
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in {0, os.geteuid()}:
+            sock.close()
+            return
+        connection = _Connection(sock, self._service)
+        task = asyncio.create_task(connection.serve(), name="varlink client")
+        self._serving[task] = connection
+        task.add_done_callback(self._served)
+
+    def _served(self, task: "asyncio.Task[None]") -> None:
+        del self._serving[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a connection failed", exc_info=error)
+
+    async def stop(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        for connection in self._serving.values():
+            connection.gone.set()
+        if self._serving:
+            await asyncio.wait(set(self._serving), timeout=_GRACE)
+        left = set(self._serving)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def serve(sock: socket.socket, interfaces: Sequence[Interface]) -> AsyncIterator[None]:
+    """Serve on a listening unix socket for the time of the context; calls that run then are told, and get a few seconds.
+
+    Args:
+        sock: The socket, listening; it is closed at the end.
+        interfaces: What is served, besides ``org.varlink.service``.
+    """
+    server = _Server(sock, _Service(interfaces))
+    server.start()
+    try:
+        yield
+    finally:
+        await server.stop()
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

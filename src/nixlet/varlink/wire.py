@@ -1,0 +1,117 @@
+"""Varlink's messages: JSON objects, each ended by a NUL (https://varlink.org/Method-Call).
+
+Descriptors travel beside a message (SCM_RIGHTS), as in systemd's implementation; a parameter names one by its index among those that came
+with the message. The command line reads this module: it imports nothing that takes time.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from nixlet import errors
+
+#: No message may be larger (bytes): the node reads a manifest of this size, and a list of ten thousand containers fits.
+MAX_MESSAGE = 16 << 20
+
+#: No message may bring more descriptors; a verb hands its three standard streams over.
+MAX_DESCRIPTORS = 8
+
+#: How errors of nixlet's own are called on the wire, whatever the interface.
+FAILED = "org.nixlet.Failed"
+
+#: The errors that every Varlink service has.
+METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
+INTERFACE_NOT_FOUND = "org.varlink.service.InterfaceNotFound"
+INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
+EXPECTED_MORE = "org.varlink.service.ExpectedMore"
+
+
+def encoded(message: Mapping[str, Any]) -> bytes:
+    """A message as it stands on the wire.
+
+    Raises:
+        InvalidArgumentError: It is too large, or has a text that is not UTF-8.
+    """
+    try:
+        data = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\0"
+    except UnicodeEncodeError as error:
+        raise errors.InvalidArgumentError(
+            f"{os.fsencode(error.object[error.start : error.end])!r} is not UTF-8"
+        ) from error
+    if len(data) > MAX_MESSAGE:
+        raise errors.InvalidArgumentError(f"a message of {len(data)} bytes is larger than the maximum of {MAX_MESSAGE}")
+    return data
+
+
+class Splitter:
+    """Cuts what comes in into messages."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no message has begun that has not ended."""
+        return not self._size
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that end in ``data``, without their NULs.
+
+        Raises:
+            InvalidArgumentError: One is too large.
+        """
+        *complete, rest = data.split(b"\0")
+        if complete:
+            complete[0] = b"".join((*self._parts, complete[0]))
+            self._parts, self._size = [], 0
+        if rest:
+            self._parts.append(rest)
+            self._size += len(rest)
+        if self._size > MAX_MESSAGE or any(len(each) > MAX_MESSAGE for each in complete):
+            raise errors.InvalidArgumentError(f"a message is larger than the maximum of {MAX_MESSAGE} bytes")
+        return complete
+
+
+def error_of(name: str, parameters: Mapping[str, Any], peer: str) -> errors.NixletError:
+    """The error that a reply tells.
+
+    Args:
+        name: The reply's ``error``.
+        parameters: Its parameters.
+        peer: What the other side is called, for errors that it doesn't explain.
+    """
+    if name == FAILED:
+        message, hint = str(parameters.get("message", "")), str(parameters.get("hint", ""))
+        found = getattr(errors, str(parameters.get("kind", "")), None)
+        if found is errors.CommandFailedError:
+            code, output = int(parameters.get("returncode", 1)), str(parameters.get("output", ""))
+            return errors.CommandFailedError(message, returncode=code, output=output, hint=hint)
+        if not isinstance(found, type) or not issubclass(found, errors.NixletError):
+            found = errors.NixletError
+        error: errors.NixletError = found(message, hint=hint)
+        error.said_by = str(parameters.get("said_by", ""))
+        return error
+    if name in {METHOD_NOT_FOUND, INTERFACE_NOT_FOUND, INVALID_PARAMETER}:
+        return errors.UnimplementedError(
+            f"{peer} does not understand this command line's request ({name.rpartition('.')[2]}: {_shown(parameters)})",
+            hint="they are of different versions (nixlet version): start the node again with this one",
+        )
+    return errors.NixletError(f"{peer} answered {name} {_shown(parameters)}")
+
+
+def parameters_of(error: errors.NixletError) -> dict[str, Any]:
+    """What tells a client of an error: the parameters of ``FAILED``."""
+    told: dict[str, Any] = {"kind": type(error).__name__, "message": error.message}
+    if error.hint:
+        told["hint"] = error.hint
+    if error.said_by:
+        told["said_by"] = error.said_by
+    if isinstance(error, errors.CommandFailedError):
+        told |= {"returncode": error.returncode, "output": error.output}
+    return told
+
+
+def _shown(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in parameters.items())
