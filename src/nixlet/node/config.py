@@ -4,6 +4,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from nixlet.services import nodeaddress
+
 DEFAULT_DATA_DIR = "/var/lib/nixlet"
 DEFAULT_STATE_DIR = "/run/nixlet"
 DEFAULT_FILE = "/etc/nixlet/config.yaml"
@@ -159,7 +161,7 @@ class Layout:
     @property
     def control_socket(self) -> str:
         """Where the command line asks the node (Varlink)."""
-        return os.path.join(self.state_dir, "node.sock")
+        return os.path.join(self.state_dir, nodeaddress.SOCKET)
 
     @property
     def node_socket(self) -> str:

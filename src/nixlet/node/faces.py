@@ -102,7 +102,7 @@ class Faces:
 
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
         """What the command line asks."""
-        status = nodestatus.StatusService(self._status, self._children, served.snapshotter)
+        status = nodestatus.StatusService(self._status, self._children, served.snapshotter, served.runtime.version)
         return nodeinterface.interface(status.methods())
 
     async def ready(self, containerd: Containerd) -> None:

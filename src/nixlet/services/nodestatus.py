@@ -1,33 +1,51 @@
-"""What the node says of itself: the method GetStatus."""
+"""What the node says of itself."""
 
+import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import nixlet
+from nixlet import errors
 from nixlet.services.node import ChildStatus, NodeStatus
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.varlink import server
 
+#: Seconds in which a program answers that can.
+_ANSWER = 2.0
+
 
 class StatusService:
-    """Answers for one node."""
+    """Answers for one node: the methods GetStatus and GetSilent."""
 
     def __init__(
         self,
         status: NodeStatus,
         children: Callable[[], Sequence[ChildStatus]],
         snapshotter: snapshotter_module.Snapshotter | None,
+        ask_containerd: Callable[[], Awaitable[object]],
     ) -> None:
+        """Answer for a node.
+
+        Args:
+            status: What it is.
+            children: How its children do.
+            snapshotter: Its own one, if it has one.
+            ask_containerd: Asks its containerd for any answer.
+        """
         self._status = status
         self._children = children
         self._snapshotter = snapshotter
+        self._ask_containerd = ask_containerd
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
-        return {"GetStatus": server.Method(server.Nothing, self._get)}
+        return {
+            "GetStatus": server.Method(server.Nothing, self._get_status),
+            "GetSilent": server.Method(server.Nothing, self._get_silent),
+        }
 
-    async def _get(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
+    async def _get_status(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
         return {
             "version": nixlet.__version__,
             "pid": os.getpid(),
@@ -35,3 +53,15 @@ class StatusService:
             "children": [dataclasses.asdict(child) for child in self._children()],
             **dataclasses.asdict(self._status),
         }
+
+    async def _get_silent(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
+        silent = []
+        try:
+            async with asyncio.timeout(_ANSWER):
+                await self._ask_containerd()
+        except TimeoutError:
+            silent.append(f"containerd at {self._status.containerd_address}")
+        except errors.NixletError:
+            # It is not there: whoever needs it is told so, and waits for nothing.
+            pass
+        return {"programs": silent}

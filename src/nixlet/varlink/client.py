@@ -117,15 +117,19 @@ class Connection:
             self._read()
         return bool(self._replies)
 
-    def receive(self) -> tuple[Reply, bool]:
+    def receive(self, timeout: float | None = None) -> tuple[Reply, bool]:
         """Wait for the next reply; it, and whether more will follow.
 
+        Args:
+            timeout: Seconds without a sign of the service after which it is not waited for any more; None: for ever.
+
         Raises:
+            TimeoutError: That was too long; it can be waited for again.
             UnavailableError: The service went away.
             NixletError: What the service says.
         """
         while not self._replies:
-            self._read()
+            self._read(timeout)
         message = json.loads(self._replies.pop(0))
         if not isinstance(message, dict):
             raise errors.NixletError(f"{self.peer} sent what is no reply")
@@ -134,11 +138,14 @@ class Connection:
             raise wire.error_of(str(name), parameters, self.peer)
         return parameters, bool(message.get("continues"))
 
-    def _read(self) -> None:
+    def _read(self, timeout: float | None = None) -> None:
+        self._socket.settimeout(timeout)
         try:
             data = self._socket.recv(_CHUNK)
         except ConnectionResetError as error:
             raise self._gone() from error
+        finally:
+            self._socket.settimeout(None)
         if not data:
             raise self._gone()
         self._replies += self._splitter.feed(data)

@@ -2,9 +2,9 @@
 
 import varlink
 
-from nixlet.services import nodeinterface
+from nixlet.services import nodeaddress, nodeinterface
 
 
 def test_the_description_is_varlinks() -> None:
     parsed = varlink.Interface(nodeinterface.description())
-    assert parsed.name == nodeinterface.NAME
+    assert parsed.name == nodeaddress.INTERFACE
