@@ -307,8 +307,8 @@ class GatedStore(client.DaemonStore):
         self.opened = self.closed = 0
 
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[session_module.DaemonSession]:
-        async with super().session() as session:
+    async def session(self, *, anew: bool = False) -> AsyncIterator[session_module.DaemonSession]:
+        async with super().session(anew=anew) as session:
             self.opened += 1
             try:
                 await self.gate.wait()

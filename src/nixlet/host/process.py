@@ -1,8 +1,9 @@
 """The one place where processes start.
 
 Programs are started by argument list, never through a shell, and never with ``preexec_fn``, user or group arguments (those make
-CPython fork instead of vfork). No child may outlive nixlet, so each is started through ``setpriv --pdeathsig KILL``: the
-kernel then kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which is the event loop's thread.
+CPython fork instead of vfork). No child may outlive nixlet, so each that doesn't end by itself with its standard input is started
+through ``setpriv --pdeathsig KILL``: the kernel then kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG),
+which is the event loop's thread.
 The signal is not sent for a parent that ended before that call, so a shell then compares the parent with us before it becomes
 the program; it takes no word of the command.
 """
@@ -142,12 +143,14 @@ def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.Comma
     )
 
 
-def _command(argv: Sequence[str]) -> list[str]:
+def _command(argv: Sequence[str], *, guarded: bool) -> list[str]:
     program = argv[0] if os.path.isabs(argv[0]) else find_program(argv[0])
     if program is None or not os.access(program, os.X_OK):
         raise errors.UnavailableError(
             f"the program {argv[0]} is not installed or not executable", hint="install it, or put its directory on PATH"
         )
+    if not guarded:
+        return [program, *argv[1:]]
     guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
     return [find_setpriv(), "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
@@ -178,6 +181,7 @@ async def start(
     stderr: int = DEVNULL,
     grace: float = 5.0,
     cwd: str | None = None,
+    ends_with_input: bool = False,
 ) -> AsyncIterator[Child]:
     """Start a program; leaving the context closes its standard input, asks it to end, and kills it after ``grace`` seconds.
 
@@ -189,11 +193,13 @@ async def start(
         stderr: See ``stdin``.
         grace: Seconds between SIGTERM and SIGKILL.
         cwd: Its working directory.
+        ends_with_input: Whether the program ends at the end of its standard input whatever it does, and has a umask of its own:
+            with a pipe for that it needs nobody who ends it with us, and starts in less time.
 
     Raises:
         UnavailableError: There is no such program, or the system can't start one.
     """
-    command = _command(argv)
+    command = _command(argv, guarded=not (ends_with_input and stdin == PIPE))
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -101,8 +101,8 @@ class ClosureCheck:
             return True
         try:
             # The same paths can be listed by several closureInfos.
-            async with realise.realised(one) as first, realise.realised(other) as second:
-                return first.members == second.members
+            async with realise.all_realised([one, other]) as found:
+                return found[one.identity].members == found[other.identity].members
         except errors.NixletError:
             return False
 

@@ -17,7 +17,7 @@ from nixlet.containerd import imagestore
 from nixlet.host import uncut
 from nixlet.images import archive, closurecheck, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
-from nixlet.store import interface, paths, realiser
+from nixlet.store import interface, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
@@ -224,22 +224,18 @@ class Loader:
 
         Nix keeps it for the time of the context; afterwards the snapshotter's roots do.
         """
-        members: set[paths.StorePath] = set()
-        took = interface.Realised()
-        async with contextlib.AsyncExitStack() as held:
-            for layer in layers:
-                named = self._check.named(layer.descriptor.annotations)
-                if named is None:
-                    continue
-                if self._realiser is None:
-                    raise errors.FailedPreconditionError(
-                        f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
-                        hint="start the node with --snapshotter nix",
-                    )
-                realised = await held.enter_async_context(self._realiser.realised(named, sink))
-                members.update(realised.members)
-                took += realised.took
-            yield len(members), took
+        named = [each for layer in layers if (each := self._check.named(layer.descriptor.annotations)) is not None]
+        if not named:
+            yield 0, interface.Realised()
+            return
+        if self._realiser is None:
+            raise errors.FailedPreconditionError(
+                f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
+                hint="start the node with --snapshotter nix",
+            )
+        async with self._realiser.all_realised(named, sink) as found:
+            members = {member for closure in found.values() for member in closure.members}
+            yield len(members), sum((closure.took for closure in found.values()), interface.Realised())
 
     @staticmethod
     async def _copy(

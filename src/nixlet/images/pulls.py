@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
 from nixlet.images import admission, archive, expand, loader, opening, platforms, reference
-from nixlet.store import interface, paths, realiser
+from nixlet.store import interface, realiser
 from nixlet.telemetry import progress
 
 #: Seconds to wait until CRI has taken notice of a new image.
@@ -177,10 +177,13 @@ class Puller:
         name = reference.canonical(wanted)
         async with contextlib.AsyncExitStack() as held:
             if wanted.store_path is not None:
-                took = await held.enter_async_context(self._realiser.holding([wanted.store_path], sink))
-                fd = _open_store_file(f"{self._store.real_dir}/{wanted.store_path.name}", wanted.path)
-                held.callback(os.close, fd)
-                loaded = await self._load_from_store(fd, wanted.path, wanted.store_path, name, sink)
+                # Its file is read, whatever becomes of its name: the connection is free for the closures.
+                async with self._realiser.holding([wanted.store_path], sink) as there:
+                    fd = _open_store_file(f"{self._store.real_dir}/{wanted.store_path.name}", wanted.path)
+                    held.callback(os.close, fd)
+                took = there.took
+                origin = there.infos[wanted.store_path].nar_hash
+                loaded = await self._load_from_store(fd, wanted.path, origin, name, sink)
             else:
                 took = interface.Realised()
                 loaded = await self._load_from_outside(wanted.path, name, sink)
@@ -189,14 +192,12 @@ class Puller:
         return Pulled(loaded.image_id, loaded.closure_paths, took, round((time.monotonic() - start) * 1000))
 
     async def _load_from_store(
-        self, fd: int, path: str, store_path: paths.StorePath, name: str, sink: progress.ProgressSink
+        self, fd: int, path: str, origin: str, name: str, sink: progress.ProgressSink
     ) -> loader.Loaded:
         if not await asyncio.to_thread(expand.is_compressed, fd):
             async with self._opener.opened(fd, path, _only_image, sink) as (source, image):
                 return await self._loader.load(source, image, [name], sink=sink)
         # To expand it again would take long, and be for nothing where containerd has it all.
-        async with self._store.session() as session:
-            origin = (await session.path_infos([store_path]))[store_path].nar_hash
         loaded = await self._loader.load_again(name, origin, sink)
         if loaded is not None:
             return loaded

@@ -102,6 +102,7 @@ async def serve(
         files.exclusive_lock(os.path.join(place.root, "lock"), what=f"the snapshotter's root {place.root}")
     )
     await asyncio.to_thread(_ensure_store, store)
+    await stack.enter_async_context(store.keeping())
     gc_roots = roots.Roots(gcroots, roots_owner(place.root))
     bringer = realiser.Realiser(
         store,

@@ -70,7 +70,7 @@ class Closures:
             self._pins[identity] = self._pins.get(identity, 0) + 1
         try:
             async with self._realiser.realised(reference, fetch=fetch) as realised:
-                await uncut.to_its_end(asyncio.to_thread(self._roots.set, identity, realised.roots))
+                await self._root(identity, realised)
                 names = tuple(path.name for path in realised.members)
                 annotations = json.dumps(reference.annotations())
                 self._faults.reach("closure-realised")
@@ -81,6 +81,11 @@ class Closures:
             if not self._pins[identity]:
                 del self._pins[identity]
                 self._tasks.background(self.drop_unused((identity,)), f"dropping the roots of {identity}")
+
+    async def _root(self, identity: str, realised: realiser.RealisedClosure) -> None:
+        """Have what keeps a closure on the disk before anything relies on it, and know that the closure was held until then."""
+        await uncut.to_its_end(asyncio.to_thread(self._roots.set, identity, realised.roots))
+        realised.check_held()
 
     async def ensure_shown(self, number: int, strategy: model.Strategy) -> str:
         """The layer that shows a closure: it can be mounted, and all of the closure's paths are in the store.
@@ -133,7 +138,7 @@ class Closures:
         assert reference is not None, "only closures that an annotation named are recorded"
         try:
             async with self._realiser.realised(reference) as realised:
-                await uncut.to_its_end(asyncio.to_thread(self._roots.set, closure.identity, realised.roots))
+                await self._root(closure.identity, realised)
         except errors.FailedPreconditionError:
             raise  # Nix believes it valid: the error says so
         except errors.NixletError as error:

@@ -35,10 +35,14 @@ class ExternalBuilderStore:
         """Who keeps it from answering, in words, or an empty string; blocks."""
         return self._store.awaited()
 
+    def keeping(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Keep connections for the next user, some seconds each, for the time of the context."""
+        return self._store.keeping()
+
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator["_Session"]:
-        """Open a connection."""
-        async with self._store.session() as session:
+    async def session(self, *, anew: bool = False) -> AsyncIterator["_Session"]:
+        """A connection for one user; a new one, or one that was kept if that will do."""
+        async with self._store.session(anew=anew) as session:
             yield _Session(session, self._program)
 
 
@@ -46,6 +50,14 @@ class _Session:
     def __init__(self, session: interface.StoreSession, program: str) -> None:
         self._session = session
         self._program = program
+
+    @property
+    def reused(self) -> bool:
+        return self._session.reused
+
+    @property
+    def alive(self) -> bool:
+        return self._session.alive
 
     async def realise(
         self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore

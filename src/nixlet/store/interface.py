@@ -69,6 +69,16 @@ class Realised:
 class StoreSession(Protocol):
     """A connection to a store. Paths that it held or realised can't be collected while it is open."""
 
+    @property
+    def reused(self) -> bool:
+        """Whether somebody else used the connection before: the store may remember what is no longer so."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether what it holds was held all the time, as far as is known."""
+        ...
+
     async def present(self, wanted: Collection[paths.StorePath]) -> set[paths.StorePath]:
         """Those that are valid, in one request."""
         ...
@@ -115,8 +125,12 @@ class Store(Protocol):
         """Who keeps it from answering, in words, or an empty string; blocks."""
         ...
 
-    def session(self) -> contextlib.AbstractAsyncContextManager[StoreSession]:
-        """Open a connection."""
+    def keeping(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Keep connections for the next user, some seconds each, for the time of the context."""
+        ...
+
+    def session(self, *, anew: bool = False) -> contextlib.AbstractAsyncContextManager[StoreSession]:
+        """A connection for one user; a new one, or one that was kept if that will do."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Bringing closures into the store: one task for each closure, however many ask for it, and held while anyone uses it."""
+"""Bringing closures into the store: one task for each wish, however many have it, and held while anyone uses it."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import NamedTuple, TypeVar
 
 from nixlet import errors
-from nixlet.store import closures, interface, paths, policy
+from nixlet.store import closures, interface, paths, policy, sharing
 from nixlet.telemetry import progress
 
 T = TypeVar("T")
@@ -30,65 +30,52 @@ class RealisedClosure:
         members: Its store paths, sorted.
         roots: Those whose GC roots keep all of it.
         took: What fetching took; nothing when all was there.
+        session: The connection that holds it until it is rooted.
     """
 
     members: tuple[paths.StorePath, ...]
     roots: tuple[paths.StorePath, ...]
     took: interface.Realised
+    session: interface.StoreSession = dataclasses.field(repr=False, compare=False)
+
+    def check_held(self) -> None:
+        """Check that the collector was kept from it until now, as for what has just been rooted.
+
+        Raises:
+            UnavailableError: The store's daemon ended meanwhile, and what it held with it.
+        """
+        if not self.session.alive:
+            raise errors.UnavailableError(
+                "the Nix daemon ended before the closure's GC roots were made", hint="try again"
+            )
 
 
-class _Shared(Generic[T]):
-    """One piece of work with several users: it goes on while anyone waits for it, and stays open while anyone uses it."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """Paths that are in the store.
 
-    def __init__(
-        self, work: Callable[[progress.ProgressSink], contextlib.AbstractAsyncContextManager[T]], name: str
-    ) -> None:
-        self._sinks: list[progress.ProgressSink] = []
-        self._left = asyncio.Event()
-        self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._run(work), name=name)
+    Attributes:
+        infos: What is known of them.
+        took: What fetching took; nothing when all was there.
+    """
 
-    @property
-    def ended(self) -> bool:
-        """Whether it failed, or all who used it have left: who comes now is too late."""
-        return self._left.is_set()
+    infos: Mapping[paths.StorePath, interface.PathInfo]
+    took: interface.Realised
 
-    @property
-    def ready(self) -> bool:
-        """Whether it succeeded and is still open."""
-        return self._result.done() and not self.ended
 
-    async def _run(self, work: Callable[[progress.ProgressSink], contextlib.AbstractAsyncContextManager[T]]) -> None:
-        try:
-            async with work(self._tell) as result:
-                self._result.set_result(result)
-                await self._left.wait()
-        except BaseException as error:
-            self._left.set()
-            if isinstance(error, asyncio.CancelledError):
-                self._result.cancel()
-                raise
-            if not self._result.done():
-                self._result.set_exception(error)
-                self._result.exception()  # what nobody waits for any more isn't worth a warning
+class _MissingFromDiskError(errors.FailedPreconditionError):
+    """A path that Nix believes valid isn't there."""
 
-    def _tell(self, step: progress.Progress) -> None:
-        for sink in self._sinks:
-            sink(step)
 
-    @contextlib.asynccontextmanager
-    async def used(self, sink: progress.ProgressSink) -> AsyncIterator[T]:
-        """Wait for the result, and keep it for the time of the context."""
-        self._sinks.append(sink)
-        try:
-            yield await asyncio.shield(self._result)
-        finally:
-            self._sinks.remove(sink)
-            if not self._sinks:
-                self._left.set()
-                if not self._result.done():
-                    self._task.cancel()
-                await asyncio.wait([self._task])
+class _OutdatedError(errors.FailedPreconditionError):
+    """The same, by what Nix may only remember: over one connection it doesn't look again at what it told before."""
+
+
+class _Wanted(NamedTuple):
+    """What somebody wants: closures, by their identities, and whether they may be fetched."""
+
+    identities: frozenset[str]
+    fetch: bool
 
 
 class Realiser:
@@ -105,7 +92,7 @@ class Realiser:
         self._observe = observe
         self._store = store
         self._policy = rules
-        self._running: dict[tuple[str, bool], _Shared[RealisedClosure]] = {}
+        self._running: dict[_Wanted, sharing.Shared[Mapping[str, RealisedClosure]]] = {}
 
     @property
     def store_dir(self) -> str:
@@ -120,13 +107,25 @@ class Realiser:
         *,
         fetch: bool = True,
     ) -> AsyncIterator[RealisedClosure]:
-        """Have a closure in the store, and keep the collector from it for the time of the context.
+        """``all_realised`` for one closure."""
+        async with self.all_realised([reference], sink, fetch=fetch) as closures_by_identity:
+            yield closures_by_identity[reference.identity]
 
-        What is to stay longer is rooted before the context ends. Callers who want the same closure share the work and
-        the connection.
+    @contextlib.asynccontextmanager
+    async def all_realised(
+        self,
+        references: Collection[closures.ClosureReference],
+        sink: progress.ProgressSink = progress.ignore,
+        *,
+        fetch: bool = True,
+    ) -> AsyncIterator[Mapping[str, RealisedClosure]]:
+        """Have closures in the store, and keep the collector from them for the time of the context; by their identities.
+
+        What is to stay longer is rooted before the context ends. One connection holds them all. Callers who want the same
+        closures share the work and the connection, as do those who want some of what is held already.
 
         Args:
-            reference: The closure, as an image names it.
+            references: The closures, as images name them.
             sink: Gets the progress; callers who share the work all do.
             fetch: Whether what isn't in the store may be fetched or built. Where not, Nix has some seconds to answer.
 
@@ -134,38 +133,84 @@ class Realiser:
             UnavailableError: Nix doesn't serve, or has not answered in time; the sentence says what it waits for.
             NotFoundError: A path can't be had.
             FailedPreconditionError: A path isn't there, and is not to be fetched; or it is valid, but not on the disk.
-            InvalidArgumentError: The closureInfo does not list store paths, or lists strange ones.
+            InvalidArgumentError: A closureInfo does not list store paths, or lists strange ones.
             PermissionDeniedError: A policy refuses a path.
         """
-        # Who wants no fetching doesn't wait for somebody else's either.
-        key = (reference.identity, fetch)
-        if not fetch and (fetched := self._running.get((reference.identity, True))) is not None and fetched.ready:
-            key = (reference.identity, True)
+        wanted = _Wanted(frozenset(reference.identity for reference in references), fetch)
+        key = self._open_to(wanted)
         shared = self._running.get(key)
         if shared is None or shared.ended:
-
-            @contextlib.asynccontextmanager
-            async def work(tell: progress.ProgressSink) -> AsyncIterator[RealisedClosure]:
-                async with contextlib.AsyncExitStack() as stack:
-                    async with self._patiently(tell) as hear:
-                        session = await stack.enter_async_context(self._store.session())
-                        bring = (
-                            functools.partial(self._bring, session, hear)
-                            if fetch
-                            else functools.partial(self._expect, session)
-                        )
-                        realised = await self._realise(session, reference, bring)
-                    yield realised
-
-            shared = self._running[key] = _Shared(work, f"realise {reference.identity}")
+            work = functools.partial(self._realising, references, fetch)
+            shared = self._running[key] = sharing.Shared(work, f"realise {', '.join(sorted(wanted.identities))}")
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with self._answering(None if fetch else _ANSWER_TIMEOUT):
-                    closure = await stack.enter_async_context(shared.used(sink))
-                yield closure
+                    found = await stack.enter_async_context(shared.used(sink))
+                yield found
         finally:
             if shared.ended and self._running.get(key) is shared:
                 del self._running[key]
+
+    def _open_to(self, wanted: "_Wanted") -> "_Wanted":
+        """The work that somebody can share who wants some closures: what is held, or is being done for the same wish.
+
+        Who wants no fetching doesn't wait for somebody else's either. Nor does who wants less than others are at: these may be
+        cut off in the middle of what concerns them alone, and their connection with them.
+        """
+        for key, shared in self._running.items():
+            if shared.ready and wanted.identities <= key.identities:
+                return key
+        return wanted
+
+    @contextlib.asynccontextmanager
+    async def _realising(
+        self, references: Collection[closures.ClosureReference], fetch: bool, sink: progress.ProgressSink
+    ) -> AsyncIterator[Mapping[str, RealisedClosure]]:
+        """Realise closures, and hold them for the time of the context."""
+        distinct = {reference.identity: reference for reference in references}
+
+        async def bring_all(
+            session: interface.StoreSession, hear: progress.ProgressSink
+        ) -> Mapping[str, RealisedClosure]:
+            bring = functools.partial(self._bring, session, hear) if fetch else functools.partial(self._expect, session)
+            return {identity: await self._realise(session, each, bring) for identity, each in distinct.items()}
+
+        async with self._held(bring_all, sink) as found:
+            yield found
+
+    @contextlib.asynccontextmanager
+    async def _held(
+        self,
+        work: Callable[[interface.StoreSession, progress.ProgressSink], Awaitable[T]],
+        sink: progress.ProgressSink,
+    ) -> AsyncIterator[T]:
+        """Do something on a connection, which then holds what it held for the time of the context."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._patiently(sink) as hear:
+                try:
+                    done = await self._begun(stack, work, hear, anew=False)
+                except _OutdatedError:
+                    done = await self._begun(stack, work, hear, anew=True)
+            yield done
+
+    async def _begun(
+        self,
+        held: contextlib.AsyncExitStack,
+        work: Callable[[interface.StoreSession, progress.ProgressSink], Awaitable[T]],
+        sink: progress.ProgressSink,
+        *,
+        anew: bool,
+    ) -> T:
+        async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(self._store.session(anew=anew))
+            try:
+                done = await work(session, sink)
+            except _MissingFromDiskError as error:
+                if session.reused:
+                    raise _OutdatedError(error.message, hint=error.hint) from error
+                raise
+            held.push_async_exit(stack.pop_all())
+            return done
 
     @contextlib.asynccontextmanager
     async def _answering(self, seconds: float | None) -> AsyncIterator[None]:
@@ -182,7 +227,7 @@ class Realiser:
     @contextlib.asynccontextmanager
     async def holding(
         self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
-    ) -> AsyncIterator[interface.Realised]:
+    ) -> AsyncIterator[Held]:
         """Have paths in the store, and keep the collector from them for the time of the context.
 
         Raises:
@@ -190,14 +235,17 @@ class Realiser:
             FailedPreconditionError: A path is valid, but not on the disk.
             PermissionDeniedError: A policy refuses a path.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            async with self._patiently(sink) as hear:
-                session = await stack.enter_async_context(self._store.session())
-                took = await self._bring(session, hear, wanted)
-                await asyncio.to_thread(self._check_disk, wanted)
-                if self._policy.restricts:
-                    self._policy.check((await session.path_infos(wanted)).values())
-            yield took
+
+        async def hold(session: interface.StoreSession, hear: progress.ProgressSink) -> Held:
+            took = await self._bring(session, hear, wanted)
+            await asyncio.to_thread(self._check_disk, wanted)
+            infos = await session.path_infos(wanted)
+            if self._policy.restricts:
+                self._policy.check(infos.values())
+            return Held(infos, took)
+
+        async with self._held(hold, sink) as held:
+            yield held
 
     @contextlib.asynccontextmanager
     async def _patiently(self, sink: progress.ProgressSink) -> AsyncIterator[progress.ProgressSink]:
@@ -266,7 +314,7 @@ class Realiser:
         # A closureInfo keeps what it refers to; the older form is kept by those that nothing else refers to.
         infos = (reference.closure_info,) if reference.closure_info is not None else ()
         tops = interface.top_paths(await session.path_infos(sorted(loose)))
-        return RealisedClosure(tuple(sorted(members)), (*infos, *tops), took)
+        return RealisedClosure(tuple(sorted(members)), (*infos, *tops), took, session)
 
     @staticmethod
     async def _loose(
@@ -295,7 +343,7 @@ class Realiser:
         """Look whether paths that are valid are there: Nix asks its database, and never the disk."""
         for path in members:
             if not os.path.lexists(os.path.join(self._store.real_dir, path.name)):
-                raise errors.FailedPreconditionError(
+                raise _MissingFromDiskError(
                     f"the store path {path} is missing from the disk, though Nix believes it valid",
                     hint=f"bring it back with: nix-store --repair-path {path}",
                 )

@@ -116,7 +116,7 @@ async def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_child_whose_parent_ended_at_once_never_becomes_the_program(tmp_path: Path) -> None:
     """The parent's end before prctl(2) sends no signal: here it has ended before the child's first step."""
     ran = tmp_path / "ran"
-    command = process._command(["touch", str(ran)])
+    command = process._command(["touch", str(ran)], guarded=True)
     # A stranger is its parent: what a child sees that has been handed on to init.
     orphan = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], check=False)
     assert (orphan.returncode, ran.exists()) == (1, False)

@@ -5,12 +5,13 @@ import contextlib
 import dataclasses
 import grp
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from nixlet import errors
 from nixlet.host import process, procfs
 from nixlet.store import paths
 from nixlet.store.daemon import connection as connections
+from nixlet.store.daemon import pool
 from nixlet.store.daemon import session as sessions
 
 _DEFAULT_STATE_DIR = "/nix/var/nix"
@@ -74,6 +75,7 @@ class DaemonStore:
 
     def __init__(self, settings: DaemonSettings) -> None:
         self.settings = settings
+        self._pool = pool.Pool(self._open, settings.store_dir, settings.overrides)
 
     @property
     def store_dir(self) -> str:
@@ -93,18 +95,20 @@ class DaemonStore:
                 return f"process {holder} holds {lock}, as a garbage collection does"
         return ""
 
-    @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[sessions.DaemonSession]:
-        """Open a connection.
+    def keeping(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Keep connections for the next user, some seconds each, for the time of the context."""
+        return self._pool.keeping()
+
+    def session(self, *, anew: bool = False) -> contextlib.AbstractAsyncContextManager[sessions.DaemonSession]:
+        """A connection for the time of the context.
+
+        Args:
+            anew: Whether it has to be a new one, which remembers nothing.
 
         Raises:
             UnavailableError: No daemon answers and none can be started; the sentence names the socket at fault.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            connection = await self._open(stack)
-            session = sessions.DaemonSession(connection, self.store_dir)
-            await session.set_options(self.settings.overrides)
-            yield session
+        return self._pool.session(anew=anew)
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> connections.Connection:
         try:
@@ -134,6 +138,7 @@ class DaemonStore:
                 stdin=process.PIPE,
                 stdout=process.PIPE,
                 stderr=process.PIPE,
+                ends_with_input=True,
             )
         )
         assert child.stdin is not None

@@ -131,6 +131,20 @@ class Connection:
                 self.close()
                 raise
 
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has cut it off so far: what it holds, it has held all the time."""
+        return not (self._closed or self._stream.at_eof())
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is good for another request, and nothing is under way."""
+        return self.alive and not self._lock.locked() and not self._reader.pending
+
+    async def disturbed(self) -> None:
+        """Wait until the daemon ends, or says something, while nobody asks it."""
+        await self._stream.read(1)
+
     def close(self) -> None:
         """Close it; the daemon gives up what it does for us."""
         self._closed = True

@@ -30,6 +30,13 @@ class DaemonSession:
     def __init__(self, conn: connection.Connection, store_dir: str) -> None:
         self._connection = conn
         self._store_dir = store_dir
+        #: Whether somebody else used the connection before.
+        self.reused = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether what it holds was held all the time."""
+        return self._connection.alive
 
     @property
     def requests(self) -> int:

@@ -88,6 +88,11 @@ class Reader:
         #: Lists of the value at hand, by where they begin, the outer before the inner ones: what is known of them so far.
         self._lists: dict[int, _Partial] = {}
 
+    @property
+    def pending(self) -> int:
+        """How many bytes came that nobody has parsed."""
+        return len(self._data) - self._position
+
     def feed(self, data: bytes) -> None:
         """Take up what came."""
         self._data += data
