@@ -31,6 +31,8 @@ class Roots:
         self._directory = directory(gcroots, owner)
         # Threads take turns: the last root takes the directory along that another one is about to be put into.
         self._lock = threading.Lock()
+        # Whether the names of the owner's directory and of those above it are on the disk, as they were when it was last made.
+        self._durable = False
 
     def set(self, name: str, rooted: Iterable[paths.StorePath]) -> None:
         """Root paths durably under a name, in the place of what was rooted under it before. They need not exist yet.
@@ -52,6 +54,7 @@ class Roots:
                     os.symlink(path, os.path.join(target, base_name))
             # Also what was there: whoever made it may have been killed before this.
             files.sync_directory(target)
+            files.sync_directory(self._directory)
             for base_name in present.keys() - links.keys():
                 os.unlink(os.path.join(target, base_name))
 
@@ -113,19 +116,22 @@ class Roots:
                 raise self._strange(place)
 
     def _make(self, target: str) -> None:
-        """Have a directory, with its name and those of its parents on the disk."""
-        gcroots = os.path.dirname(os.path.dirname(self._directory))
+        """Have a directory, with the names of its parents on the disk."""
+        common = os.path.dirname(self._directory)
+        gcroots = os.path.dirname(common)
         for _ in range(10):
             # Another owner's last root may take the common directory away at any of these steps.
             with contextlib.suppress(FileNotFoundError):
                 files.new_directories(gcroots)
-                place = gcroots
-                for name in os.path.relpath(target, gcroots).split("/"):
-                    parent, place = place, os.path.join(place, name)
-                    with contextlib.suppress(FileExistsError):
-                        files.new_directory(place)  # for all to read: users ask Nix who holds a path
-                    # Also where it was there: whoever made it may have been killed before this.
-                    files.sync_directory(parent)
+                for place in (common, self._directory):
+                    if _new_directory(place):
+                        self._durable = False
+                if not self._durable:
+                    # Also where they were there: whoever made them may have been killed before this.
+                    files.sync_directory(gcroots)
+                    files.sync_directory(common)
+                    self._durable = True
+                _new_directory(target)
                 return
         raise FileNotFoundError(2, "the directory vanishes again and again", self._directory)
 
@@ -146,3 +152,12 @@ class Roots:
             f"can't change the GC roots in {self._directory}: {path} is none of them, and stays as it is",
             hint="move it to another place below Nix's gcroots",
         )
+
+
+def _new_directory(path: str) -> bool:
+    """Make a directory for all to read, since users ask Nix who holds a path; whether it wasn't there."""
+    try:
+        files.new_directory(path)
+    except FileExistsError:
+        return False
+    return True

@@ -89,15 +89,26 @@ def test_a_change_is_on_the_disk_before_anything_is_let_go(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "unlink", unlinked)
-    way = [(".", ["nixlet"]), ("nixlet", ["node"]), ("nixlet/node", ["layer"])]
+    above = [(".", ["nixlet"]), ("nixlet", ["node"])]
+    named = ("nixlet/node", ["layer"])
     gc_roots.set("layer", [made(1), made(2)])
-    assert steps == [*way, ("nixlet/node/layer", [made(1).name, made(2).name])]
+    assert steps == [*above, ("nixlet/node/layer", [made(1).name, made(2).name]), named]
     steps.clear()
+    # What is above is on the disk by now, and stays there.
     gc_roots.set("layer", [made(2), made(3)])
     three = [made(number).name for number in (1, 2, 3)]
-    assert steps == [*way, ("nixlet/node/layer", three), ("unlinked", made(1).name)]
+    assert steps == [("nixlet/node/layer", three), named, ("unlinked", made(1).name)]
     assert sorted(os.listdir(directory)) == three[1:]
     assert os.listdir(own) == ["layer"]
+    # Unless it is made anew.
+    gc_roots.remove("layer")
+    steps.clear()
+    gc_roots.set("layer", [made(3)])
+    assert steps == [*above, ("nixlet/node/layer", [made(3).name]), named]
+    # And whoever made it for another run may have been killed before it was.
+    steps.clear()
+    roots.Roots(str(tmp_path), "node").set("layer", [made(3)])
+    assert steps == [*above, ("nixlet/node/layer", [made(3).name]), named]
 
 
 def test_what_an_older_version_left_half_made_can_be_removed(gc_roots: roots.Roots, tmp_path: Path) -> None:
