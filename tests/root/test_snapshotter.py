@@ -755,8 +755,8 @@ async def test_a_closure_is_rooted_on_the_disk_before_it_is_recorded(rig: Rig, m
     assert [each for each in synced[: synced.index("recorded")] if each.startswith(rig.daemon.settings.gcroots)] == [
         rig.daemon.settings.gcroots,
         os.path.dirname(os.path.dirname(root)),
-        os.path.dirname(root),
         root,
+        os.path.dirname(root),
     ]
 
 
@@ -782,6 +782,32 @@ async def test_a_layer_is_on_the_disk_before_it_is_committed(rig: Rig, monkeypat
     await rig.snapshotter.commit("layer", "a", {})
     snapshot = os.path.dirname(upper)
     assert steps == [f"{upper}/bin/pause", f"{upper}/bin", upper, snapshot, os.path.dirname(snapshot), "committed"]
+
+
+async def test_mount_points_that_a_closure_covers_are_on_the_disk_by_their_names(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are. What has something in it, or is elsewhere, is synced as in any layer."""
+    one, two = rig.store.add("one", {"f": "1"}), rig.store.add("two", {"f": "2"})
+    key, labels = "ns/1/extract-1 layer", {model.SNAPSHOT_REF_LABEL: "layer", LAYER: "true"}
+    labels |= {f"{PATH}0": one, f"{PATH}1": two}
+    upper = (await rig.snapshotter.prepare(key, "", labels))[0].source
+    for directory in (one, f"{two}/empty", "/elsewhere"):
+        os.makedirs(upper + directory)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def syncing(fd: int) -> None:
+        fsync(fd)
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    await rig.snapshotter.commit("layer", key, labels)
+    below = [each.removeprefix(upper) for each in synced if each.startswith(f"{upper}/")]
+    above = [os.path.dirname(one)]
+    while above[-1] != "/":
+        above.append(os.path.dirname(above[-1]))
+    assert sorted(below) == sorted([f"{two}/empty", two, "/elsewhere", *above[:-1]])
 
 
 async def test_a_large_layer_is_committed_without_waiting_for_the_disk(

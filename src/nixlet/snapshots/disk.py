@@ -67,7 +67,7 @@ def _count(directory: str, limit: int) -> model.Usage | None:
     return model.Usage(size, len(seen))
 
 
-def sync_layer(directory: str, size: int) -> None:
+def sync_layer(directory: str, size: int, mount_points: str = "") -> None:
     """Write a layer's content to the disk, which is trusted from now on because it is there: the pause image's, for one.
 
     Only for a layer of few files that aren't large. What an ordinary image has takes seconds, for which all of containerd would
@@ -76,12 +76,15 @@ def sync_layer(directory: str, size: int) -> None:
     Args:
         directory: The layer.
         size: What it takes (bytes).
+        mount_points: The directory in it whose empty directories a closure covers: they have to be there, and no more, which
+            that one's own entries say. Syncing 500 of them takes a tenth of a second.
     """
     if size > _FEW_BYTES:
         return
     plain, directories = [], []
-    for base, _, names in os.walk(directory):
-        directories.append(base)
+    for base, below, names in os.walk(directory):
+        if below or names or os.path.dirname(base) != mount_points:
+            directories.append(base)
         for name in names:
             path = os.path.join(base, name)
             if stat.S_ISREG(os.lstat(path).st_mode):

@@ -54,6 +54,10 @@ class Mounts:
         """The directory with a snapshot's own content."""
         return os.path.join(self._snapshots, str(number), "fs")
 
+    def mount_points(self, number: int) -> str:
+        """The directory of a snapshot's own content in which a layer has the mount points for its closure."""
+        return self.upper(number) + self._store_dir
+
     def check_mount_points(self, number: int, closure: metadata.Closure | metadata.NewClosure) -> None:
         """Refuse a layer with mount points that its closure doesn't fill (blocking).
 

@@ -206,6 +206,7 @@ class Snapshotter:
         usage = model.Usage(0, 0)
         # What isn't active is refused below, after the checks that come first.
         if row.kind is model.Kind.ACTIVE:
+            mount_points = ""
             with self._refusing():
                 if row.closure is not None:
                     known = self._db.closure(row.closure)
@@ -215,11 +216,12 @@ class Snapshotter:
                             f"the layer {name} was unpacked with another closure than it is committed with"
                         )
                     await asyncio.to_thread(self._mounts.check_mount_points, row.id, known)
+                    mount_points = self._mounts.mount_points(row.id)
                 upper = self._mounts.upper(row.id)
                 small = disk.small_usage(upper)
                 usage = await asyncio.to_thread(disk.usage, upper) if small is None else small
                 if usage.inodes > 1:
-                    await asyncio.to_thread(disk.sync_layer, upper, usage.size)
+                    await asyncio.to_thread(disk.sync_layer, upper, usage.size, mount_points)
         self._faults.reach("usage-measured")
         await self._db.commit_snapshot(name, key, labels, usage, row.id)
 
