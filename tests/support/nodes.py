@@ -13,6 +13,7 @@ from typing import Any
 
 from nixlet.host import iptables, mounts, network
 from nixlet.node import proxyplugin
+from nixlet.services import nodeaddress
 from support import parts
 
 START_SECONDS = 60
@@ -58,6 +59,10 @@ class Node:
     @property
     def node_socket(self) -> Path:
         return self.state_dir / "containerd" / "nix-snapshotter.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.state_dir / nodeaddress.SOCKET
 
     @property
     def containerd_log(self) -> Path:

@@ -72,8 +72,7 @@ class RuntimeClient:
 
     async def running(self, sandbox: str) -> Sequence[str]:
         """The IDs of a pod's containers that are running."""
-        found = await self.containers(sandbox=sandbox)
-        return [each.id for each in found if each.state == cri_pb2.CONTAINER_RUNNING]
+        return [each.id for each in await self.containers(sandbox=sandbox, running=True)]
 
     async def stop_container(self, container: str, grace: int) -> None:
         """End a container's process: its stop signal, and SIGKILL after ``grace`` seconds."""
@@ -91,10 +90,12 @@ class RuntimeClient:
             await self._stub.RemoveContainer(cri_pb2.RemoveContainerRequest(container_id=container))
 
     async def containers(
-        self, *, sandbox: str = "", labels: Mapping[str, str] | None = None
+        self, *, sandbox: str = "", labels: Mapping[str, str] | None = None, running: bool = False
     ) -> Sequence[cri_pb2.Container]:
-        """The containers of a pod, or of all, that have all of the labels."""
+        """The containers of a pod, or of all, that have all of the labels; or only those that run."""
         filters = cri_pb2.ContainerFilter(pod_sandbox_id=sandbox, label_selector=labels or {})
+        if running:
+            filters.state.state = cri_pb2.CONTAINER_RUNNING
         with channels.translated(self._peer):
             return (await self._stub.ListContainers(cri_pb2.ListContainersRequest(filter=filters))).containers
 

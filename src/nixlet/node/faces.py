@@ -10,8 +10,8 @@ from nixlet.host import signals, supervisor
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
 from nixlet.pods import player, removal, resolvconf
+from nixlet.services import containers, nodeinterface, nodestatus, stopping
 from nixlet.services import node as node_service
-from nixlet.services import nodeinterface, nodestatus
 from nixlet.services import pods as pods_service
 from nixlet.varlink import server as varlink
 
@@ -79,6 +79,7 @@ class Faces:
         self._layout = layout
         self._made: list[node_service.NodeService] = []
         self._pods: list[pods_service.Pods] = []
+        self._removals: list[removal.Removals] = []
         self.containerd: Containerd | None = None
 
     def services(self, served: proxyplugin.Served) -> Sequence[node_service.NodeService]:
@@ -91,6 +92,7 @@ class Faces:
             resolv_conf=self._status.resolv_conf,
         )
         removals = removal.Removals(served.runtime, self._status.pod_log_dir)
+        self._removals.append(removals)
         service = tasks.Tasks(served.channel, self._status.containerd_address)
         state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
         made = pods_service.Pods(served.runtime, served.containerd, service, plays, removals, state_dirs)
@@ -103,7 +105,10 @@ class Faces:
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
         """What the command line asks."""
         status = nodestatus.StatusService(self._status, self._children, served.snapshotter, served.runtime.version)
-        return nodeinterface.interface(status.methods())
+        service = tasks.Tasks(served.channel, self._status.containerd_address)
+        there = containers.ContainersService(served.runtime, served.containerd, service)
+        stops = stopping.StoppingService(served.runtime, self._removals[0])
+        return nodeinterface.interface(status.methods(), there.methods(), stops.methods())
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""

@@ -82,6 +82,23 @@ class Removals:
             task.add_done_callback(lambda _: self._releasing.pop(sandbox))
         return task
 
+    async def remove_container(self, sandbox: cri_pb2.PodSandbox, container: str) -> None:
+        """Remove a container, running or not, and its pod with it when it was the last one.
+
+        Raises:
+            NixletError: The runtime can't.
+        """
+
+        async def remove() -> None:
+            if any(each.id != container for each in await self._runtime.containers(sandbox=sandbox.id)):
+                await self._runtime.remove_container(container)
+                # The others may have been removed at the same time.
+                if await self._runtime.containers(sandbox=sandbox.id):
+                    return
+            await self.remove(sandbox)
+
+        await asyncio.shield(self._begun(f"remove {container}", remove()))
+
     async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int = 0) -> None:
         """Stop and remove a pod with all that is its: containers, network, logs, empty volumes; once.
 

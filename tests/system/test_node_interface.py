@@ -1,0 +1,68 @@
+"""The node's interface as another Varlink client sees it, which reads its description and takes everything at its word."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import varlink
+
+from nixlet.services import nodeaddress
+from support import nodes, storeimages
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def asked(any_node: nodes.Node) -> Iterator[Any]:
+    """The node's methods."""
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(varlink.Client.new_with_address(f"unix:{any_node.control_socket}"))
+        yield stack.enter_context(client.open(nodeaddress.INTERFACE))
+
+
+@pytest.fixture
+def sleeping(any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> Iterator[str]:
+    """The ID of a container that sleeps, called "asleep"."""
+    image = store_images[50].reference
+    command = ["/bin/sh", "-c", "trap 'exit 7' TERM; while :; do /bin/busybox sleep 0.1; done"]
+    yield any_node.ok("run", "-d", "--name", "asleep", image, "--", *command).strip()
+    any_node.run("rm", "-f", "asleep")
+
+
+def test_a_containers_life(any_node: nodes.Node, asked: Any, sleeping: str) -> None:
+    status = asked.GetStatus()
+    assert (status["state_dir"], status["pid"]) == (str(any_node.state_dir), any_node.pid)
+    assert [child["name"] for child in status["children"]] == ["containerd"]
+    assert asked.GetSilent() == {"programs": []}
+    (listed,) = asked.ListContainers(False)["containers"]
+    assert (listed["id"], listed["name"], listed["pod"], listed["state"]) == (sleeping, "asleep", "asleep", "running")
+    (inspected,) = asked.InspectContainers(["asleep"])["containers"]
+    assert (inspected["id"], inspected["state"]["created"]) == (sleeping, listed["created"])
+    (used,) = asked.ContainerStats([sleeping[:12]])["containers"]
+    assert (used["name"], used["memory_bytes"] > 0) == ("asleep", True)
+    seen = []
+    for answer in asked.ContainerStats([], _more=True):
+        seen += [each["id"] for each in answer["containers"]]
+        if len(seen) == 3:
+            break
+    assert seen == [sleeping] * 3
+
+
+def test_stopping_waiting_and_removing(any_node: nodes.Node, asked: Any, sleeping: str) -> None:
+    with pytest.raises(varlink.VarlinkError) as raised:
+        asked.InspectContainers(["nobody"])
+    error = raised.value.as_dict()
+    assert (error["error"], error["parameters"]["kind"]) == ("org.nixlet.Failed", "NotFoundError")
+    assert error["parameters"]["message"] == "there is no container nobody"
+    refused = asked.RemoveContainers(["asleep"], False)
+    assert refused["failure"]["message"] == "container asleep is running"
+    replies = list(asked.StopContainers(["asleep", "nobody"], 5, _more=True))
+    assert [(each["container"], "failure" in each) for each in replies] == [("asleep", False), ("nobody", True)]
+    assert asked.WaitContainer("asleep") == {"exit_code": 7}
+    assert asked.ListContainers(False) == {"containers": []}
+    (ended,) = asked.ListContainers(True)["containers"]
+    assert (ended["id"], ended["state"]) == (sleeping, "exited")
+    assert asked.RemoveContainers([sleeping], False) == {"container": sleeping}
+    assert asked.ListContainers(True) == {"containers": []}
+    assert any_node.crictl("pods", "-q") == ""
