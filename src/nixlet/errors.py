@@ -5,8 +5,6 @@ the original error as cause; ``rpc.status`` maps the kinds to gRPC codes and bac
 ``hint: …`` and exits with ``exit_code``.
 """
 
-from typing import ClassVar
-
 
 class NixletError(Exception):
     """What nixlet could not do, for a person to read.
@@ -17,7 +15,7 @@ class NixletError(Exception):
         said_by: The other program whose words the message is; empty: it is ours.
     """
 
-    exit_code: ClassVar[int] = 125
+    exit_code: int = 125
     said_by: str = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import click
-
-from nixlet.cli import server
+from nixlet.cli import grammar, server
 
 
-@click.command()
-@server.node_options
+@grammar.verb(
+    *server.OPTIONS,
+)
 def agent(**given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Run a node without what only a server has; for now there is nothing of that, and the two are the same.
 

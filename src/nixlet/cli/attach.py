@@ -1,11 +1,8 @@
 """``nixlet attach``: a container that runs already gets our terminal, input and signals."""
 
-from typing import TYPE_CHECKING
+from nixlet.cli import grammar, options
 
-import click
-
-from nixlet.cli import completion, options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,9 +14,10 @@ if TYPE_CHECKING:
 _SETTLING = 0.1
 
 
-@click.command()
-@options.state_dir
-@click.argument("container", shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Argument("container", completes="containers"),
+)
 @options.asynchronous
 async def attach(container: str, state_dir: str) -> int:
     """Hand our terminal, input and signals to a running CONTAINER until it ends; its exit status is ours.

@@ -1,10 +1,9 @@
 """``nixlet config``: look at the configuration that a node gives its containerd."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from nixlet.cli import options, settings
+from nixlet.cli import grammar, options, settings
 
 if TYPE_CHECKING:
     from nixlet.node import configfile, rendering
@@ -14,36 +13,31 @@ _K3S_DATA_DIR = "/var/lib/rancher/k3s"
 _K3S_STATE_DIR = "/run/k3s"
 
 
-@click.group()
-def config() -> None:
-    """Look at the configuration that a node gives its containerd."""
-
-
-@config.command()
-@click.option(
-    "--version",
-    type=click.Choice(["2", "3", "4"]),
-    help="The version of containerd's configuration.  [default: that which the node's containerd would get; 3 for k3s]",
+@grammar.verb(
+    grammar.Value(
+        "--version",
+        choices=("2", "3", "4"),
+        default_text="that which the node's containerd would get; 3 for k3s",
+        text="The version of containerd's configuration.",
+    ),
+    grammar.Value(
+        "--for",
+        name="whose",
+        choices=("nixlet", "k3s"),
+        default="nixlet",
+        text="Whose containerd: the node's own; or that of k3s, which has its snapshotters compiled in, in k3s's directories.",
+    ),
+    grammar.Flag("--base", text="Leave templates and drop-ins out."),
+    grammar.Value(
+        "--output",
+        "-o",
+        choices=("text", "json"),
+        default="text",
+        text="The file as it would be written, or what stands in it as JSON.",
+    ),
+    grammar.Flag("--show-secrets", text="Print passwords and tokens for registries as well."),
+    *settings.OPTIONS,
 )
-@click.option(
-    "--for",
-    "whose",
-    type=click.Choice(["nixlet", "k3s"]),
-    default="nixlet",
-    show_default=True,
-    help="Whose containerd: the node's own; or that of k3s, which has its snapshotters compiled in, in k3s's directories.",
-)
-@click.option("--base", is_flag=True, help="Leave templates and drop-ins out.")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="The file as it would be written, or what stands in it as JSON.",
-)
-@click.option("--show-secrets", is_flag=True, help="Print passwords and tokens for registries as well.")
-@settings.node_settings
 @options.asynchronous
 async def render(*, version: str | None, whose: str, base: bool, output: str, show_secrets: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Print containerd's configuration as a node with these settings would write it; nothing is changed.
@@ -61,7 +55,7 @@ async def render(*, version: str | None, whose: str, base: bool, output: str, sh
     if output == "json":
         options.print_json(_for_json(rendered.table))
     else:
-        click.echo(rendered.text, nl=False)
+        sys.stdout.write(rendered.text)
 
 
 def _for_json(value: object) -> object:
@@ -122,3 +116,6 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
     plugins = os.path.join(layout.data_dir, "data", "cni") if unsaid("cni_bin_dirs") else said.cni_bin_dirs[0]
     reached = registries_file.read(said.private_registry)
     return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, said=reached)
+
+
+config = grammar.Group("Look at the configuration that a node gives its containerd.", {"render": render})

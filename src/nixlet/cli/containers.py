@@ -1,21 +1,21 @@
 """``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
 
-from typing import TYPE_CHECKING, Any
+from nixlet.cli import grammar, options
 
-import click
-
-from nixlet.cli import completion, options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nixlet.cli.node import Node
     from nixlet.rpc.gen import cri_pb2
 
 
-@click.command()
-@options.state_dir
-@options.output
-@click.option("--all", "-a", "everything", is_flag=True, help="Also those that have ended.")
-@click.option("--quiet", "-q", is_flag=True, help="Only their IDs.")
+@grammar.verb(
+    options.STATE_DIR,
+    options.OUTPUT,
+    grammar.Flag("--all", "-a", name="everything", text="Also those that have ended."),
+    grammar.Flag("--quiet", "-q", text="Only their IDs."),
+)
 @options.asynchronous
 async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> None:
     """List containers."""
@@ -57,7 +57,7 @@ async def ps(state_dir: str, output: str, *, everything: bool, quiet: bool) -> N
         rows.append((container.id[:12], _short(image), state, local, container.metadata.name, pod))
     if quiet:
         for each in listed:
-            click.echo(each["id"])
+            print(each["id"])
     elif output == "json":
         options.print_json(listed)
     else:
@@ -132,13 +132,14 @@ async def details(connection: "Node", container: str) -> "tuple[cri_pb2.Containe
     return status, json.loads(texts.get("info", "{}"))
 
 
-@click.command()
-@options.state_dir
-@click.option("--follow", "-f", is_flag=True, help="Go on until the container ends.")
-@click.option("--timestamps", "-t", is_flag=True, help="Print when each line was written.")
-@click.option("--tail", "-n", default="all", metavar="LINES", help="Only so many of the last lines.", show_default=True)
-@click.option("--since", metavar="WHEN", help="Only from then on: RFC 3339, or 10m for ten minutes ago.")
-@click.argument("container", shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Flag("--follow", "-f", text="Go on until the container ends."),
+    grammar.Flag("--timestamps", "-t", text="Print when each line was written."),
+    grammar.Value("--tail", "-n", default="all", metavar="LINES", text="Only so many of the last lines."),
+    grammar.Value("--since", metavar="WHEN", text="Only from then on: RFC 3339, or 10m for ten minutes ago."),
+    grammar.Argument("container", completes="containers"),
+)
 @options.asynchronous
 async def logs(container: str, state_dir: str, tail: str, since: str | None, *, follow: bool, timestamps: bool) -> None:
     """Print a container's output."""
@@ -168,10 +169,13 @@ async def logs(container: str, state_dir: str, tail: str, since: str | None, *, 
                 show(record)
 
 
-@click.command()
-@options.state_dir
-@click.option("--time", "-t", "grace", type=int, help="Seconds until it is killed.  [default: as its pod says, or 10]")
-@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Number(
+        "--time", "-t", name="grace", default_text="as its pod says, or 10", text="Seconds until it is killed."
+    ),
+    grammar.Argument("containers", several=True, completes="containers"),
+)
 @options.asynchronous
 async def stop(containers: tuple[str, ...], state_dir: str, grace: int | None) -> None:
     """Stop containers, and the network of pods that have none running any more."""
@@ -187,13 +191,14 @@ async def stop(containers: tuple[str, ...], state_dir: str, grace: int | None) -
             with contextlib.suppress(errors.NotFoundError):
                 container = "" if found.id == found.pod_sandbox_id else found.id
                 await connection.stop_pod(found.pod_sandbox_id, container, grace=-1 if grace is None else max(grace, 0))
-            click.echo(wanted)
+            print(wanted)
 
 
-@click.command()
-@options.state_dir
-@click.option("--force", "-f", is_flag=True, help="Also when it is running.")
-@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Flag("--force", "-f", text="Also when it is running."),
+    grammar.Argument("containers", several=True, completes="containers"),
+)
 @options.asynchronous
 async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> None:
     """Remove containers, and pods that have none any more."""
@@ -221,4 +226,4 @@ async def rm(containers: tuple[str, ...], state_dir: str, *, force: bool) -> Non
                     await connection.runtime.remove_container(found.id)
                 else:
                     await connection.remove_pod(found.pod_sandbox_id)
-            click.echo(wanted)
+            print(wanted)

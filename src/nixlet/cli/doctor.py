@@ -4,24 +4,28 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from nixlet.cli import options, settings
+from nixlet.cli import colours, grammar, options, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nixlet.node import checks
 
-_COLOURS = {"ok": "green", "warning": "yellow", "missing": "red", "unknown": "magenta"}
+_COLOURS = {
+    "ok": colours.GREEN,
+    "warning": colours.YELLOW,
+    "missing": colours.RED,
+    "unknown": colours.MAGENTA,
+}
 
 
-@click.command()
-@settings.node_settings
-@click.option("--json", "as_json", is_flag=True, help="For programs: the same as --output json.")
-@options.output
+@grammar.verb(
+    *settings.OPTIONS,
+    grammar.Flag("--json", name="as_json", text="For programs: the same as --output json."),
+    options.OUTPUT,
+)
 @options.asynchronous
-async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
+async def doctor(*, output: str, as_json: bool, **given: Any) -> int:  # noqa: ANN401 (what the options give)
     """Check this machine for a node with these settings; nothing is changed.
 
     Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.
@@ -34,7 +38,7 @@ async def doctor(*, output: str, as_json: bool, **given: Any) -> None:  # noqa: 
         options.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         _show(findings)
-    sys.exit(checks.exit_status(findings))
+    return checks.exit_status(findings)
 
 
 check_config = doctor
@@ -46,15 +50,15 @@ def _show(findings: "Sequence[checks.Finding]") -> None:
     for finding in findings:
         if finding.group != group:
             group = finding.group
-            click.secho(group, bold=True)
-        status = click.style(f"{finding.status:<7}", fg=_COLOURS[finding.status])
-        click.echo(f"  {status}  {finding.name:<{width}}  {finding.evidence}")
+            print(colours.coloured(group, colours.BOLD, stream=sys.stdout))
+        status = colours.coloured(f"{finding.status:<7}", _COLOURS[finding.status], stream=sys.stdout)
+        print(f"  {status}  {finding.name:<{width}}  {finding.evidence}")
         if finding.remedy:
-            click.echo(f"  {'':7}  {'':{width}}  {finding.remedy}")
+            print(f"  {'':7}  {'':{width}}  {finding.remedy}")
     missing, unknown = (sum(finding.status == status for finding in findings) for status in ("missing", "unknown"))
     if missing:
-        click.echo(f"a node can't run here: {missing} {'thing is' if missing == 1 else 'things are'} missing")
+        print(f"a node can't run here: {missing} {'thing is' if missing == 1 else 'things are'} missing")
     elif unknown:
-        click.echo(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at: run it as root")
+        print(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at: run it as root")
     else:
-        click.echo("a node can run here")
+        print("a node can run here")

@@ -1,20 +1,20 @@
 """``nixlet exec``: a further process in a running container."""
 
-import click
-
-from nixlet.cli import completion, options
+from nixlet.cli import grammar, options
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@options.state_dir
-@click.option("--interactive", "-i", is_flag=True, help="Hand our standard input on.")
-@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
-@click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="A variable for its environment.")
-@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
-@click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
-@click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
-@click.argument("container", shell_complete=completion.containers)
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Flag("--interactive", "-i", text="Hand our standard input on."),
+    grammar.Flag("--tty", "-t", text="Give it a terminal."),
+    grammar.Values("--env", "-e", metavar="NAME[=VALUE]", text="A variable for its environment."),
+    grammar.Values("--env-file", metavar="FILE", text="Variables, one a line."),
+    grammar.Value("--workdir", "-w", metavar="DIR", text="Its working directory."),
+    grammar.Value("--user", "-u", metavar="USER[:GID]", text="Its user, by name or number, and group."),
+    grammar.Argument("container", completes="containers"),
+    grammar.Argument("command", several=True),
+    interspersed=False,
+)
 @options.asynchronous
 async def exec(  # noqa: A001 (the verb's name)
     container: str,

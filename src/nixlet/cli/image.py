@@ -1,14 +1,12 @@
 """``nixlet image``: build and load images."""
 
-import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
 
-import click
+from nixlet import errors
+from nixlet.cli import grammar, options
 
-from nixlet.cli import options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,23 +15,19 @@ if TYPE_CHECKING:
 _STANDARD_INPUT = "-"
 
 
-@click.group()
-def image() -> None:
-    """Build and load images."""
-
-
-@image.command()
-@click.option(
-    "--config", required=True, help='The "config" object of an OCI image configuration: JSON, or a file of it.'
+@grammar.verb(
+    grammar.Value(
+        "--config", required=True, text='The "config" object of an OCI image configuration: JSON, or a file of it.'
+    ),
+    grammar.Value("--closure", required=True, text="A file of store paths, one a line."),
+    grammar.Value("--closure-info", text="The store path that lists the closure, for nodes to realise."),
+    grammar.Value("--copy-to-root", text="A list of store paths whose files appear below /: JSON, or a file of it."),
+    grammar.Value("--from-image", text="The archive of an image to build upon."),
+    grammar.Value("--ref", default_text="nix:0OUTPUT", text="The image's name."),
+    grammar.Value("--architecture", default_text="this machine's", text="What it runs on, in Go's words."),
+    options.OUTPUT,
+    grammar.Argument("archive"),
 )
-@click.option("--closure", required=True, help="A file of store paths, one a line.")
-@click.option("--closure-info", help="The store path that lists the closure, for nodes to realise.")
-@click.option("--copy-to-root", help="A list of store paths whose files appear below /: JSON, or a file of it.")
-@click.option("--from-image", help="The archive of an image to build upon.")
-@click.option("--ref", help="The image's name.  [default: nix:0OUTPUT]")
-@click.option("--architecture", help="What it runs on, in Go's words.  [default: this machine's]")
-@options.output
-@click.argument("archive")
 def build(archive: str, output: str, **inputs: str | None) -> None:
     """Build an image into an archive.
 
@@ -46,7 +40,7 @@ def build(archive: str, output: str, **inputs: str | None) -> None:
     if output == "json":
         options.print_json({"name": built.name, "digest": built.digest, "id": built.config_digest})
     else:
-        click.echo(built.name)
+        print(built.name)
 
 
 async def _snapshotter_of(state_dir: str) -> str:
@@ -56,15 +50,20 @@ async def _snapshotter_of(state_dir: str) -> str:
         return (await connection.status()).snapshotter
 
 
-@image.command()
-@options.state_dir
-@click.option("--address", envvar="CONTAINERD_ADDRESS", help="Another containerd's socket.  [default: the node's]")
-@click.option("--namespace", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.  [default: k8s.io]")
-@click.option(
-    "--snapshotter", envvar="CONTAINERD_SNAPSHOTTER", help="[default: the node's; nix for another containerd]"
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Value(
+        "--address", variable="CONTAINERD_ADDRESS", default_text="the node's", text="Another containerd's socket."
+    ),
+    grammar.Value(
+        "--namespace", variable="CONTAINERD_NAMESPACE", default_text="k8s.io", text="containerd's namespace."
+    ),
+    grammar.Value(
+        "--snapshotter", variable="CONTAINERD_SNAPSHOTTER", default_text="the node's; nix for another containerd"
+    ),
+    grammar.Value("--ref", default_text="the archive's own, or nix:0ARCHIVE", text="The name to load it under."),
+    grammar.Argument("archive", default=_STANDARD_INPUT),
 )
-@click.option("--ref", help="The name to load it under.  [default: the archive's own, or nix:0ARCHIVE]")
-@click.argument("archive", default=_STANDARD_INPUT)
 def load(
     archive: str, state_dir: str, address: str | None, namespace: str | None, snapshotter: str | None, ref: str | None
 ) -> None:
@@ -73,6 +72,7 @@ def load(
     ARCHIVE is a file or a pipe; - or nothing stands for standard input.
     """
     import asyncio
+    import contextlib
 
     from nixlet.images import archive as archives
 
@@ -81,7 +81,7 @@ def load(
         if archive == _STANDARD_INPUT:
             paths, label = list[str](), "standard input"
             if sys.stdin is None or sys.stdin.isatty():
-                raise click.UsageError("name an ARCHIVE, or pipe one to standard input")
+                raise errors.UsageError("there is no archive", hint="name an ARCHIVE, or pipe one to standard input")
             source = stack.enter_context(archives.open_archive(sys.stdin.fileno(), label=label, piped=True))
         else:
             path, label = os.path.abspath(archive), os.path.basename(archive)
@@ -93,7 +93,7 @@ def load(
         finally:
             # What was recorded stays, also when the next image can't be loaded.
             for name in recorded:
-                click.echo(name)
+                print(name)
 
 
 async def _load(
@@ -108,7 +108,6 @@ async def _load(
     recorded: list[str],
 ) -> None:
     """Load the images; their names go to ``recorded`` as soon as they are."""
-    from nixlet import errors
     from nixlet.cli import progress
     from nixlet.containerd import client, cri, imagestore
     from nixlet.images import archive as archives
@@ -144,3 +143,6 @@ async def _load(
                 if address is None and containerd.namespace == client.CRI_NAMESPACE:
                     # A container that is run next is to find it.
                     await pulls.wait_for_cri(cri.ImageClient(channel, socket), loaded.image_id, own)
+
+
+image = grammar.Group("Build and load images.", {"build": build, "load": load})

@@ -1,13 +1,12 @@
 """``nixlet images``: list images."""
 
-import click
-
-from nixlet.cli import options
+from nixlet.cli import grammar, options
 
 
-@click.command()
-@options.state_dir
-@options.output
+@grammar.verb(
+    options.STATE_DIR,
+    options.OUTPUT,
+)
 @options.asynchronous
 async def images(state_dir: str, output: str) -> None:
     """List the images that the node has."""

@@ -1,19 +1,19 @@
 """``nixlet inspect``: all that is known of containers."""
 
-from typing import TYPE_CHECKING, Any
+from nixlet.cli import grammar, options
 
-import click
-
-from nixlet.cli import completion, options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nixlet.cli.node import Node
     from nixlet.rpc.gen import cri_pb2
 
 
-@click.command()
-@options.state_dir
-@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Argument("containers", several=True, completes="containers"),
+)
 @options.asynchronous
 async def inspect(containers: tuple[str, ...], state_dir: str) -> None:
     """Print all that is known of CONTAINERS, as a JSON list."""
@@ -25,7 +25,7 @@ async def inspect(containers: tuple[str, ...], state_dir: str) -> None:
         options.print_json([await _describe(connection, each.id) for each in found])
 
 
-async def _describe(connection: "Node", container: str) -> dict[str, Any]:
+async def _describe(connection: "Node", container: str) -> "dict[str, Any]":
     from nixlet.cli import containers as module
     from nixlet.pods import criconfig
     from nixlet.rpc.gen import cri_pb2

@@ -1,21 +1,16 @@
 """``nixlet kube``: pods from Kubernetes manifests."""
 
 import sys
-from typing import TYPE_CHECKING, Any
 
-import click
+from nixlet.cli import grammar, options
 
-from nixlet.cli import options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nixlet.cli.node import Node
     from nixlet.containers import model
     from nixlet.pods.player import RunningContainer, RunningPod
-
-
-@click.group()
-def kube() -> None:
-    """Run pods from Kubernetes manifests."""
 
 
 def _read(file: str) -> "tuple[list[model.Pod], list[str]]":
@@ -31,13 +26,14 @@ def _read(file: str) -> "tuple[list[model.Pod], list[str]]":
         raise errors.UsageError(f"the manifest {file} can't be read: {error.strerror}") from error
 
 
-@kube.command()
-@options.state_dir
-@options.output
-@click.option("--replace", is_flag=True, help="Remove pods of the same names first.")
-@click.option("--wait", "-w", is_flag=True, help="Print the containers' output, wait for their end, remove the pods.")
-@click.option("--summary", is_flag=True, help="With --wait: say what it took.")
-@click.argument("file")
+@grammar.verb(
+    options.STATE_DIR,
+    options.OUTPUT,
+    grammar.Flag("--replace", text="Remove pods of the same names first."),
+    grammar.Flag("--wait", "-w", text="Print the containers' output, wait for their end, remove the pods."),
+    grammar.Flag("--summary", text="With --wait: say what it took."),
+    grammar.Argument("file"),
+)
 @options.asynchronous
 async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: bool, summary: bool) -> int:
     """Run the pods of a manifest FILE (- for standard input), each once.
@@ -50,7 +46,7 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
 
     pods, notices = _read(file)
     for notice in [*notices, *manifest.restart_notices(pods)]:
-        click.echo(f"notice: {notice}", err=True)
+        print(f"notice: {notice}", file=sys.stderr)
     status = 0
     played: list[RunningPod] = []
     try:
@@ -66,7 +62,7 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
                     async with connection.played(pod) as started:
                         played.append(started.running)
                         if output != "json":
-                            click.echo(f"pod/{pod.name}")
+                            print(f"pod/{pod.name}")
     finally:
         # Those that run are told also when a later one doesn't.
         if output == "json":
@@ -74,7 +70,7 @@ async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: b
     return status
 
 
-def _described(running: "RunningPod") -> dict[str, Any]:
+def _described(running: "RunningPod") -> "dict[str, Any]":
     containers = [{"name": container.name, "id": container.id} for container in running.containers]
     return {
         "name": running.pod.name,
@@ -118,23 +114,24 @@ async def _run_to_end(connection: "Node", pod: "model.Pod", *, summary: bool) ->
 def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], milliseconds: float | None) -> None:
     from nixlet.cli import progress
 
-    click.echo("")
+    print()
     for container, count in zip(pod.containers, mounts, strict=True):
         pulled = connection.pulled.get(container.image)
-        click.echo(f"container {container.name}")
+        print(f"container {container.name}")
         if pulled is not None:
-            click.echo(f"  paths in the closure      {pulled.closure_paths}")
-            click.echo(f"  bytes fetched             {progress.human_size(pulled.fetched_bytes)}")
-            click.echo(f"  image ready after         {pulled.duration_ms} ms")
-        click.echo(f"  mounts per container      {count}")
+            print(f"  paths in the closure      {pulled.closure_paths}")
+            print(f"  bytes fetched             {progress.human_size(pulled.fetched_bytes)}")
+            print(f"  image ready after         {pulled.duration_ms} ms")
+        print(f"  mounts per container      {count}")
     if milliseconds is not None:
-        click.echo(f"  from start to output      {milliseconds:.0f} ms (pull included)")
+        print(f"  from start to output      {milliseconds:.0f} ms (pull included)")
 
 
-@kube.command()
-@options.state_dir
-@click.option("--ignore-missing", is_flag=True, help="It is no error when a pod isn't there.")
-@click.argument("file")
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Flag("--ignore-missing", text="It is no error when a pod isn't there."),
+    grammar.Argument("file"),
+)
 @options.asynchronous
 async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
     """Remove the pods of a manifest FILE (- for standard input)."""
@@ -150,4 +147,7 @@ async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
                 raise errors.NotFoundError(f"there is no pod {pod.name}", hint="see what there is: nixlet ps -a")
             for sandbox in sandboxes:
                 await connection.remove_pod(sandbox.id, grace=pod.grace_seconds)
-                click.echo(f"pod/{pod.name} removed")
+                print(f"pod/{pod.name} removed")
+
+
+kube = grammar.Group("Run pods from Kubernetes manifests.", {"play": play, "down": down})

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-
-import click
 
 from nixlet import errors
 from nixlet.cli import playing, progress
@@ -233,7 +232,7 @@ async def _tell_who_is_waited_for(node: Node) -> None:
             async with asyncio.timeout(_ANSWER):
                 await ask()
         except TimeoutError:
-            click.echo(f"waiting for {who}, which does not answer", err=True)
+            print(f"waiting for {who}, which does not answer", file=sys.stderr)
         except errors.NixletError:
             # The verb itself learns of that.
             pass

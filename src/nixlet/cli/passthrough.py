@@ -1,20 +1,23 @@
 """``nixlet ctr`` and ``nixlet crictl``: the real programs, told where the node is."""
 
 import os
-from collections.abc import Mapping
-from typing import NoReturn
 
-import click
+from nixlet.cli import grammar, options
 
-from nixlet.cli import options
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
 
-#: All that stands behind the verb is the program's, also ``--help``; options of ours stand before its own.
-_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+# All that stands behind these verbs is the program's, also ``--help``; options of ours stand before its own.
 
 
-@click.command(context_settings=_SETTINGS, add_help_option=False)
-@options.state_dir
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Argument("arguments", several=True, required=False),
+    interspersed=False,
+    passes_unknown=True,
+)
 def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
     """Run the real ctr against the node's containerd, in Kubernetes' namespace unless another is asked for."""
     from nixlet.containerd import client
@@ -26,9 +29,13 @@ def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
     _become("ctr", arguments, own, _beside_containerd(layout.containerd_socket, "ctr"))
 
 
-@click.command(context_settings=_SETTINGS, add_help_option=False)
-@options.node_directories
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@grammar.verb(
+    options.DATA_DIR,
+    options.STATE_DIR,
+    grammar.Argument("arguments", several=True, required=False),
+    interspersed=False,
+    passes_unknown=True,
+)
 def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
     """Run the real crictl against the node's two services."""
     from nixlet.node import config
@@ -56,7 +63,7 @@ def _beside_containerd(socket: str, name: str) -> str | None:
     return process.find_program(os.path.join(os.path.dirname(containerd), name))
 
 
-def _become(name: str, arguments: tuple[str, ...], own: Mapping[str, str], program: str | None = None) -> NoReturn:
+def _become(name: str, arguments: tuple[str, ...], own: "Mapping[str, str]", program: str | None = None) -> "NoReturn":
     """Let a program take our place, by default that on PATH: terminal, signals and exit status are then its own."""
     from nixlet import errors
     from nixlet.host import process

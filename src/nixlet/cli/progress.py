@@ -4,8 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-import click
-
 from nixlet.telemetry import progress
 
 
@@ -31,7 +29,7 @@ class _Lines:
         if step.stage != self._stage and (step.total or not step.unit):
             self._stage = step.stage
             what = f"{step.stage} {step.total} {step.unit}" if step.unit else f"{step.stage} ({step.detail})"
-            click.echo(f"{self._title}: {what}", err=True)
+            print(f"{self._title}: {what}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,10 @@
 """How errors are told: a sentence (what, and why), and a hint (what to do about it), whoever they come from."""
 
-import difflib
 import os
-import re
-
-import click
+import sys
 
 from nixlet import errors
-from nixlet.host import files
-
-#: How much an option that is meant has in common with what was written.
-_ALIKE = 0.7
+from nixlet.cli import colours
 
 #: What to do about an error whose own place had no advice: by its kind, the most particular first.
 _ADVICE: tuple[tuple[type[errors.NixletError], str], ...] = (
@@ -27,13 +21,11 @@ _OTHERWISE = "nixlet --debug VERB prints where it happened; the logs of the node
 
 def print_error(error: errors.NixletError) -> None:
     """Print an error for a person on standard error: the sentence, the end of a program's output, the hint."""
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(sentence(error), err=True)
+    lines = [f"{colours.coloured('error: ', colours.RED, colours.BOLD, stream=sys.stderr)}{sentence(error)}"]
     if isinstance(error, errors.CommandFailedError) and "\n" in error.output:
-        for line in error.output.splitlines()[-10:]:
-            click.echo(f"  | {line}", err=True)
-    click.secho("hint: ", fg="yellow", nl=False, err=True)
-    click.echo(hint(error), err=True)
+        lines += [f"  | {line}" for line in error.output.splitlines()[-10:]]
+    lines.append(f"{colours.coloured('hint: ', colours.YELLOW, stream=sys.stderr)}{hint(error)}")
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def sentence(error: errors.NixletError) -> str:
@@ -56,6 +48,8 @@ def unforeseen(error: Exception) -> errors.NixletError:
             return errors.FailedPreconditionError(
                 "the working directory doesn't exist any more", hint="change to another one: cd"
             )
+        from nixlet.host import files
+
         if told := files.exhausted(error):
             return told
     return errors.NixletError(
@@ -69,27 +63,3 @@ def _working_directory_is_gone() -> bool:
     except FileNotFoundError:
         return True
     return False
-
-
-def usage_error(error: click.ClickException) -> errors.NixletError:
-    """click's error in our form; its exit status stays."""
-    if not isinstance(error, click.UsageError):
-        return errors.NixletError(_plain(error.format_message()))
-    said, advice = _plain(error.format_message()), ""
-    if isinstance(error, click.NoSuchOption):
-        # What has little in common with a word was not meant by it.
-        near = difflib.get_close_matches(error.option_name, error.possibilities or (), cutoff=_ALIKE)
-        said, advice = f"there is no option {error.option_name}", f"did you mean {' or '.join(near)}? " if near else ""
-    if error.ctx is not None:
-        usage = " ".join(error.ctx.get_usage().split())
-        advice += f"{usage[0].lower()}{usage[1:]}; {error.ctx.command_path} --help says more"
-    elif not advice:
-        # click doesn't always say which verb it was.
-        advice = "nixlet VERB --help says more"
-    return errors.UsageError(said, hint=advice)
-
-
-def _plain(text: str) -> str:
-    """A sentence of click's as ours begin and end."""
-    text = re.sub(r"\s+", " ", text).strip().removesuffix(".")
-    return text[:1].lower() + text[1:]

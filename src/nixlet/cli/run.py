@@ -1,12 +1,10 @@
 """``nixlet run``: a container by itself, as a pod of one."""
 
 import os
-from typing import TYPE_CHECKING
 
-import click
+from nixlet.cli import grammar, options
 
-from nixlet.cli import options
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
     from nixlet.containers import model
@@ -26,55 +24,50 @@ _FOREIGN = {
 }
 
 
-@click.command(
-    cls=options.Verb,
+@grammar.verb(
+    options.STATE_DIR,
+    grammar.Flag("--rm", name="remove", text="Remove the container when it has ended; with -d, the node does."),
+    grammar.Flag("--detach", "-d", text="Print the container's ID and leave it running."),
+    grammar.Flag("--interactive", "-i", text="Hand our standard input on; with -d, keep its own open."),
+    grammar.Flag("--tty", "-t", text="Give it a terminal."),
+    grammar.Value("--name", default_text="a random one", text="The container's name."),
+    grammar.Values("--env", "-e", metavar="NAME[=VALUE]", text="A variable; without VALUE, our own one."),
+    grammar.Values("--env-file", metavar="FILE", text="Variables, one a line."),
+    grammar.Values("--volume", "-v", metavar="HOST:PLACE[:ro]", text="A directory or file of the host."),
+    grammar.Values(
+        "--publish",
+        "-p",
+        metavar="[ADDRESS:]HOST:PORT[/udp]",
+        text="Offer a port, or a range of them, at one of the host's.",
+    ),
+    grammar.Value(
+        "--network",
+        choices=("bridge", "host", "none"),
+        default="bridge",
+        text="Its network: that of pods, the host's, or only loopback.",
+    ),
+    grammar.Value("--hostname", "-h", metavar="NAME", default="", default_text="its own name", text="Its host's name."),
+    grammar.Values("--add-host", metavar="NAME:ADDRESS", text="A line of its /etc/hosts."),
+    grammar.Value("--runtime", metavar="NAME", default="", default_text="the node's", text="Its runtime, as in crun."),
+    grammar.Value("--workdir", "-w", metavar="DIR", text="Its working directory."),
+    grammar.Value("--user", "-u", metavar="USER[:GID]", text="Its user, by name or number, and group."),
+    grammar.Value("--entrypoint", metavar="PROGRAM", text="Takes the place of the image's entrypoint."),
+    grammar.Flag("--privileged", text="It may do what root on the host may."),
+    grammar.Values("--cap-add", metavar="CAPABILITY", text="Give it a capability, or ALL."),
+    grammar.Values("--cap-drop", metavar="CAPABILITY", text="Take a capability, or ALL, from it."),
+    grammar.Values(
+        "--security-opt",
+        metavar="OPTION",
+        default_text="system calls are filtered by the runtime's profile",
+        text="seccomp=unconfined, seccomp=FILE, apparmor=PROFILE, no-new-privileges.",
+    ),
+    grammar.Flag("--read-only", text="Its root file system can't be written to."),
+    grammar.Value("--pull", choices=("always", "missing", "never"), default="missing"),
+    grammar.Argument("image"),
+    grammar.Argument("command", several=True, required=False),
+    interspersed=False,
     foreign=_FOREIGN,
-    # -h is the host's name, as elsewhere.
-    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
 )
-@options.state_dir
-@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended; with -d, the node does.")
-@click.option("--detach", "-d", is_flag=True, help="Print the container's ID and leave it running.")
-@click.option("--interactive", "-i", is_flag=True, help="Hand our standard input on; with -d, keep its own open.")
-@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
-@click.option("--name", help="The container's name.  [default: a random one]")
-@click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="A variable; without VALUE, our own one.")
-@click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line.")
-@click.option("--volume", "-v", multiple=True, metavar="HOST:PLACE[:ro]", help="A directory or file of the host.")
-@click.option(
-    "--publish",
-    "-p",
-    multiple=True,
-    metavar="[ADDRESS:]HOST:PORT[/udp]",
-    help="Offer a port, or a range of them, at one of the host's.",
-)
-@click.option(
-    "--network",
-    type=click.Choice(["bridge", "host", "none"]),
-    default="bridge",
-    show_default=True,
-    help="Its network: that of pods, the host's, or only loopback.",
-)
-@click.option("--hostname", "-h", metavar="NAME", default="", help="Its host's name.  [default: its own name]")
-@click.option("--add-host", multiple=True, metavar="NAME:ADDRESS", help="A line of its /etc/hosts.")
-@click.option("--runtime", metavar="NAME", default="", help="Its runtime, as in crun.  [default: the node's]")
-@click.option("--workdir", "-w", metavar="DIR", help="Its working directory.")
-@click.option("--user", "-u", metavar="USER[:GID]", help="Its user, by name or number, and group.")
-@click.option("--entrypoint", metavar="PROGRAM", help="Takes the place of the image's entrypoint.")
-@click.option("--privileged", is_flag=True, help="It may do what root on the host may.")
-@click.option("--cap-add", multiple=True, metavar="CAPABILITY", help="Give it a capability, or ALL.")
-@click.option("--cap-drop", multiple=True, metavar="CAPABILITY", help="Take a capability, or ALL, from it.")
-@click.option(
-    "--security-opt",
-    multiple=True,
-    metavar="OPTION",
-    help="seccomp=unconfined, seccomp=FILE, apparmor=PROFILE, no-new-privileges.  "
-    "[default: system calls are filtered by the runtime's profile]",
-)
-@click.option("--read-only", is_flag=True, help="Its root file system can't be written to.")
-@click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
-@click.argument("image")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @options.asynchronous
 async def run(
     state_dir: str,
@@ -194,7 +187,7 @@ async def _run(connection: "Node", pod: "model.Pod", *, detach: bool) -> int:
             raise errors.AlreadyExistsError(error.message, hint=hint) from error
         started = played.running.containers[0].id
         if detach:
-            click.echo(started)
+            print(started)
             return 0
         signals = terminal.Signals(connection.tasks, started)
         try:

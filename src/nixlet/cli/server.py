@@ -1,28 +1,23 @@
 """``nixlet server``: run a node."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from nixlet.cli import options, settings
+from nixlet.cli import grammar, options, settings
 
 if TYPE_CHECKING:
     from nixlet.node import configfile
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: The options of a verb that runs a node.
+OPTIONS = (
+    *settings.OPTIONS,
+    grammar.Flag("--show-config", text="Print the settings and where each comes from, and start nothing."),
+    options.OUTPUT,
+)
 
 
-def node_options(command: F) -> F:
-    """The options of a verb that runs a node."""
-    show = click.option(
-        "--show-config", is_flag=True, help="Print the settings and where each comes from, and start nothing."
-    )
-    return settings.node_settings(show(options.output(command)))
-
-
-@click.command()
-@node_options
+@grammar.verb(
+    *OPTIONS,
+)
 def server(**given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Run a node: containerd with a snapshotter, and the CRI image service.
 
@@ -36,7 +31,7 @@ def run(given: dict[str, Any]) -> None:
     """Run a node until it is told to stop, or show what it would be.
 
     Args:
-        given: What ``node_options`` gave the verb.
+        given: What ``OPTIONS`` gave the verb.
     """
     configuration = settings.load(given)
     if given["show_config"]:
@@ -56,10 +51,10 @@ def run(given: dict[str, Any]) -> None:
 
 def _show(configuration: "configfile.Configuration", output: str) -> None:
     from nixlet.cli import table
-    from nixlet.node import config
+    from nixlet.node import names
 
     said = [
-        (config.key(name), getattr(configuration.settings, name), origin)
+        (names.key(name), getattr(configuration.settings, name), origin)
         for name, origin in configuration.origins.items()
     ]
     if output == "json":
@@ -69,7 +64,7 @@ def _show(configuration: "configfile.Configuration", output: str) -> None:
         options.print_json({"files": list(configuration.files), "settings": listed})
         return
     rows = [
-        (config.key(name), settings.what_holds(name, configuration.settings), str(origin))
+        (names.key(name), settings.what_holds(name, configuration.settings), str(origin))
         for name, origin in configuration.origins.items()
     ]
     table.echo(("SETTING", "VALUE", "FROM"), rows)

@@ -1,29 +1,27 @@
 """``nixlet snapshotter``: the snapshotter alone, for any containerd."""
 
-import click
+from nixlet.cli import grammar
 
 
-@click.command()
-@click.option(
-    "--config", help="A configuration file as nix-snapshotter's.  [default: /etc/nix-snapshotter/config.toml]"
-)
-@click.option("--root", help="The snapshotter's directory.")
-@click.option("--address", help="The socket to serve on.")
-@click.option(
-    "--strategy",
-    type=click.Choice(["auto", "view", "bind"]),
-    help="How containers get to see closures.  [default: the first that works]",
-)
-@click.option(
-    "--unsigned-paths",
-    type=click.Choice(["allow", "deny"]),
-    help="Whether images may name store paths that nobody vouches for.  [default: allow]",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["trace", "debug", "info", "warn", "error", "fatal", "panic"]),
-    default="info",
-    show_default=True,
+@grammar.verb(
+    grammar.Value(
+        "--config", default_text="/etc/nix-snapshotter/config.toml", text="A configuration file as nix-snapshotter's."
+    ),
+    grammar.Value("--root", text="The snapshotter's directory."),
+    grammar.Value("--address", text="The socket to serve on."),
+    grammar.Value(
+        "--strategy",
+        choices=("auto", "view", "bind"),
+        default_text="the first that works",
+        text="How containers get to see closures.",
+    ),
+    grammar.Value(
+        "--unsigned-paths",
+        choices=("allow", "deny"),
+        default_text="allow",
+        text="Whether images may name store paths that nobody vouches for.",
+    ),
+    grammar.Value("--log-level", choices=("trace", "debug", "info", "warn", "error", "fatal", "panic"), default="info"),
 )
 def snapshotter(config: str | None, log_level: str, **overrides: str | None) -> None:
     """Serve the nix snapshotter and the CRI image service to a containerd that is not nixlet's.

@@ -3,9 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-import click
-
-from nixlet.cli import completion, options
+from nixlet.cli import grammar, options
 
 if TYPE_CHECKING:
     from nixlet.cli.node import Node
@@ -39,11 +37,12 @@ class _Usage(NamedTuple):
     pids: int
 
 
-@click.command()
-@options.state_dir
-@options.output
-@click.option("--no-stream", is_flag=True, help="Look once.")
-@click.argument("containers", nargs=-1, shell_complete=completion.containers)
+@grammar.verb(
+    options.STATE_DIR,
+    options.OUTPUT,
+    grammar.Flag("--no-stream", text="Look once."),
+    grammar.Argument("containers", several=True, required=False, completes="containers"),
+)
 @options.asynchronous
 async def stats(containers: tuple[str, ...], state_dir: str, output: str, *, no_stream: bool) -> None:
     """Show what CONTAINERS use, or all that run: CPU, memory, processes; again each second until Ctrl-C."""
@@ -68,7 +67,7 @@ async def stats(containers: tuple[str, ...], state_dir: str, output: str, *, no_
                 options.print_json([usage._asdict() for usage in usages])
             else:
                 if not no_stream and sys.stdout.isatty():
-                    click.clear()
+                    sys.stdout.write("\x1b[2J\x1b[H")
                 table.echo(
                     ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "PIDS"), [_row(usage) for usage in usages]
                 )

@@ -3,13 +3,21 @@
 import errno
 import io
 import os
-import signal
 import sys
 
 from nixlet import errors
 
-#: The exit status of a program that SIGPIPE ends.
-READER_GONE = 128 + signal.SIGPIPE
+
+class Exit(Exception):
+    """The verb ends here, with all said that there is to say.
+
+    Attributes:
+        status: The exit status.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Output(io.RawIOBase):
@@ -73,7 +81,8 @@ def prepare() -> None:
                 io.BufferedWriter(raw),  # type: ignore[type-var]  # what io asks of a raw stream, it has
                 encoding=old.encoding if old is not None else "utf-8",
                 errors="backslashreplace",
-                line_buffering=fd == 2 or raw.isatty(),
+                # Whoever reads on waits for whole lines.
+                line_buffering=True,
             )
             setattr(sys, name, wrapped)
         elif sys.stdin is None:

@@ -10,8 +10,6 @@ import termios
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-import click
-
 from nixlet import errors
 from nixlet.cli import streams
 from nixlet.containerd import tasks
@@ -88,7 +86,7 @@ def write(stream: str, data: bytes) -> None:
     """Hand output on to our own stream of that name ("stdout", "stderr").
 
     Raises:
-        click.exceptions.Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
+        streams.Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
         NixletError: It can't be written for another reason.
     """
     fd = 2 if stream == "stderr" else 1
@@ -100,11 +98,11 @@ def write(stream: str, data: bytes) -> None:
             # Somebody else made the file non-blocking; it is shared with them.
             os.set_blocking(fd, True)
         except BrokenPipeError:
-            raise click.exceptions.Exit(streams.READER_GONE) from None
+            raise streams.Exit(128 + signal.SIGPIPE) from None
         except OSError as error:
             if error.errno == errno.EIO and os.isatty(fd):
                 # The terminal is gone.
-                raise click.exceptions.Exit(128 + signal.SIGHUP) from None
+                raise streams.Exit(128 + signal.SIGHUP) from None
             raise files.refused(
                 f"{'standard error' if fd == 2 else 'standard output'} can't be written", error
             ) from error
@@ -279,7 +277,7 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     except asyncio.CancelledError:
         if asked.is_set():
-            raise click.exceptions.Exit(128 + signal.SIGTERM) from None
+            raise streams.Exit(128 + signal.SIGTERM) from None
         raise
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

@@ -2,22 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from nixlet.cli import settings
+from nixlet.cli import grammar, settings
 
 if TYPE_CHECKING:
     from nixlet.node import uninstall as uninstalling
 
 
-@click.command()
-@settings.node_settings
-@click.option(
-    "--snapshotter-root",
-    metavar="DIR",
-    help="Take the snapshotter away that stood alone with this directory (nixlet snapshotter), and no node.",
+@grammar.verb(
+    *settings.OPTIONS,
+    grammar.Value(
+        "--snapshotter-root",
+        metavar="DIR",
+        text="Take the snapshotter away that stood alone with this directory (nixlet snapshotter), and no node.",
+    ),
+    grammar.Flag("--yes", text="Do it; without, only say what would be done."),
 )
-@click.option("--yes", is_flag=True, help="Do it; without, only say what would be done.")
 def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Remove all that a node made on this host: pods, images, mounts, network, state, data, GC roots.
 
@@ -40,7 +39,7 @@ def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:
     if not yes:
         root = snapshotter_root and os.path.abspath(snapshotter_root)
         _show("Would be removed:", uninstalling.plan_snapshotter(root) if root else uninstalling.plan(data_dir, said))
-        click.echo("Nothing was removed yet; to do it, add --yes.")
+        print("Nothing was removed yet; to do it, add --yes.")
         return
     logs.configure(debug=configuration.settings.debug)
     if snapshotter_root:
@@ -52,12 +51,12 @@ def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:
 
 def _show(title: str, plan: "uninstalling.Plan") -> None:
     """Say what goes or went, and what stays; only afterwards, since whoever reads it may have gone."""
-    click.echo(title)
+    print(title)
     # Those of somebody else's containerd are theirs.
     own = plan.settings is not None and not plan.settings.container_runtime_endpoint
     pods = ["all pods and images of this node"] if own else []
     for line in (*pods, *(f"the bridge {bridge}" for bridge in plan.bridges), *plan.trees):
-        click.echo(f"  {line}")
-    click.echo("Kept:")
+        print(f"  {line}")
+    print("Kept:")
     for line in plan.kept:
-        click.echo(f"  {line}")
+        print(f"  {line}")

@@ -1,17 +1,16 @@
 """``nixlet version``: who we are, and which node runs."""
 
-import platform
-
-import click
+import sys
 
 import nixlet
 from nixlet import errors
-from nixlet.cli import options
+from nixlet.cli import grammar, options
 
 
-@click.command()
-@options.state_dir
-@options.output
+@grammar.verb(
+    options.STATE_DIR,
+    options.OUTPUT,
+)
 @options.asynchronous
 async def version(state_dir: str, output: str) -> None:
     """Print the versions of nixlet and of the node that runs."""
@@ -35,19 +34,21 @@ async def version(state_dir: str, output: str) -> None:
             }
     except errors.UnavailableError:
         pass
+    # platform would have to be waited for.
+    python = sys.version.partition(" ")[0]
     if output == "json":
         answer: dict[str, object] = {
             "version": nixlet.__version__,
-            "python": platform.python_version(),
+            "python": python,
             "node": running,
         }
         options.print_json(answer)
         return
-    click.echo(f"nixlet {nixlet.__version__} (Python {platform.python_version()})")
+    print(f"nixlet {nixlet.__version__} (Python {python})")
     if running is None:
-        click.echo(f"no node runs at {state_dir}")
+        print(f"no node runs at {state_dir}")
     else:
-        click.echo(
+        print(
             f"node {running['version']} at {running['state_dir']}, process {running['pid']}, "
             f"containerd {running['containerd']}, snapshotter {running['snapshotter']} ({running['strategy']})"
         )

@@ -4,15 +4,10 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from nixlet.node import names
 from nixlet.services import nodeaddress
 
-DEFAULT_DATA_DIR = "/var/lib/nixlet"
-DEFAULT_STATE_DIR = "/run/nixlet"
-DEFAULT_FILE = "/etc/nixlet/config.yaml"
 DEFAULT_PRIVATE_REGISTRY = "/etc/nixlet/registries.yaml"
-
-#: Names another configuration file than the default one.
-FILE_VARIABLE = "NIXLET_CONFIG_FILE"
 
 #: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
 DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)
@@ -25,22 +20,6 @@ NO_HEALTH = "none"
 
 #: What an endpoint may begin with; nothing else than Unix sockets is talked to.
 UNIX = "unix://"
-
-
-def key(name: str) -> str:
-    """A setting's name as people write it, in config.yaml and, after two dashes, on the command line."""
-    # What may be given several times is named in the singular there.
-    return {"cni_bin_dirs": "cni-bin-dir", "archive_dirs": "archive-dir"}.get(name, name.replace("_", "-"))
-
-
-def flag(name: str) -> str:
-    """A setting's flag on the command line."""
-    return f"--{key(name)}"
-
-
-def variable(name: str) -> str:
-    """A setting's environment variable."""
-    return f"NIXLET_{key(name).upper().replace('-', '_')}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +64,8 @@ class Settings:
         debug: Log more.
     """
 
-    data_dir: str = DEFAULT_DATA_DIR
-    state_dir: str = DEFAULT_STATE_DIR
+    data_dir: str = names.DEFAULT_DATA_DIR
+    state_dir: str = names.DEFAULT_STATE_DIR
     snapshotter: str = "nix"
     containerd: str = "containerd"
     runc: str = "runc"

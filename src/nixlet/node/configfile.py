@@ -13,7 +13,7 @@ from typing import Literal
 
 from nixlet import errors
 from nixlet.encoding import yamlread
-from nixlet.node import config, rules, trusted
+from nixlet.node import config, names, rules, trusted
 
 Value = bool | str | tuple[str, ...]
 
@@ -24,7 +24,7 @@ SHORT = {"d": "data_dir", "l": "log"}
 JOINING = {"server": "NIXLET_URL", "token": "NIXLET_TOKEN", "token-file": "NIXLET_TOKEN_FILE"}
 
 _DEFAULTS: Mapping[str, Value] = dataclasses.asdict(config.Settings())
-_KEYS = {config.key(name): name for name in _DEFAULTS}
+_KEYS = {names.key(name): name for name in _DEFAULTS}
 _NAMES = _KEYS | SHORT
 
 #: Go's words for truth values (strconv.ParseBool), which k3s takes on the command line and in the environment.
@@ -53,8 +53,8 @@ class Origin:
     def called(self, name: str) -> str:
         """What a sentence calls the setting there."""
         if self.source == "default":
-            return config.flag(name)
-        return f"{self}: {config.key(name)}" if self.source == "file" else str(self)
+            return names.flag(name)
+        return f"{self}: {names.key(name)}" if self.source == "file" else str(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,15 +102,15 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
             values[name] = (*earlier, *value) if isinstance(value, tuple) else value
             origins[name] = Origin("file", (*before, place))
     for name, default in _DEFAULTS.items():
-        variable = config.variable(name)
+        variable = names.variable(name)
         if environment.get(variable):
             values[name] = _from_text(environment[variable], default, variable)
             origins[name] = Origin("environment", (variable,))
         given = flags.get(name)
         if given is None or given == ():
             continue
-        values[name] = _from_flag(given, default, config.flag(name))
-        origins[name] = Origin("flag", (config.flag(name),))
+        values[name] = _from_flag(given, default, names.flag(name))
+        origins[name] = Origin("flag", (names.flag(name),))
     settings = config.Settings(**values)  # type: ignore[arg-type]  # each is of its default's type
     return Configuration(rules.checked(settings, lambda name: origins[name].called(name)), origins, files)
 
@@ -143,8 +143,8 @@ def _boolean(text: str, place: str) -> bool:
 
 def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     """The main file, if it is there, and its drop-ins in alphabetical order."""
-    named = chosen or environment.get(config.FILE_VARIABLE)
-    path = named or config.DEFAULT_FILE
+    named = chosen or environment.get(names.FILE_VARIABLE)
+    path = named or names.DEFAULT_FILE
     if "://" in path:
         raise errors.UsageError(f"the configuration file {path} is a URL; configuration is read from files alone")
     path = os.path.abspath(path)
@@ -156,7 +156,7 @@ def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     elif named and not drop_ins:
         raise errors.UsageError(
             f"the configuration file {path} does not exist",
-            hint=f"{'--config' if chosen else config.FILE_VARIABLE} names it; without, {config.DEFAULT_FILE} is read if it is there",
+            hint=f"{'--config' if chosen else names.FILE_VARIABLE} names it; without, {names.DEFAULT_FILE} is read if it is there",
         )
     yield from drop_ins
 
@@ -164,13 +164,13 @@ def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
 def _drop_ins(directory: str) -> Iterator[str]:
     try:
         with os.scandir(directory) as entries:
-            names = sorted(entry.name for entry in entries if not entry.is_dir())
+            found = sorted(entry.name for entry in entries if not entry.is_dir())
     except FileNotFoundError:
         return
     except OSError as error:
         raise errors.UsageError(f"the configuration directory {directory} can't be read: {error.strerror}") from error
     trusted.check_directory(directory)
-    yield from (os.path.join(directory, name) for name in names if name.lower().endswith((".yaml", ".yml")))
+    yield from (os.path.join(directory, name) for name in found if name.lower().endswith((".yaml", ".yml")))
 
 
 def _entries(path: str) -> Iterator[tuple[str, Value, str, bool]]:
@@ -211,7 +211,7 @@ def _value(document: yamlread.Mapping, written: str, name: str) -> Value:
         texts = [document.literal(written)] if kind == "scalar" else document.literals(written)
         return tuple(texts or ())
     if written.endswith("+"):
-        raise document.error(written, f"can't be: {config.key(name)} has one value, to which nothing can be appended")
+        raise document.error(written, f"can't be: {names.key(name)} has one value, to which nothing can be appended")
     if isinstance(default, bool):
         # YAML's words for truth values, and those that the flag takes, in quotes or not.
         return bool(document.truth(written, _BOOLEANS))
@@ -224,7 +224,7 @@ def _unknown(document: yamlread.Mapping, written: str) -> errors.NixletError:
         return cannot_join(document.error(written, "").message.rstrip())
     if known in {"config", "c"}:
         return document.error(
-            written, f"can't stand in a configuration file, only on the command line or as {config.FILE_VARIABLE}"
+            written, f"can't stand in a configuration file, only on the command line or as {names.FILE_VARIABLE}"
         )
     error = document.error(written, "is not a known key")
     near = difflib.get_close_matches(known.replace("_", "-").lower(), _KEYS, n=1)

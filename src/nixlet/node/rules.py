@@ -10,7 +10,7 @@ from typing import NamedTuple
 from nixlet import errors
 from nixlet.images import reference
 from nixlet.kube import quantity
-from nixlet.node import config
+from nixlet.node import config, names
 
 #: Unix socket paths end at 108 bytes (unix(7)); containerd's shims add to ours.
 _MAX_STATE_DIR = 60
@@ -44,7 +44,7 @@ class _Problem(NamedTuple):
     hint: str = ""
 
 
-def checked(settings: config.Settings, called: Callable[[str], str] = config.flag) -> config.Settings:
+def checked(settings: config.Settings, called: Callable[[str], str] = names.flag) -> config.Settings:
     """Settings that a node can use, with absolute paths; endpoints become paths as well.
 
     Args:

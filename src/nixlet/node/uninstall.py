@@ -22,7 +22,7 @@ from nixlet.containerd import cni, cri
 from nixlet.containers import endings
 from nixlet.host import files, iptables, logfiles, mounts, network, process
 from nixlet.node import config as node_config
-from nixlet.node import marker, podtraces, preflight, preload, registries, server
+from nixlet.node import marker, names, podtraces, preflight, preload, registries, server
 from nixlet.rpc import channel as channels
 from nixlet.store.daemon import client as nix
 
@@ -72,7 +72,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     for name in _KNOWN_BY:
         if name in said and said[name] != getattr(last, name):
             raise errors.FailedPreconditionError(
-                f"the node at {data_dir} was started with {node_config.flag(name)} {getattr(last, name)}, not {said[name]}",
+                f"the node at {data_dir} was started with {names.flag(name)} {getattr(last, name)}, not {said[name]}",
                 hint="leave that flag out: the node knows what it made, and nothing else is taken away",
             )
     settings = dataclasses.replace(last, **said)
@@ -169,9 +169,9 @@ def _check_store(trees: Sequence[str]) -> None:
 def _others(layout: node_config.Layout, trees: Sequence[str]) -> list[str]:
     """Files below the node's directory that it didn't make: archives, templates, drop-ins, installed programs."""
     found = []
-    for path, directories, names in os.walk(layout.agent):
+    for path, directories, others in os.walk(layout.agent):
         directories[:] = [name for name in directories if os.path.join(path, name) not in trees]
-        inside = (os.path.join(path, name) for name in sorted(names))
+        inside = (os.path.join(path, name) for name in sorted(others))
         # A link to a directory is what somebody put there, too.
         links = (os.path.join(path, name) for name in directories if os.path.islink(os.path.join(path, name)))
         found += [each for each in (*inside, *links) if each not in trees]

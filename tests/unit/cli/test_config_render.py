@@ -1,23 +1,23 @@
 """``nixlet config render``: what it prints for which arguments."""
 
+import contextlib
+import io
 import json
 import tomllib
 from pathlib import Path
 
 import pytest
-from click import testing
 
 from nixlet import errors
-from nixlet.cli import config
+from nixlet.cli import app
 from nixlet.containerd import config as containerd_config
 
 
 def printed(*arguments: str) -> str:
-    result = testing.CliRunner().invoke(
-        config.config, ["render", "--config", "/dev/null", *arguments], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    parsed = app.parse(["config", "render", "--config", "/dev/null", *arguments])
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        parsed.verb.run(**parsed.values)
+    return output.getvalue()
 
 
 @pytest.fixture

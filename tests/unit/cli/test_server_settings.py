@@ -5,21 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from nixlet.cli import app
 from nixlet.cli import server as verb
-from nixlet.node import config
+from nixlet.node import config, names
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No file and no variable of this machine counts."""
     for field in dataclasses.fields(config.Settings):
-        monkeypatch.delenv(config.variable(field.name), raising=False)
+        monkeypatch.delenv(names.variable(field.name), raising=False)
     monkeypatch.delenv("NIXLET_CONFIG_FILE", raising=False)
-    monkeypatch.setattr(config, "DEFAULT_FILE", str(tmp_path / "none.yaml"))
+    monkeypatch.setattr(names, "DEFAULT_FILE", str(tmp_path / "none.yaml"))
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
@@ -35,14 +34,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 def test_every_setting_has_an_option_with_its_variable_and_default_in_the_help() -> None:
-    options = {option.name: option for option in verb.server.params if isinstance(option, click.Option)}
+    options = {option.name: option for option in verb.server.options}
     for field in dataclasses.fields(config.Settings):
         option = options[field.name]
-        assert config.flag(field.name) in option.opts
-        assert option.help is not None
-        assert f"env var: {config.variable(field.name)}" in option.help
+        assert names.flag(field.name) in option.flags
+        assert f"env var: {names.variable(field.name)}" in option.text
         if isinstance(field.default, str) and field.default:
-            assert f"default: {field.default}]" in option.help
+            assert f"default: {field.default}]" in option.text
 
 
 def test_what_holds_is_shown_where_nobody_said_anything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +61,7 @@ def test_flags_as_k3s_has_them(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     said = shown(capsys, name, *arguments, "--cni-bin-dir=/b", "--disable-default-registry-endpoint")
     assert {key: (value["value"], value["source"], *value["places"]) for key, value in said.items()} == {
         **{
-            config.key(field.name): (json.loads(json.dumps(field.default)), "default")
+            names.key(field.name): (json.loads(json.dumps(field.default)), "default")
             for field in dataclasses.fields(config.Settings)
         },
         "data-dir": ("/data", "flag", "--data-dir"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.node import config, configfile, rules
+from nixlet.node import config, configfile, names, rules
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
     default = getattr(config.Settings(), name)
     text = "true" if isinstance(default, bool) else samples.get(name, "/x/y")
     wanted = True if isinstance(default, bool) else (text,) if isinstance(default, tuple) else text
-    file.write_text(f"{config.key(name)}: {text}\n")
+    file.write_text(f"{names.key(name)}: {text}\n")
     given = (text,) if isinstance(default, tuple) else text
     for said, source in (
         (load(file), "file"),
-        (load(file, {}, **{config.variable(name): text}), "environment"),
+        (load(file, {}, **{names.variable(name): text}), "environment"),
         (load(file, {name: given}), "flag"),
     ):
         assert getattr(said.settings, name) == wanted
@@ -252,7 +252,7 @@ def test_which_file_is_read(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
     other = tmp_path / "other.yaml"
     other.write_text("runc: variable\n")
     default = tmp_path / "default.yaml"
-    monkeypatch.setattr(config, "DEFAULT_FILE", str(default))
+    monkeypatch.setattr(names, "DEFAULT_FILE", str(default))
     environment = {"NIXLET_CONFIG_FILE": str(other)}
     assert configfile.load({}, environment, file=str(file)).settings.runc == "chosen"
     assert configfile.load({}, environment).settings.runc == "variable"

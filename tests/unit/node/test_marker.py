@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click import testing
 
 from nixlet import errors
 from nixlet.cli import app
@@ -132,12 +131,14 @@ def test_a_snapshotter_takes_away_what_it_made_and_no_more(tmp_path: Path) -> No
     )
 
 
-def test_the_pods_of_somebody_elses_containerd_stay(tmp_path: Path) -> None:
+def test_the_pods_of_somebody_elses_containerd_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start(tmp_path / "a", tmp_path / "run", container_runtime_endpoint="/run/theirs.sock")
     assert "the pods and images of the containerd at /run/theirs.sock" in uninstall.plan(str(tmp_path / "a"), {}).kept
-    shown = testing.CliRunner().invoke(app._nixlet, ["uninstall", "--data-dir", str(tmp_path / "a")]).stdout
+    assert app.run(["uninstall", "--data-dir", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
     assert "  the pods and images of the containerd at /run/theirs.sock" in shown.partition("Kept:")[2]
     assert "all pods" not in shown
     start(tmp_path / "b", tmp_path / "run2")
-    shown = testing.CliRunner().invoke(app._nixlet, ["uninstall", "--data-dir", str(tmp_path / "b")]).stdout
+    assert app.run(["uninstall", "--data-dir", str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
     assert "  all pods and images of this node" in shown.partition("Kept:")[0]

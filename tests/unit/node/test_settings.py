@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.node import config, rules
+from nixlet.node import config, names, rules
 
 WRONG = [
     ("data_dir", "", "--data-dir is empty: it must name a directory"),
@@ -116,7 +116,7 @@ def test_a_value_that_cannot_be(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(errors.UsageError) as caught:
         rules.checked(dataclasses.replace(config.Settings(), **{name: value}))
     assert sentence in caught.value.message
-    assert caught.value.message.startswith(f"{config.flag(name)} ")
+    assert caught.value.message.startswith(f"{names.flag(name)} ")
 
 
 @pytest.mark.parametrize(("name", "value", "checked"), RIGHT)
@@ -130,13 +130,13 @@ def test_the_defaults_can_be_and_checking_twice_changes_nothing() -> None:
 
 
 def test_every_setting_has_a_case() -> None:
-    names = {field.name for field in dataclasses.fields(config.Settings) if not isinstance(field.default, bool)}
-    assert {name for name, _, _ in WRONG} == names
+    texts = {field.name for field in dataclasses.fields(config.Settings) if not isinstance(field.default, bool)}
+    assert {name for name, _, _ in WRONG} == texts
 
 
 def test_an_error_calls_the_setting_as_its_origin_does() -> None:
     with pytest.raises(errors.UsageError, match=r"^/etc/x, line 3: bridge 'A' is no interface name"):
-        rules.checked(config.Settings(bridge="A"), lambda name: f"/etc/x, line 3: {config.key(name)}")
+        rules.checked(config.Settings(bridge="A"), lambda name: f"/etc/x, line 3: {names.key(name)}")
 
 
 def test_the_files_that_belong_to_versions_of_containerds_format() -> None:

@@ -1,0 +1,74 @@
+"""What a verb waits for before it runs: modules are counted, since every one costs time, and some much of it."""
+
+import subprocess
+import sys
+
+import pytest
+
+#: What no verb that only asks the node may wait for; of packages, all that is in them.
+SLOW = (
+    "aiohttp",
+    "asyncio",
+    "click",
+    "concurrent",
+    "dataclasses",
+    "google",
+    "grpclib",
+    "importlib.metadata",
+    "inspect",
+    "logging",
+    "msgspec",
+    "multiprocessing",
+    "re",
+    "rich",
+    "ssl",
+    "subprocess",
+    "typing",
+    "yaml",
+)
+
+#: A command line for each verb that only asks the node, and for each way of saying something.
+COMMAND_LINES = (
+    ["ps"],
+    ["ps", "-aq", "--output=json", "--state-dir", "/x"],
+    ["exec", "-it", "-e", "A=1", "--workdir", "/", "name", "sh", "-c", "true"],
+    ["run", "--rm", "-itd", "-v/a:/b", "-p", "80:80", "--network", "none", "image", "--", "command", "--rm"],
+    ["logs", "-f", "--tail=3", "name"],
+    ["stop", "-t", "5", "name", "other"],
+    ["rm", "-f", "name"],
+    ["images"],
+    ["image", "load", "archive"],
+    ["inspect", "name"],
+    ["attach", "name"],
+    ["kube", "play", "--wait", "-"],
+    ["kube", "down", "-"],
+    ["ctr", "--state-dir", "/x", "images", "ls", "--help"],
+    ["crictl", "ps"],
+    ["version"],
+)
+
+
+def loaded(program: str) -> set[str]:
+    """The modules that a program loads in an interpreter of its own, besides those that each interpreter loads."""
+    script = f"import sys; before = set(sys.modules); {program}; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", COMMAND_LINES, ids=" ".join)
+def test_a_command_line_is_read_without_what_takes_long(arguments: list[str]) -> None:
+    found = loaded(f"from nixlet import __main__; from nixlet.cli import app, streams; app.parse({arguments!r})")
+    assert [each for each in sorted(found) if each in SLOW or each.startswith(tuple(f"{name}." for name in SLOW))] == []
+    assert len(found) <= 25, sorted(found)
+
+
+def test_slow_modules_would_be_seen() -> None:
+    assert {"click", "re", "inspect"} <= loaded("from nixlet.cli import clickadapter")
+
+
+def test_an_error_is_told_without_them() -> None:
+    found = loaded(
+        "from nixlet import errors; from nixlet.cli import report; "
+        "report.print_error(errors.UnavailableError('x', hint='y'))"
+    )
+    assert len(found) <= 6, sorted(found)
