@@ -1,4 +1,4 @@
-"""What grpclib lacks for our sockets: a limit on messages, raw messages, status details as bytes.
+"""What grpclib's client lacks for our sockets: a limit on messages, raw messages, status details as bytes.
 
 This is the one module that leans on grpclib's insides; it was written against grpclib 0.4.9, and its tests fail when a later
 version moves them.
@@ -20,10 +20,6 @@ from hyperframe import frame
 
 #: No message may be larger (bytes), in either direction: containerd's own limit on its sockets.
 MAX_MESSAGE = 16 << 20
-
-
-#: A GOAWAY frame that refuses no stream yet: the first of two of a graceful shutdown.
-_GO_AWAY = frame.GoAwayFrame(0, last_stream_id=2**31 - 1, error_code=0).serialize()
 
 
 class RawCodec(ProtoCodec):
@@ -141,18 +137,17 @@ class _Processor(protocol.EventsProcessor):
 
 
 class LimitedProtocol(protocol.H2Protocol):
-    """An HTTP/2 connection whose streams refuse messages beyond the limit, and whose client goes when it is asked to."""
+    """A client's connection whose streams refuse messages beyond the limit, and which goes when it is asked to."""
 
     def connection_made(self, transport: Any) -> None:
         """Take up a new connection."""
         super().connection_made(_GatheringTransport(transport))  # type: ignore[arg-type]  # it passes all else on
         self.connection.create_stream = types.MethodType(_create_stream, self.connection)  # type: ignore[method-assign]  # no hook for it
         self.processor = self._own = _Processor(self.handler, self.connection)
-        if self.h2_config.client_side:
-            # h2 takes a connection for closed with the first GOAWAY, and grpclib ends all calls on it, answered or not.
-            received = self.connection._connection._frame_dispatch_table  # noqa: SLF001 (neither has a hook for it)
-            self._fail = received[frame.GoAwayFrame]
-            received[frame.GoAwayFrame] = self._go
+        # h2 takes a connection for closed with the first GOAWAY, and grpclib ends all calls on it, answered or not.
+        received = self.connection._connection._frame_dispatch_table  # noqa: SLF001 (neither has a hook for it)
+        self._fail = received[frame.GoAwayFrame]
+        received[frame.GoAwayFrame] = self._go
 
     def _go(self, received: frame.GoAwayFrame) -> tuple[list[Any], list[Any]]:
         if received.error_code:
@@ -163,17 +158,6 @@ class LimitedProtocol(protocol.H2Protocol):
         # When all that came with it was looked at: the last answer may be among that.
         asyncio.get_running_loop().call_soon(self._own.leave, received.last_stream_id)
         return [], []
-
-    def go_away(self) -> None:
-        """Ask the peer to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""
-        if not self.connection.is_closing():
-            self.connection._transport.write(_GO_AWAY)  # noqa: SLF001 (grpclib sends none)
-
-    def close(self) -> None:
-        """Close the connection; the calls on it end on both sides."""
-        # Only a connection that was made has a processor.
-        if hasattr(self, "processor"):
-            self.processor.close("the server stopped")
 
 
 def announce_deadline(call: "client.Stream[Any, Any]", deadline: Deadline | None) -> None:

@@ -19,7 +19,7 @@ from grpclib.metadata import Deadline
 from nixlet import errors
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
-from nixlet.rpc import server, transport
+from nixlet.rpc import frames, server, transport
 from nixlet.rpc.gen import containerd_snapshots_grpc, containerd_snapshots_pb2
 from nixlet.services import relay
 
@@ -232,7 +232,7 @@ async def test_an_answer_beyond_the_limit_is_not_handed_on(tmp_path: Path) -> No
             await stream.recv_message()
             await stream.send_initial_metadata()
             size = transport.MAX_MESSAGE + 1
-            await stream._stream.send_data(b"\x00" + size.to_bytes(4, "big") + bytes(size))
+            await stream._sender.send_message(stream.number, b"", bytes(size))
 
     async with (
         serving(tmp_path / "d" / "b.sock", Huge()) as channel,
@@ -335,17 +335,17 @@ async def test_a_peer_that_goes_away_cuts_no_call_off(tmp_path: Path) -> None:
     class Leaving(Backend):
         async def echo(self, stream: Any) -> None:
             await stream.recv_message()
-            connections.add(id(stream._stream.connection))
+            connections.add(id(stream._sender))
             started.set()
             await release.wait()
             await stream.send_message(b"later")
 
         async def fail(self, stream: Any) -> None:
             await stream.recv_message()
-            connections.add(id(stream._stream.connection))
+            connections.add(id(stream._sender))
             await stream.send_message(b"now")
             await stream.send_trailing_metadata()
-            stream._stream.connection._transport.write(transport._GO_AWAY)
+            stream._sender.write(frames.go_away(frames.MAX_STREAM))
 
     async with serving(tmp_path / "d" / "s.sock", Leaving()) as channel:
         slow = asyncio.create_task(call(channel, "Echo"))

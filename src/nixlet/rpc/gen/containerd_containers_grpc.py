@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.any_pb2
 import google.protobuf.empty_pb2
@@ -19,27 +19,27 @@ import nixlet.rpc.gen.containerd_containers_pb2
 class ContainersBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Get(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.GetContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.GetContainerResponse]') -> None:
+    async def Get(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.GetContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.GetContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def List(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.ListContainersRequest, nixlet.rpc.gen.containerd_containers_pb2.ListContainersResponse]') -> None:
+    async def List(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.ListContainersRequest, nixlet.rpc.gen.containerd_containers_pb2.ListContainersResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListStream(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.ListContainersRequest, nixlet.rpc.gen.containerd_containers_pb2.ListContainerMessage]') -> None:
+    async def ListStream(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.ListContainersRequest, nixlet.rpc.gen.containerd_containers_pb2.ListContainerMessage]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Create(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.CreateContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.CreateContainerResponse]') -> None:
+    async def Create(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.CreateContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.CreateContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Update(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.UpdateContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.UpdateContainerResponse]') -> None:
+    async def Update(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.UpdateContainerRequest, nixlet.rpc.gen.containerd_containers_pb2.UpdateContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Delete(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.DeleteContainerRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Delete(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_containers_pb2.DeleteContainerRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

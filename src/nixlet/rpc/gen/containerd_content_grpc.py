@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import google.protobuf.field_mask_pb2
@@ -18,39 +18,39 @@ import nixlet.rpc.gen.containerd_content_pb2
 class ContentBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Info(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.InfoRequest, nixlet.rpc.gen.containerd_content_pb2.InfoResponse]') -> None:
+    async def Info(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.InfoRequest, nixlet.rpc.gen.containerd_content_pb2.InfoResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Update(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.UpdateRequest, nixlet.rpc.gen.containerd_content_pb2.UpdateResponse]') -> None:
+    async def Update(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.UpdateRequest, nixlet.rpc.gen.containerd_content_pb2.UpdateResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def List(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ListContentRequest, nixlet.rpc.gen.containerd_content_pb2.ListContentResponse]') -> None:
+    async def List(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ListContentRequest, nixlet.rpc.gen.containerd_content_pb2.ListContentResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Delete(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.DeleteContentRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Delete(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.DeleteContentRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Read(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ReadContentRequest, nixlet.rpc.gen.containerd_content_pb2.ReadContentResponse]') -> None:
+    async def Read(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ReadContentRequest, nixlet.rpc.gen.containerd_content_pb2.ReadContentResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Status(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.StatusRequest, nixlet.rpc.gen.containerd_content_pb2.StatusResponse]') -> None:
+    async def Status(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.StatusRequest, nixlet.rpc.gen.containerd_content_pb2.StatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListStatuses(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ListStatusesRequest, nixlet.rpc.gen.containerd_content_pb2.ListStatusesResponse]') -> None:
+    async def ListStatuses(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.ListStatusesRequest, nixlet.rpc.gen.containerd_content_pb2.ListStatusesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Write(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.WriteContentRequest, nixlet.rpc.gen.containerd_content_pb2.WriteContentResponse]') -> None:
+    async def Write(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.WriteContentRequest, nixlet.rpc.gen.containerd_content_pb2.WriteContentResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Abort(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_content_pb2.AbortRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Abort(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_content_pb2.AbortRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.any_pb2
 import google.protobuf.timestamp_pb2
@@ -18,11 +18,11 @@ import nixlet.rpc.gen.containerd_diff_pb2
 class DiffBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Apply(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_diff_pb2.ApplyRequest, nixlet.rpc.gen.containerd_diff_pb2.ApplyResponse]') -> None:
+    async def Apply(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_diff_pb2.ApplyRequest, nixlet.rpc.gen.containerd_diff_pb2.ApplyResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Diff(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_diff_pb2.DiffRequest, nixlet.rpc.gen.containerd_diff_pb2.DiffResponse]') -> None:
+    async def Diff(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_diff_pb2.DiffRequest, nixlet.rpc.gen.containerd_diff_pb2.DiffResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

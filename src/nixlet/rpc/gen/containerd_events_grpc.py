@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.any_pb2
 import google.protobuf.timestamp_pb2
@@ -17,7 +17,7 @@ import nixlet.rpc.gen.containerd_events_pb2
 class EventsBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Subscribe(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_events_pb2.SubscribeRequest, nixlet.rpc.gen.containerd_events_pb2.Envelope]') -> None:
+    async def Subscribe(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_events_pb2.SubscribeRequest, nixlet.rpc.gen.containerd_events_pb2.Envelope]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

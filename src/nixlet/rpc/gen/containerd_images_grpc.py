@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import google.protobuf.field_mask_pb2
@@ -19,23 +19,23 @@ import nixlet.rpc.gen.containerd_images_pb2
 class ImagesBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Get(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_images_pb2.GetImageRequest, nixlet.rpc.gen.containerd_images_pb2.GetImageResponse]') -> None:
+    async def Get(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_images_pb2.GetImageRequest, nixlet.rpc.gen.containerd_images_pb2.GetImageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def List(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_images_pb2.ListImagesRequest, nixlet.rpc.gen.containerd_images_pb2.ListImagesResponse]') -> None:
+    async def List(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_images_pb2.ListImagesRequest, nixlet.rpc.gen.containerd_images_pb2.ListImagesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Create(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_images_pb2.CreateImageRequest, nixlet.rpc.gen.containerd_images_pb2.CreateImageResponse]') -> None:
+    async def Create(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_images_pb2.CreateImageRequest, nixlet.rpc.gen.containerd_images_pb2.CreateImageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Update(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_images_pb2.UpdateImageRequest, nixlet.rpc.gen.containerd_images_pb2.UpdateImageResponse]') -> None:
+    async def Update(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_images_pb2.UpdateImageRequest, nixlet.rpc.gen.containerd_images_pb2.UpdateImageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Delete(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_images_pb2.DeleteImageRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Delete(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_images_pb2.DeleteImageRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import nixlet.rpc.gen.containerd_introspection_pb2
@@ -16,11 +16,11 @@ import nixlet.rpc.gen.containerd_introspection_pb2
 class IntrospectionBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Plugins(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_introspection_pb2.PluginsRequest, nixlet.rpc.gen.containerd_introspection_pb2.PluginsResponse]') -> None:
+    async def Plugins(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_introspection_pb2.PluginsRequest, nixlet.rpc.gen.containerd_introspection_pb2.PluginsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Server(self, stream: 'grpclib.server.Stream[google.protobuf.empty_pb2.Empty, nixlet.rpc.gen.containerd_introspection_pb2.ServerResponse]') -> None:
+    async def Server(self, stream: 'nixlet.rpc.server.Stream[google.protobuf.empty_pb2.Empty, nixlet.rpc.gen.containerd_introspection_pb2.ServerResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

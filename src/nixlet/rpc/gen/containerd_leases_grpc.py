@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import google.protobuf.timestamp_pb2
@@ -17,27 +17,27 @@ import nixlet.rpc.gen.containerd_leases_pb2
 class LeasesBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Create(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.CreateRequest, nixlet.rpc.gen.containerd_leases_pb2.CreateResponse]') -> None:
+    async def Create(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.CreateRequest, nixlet.rpc.gen.containerd_leases_pb2.CreateResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Delete(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.DeleteRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Delete(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.DeleteRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def List(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.ListRequest, nixlet.rpc.gen.containerd_leases_pb2.ListResponse]') -> None:
+    async def List(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.ListRequest, nixlet.rpc.gen.containerd_leases_pb2.ListResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def AddResource(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.AddResourceRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def AddResource(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.AddResourceRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def DeleteResource(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.DeleteResourceRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def DeleteResource(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.DeleteResourceRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListResources(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.ListResourcesRequest, nixlet.rpc.gen.containerd_leases_pb2.ListResourcesResponse]') -> None:
+    async def ListResources(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_leases_pb2.ListResourcesRequest, nixlet.rpc.gen.containerd_leases_pb2.ListResourcesResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import google.protobuf.field_mask_pb2
@@ -19,43 +19,43 @@ import nixlet.rpc.gen.containerd_snapshots_pb2
 class SnapshotsBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Prepare(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.PrepareSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.PrepareSnapshotResponse]') -> None:
+    async def Prepare(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.PrepareSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.PrepareSnapshotResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def View(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.ViewSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.ViewSnapshotResponse]') -> None:
+    async def View(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.ViewSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.ViewSnapshotResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Mounts(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.MountsRequest, nixlet.rpc.gen.containerd_snapshots_pb2.MountsResponse]') -> None:
+    async def Mounts(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.MountsRequest, nixlet.rpc.gen.containerd_snapshots_pb2.MountsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Commit(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.CommitSnapshotRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Commit(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.CommitSnapshotRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Remove(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.RemoveSnapshotRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Remove(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.RemoveSnapshotRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Stat(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.StatSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.StatSnapshotResponse]') -> None:
+    async def Stat(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.StatSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.StatSnapshotResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Update(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.UpdateSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.UpdateSnapshotResponse]') -> None:
+    async def Update(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.UpdateSnapshotRequest, nixlet.rpc.gen.containerd_snapshots_pb2.UpdateSnapshotResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def List(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.ListSnapshotsRequest, nixlet.rpc.gen.containerd_snapshots_pb2.ListSnapshotsResponse]') -> None:
+    async def List(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.ListSnapshotsRequest, nixlet.rpc.gen.containerd_snapshots_pb2.ListSnapshotsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Usage(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.UsageRequest, nixlet.rpc.gen.containerd_snapshots_pb2.UsageResponse]') -> None:
+    async def Usage(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.UsageRequest, nixlet.rpc.gen.containerd_snapshots_pb2.UsageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Cleanup(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.CleanupRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Cleanup(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_snapshots_pb2.CleanupRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

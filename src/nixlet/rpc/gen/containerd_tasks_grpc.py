@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.any_pb2
 import google.protobuf.empty_pb2
@@ -18,39 +18,39 @@ import nixlet.rpc.gen.containerd_tasks_pb2
 class TasksBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Start(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.StartRequest, nixlet.rpc.gen.containerd_tasks_pb2.StartResponse]') -> None:
+    async def Start(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.StartRequest, nixlet.rpc.gen.containerd_tasks_pb2.StartResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def DeleteProcess(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.DeleteProcessRequest, nixlet.rpc.gen.containerd_tasks_pb2.DeleteResponse]') -> None:
+    async def DeleteProcess(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.DeleteProcessRequest, nixlet.rpc.gen.containerd_tasks_pb2.DeleteResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Get(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.GetRequest, nixlet.rpc.gen.containerd_tasks_pb2.GetResponse]') -> None:
+    async def Get(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.GetRequest, nixlet.rpc.gen.containerd_tasks_pb2.GetResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Exec(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ExecProcessRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Exec(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ExecProcessRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ResizePty(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ResizePtyRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def ResizePty(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ResizePtyRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def CloseIO(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.CloseIORequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def CloseIO(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.CloseIORequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListPids(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ListPidsRequest, nixlet.rpc.gen.containerd_tasks_pb2.ListPidsResponse]') -> None:
+    async def ListPids(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.ListPidsRequest, nixlet.rpc.gen.containerd_tasks_pb2.ListPidsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Kill(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.KillRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Kill(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.KillRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Wait(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.WaitRequest, nixlet.rpc.gen.containerd_tasks_pb2.WaitResponse]') -> None:
+    async def Wait(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.containerd_tasks_pb2.WaitRequest, nixlet.rpc.gen.containerd_tasks_pb2.WaitResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import google.protobuf.empty_pb2
 import nixlet.rpc.gen.containerd_version_pb2
@@ -16,7 +16,7 @@ import nixlet.rpc.gen.containerd_version_pb2
 class VersionBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Version(self, stream: 'grpclib.server.Stream[google.protobuf.empty_pb2.Empty, nixlet.rpc.gen.containerd_version_pb2.VersionResponse]') -> None:
+    async def Version(self, stream: 'nixlet.rpc.server.Stream[google.protobuf.empty_pb2.Empty, nixlet.rpc.gen.containerd_version_pb2.VersionResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import nixlet.rpc.gen.cri_pb2
 
@@ -15,143 +15,143 @@ import nixlet.rpc.gen.cri_pb2
 class RuntimeServiceBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Version(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.VersionRequest, nixlet.rpc.gen.cri_pb2.VersionResponse]') -> None:
+    async def Version(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.VersionRequest, nixlet.rpc.gen.cri_pb2.VersionResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RunPodSandbox(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.RunPodSandboxRequest, nixlet.rpc.gen.cri_pb2.RunPodSandboxResponse]') -> None:
+    async def RunPodSandbox(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.RunPodSandboxRequest, nixlet.rpc.gen.cri_pb2.RunPodSandboxResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StopPodSandbox(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StopPodSandboxRequest, nixlet.rpc.gen.cri_pb2.StopPodSandboxResponse]') -> None:
+    async def StopPodSandbox(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StopPodSandboxRequest, nixlet.rpc.gen.cri_pb2.StopPodSandboxResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RemovePodSandbox(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.RemovePodSandboxRequest, nixlet.rpc.gen.cri_pb2.RemovePodSandboxResponse]') -> None:
+    async def RemovePodSandbox(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.RemovePodSandboxRequest, nixlet.rpc.gen.cri_pb2.RemovePodSandboxResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def PodSandboxStatus(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.PodSandboxStatusRequest, nixlet.rpc.gen.cri_pb2.PodSandboxStatusResponse]') -> None:
+    async def PodSandboxStatus(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.PodSandboxStatusRequest, nixlet.rpc.gen.cri_pb2.PodSandboxStatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListPodSandbox(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxResponse]') -> None:
+    async def ListPodSandbox(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamPodSandboxes(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxesRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxesResponse]') -> None:
+    async def StreamPodSandboxes(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxesRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def CreateContainer(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.CreateContainerRequest, nixlet.rpc.gen.cri_pb2.CreateContainerResponse]') -> None:
+    async def CreateContainer(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.CreateContainerRequest, nixlet.rpc.gen.cri_pb2.CreateContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StartContainer(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StartContainerRequest, nixlet.rpc.gen.cri_pb2.StartContainerResponse]') -> None:
+    async def StartContainer(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StartContainerRequest, nixlet.rpc.gen.cri_pb2.StartContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StopContainer(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StopContainerRequest, nixlet.rpc.gen.cri_pb2.StopContainerResponse]') -> None:
+    async def StopContainer(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StopContainerRequest, nixlet.rpc.gen.cri_pb2.StopContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RemoveContainer(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.RemoveContainerRequest, nixlet.rpc.gen.cri_pb2.RemoveContainerResponse]') -> None:
+    async def RemoveContainer(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.RemoveContainerRequest, nixlet.rpc.gen.cri_pb2.RemoveContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListContainers(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListContainersRequest, nixlet.rpc.gen.cri_pb2.ListContainersResponse]') -> None:
+    async def ListContainers(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListContainersRequest, nixlet.rpc.gen.cri_pb2.ListContainersResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamContainers(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamContainersRequest, nixlet.rpc.gen.cri_pb2.StreamContainersResponse]') -> None:
+    async def StreamContainers(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamContainersRequest, nixlet.rpc.gen.cri_pb2.StreamContainersResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ContainerStatus(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ContainerStatusRequest, nixlet.rpc.gen.cri_pb2.ContainerStatusResponse]') -> None:
+    async def ContainerStatus(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ContainerStatusRequest, nixlet.rpc.gen.cri_pb2.ContainerStatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def UpdateContainerResources(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.UpdateContainerResourcesRequest, nixlet.rpc.gen.cri_pb2.UpdateContainerResourcesResponse]') -> None:
+    async def UpdateContainerResources(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.UpdateContainerResourcesRequest, nixlet.rpc.gen.cri_pb2.UpdateContainerResourcesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ReopenContainerLog(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ReopenContainerLogRequest, nixlet.rpc.gen.cri_pb2.ReopenContainerLogResponse]') -> None:
+    async def ReopenContainerLog(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ReopenContainerLogRequest, nixlet.rpc.gen.cri_pb2.ReopenContainerLogResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ExecSync(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ExecSyncRequest, nixlet.rpc.gen.cri_pb2.ExecSyncResponse]') -> None:
+    async def ExecSync(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ExecSyncRequest, nixlet.rpc.gen.cri_pb2.ExecSyncResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Exec(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ExecRequest, nixlet.rpc.gen.cri_pb2.ExecResponse]') -> None:
+    async def Exec(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ExecRequest, nixlet.rpc.gen.cri_pb2.ExecResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Attach(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.AttachRequest, nixlet.rpc.gen.cri_pb2.AttachResponse]') -> None:
+    async def Attach(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.AttachRequest, nixlet.rpc.gen.cri_pb2.AttachResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def PortForward(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.PortForwardRequest, nixlet.rpc.gen.cri_pb2.PortForwardResponse]') -> None:
+    async def PortForward(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.PortForwardRequest, nixlet.rpc.gen.cri_pb2.PortForwardResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ContainerStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ContainerStatsRequest, nixlet.rpc.gen.cri_pb2.ContainerStatsResponse]') -> None:
+    async def ContainerStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ContainerStatsRequest, nixlet.rpc.gen.cri_pb2.ContainerStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListContainerStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListContainerStatsRequest, nixlet.rpc.gen.cri_pb2.ListContainerStatsResponse]') -> None:
+    async def ListContainerStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListContainerStatsRequest, nixlet.rpc.gen.cri_pb2.ListContainerStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamContainerStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamContainerStatsRequest, nixlet.rpc.gen.cri_pb2.StreamContainerStatsResponse]') -> None:
+    async def StreamContainerStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamContainerStatsRequest, nixlet.rpc.gen.cri_pb2.StreamContainerStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def PodSandboxStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.PodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.PodSandboxStatsResponse]') -> None:
+    async def PodSandboxStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.PodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.PodSandboxStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListPodSandboxStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxStatsResponse]') -> None:
+    async def ListPodSandboxStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamPodSandboxStats(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxStatsResponse]') -> None:
+    async def StreamPodSandboxStats(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxStatsRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxStatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def UpdateRuntimeConfig(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.UpdateRuntimeConfigRequest, nixlet.rpc.gen.cri_pb2.UpdateRuntimeConfigResponse]') -> None:
+    async def UpdateRuntimeConfig(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.UpdateRuntimeConfigRequest, nixlet.rpc.gen.cri_pb2.UpdateRuntimeConfigResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Status(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StatusRequest, nixlet.rpc.gen.cri_pb2.StatusResponse]') -> None:
+    async def Status(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StatusRequest, nixlet.rpc.gen.cri_pb2.StatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def CheckpointContainer(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.CheckpointContainerRequest, nixlet.rpc.gen.cri_pb2.CheckpointContainerResponse]') -> None:
+    async def CheckpointContainer(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.CheckpointContainerRequest, nixlet.rpc.gen.cri_pb2.CheckpointContainerResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def GetContainerEvents(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.GetEventsRequest, nixlet.rpc.gen.cri_pb2.ContainerEventResponse]') -> None:
+    async def GetContainerEvents(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.GetEventsRequest, nixlet.rpc.gen.cri_pb2.ContainerEventResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListMetricDescriptors(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListMetricDescriptorsRequest, nixlet.rpc.gen.cri_pb2.ListMetricDescriptorsResponse]') -> None:
+    async def ListMetricDescriptors(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListMetricDescriptorsRequest, nixlet.rpc.gen.cri_pb2.ListMetricDescriptorsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ListPodSandboxMetrics(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxMetricsRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxMetricsResponse]') -> None:
+    async def ListPodSandboxMetrics(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListPodSandboxMetricsRequest, nixlet.rpc.gen.cri_pb2.ListPodSandboxMetricsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamPodSandboxMetrics(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxMetricsRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxMetricsResponse]') -> None:
+    async def StreamPodSandboxMetrics(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamPodSandboxMetricsRequest, nixlet.rpc.gen.cri_pb2.StreamPodSandboxMetricsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RuntimeConfig(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.RuntimeConfigRequest, nixlet.rpc.gen.cri_pb2.RuntimeConfigResponse]') -> None:
+    async def RuntimeConfig(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.RuntimeConfigRequest, nixlet.rpc.gen.cri_pb2.RuntimeConfigResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def UpdatePodSandboxResources(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.UpdatePodSandboxResourcesRequest, nixlet.rpc.gen.cri_pb2.UpdatePodSandboxResourcesResponse]') -> None:
+    async def UpdatePodSandboxResources(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.UpdatePodSandboxResourcesRequest, nixlet.rpc.gen.cri_pb2.UpdatePodSandboxResourcesResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -587,27 +587,27 @@ class RuntimeServiceStub:
 class ImageServiceBase(abc.ABC):
 
     @abc.abstractmethod
-    async def ListImages(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ListImagesRequest, nixlet.rpc.gen.cri_pb2.ListImagesResponse]') -> None:
+    async def ListImages(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ListImagesRequest, nixlet.rpc.gen.cri_pb2.ListImagesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StreamImages(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.StreamImagesRequest, nixlet.rpc.gen.cri_pb2.StreamImagesResponse]') -> None:
+    async def StreamImages(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.StreamImagesRequest, nixlet.rpc.gen.cri_pb2.StreamImagesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ImageStatus(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ImageStatusRequest, nixlet.rpc.gen.cri_pb2.ImageStatusResponse]') -> None:
+    async def ImageStatus(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ImageStatusRequest, nixlet.rpc.gen.cri_pb2.ImageStatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def PullImage(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.PullImageRequest, nixlet.rpc.gen.cri_pb2.PullImageResponse]') -> None:
+    async def PullImage(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.PullImageRequest, nixlet.rpc.gen.cri_pb2.PullImageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RemoveImage(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.RemoveImageRequest, nixlet.rpc.gen.cri_pb2.RemoveImageResponse]') -> None:
+    async def RemoveImage(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.RemoveImageRequest, nixlet.rpc.gen.cri_pb2.RemoveImageResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ImageFsInfo(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.cri_pb2.ImageFsInfoRequest, nixlet.rpc.gen.cri_pb2.ImageFsInfoResponse]') -> None:
+    async def ImageFsInfo(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.cri_pb2.ImageFsInfoRequest, nixlet.rpc.gen.cri_pb2.ImageFsInfoResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:

@@ -7,7 +7,7 @@ import typing
 import grpclib.const
 import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import nixlet.rpc.server
 
 import nixlet.rpc.gen.node_pb2
 
@@ -15,31 +15,31 @@ import nixlet.rpc.gen.node_pb2
 class NodeBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Status(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.StatusRequest, nixlet.rpc.gen.node_pb2.StatusResponse]') -> None:
+    async def Status(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.StatusRequest, nixlet.rpc.gen.node_pb2.StatusResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def WatchPulls(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.WatchPullsRequest, nixlet.rpc.gen.node_pb2.PullEvent]') -> None:
+    async def WatchPulls(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.WatchPullsRequest, nixlet.rpc.gen.node_pb2.PullEvent]') -> None:
         pass
 
     @abc.abstractmethod
-    async def SnapshotClosure(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.SnapshotClosureRequest, nixlet.rpc.gen.node_pb2.SnapshotClosureResponse]') -> None:
+    async def SnapshotClosure(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.SnapshotClosureRequest, nixlet.rpc.gen.node_pb2.SnapshotClosureResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ReleasePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.ReleasePodRequest, nixlet.rpc.gen.node_pb2.ReleasePodResponse]') -> None:
+    async def ReleasePod(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.ReleasePodRequest, nixlet.rpc.gen.node_pb2.ReleasePodResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def PlayPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.PlayPodRequest, nixlet.rpc.gen.node_pb2.PlayPodEvent]') -> None:
+    async def PlayPod(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.PlayPodRequest, nixlet.rpc.gen.node_pb2.PlayPodEvent]') -> None:
         pass
 
     @abc.abstractmethod
-    async def StopPod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.StopPodRequest, nixlet.rpc.gen.node_pb2.StopPodResponse]') -> None:
+    async def StopPod(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.StopPodRequest, nixlet.rpc.gen.node_pb2.StopPodResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def RemovePod(self, stream: 'grpclib.server.Stream[nixlet.rpc.gen.node_pb2.RemovePodRequest, nixlet.rpc.gen.node_pb2.RemovePodResponse]') -> None:
+    async def RemovePod(self, stream: 'nixlet.rpc.server.Stream[nixlet.rpc.gen.node_pb2.RemovePodRequest, nixlet.rpc.gen.node_pb2.RemovePodResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
