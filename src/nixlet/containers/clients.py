@@ -1,0 +1,232 @@
+"""Clients that listen to a process: what it prints goes to their descriptors, and what they say is its input.
+
+Two rules hold, by where the output is kept:
+
+- What has no log (``exec``) is piped: a client that doesn't read holds the process up, as any reader of a pipe does, until it is gone.
+- What has a log is handed out beside it. A client may be some pieces behind; then the container waits for it, as long as it takes
+  anything. One that has taken nothing for a while is waited for no more: what it has no room for is left out, counted, and
+  told in the stream when it reads again. The log has all of it.
+
+A client that is gone is passed over.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+
+from nixlet import errors
+from nixlet.containers import pipes
+from nixlet.host import files
+
+#: Pieces of output that a client may be behind before it is waited for.
+_AHEAD = 16
+
+#: Seconds for which a client may take nothing before it is waited for no more.
+PATIENCE = 10.0
+
+
+class _Output:
+    """One stream's way to a client: from memory into a pipe of ours, from there to the client's descriptor."""
+
+    def __init__(self, destination: pipes.Destination, patience: float) -> None:
+        self.destination = destination
+        self._patience = patience
+        self._pieces: deque[bytes] = deque()
+        self._more = asyncio.Event()
+        self._room = asyncio.Event()
+        self._finished = False
+        self._hurried = False
+        self._left_out = 0
+        self._taken = 0
+        self._stalled_at = -1
+
+    def _count(self, taken: int) -> None:
+        self._taken += taken
+
+    def hurry(self) -> None:
+        self._hurried = True
+        self._room.set()
+
+    async def give(self, data: bytes) -> None:
+        while len(self._pieces) >= _AHEAD and not self._hurried:
+            before = self._taken
+            if self._stalled_at == before:
+                self._left_out += len(data)
+                return
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), self._patience)
+            except TimeoutError:
+                # Nothing more went into the full pipe, so nobody took anything out of it.
+                self._stalled_at = before
+        if self._left_out:
+            told = f"\nnixlet: {self._left_out} bytes are left out here: nobody read them for {self._patience:g} s\n"
+            self._pieces.append(told.encode())
+            self._left_out = 0
+        self._pieces.append(data)
+        self._more.set()
+
+    async def fill(self, writer: int, close: Callable[[], None]) -> None:
+        """Hand the pieces on into a pipe, until the last; then it is closed."""
+        while not self._finished or self._pieces:
+            while self._pieces:
+                await pipes.write(writer, self._pieces[0], self._count)
+                self._pieces.popleft()
+                self._room.set()
+            self._more.clear()
+            if not self._finished:
+                await self._more.wait()
+        close()
+
+    def finish(self) -> None:
+        self._finished = True
+        self._more.set()
+
+
+class Client:
+    """One client, with the descriptors that it handed over.
+
+    Attributes:
+        gone: Set when nothing can be given to it any more, for whatever reason.
+        reader_gone: Nobody reads a descriptor that it handed over.
+        failure: Why a descriptor can't be written to, if that is another reason.
+    """
+
+    def __init__(
+        self,
+        outputs: Mapping[str, int] | None = None,
+        stdin: int | None = None,
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Take its descriptors; they are duplicated.
+
+        Args:
+            outputs: Where it wants the streams, by their names ("stdout", "stderr"); others it does without.
+            stdin: Where its input comes from.
+            patience: Seconds for which it may take nothing of what has a log.
+
+        Raises:
+            InvalidArgumentError: A descriptor is of no use for that.
+        """
+        self.gone = asyncio.Event()
+        self.reader_gone = False
+        self.failure: errors.NixletError | None = None
+        self._outputs: dict[str, _Output] = {}
+        self._source: pipes.Source | None = None
+        self._filled: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._feeding: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        with contextlib.ExitStack() as stack:
+            if stdin is not None:
+                self._source = pipes.Source(stdin)
+                stack.callback(self._source.close)
+            for name, fd in (outputs or {}).items():
+                destination = pipes.Destination(fd)
+                stack.callback(destination.close)
+                self._outputs[name] = _Output(destination, patience)
+            self._fds = stack.pop_all()
+
+    @property
+    def has_input(self) -> bool:
+        """Whether it has input to give."""
+        return self._source is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether output is on its way to it that is in no pipe any more."""
+        return any(output.destination.busy for output in self._outputs.values())
+
+    def leave(self) -> None:
+        """It is gone, or has all that it wants: nothing more is given to it, and its descriptors are closed."""
+        if self._closing is None:
+            self.gone.set()
+            self.hurry()
+            for task in self._tasks:
+                task.cancel()
+            self._closing = asyncio.create_task(self._close(), name="close a client")
+
+    async def _close(self) -> None:
+        # A descriptor that is waited for must not be closed: its number may be another's when the wait is given up.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fds.close()
+
+    def hurry(self) -> None:
+        """Wait for it no more: the process has ended, and what is left of its output is small."""
+        for output in self._outputs.values():
+            output.hurry()
+
+    async def give(self, stream: str, data: bytes) -> None:
+        """Hand it a piece of output that has been logged."""
+        output = self._outputs.get(stream)
+        if output is None or self.gone.is_set():
+            return
+        if stream not in self._filled:
+            self._filled.add(stream)
+            reader, writer = pipes.new_pipe()
+            self._fds.callback(os.close, reader)
+            writing = self._fds.enter_context(contextlib.ExitStack())
+            writing.callback(os.close, writer)
+            self._run(output.fill(writer, writing.close), f"fill {stream}")
+            self._run(self._move(output.destination, reader), f"move {stream}")
+        await output.give(data)
+
+    async def pipe(self, stream: str, source: int) -> None:
+        """Hand it all that a pipe gives, until its end, or until the client is gone."""
+        output = self._outputs.get(stream)
+        if output is not None and not self.gone.is_set():
+            await _ended(self._run(self._move(output.destination, source), f"move {stream}"))
+
+    async def feed(self, pipe: int) -> None:
+        """Hand all of its input to a pipe, until its end, or until the client is gone or the pipe's reader is."""
+        if self._source is not None and not self.gone.is_set():
+            self._feeding = self._run(self._feed(self._source, pipe), "input")
+            await _ended(self._feeding)
+
+    async def finish(self) -> None:
+        """There is no more output: wait until it has taken all that there was, or is gone; then its descriptors are closed."""
+        for output in self._outputs.values():
+            output.finish()
+        # What it says now is said to nobody.
+        if moving := self._tasks - {self._feeding}:
+            await asyncio.wait(moving)
+        self.leave()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    async def _move(self, destination: pipes.Destination, source: int) -> None:
+        try:
+            await destination.move(source)
+        except BrokenPipeError:
+            self.reader_gone = True
+            self.leave()
+        except OSError as error:
+            self.failure = files.refused("the output can't be written", error)
+            self.leave()
+
+    async def _feed(self, source: pipes.Source, pipe: int) -> None:
+        # Several clients may have the same pipe; each waits for room by a number of its own.
+        own = os.dup(pipe)
+        try:
+            with contextlib.suppress(OSError):
+                await source.feed(own)
+        finally:
+            os.close(own)
+
+    def _run(self, work: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    """Wait for a client's work; whoever doesn't want to wait ends it."""
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

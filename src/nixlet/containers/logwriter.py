@@ -1,0 +1,76 @@
+"""Writing a container's log, in the form that ``logs`` reads: in the node's hands, whoever listens beside it."""
+
+import contextlib
+import datetime
+import os
+
+from nixlet.host import files
+
+#: As containerd makes them.
+_MODE = 0o640
+
+
+class LogWriter:
+    """Writes one container's log.
+
+    The file is opened anew for each piece: who puts a log aside needs to tell nobody.
+
+    Attributes:
+        path: The log; empty: there is none, and what is written goes nowhere.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        self._missing: dict[str, int] = {}
+        self._unfinished: set[str] = set()
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Write a piece of output. A log that is gone for good (its container was removed) is written no more.
+
+        Raises:
+            OSError: It can't be written. How much is missing will stand in the log where it is.
+        """
+        if not self.path:
+            return
+        missing = self._missing.get(stream, 0)
+        try:
+            fd = files.open_for_appending(self.path, _MODE)
+            try:
+                self._append(fd, self._gap(stream, missing) + records(stream, data))
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, NotADirectoryError):
+            # Its directory goes with the container.
+            return
+        except OSError:
+            self._missing[stream] = missing + len(data)
+            raise
+        self._missing.pop(stream, None)
+        (self._unfinished.discard if data.endswith(b"\n") else self._unfinished.add)(stream)
+
+    def _gap(self, stream: str, missing: int) -> bytes:
+        if not missing:
+            return b""
+        told = f"nixlet: {missing} bytes are missing here: the log could not be written\n".encode()
+        return records(stream, b"\n" + told if stream in self._unfinished else told)
+
+    def _append(self, fd: int, data: bytes) -> None:
+        before = os.fstat(fd).st_size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError:
+            # Half a piece would be counted as missing, and half a record is none.
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, before)
+            raise
+
+
+def records(stream: str, data: bytes) -> bytes:
+    """A piece of output as it stands in a log; a line that isn't finished is marked as one that goes on."""
+    now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+    full, partial = (f"{now} {stream} {tag} ".encode() for tag in "FP")
+    whole, newline, rest = data.rpartition(b"\n")
+    lines = full + whole.replace(b"\n", b"\n" + full) + b"\n" if newline else b""
+    return lines + (partial + rest + b"\n" if rest else b"")

@@ -1,0 +1,274 @@
+"""Bytes between named pipes and the descriptors of clients, moved by the kernel where it can; nothing here blocks the event loop.
+
+A client shares its descriptors with others, so none is ever made non-blocking: O_NONBLOCK belongs to what all of them have open.
+splice(2) can be told not to block whatever the descriptor says, files are written in threads, and devices are opened anew.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import termios
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from nixlet import errors
+from nixlet.host import uncut
+
+#: As much as a pipe of ours holds (bytes), and as is moved at once: the most that an ordinary user may ask for
+#: (/proc/sys/fs/pipe-max-size). What a container prints while nobody reads waits here.
+PIPE_BYTES: Final = 1 << 20
+
+#: What is read at once when it isn't moved by the kernel (bytes).
+CHUNK: Final = 1 << 17
+
+#: Seconds in which the output of a process that has ended must go on, or it is taken to be complete.
+_DRAIN = 0.5
+
+_WRITABLE = (os.O_WRONLY, os.O_RDWR)
+
+
+def open_reader(path: str) -> int:
+    """Open a named pipe to read from, with room for ``PIPE_BYTES`` where that is allowed.
+
+    Raises:
+        OSError: As ``os.open``.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    _widen(fd)
+    return fd
+
+
+def open_writer(path: str) -> int | None:
+    """Open a named pipe to write to; None where nobody reads it.
+
+    Raises:
+        OSError: As ``os.open``.
+    """
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
+
+
+def new_pipe() -> tuple[int, int]:
+    """A pipe of our own: the end to read from, and the other one."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    _widen(reader)
+    return reader, writer
+
+
+def _widen(fd: int) -> None:
+    # Users have a limit for all of their pipes together (pipe(7)); a smaller one does.
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+async def ready(fd: int, *, writing: bool = False) -> None:
+    """Wait until a pipe can be read or written, or its other side is gone; plain files always can."""
+    loop = asyncio.get_running_loop()
+    able = asyncio.Event()
+    try:
+        (loop.add_writer if writing else loop.add_reader)(fd, able.set)
+    except PermissionError:
+        # What epoll can't wait for (epoll_ctl(2), EPERM).
+        return
+    try:
+        await able.wait()
+    finally:
+        (loop.remove_writer if writing else loop.remove_reader)(fd)
+
+
+async def read(fd: int) -> bytes:
+    """What a pipe of ours gives next; empty at its end."""
+    while True:
+        await ready(fd)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(fd, CHUNK)
+
+
+def unread(fd: int) -> int:
+    """How many bytes wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little", signed=True)
+
+
+async def complete(
+    ended: "asyncio.Future[Any]", readers: Mapping[int, "asyncio.Task[None]"], busy: Callable[[], bool]
+) -> None:
+    """Wait for the end of a process, and for all of its output.
+
+    What the process left running may hold its pipes for ever: after its end, output must go on within a moment.
+
+    Args:
+        ended: The process's end.
+        readers: What reads each of its pipes.
+        busy: Whether output that was read is still being handed on; whoever takes it may be slow.
+
+    Raises:
+        Exception: What one of these raised.
+    """
+    waiting: set[asyncio.Future[Any]] = {ended, *readers.values()}
+    while not ended.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            each.result()
+    while reading := {fd: reader for fd, reader in readers.items() if not reader.done()}:
+        done, _ = await asyncio.wait(reading.values(), timeout=_DRAIN)
+        if not done and not busy() and not any(map(unread, reading)):
+            break
+    for reader in readers.values():
+        if reader.done():
+            reader.result()
+
+
+async def drain(fd: int) -> None:
+    """Read a pipe to its end, for nobody."""
+    while await read(fd):
+        pass
+
+
+class Destination:
+    """Where bytes go: a descriptor of whatever kind, duplicated, so that whoever handed it over may close theirs."""
+
+    def __init__(self, fd: int) -> None:
+        """Take a descriptor.
+
+        Raises:
+            InvalidArgumentError: It can't be written to.
+        """
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE not in _WRITABLE:
+            raise errors.InvalidArgumentError("a descriptor for output can't be written to")
+        mode = os.fstat(fd).st_mode
+        self._put: Callable[[memoryview], Awaitable[int]] | None = None
+        self._fds = contextlib.ExitStack()
+        if stat.S_ISSOCK(mode):
+            own = self._fds.enter_context(socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)))
+            self.fd = own.fileno()
+            self._put = lambda data: self._when_able(lambda: own.send(data, socket.MSG_DONTWAIT))
+        elif stat.S_ISCHR(mode):
+            try:
+                self.fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            except OSError as error:
+                raise errors.InvalidArgumentError(
+                    f"a device for output can't be opened by the node: {error.strerror}", hint="hand a pipe over"
+                ) from error
+            self._put = lambda data: self._when_able(lambda: os.write(self.fd, data))
+            self._fds.callback(os.close, self.fd)
+        else:
+            self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+            self._fds.callback(os.close, self.fd)
+            if not stat.S_ISFIFO(mode):
+                # The thread is waited for: when it has gone on, the number may be another file's.
+                self._put = lambda data: uncut.to_its_end(asyncio.to_thread(os.write, self.fd, data))
+        #: Whether it has bytes in hand that are in no pipe any more.
+        self.busy = False
+
+    def close(self) -> None:
+        """Close it."""
+        self._fds.close()
+
+    async def move(self, source: int) -> None:
+        """Take all that a pipe of ours gives, until its end.
+
+        Raises:
+            BrokenPipeError: Nobody reads there any more.
+            OSError: It can't be written for another reason.
+        """
+        if self._put is None:
+            await self._splice(source)
+            return
+        while data := await read(source):
+            self.busy = True
+            view = memoryview(data)
+            while view:
+                view = view[await self._put(view) :]
+            self.busy = False
+
+    async def _splice(self, source: int) -> None:
+        moved = 1
+        while moved:
+            await ready(source)
+            try:
+                moved = os.splice(source, self.fd, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                # There is something to move, so there is no room for it.
+                await ready(self.fd, writing=True)
+
+    async def _when_able(self, put: Callable[[], int]) -> int:
+        while True:
+            try:
+                return put()
+            except BlockingIOError:
+                await ready(self.fd, writing=True)
+
+
+async def write(fd: int, data: bytes, written: Callable[[int], None] = lambda _: None) -> None:
+    """Write all of it to a pipe of ours.
+
+    Args:
+        fd: The pipe.
+        data: What is written.
+        written: Told of each part, in bytes.
+
+    Raises:
+        BrokenPipeError: Nobody reads it any more.
+    """
+    view = memoryview(data)
+    while view:
+        try:
+            count = os.write(fd, view)
+        except BlockingIOError:
+            await ready(fd, writing=True)
+        else:
+            view = view[count:]
+            written(count)
+
+
+class Source:
+    """Where a process's input comes from: a pipe, or a file, that a client handed over, duplicated."""
+
+    def __init__(self, fd: int) -> None:
+        """Take a descriptor.
+
+        Raises:
+            InvalidArgumentError: It can't be read, or not without waiting.
+        """
+        mode = os.fstat(fd).st_mode
+        self._is_pipe = stat.S_ISFIFO(mode)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY or not (self._is_pipe or stat.S_ISREG(mode)):
+            raise errors.InvalidArgumentError(
+                "a descriptor for input is neither a pipe nor a file that can be read", hint="hand a pipe over"
+            )
+        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    async def feed(self, pipe: int) -> None:
+        """Hand all that it gives to a pipe of ours, until its end.
+
+        Raises:
+            BrokenPipeError: Nobody reads the pipe any more.
+            OSError: The file can't be read.
+        """
+        if not self._is_pipe:
+            while data := await uncut.to_its_end(asyncio.to_thread(os.read, self._fd, CHUNK)):
+                await write(pipe, data)
+            return
+        moved = 1
+        while moved:
+            await ready(self._fd)
+            try:
+                moved = os.splice(self._fd, pipe, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                # Where somebody else has read it first, the next turn waits for more.
+                if unread(self._fd):
+                    await ready(pipe, writing=True)

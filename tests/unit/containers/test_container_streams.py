@@ -1,0 +1,309 @@
+"""A container's streams in the node's hands: named pipes where containerd has them, a real process in the place of a container's,
+and a containerd that can be away, which a real one is at no moment that a test could choose."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf import empty_pb2
+from grpclib import const
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nixlet import errors
+from nixlet.containerd import client as containerd_client
+from nixlet.containerd import cri, tasks
+from nixlet.containers import clients, logs, pipes, streams
+from nixlet.host import unixsocket
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server
+from nixlet.rpc.gen import containerd_tasks_pb2 as tasks_pb2
+from nixlet.rpc.gen import cri_pb2
+from support.pipes import pipe
+
+
+class Containerd:
+    """A containerd with one container, "c": it has ended when ``code`` is set.
+
+    Attributes:
+        away: It answers nobody.
+        closed: Called when it is told to forget its end of the input.
+    """
+
+    def __init__(self, log_path: Path) -> None:
+        self.log_path = log_path
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.away = False
+        self.asked_to_close = 0
+        self.config: dict[str, bool] = {}
+        self.close_input: Callable[[], None] = lambda: None
+
+    async def _close(self, stream: "server.Stream[tasks_pb2.CloseIORequest, empty_pb2.Empty]") -> None:
+        await server.request(stream)
+        self.asked_to_close += 1
+        if self.away:
+            self.away = False
+            raise GRPCError(Status.UNAVAILABLE, "it is started again")
+        self.close_input()
+        await stream.send_message(empty_pb2.Empty())
+
+    async def _wait(self, stream: "server.Stream[tasks_pb2.WaitRequest, tasks_pb2.WaitResponse]") -> None:
+        await server.request(stream)
+        await stream.send_message(tasks_pb2.WaitResponse(exit_status=await asyncio.shield(self.code)))
+
+    async def _status(
+        self, stream: "server.Stream[cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse]"
+    ) -> None:
+        await server.request(stream)
+        ended = self.code.done()
+        status = cri_pb2.ContainerStatus(
+            state=cri_pb2.CONTAINER_EXITED if ended else cri_pb2.CONTAINER_RUNNING,
+            exit_code=self.code.result() if ended else 0,
+            log_path=str(self.log_path),
+        )
+        info = {"info": json.dumps({"config": self.config})}
+        await stream.send_message(cri_pb2.ContainerStatusResponse(status=status, info=info))
+
+    def __mapping__(self) -> dict[str, const.Handler]:
+        unary = const.Cardinality.UNARY_UNARY
+        service = "/containerd.services.tasks.v1.Tasks"
+        return {
+            f"{service}/CloseIO": const.Handler(self._close, unary, tasks_pb2.CloseIORequest, empty_pb2.Empty),
+            f"{service}/Wait": const.Handler(self._wait, unary, tasks_pb2.WaitRequest, tasks_pb2.WaitResponse),
+            "/runtime.v1.RuntimeService/ContainerStatus": const.Handler(
+                self._status, unary, cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse
+            ),
+        }
+
+
+class World:
+    """A containerd, its pipes for one container, and the node's hold on them."""
+
+    def __init__(self, directory: Path, containerd: Containerd, channel: channels.Channel, address: str) -> None:
+        self.containerd = containerd
+        self._directory, self._channel, self._address = directory, channel, address
+        self.pipes = directory / "io.containerd.grpc.v1.cri" / "containers" / "c" / "io" / "1"
+        self.pipes.mkdir(parents=True)
+        for stream in ("stdin", "stdout", "stderr"):
+            os.mkfifo(self.pipes / f"c-{stream}")
+        self.log = containerd.log_path
+        self.keeper = self.new_keeper()
+        self._shim = contextlib.ExitStack()
+        self.shim_may_go = asyncio.Event()
+        self.shim_may_go.set()
+        self._input = -1
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._waiting: list[asyncio.Task[None]] = []
+
+    def new_keeper(self) -> streams.Keeper:
+        return streams.Keeper(
+            containerd_client.Containerd(self._channel, self._address),
+            tasks.Tasks(self._channel, self._address),
+            cri.RuntimeClient(self._channel, self._address),
+            [str(self._directory)],
+        )
+
+    def run(self, command: str) -> "subprocess.Popen[bytes]":
+        """What a shim does at a container's start: it has both ends of each pipe, so nobody sees an end before it goes."""
+        ends = {name: os.open(self.pipes / f"c-{name}", os.O_RDWR) for name in ("stdin", "stdout", "stderr")}
+        self._input = ends["stdin"]
+        self.containerd.close_input = self._forget_input
+        for name in ("stdout", "stderr"):
+            self._shim.callback(os.close, ends[name])
+        reader = os.open(self.pipes / "c-stdin", os.O_RDONLY)
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command], stdin=reader, stdout=ends["stdout"], stderr=ends["stderr"]
+        )
+        os.close(reader)
+        self.processes.append(process)
+        self._waiting.append(asyncio.create_task(self._end(process)))
+        return process
+
+    async def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        code = await asyncio.to_thread(process.wait)
+        await self.shim_may_go.wait()
+        self._shim.close()
+        # As shims tell of signals.
+        self.containerd.code.set_result(code if code >= 0 else 128 - code)
+
+    def _forget_input(self) -> None:
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
+
+    async def ended(self, keeper: streams.Keeper | None = None) -> int:
+        held = (keeper or self.keeper).find("c")
+        assert held is not None
+        return await asyncio.wait_for(asyncio.shield(held.ended), 20)
+
+    def logged(self, stream: str = "stdout") -> bytes:
+        return b"".join(each.text for each in logs.there(str(self.log)) if each.stream == stream)
+
+    async def close(self) -> None:
+        self.shim_may_go.set()
+        for process in self.processes:
+            process.kill()
+        await asyncio.gather(*self._waiting)
+        await self.keeper.close()
+        self._forget_input()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    containerd = Containerd(tmp_path / "0.log")
+    address = str(tmp_path / "run" / "c.sock")
+    async with server.serve(unixsocket.listen(address), [containerd]), channels.connect(address) as channel:
+        made = World(tmp_path, containerd, channel, address)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+async def read_all(fd: int) -> bytes:
+    return await asyncio.to_thread(Path(f"/proc/self/fd/{fd}").read_bytes)
+
+
+async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> None:
+    expected = b"".join(b"%d\n" % number for number in range(1, 50001))
+    with pipe() as first, pipe() as second:
+        one, other = clients.Client({"stdout": first.writer}), clients.Client({"stdout": second.writer})
+        first.write_end.close()
+        second.write_end.close()
+        with world.keeper.started("c", one):
+            world.run("seq 50000; echo complaint >&2; exit 3")
+        held = world.keeper.find("c")
+        assert held is not None
+        held.join(other)
+        reading = [asyncio.create_task(read_all(each.reader)) for each in (first, second)]
+        assert await world.ended() == 3
+        await one.finish()
+        await other.finish()
+        assert await asyncio.gather(*reading) == [expected, expected]
+    assert world.logged() == expected
+    assert world.logged("stderr") == b"complaint\n"
+    # The names are containerd's again, and nothing else is there.
+    assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
+    assert world.keeper.find("c") is None
+
+
+async def test_the_end_of_input_arrives_although_containerd_was_away_at_that_moment(world: World) -> None:
+    with pipe() as keys:
+        client = clients.Client(stdin=keys.reader)
+        with world.keeper.started("c", client, stdin_ends=True):
+            world.run("cat; exit 4")
+        world.containerd.away = True
+        os.write(keys.writer, b"word\n")
+        keys.write_end.close()
+        assert await world.ended() == 4
+        await client.finish()
+    assert world.containerd.asked_to_close == 2
+    assert world.logged() == b"word\n"
+
+
+async def test_input_that_does_not_end_is_the_next_clients(world: World) -> None:
+    with world.keeper.started("c"):
+        world.run("while read line; do echo got $line; [ $line = end ] && exit 5; done")
+    held = world.keeper.find("c")
+    assert held is not None
+    for text in (b"one\n", b"end\n"):
+        with pipe() as keys:
+            client = clients.Client(stdin=keys.reader)
+            held.join(client)
+            os.write(keys.writer, text)
+            keys.write_end.close()
+            while b"got " + text not in (world.logged() if world.log.exists() else b""):
+                await asyncio.sleep(0.01)
+            client.leave()
+            await client.finish()
+    assert await asyncio.wait_for(held.ended, 10) == 5
+    assert world.containerd.asked_to_close == 0
+
+
+async def test_what_a_container_leaves_running_is_not_waited_for(world: World) -> None:
+    with world.keeper.started("c"):
+        process = world.run("sleep 1000 & echo $!; exit 0")
+    # As a shim that waits for the pipe.
+    left = os.open(world.pipes / "c-stdout.nixlet", os.O_WRONLY)
+    try:
+        assert await world.ended() == 0
+        os.kill(int(world.logged()), 9)
+    finally:
+        os.close(left)
+    assert process.returncode == 0
+
+
+async def test_a_next_node_goes_on_also_with_what_ended_meanwhile(world: World) -> None:
+    with world.keeper.started("c"):
+        world.run("echo first; read word; echo second $word; exit 6")
+    while not world.log.exists() or world.logged() != b"first\n":
+        await asyncio.sleep(0.01)
+    await world.keeper.close()
+    # A shim stays, with the pipes, until containerd has heard of the end, which starts after the node has looked.
+    world.shim_may_go.clear()
+    world.keeper = world.new_keeper()
+    with open(world.pipes / "c-stdin.nixlet", "wb", buffering=0) as keys:
+        keys.write(b"word\n")
+    while not _waits(world.pipes / "c-stdout.nixlet"):
+        await asyncio.sleep(0.01)
+    world.keeper.look()
+    world.shim_may_go.set()
+    await asyncio.wait_for(asyncio.shield(world.containerd.code), 10)
+    await world.keeper.adopt()
+    assert await world.ended() == 6
+    assert world.logged() == b"first\nsecond word\n"
+
+
+def _waits(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return pipes.unread(fd) > 0
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_after_a_restart_input_that_was_one_clients_ends_but_not_a_terminals(world: World, tty: bool) -> None:
+    with world.keeper.started("c", stdin_ends=not tty):
+        world.run("read word; echo read $word; exit 7")
+    await world.keeper.close()
+    world.containerd.config = {"stdin": True, "stdin_once": True, "tty": tty}
+    world.keeper = world.new_keeper()
+    world.keeper.look()
+    await world.keeper.adopt()
+    held = world.keeper.find("c")
+    assert held is not None
+    if tty:
+        with pipe() as keys:
+            client = clients.Client(stdin=keys.reader)
+            held.join(client)
+            os.write(keys.writer, b"typed\n")
+            assert await world.ended() == 7
+            await client.finish()
+    else:
+        assert await world.ended() == 7
+    assert world.logged() == (b"read typed\n" if tty else b"read\n")
+
+
+async def test_a_container_that_does_not_start_leaves_the_pipes_as_they_were(world: World) -> None:
+    with pytest.raises(errors.NotFoundError), world.keeper.started("c"):
+        raise errors.NotFoundError("no such program")
+    assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
+    assert world.keeper.find("c") is None
+
+
+async def test_pipes_at_other_places_are_told(world: World) -> None:
+    with pytest.raises(errors.UnsupportedError), world.keeper.started("other"):
+        pass
+
+
+async def test_a_container_goes_on_when_its_log_can_not_be_written(world: World) -> None:
+    world.log.symlink_to("/dev/full")
+    with world.keeper.started("c"):
+        world.run("seq 100000; exit 3")
+    assert await world.ended() == 3

@@ -1,0 +1,58 @@
+"""Containers' logs as the node writes them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nixlet.containers import logs, logwriter
+
+
+def text(path: Path, stream: str = "stdout") -> bytes:
+    return b"".join(each.text for each in logs.there(str(path)) if each.stream == stream)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    writer = logwriter.LogWriter(str(path))
+    for stream, data in (("stdout", b"a\n\nb"), ("stderr", b"x\r\n"), ("stdout", b"c\n"), ("stdout", b"\x00 end")):
+        writer.write(stream, data)
+    assert text(path) == b"a\n\nbc\n\x00 end"
+    assert text(path, "stderr") == b"x\r\n"
+    tags = [line.split(b" ")[2] for line in path.read_bytes().splitlines()]
+    assert tags == [b"F", b"F", b"P", b"F", b"F", b"P"]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_log_that_was_put_aside_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    writer = logwriter.LogWriter(str(path))
+    writer.write("stdout", b"old\n")
+    path.rename(tmp_path / "aside")
+    writer.write("stdout", b"new\n")
+    assert (text(tmp_path / "aside"), text(path)) == (b"old\n", b"new\n")
+
+
+def test_a_log_that_went_with_its_container_is_written_no_more(tmp_path: Path) -> None:
+    writer = logwriter.LogWriter(str(tmp_path / "gone" / "0.log"))
+    writer.write("stdout", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gap_is_counted_and_stands_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    writer = logwriter.LogWriter(str(path))
+    writer.write("stdout", b"begun, ")
+    path.rename(tmp_path / "kept")
+    path.symlink_to("/dev/full")
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            writer.write("stdout", b"lost\n")
+    path.unlink()
+    os.rename(tmp_path / "kept", path)
+    writer.write("stderr", b"other\n")
+    writer.write("stdout", b"found\n")
+    writer.write("stdout", b"again\n")
+    told = b"nixlet: 15 bytes are missing here: the log could not be written\n"
+    assert text(path) == b"begun, \n" + told + b"found\nagain\n"
+    assert text(path, "stderr") == b"other\n"
