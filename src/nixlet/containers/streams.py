@@ -45,7 +45,8 @@ class Streams:
 
     Attributes:
         container: Its ID.
-        ended: Its exit status, when it has ended and all of its output is in its log; what fails is raised.
+        ended: Its exit status, when its process has ended and all of its output is in its log; CRI may say so a little later.
+            What fails is raised.
     """
 
     ended: "asyncio.Task[int]"
@@ -329,7 +330,9 @@ class Keeper:
         async def serve() -> int:
             code = await streams.serve(self._process_ended(streams), await self._log_path(streams.container))
             streams.forget()
-            return await self._exit_code(streams.container, code)
+            if code is None:
+                code = (await endings.wait(self._runtime, self._containerd, streams.container, patient=True)).exit_code
+            return code
 
         def done(task: "asyncio.Task[int]") -> None:
             # Not at the end of the coroutine: one that is cancelled at once never begins.
@@ -363,15 +366,6 @@ class Keeper:
                 await asyncio.sleep(endings.RETRY)
                 continue
             streams.hurry()
-            return code
-
-    async def _exit_code(self, container: str, code: int | None) -> int:
-        try:
-            return (await endings.wait(self._runtime, self._containerd, container, patient=True)).exit_code
-        except errors.NotFoundError:
-            # It was removed at once.
-            if code is None:
-                raise
             return code
 
 
