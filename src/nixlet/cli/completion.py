@@ -3,7 +3,9 @@
 import os
 
 from nixlet.cli import grammar
-from nixlet.node import names
+
+#: Seconds that a person may wait for a completion.
+_PATIENCE = 1.0
 
 
 @grammar.verb(grammar.Argument("shell", choices=("bash", "zsh", "fish")))
@@ -24,19 +26,18 @@ def containers(state_dir: str | None, incomplete: str) -> list[str]:
         state_dir: What the command line says of that.
         incomplete: What they begin with.
     """
-    import asyncio
-
     from nixlet import errors
-    from nixlet.cli import node
-
-    # Neither defaults nor the environment are looked at while a line is completed.
-    found_at = state_dir or os.environ.get(names.variable("state_dir")) or names.DEFAULT_STATE_DIR
-
-    async def found() -> list[str]:
-        async with asyncio.timeout(1), node.connected(found_at) as connection:
-            return [each.metadata.name for each in await connection.runtime.containers()]
+    from nixlet.cli import link, options
 
     try:
-        return sorted({name for name in asyncio.run(found()) if name.startswith(incomplete)})
+        # Neither defaults nor the environment are looked at by click while a line is completed.
+        place = state_dir or os.environ.get(options.STATE_DIR.variable) or options.configured("state_dir")
+        with link.connected(place) as node:
+            node.send("ListContainers", {"all": True})
+            reply, _ = node.receive(_PATIENCE)
     except (errors.NixletError, TimeoutError):
         return []
+    # A pod that has no container has no name to be completed.
+    return sorted(
+        {each["name"] for each in reply["containers"] if each["name"] and each["name"].startswith(incomplete)}
+    )
