@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -113,7 +114,8 @@ def _option(option: grammar.Option) -> click.Option:
         more = {"is_flag": False, "flag_value": "true"}
     elif flag:
         more = {"is_flag": True}
-    if option.default is not None:
+    # A line that is being completed needs none that has to be found out, nor its errors.
+    if not (callable(option.default) and verbs.COMPLETION_VARIABLE in os.environ) and option.default is not None:
         more["default"] = option.default
     return click.Option(
         [*option.flags, option.name],

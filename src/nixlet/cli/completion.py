@@ -30,7 +30,7 @@ def containers(state_dir: str | None, incomplete: str) -> list[str]:
     from nixlet.cli import link, options
 
     try:
-        # Neither defaults nor the environment are looked at by click while a line is completed.
+        # click doesn't look at the environment while a line is completed.
         place = state_dir or os.environ.get(options.STATE_DIR.variable) or options.configured("state_dir")
         with link.connected(place) as node:
             node.send("ListContainers", {"all": True})

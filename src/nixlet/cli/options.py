@@ -28,14 +28,34 @@ def configured(name: str) -> str:
     """
     named = os.environ.get(names.FILE_VARIABLE)
     path = named or names.DEFAULT_FILE
-    # Most machines have no such file, and reading one takes longer than what many verbs do.
-    there = [each for each in (path, f"{path}.d") if os.path.exists(each)]
-    if not all(os.access(each, os.R_OK) for each in there) or (not there and not named):
-        return _DIRECTORIES[name]
-    from nixlet.node import configfile
+    found = _files(path)
+    # Not everybody who asks a node may read its configuration.
+    if (named and not found) or (all(os.access(each, os.R_OK) for each in found) and any(map(_may_say, found))):
+        from nixlet.node import configfile
 
-    value: str = getattr(configfile.load({}, os.environ).settings, name)
-    return value
+        value: str = getattr(configfile.load({}, os.environ).settings, name)
+        return value
+    return _DIRECTORIES[name]
+
+
+def _files(path: str) -> list[str]:
+    """A configuration file and what stands in the directory of its drop-ins, as far as that is there."""
+    try:
+        drop_ins = [os.path.join(f"{path}.d", name) for name in os.listdir(f"{path}.d")]
+    except OSError:
+        drop_ins = []
+    return [each for each in (path,) if os.path.exists(each)] + [each for each in drop_ins if os.path.isfile(each)]
+
+
+def _may_say(path: str) -> bool:
+    """Whether a file may say where the node's directories are. To read YAML takes longer than what most verbs do."""
+    if not os.path.isfile(path):
+        # To wait for a pipe is not for us, nor to refuse it.
+        return path != os.devnull
+    with open(path, "rb") as file:
+        text = file.read()
+    # By an escape, or in another encoding, a key may be written otherwise.
+    return b"dir" in text or b"\\" in text or not text.isascii()
 
 
 def _directory(name: str, text: str) -> grammar.Option:

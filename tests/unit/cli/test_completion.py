@@ -21,7 +21,7 @@ def completed(words: str, **environment: str) -> tuple[list[str], str, int]:
         text=True,
         check=False,
     )
-    return [line.partition(",")[2] for line in done.stdout.splitlines()], done.stderr, done.returncode
+    return [line.partition(",")[2] for line in done.stdout.split()], done.stderr, done.returncode
 
 
 @pytest.mark.parametrize(

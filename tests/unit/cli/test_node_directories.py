@@ -1,5 +1,6 @@
 """Verbs find the node that the configuration file describes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,33 @@ def test_a_mistake_in_the_file_is_said(file: Path) -> None:
     file.write_text("state_dir: /run/elsewhere\n")
     with pytest.raises(errors.UsageError, match="line 1: state_dir is not a known key"):
         said()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("state-dir: /run/elsewhere", "/run/elsewhere"),
+        ('"state\\x2ddir": /run/elsewhere', "/run/elsewhere"),
+        ("# Zustände\nstate-dir: /run/elsewhere", "/run/elsewhere"),
+        ("snapshotter: native", "/run/nixlet"),
+        ("", "/run/nixlet"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_however_it_is_written(file: Path, text: str, found: str, encoding: str) -> None:
+    file.write_text(text, encoding=encoding)
+    assert said() == ("/var/lib/nixlet", found)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        monkeypatch.setenv("NIXLET_CONFIG_FILE", str(path))
+        with pytest.raises(errors.UsageError, match=r"is not a regular file|can't be read"):
+            said()
+
+
+def test_a_file_that_says_nothing_of_directories_is_not_waited_for(file: Path) -> None:
+    """Also where it is wrong: that is for the node to say, and verbs go on finding it."""
+    file.write_text("snapshotter: [native\n")
+    assert said() == ("/var/lib/nixlet", "/run/nixlet")
