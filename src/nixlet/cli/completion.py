@@ -1,7 +1,5 @@
 """``nixlet completion``: completion for shells, and what there is to complete."""
 
-import os
-
 from nixlet.cli import grammar
 
 #: Seconds that a person may wait for a completion.
@@ -23,16 +21,14 @@ def containers(state_dir: str | None, incomplete: str) -> list[str]:
     """The names of the containers that are there, as far as they can be told at once.
 
     Args:
-        state_dir: What the command line says of that.
+        state_dir: What the command line and the environment say of that.
         incomplete: What they begin with.
     """
     from nixlet import errors
     from nixlet.cli import link, options
 
     try:
-        # click doesn't look at the environment while a line is completed.
-        place = state_dir or os.environ.get(options.STATE_DIR.variable) or options.configured("state_dir")
-        with link.connected(place) as node:
+        with link.connected(state_dir or options.configured("state_dir")) as node:
             node.send("ListContainers", {"all": True})
             reply, _ = node.receive(_PATIENCE)
     except (errors.NixletError, TimeoutError):
