@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from nixlet import errors
 from nixlet.cli import playing, progress
 from nixlet.containerd import client, cri, tasks
-from nixlet.containers import endings, logs, model, users
+from nixlet.containers import endings, logrecords, logs, model, users
 from nixlet.node import config
 from nixlet.pods import player
 from nixlet.rpc import channel as channels
@@ -128,12 +128,17 @@ class Node:
                 await self.status()
                 await asyncio.sleep(endings.RETRY)
 
-    async def output(self, container: str, log_path: str, *, lines: int | None = None) -> AsyncIterator[logs.Record]:
-        """A container's output until it ends; ``lines`` is that of ``logs.follow``."""
+    async def output(self, container: str, log_path: str) -> AsyncIterator[logrecords.Record]:
+        """A container's output until it ends."""
         waiting = asyncio.create_task(self.wait(container), name="end")
         try:
-            async for record in logs.follow(log_path, waiting.done, lines=lines):
-                yield record
+            with logs.at(log_path) as log:
+                for found in logs.follow(log, waiting.done):
+                    if isinstance(found, float):
+                        await asyncio.sleep(found)
+                    else:
+                        for record in logrecords.parse(found):
+                            yield record
             # Who can't be asked any more didn't say that it has ended.
             with contextlib.suppress(errors.NotFoundError):
                 await waiting

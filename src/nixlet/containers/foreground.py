@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import client, cri, tasks
-from nixlet.containers import endings, logs, stdio
+from nixlet.containers import endings, logrecords, stdio
 from nixlet.host import files
 from nixlet.rpc.gen import cri_pb2
 
@@ -142,7 +142,7 @@ class Foreground:
     async def _log(self, stream: str, data: bytes) -> None:
         with contextlib.suppress(errors.NotFoundError, FileNotFoundError):
             path = await self._log_path()
-            await asyncio.to_thread(logs.append, path, stream, data)
+            await asyncio.to_thread(logrecords.append, path, stream, data)
 
     async def _log_path(self) -> str:
         while True:

@@ -1,16 +1,18 @@
-"""Containers' logs, in the form that the CRI prescribes: ``<time> stdout|stderr P|F <text>``, P for a line that goes on."""
+"""The files of containers' logs: read from the end or the beginning, and followed when they grow and are put aside.
 
-import asyncio
+A log is a directory that is open and a name in it, so that who may not find the directory can be handed it. What is read are pieces of
+whole lines, as ``logrecords`` takes them. The command line reads this module: it imports nothing that takes time.
+"""
+
 import collections
 import contextlib
 import datetime
-import glob
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
-from nixlet import errors
+from nixlet.containers import logrecords
 
 #: Seconds between two looks at a log that is being followed.
 _INTERVAL = 0.01
@@ -18,118 +20,72 @@ _INTERVAL = 0.01
 #: Seconds for the last words that go to a file that was put aside.
 _SETTLING = 0.05
 
+#: How much is read at once, forwards and backwards (bytes).
+_BLOCK = 1 << 20
 _CHUNK = 1 << 16
 
 #: What a log's name gets when it is put aside: the time, so that names are in the order of time.
 _ASIDE = re.compile(r"\.\d{8}-\d{6}\.\d{6}")
 
-#: How long ago something was, as Go writes durations.
-_DURATION = re.compile(
-    r"(?=\d)(?:(?P<hours>\d+(?:\.\d+)?)h)?(?:(?P<minutes>\d+(?:\.\d+)?)m)?(?:(?P<seconds>\d+(?:\.\d+)?)s)?"
-    r"(?:(?P<milliseconds>\d+(?:\.\d+)?)ms)?",
-    re.ASCII,
-)
 
-
-class Record(NamedTuple):
-    """A piece of a container's output.
+class Log:
+    """A container's log.
 
     Attributes:
-        time: When it was written, RFC 3339 with nanoseconds.
-        stream: "stdout" or "stderr".
-        text: The text, with a newline unless the line goes on.
+        directory: The descriptor of the directory that its files are in; the caller's.
+        name: What the file is called that is written.
     """
 
-    time: str
-    stream: str
-    text: bytes
+    def __init__(self, directory: int, name: str) -> None:
+        self.directory = directory
+        self.name = name
+
+    def names(self) -> list[str]:
+        """Its files from the oldest to the one that is written: those that were put aside are named by the time of that."""
+        length = len(self.name)
+        aside = [
+            each
+            for each in os.listdir(self.directory)
+            if each.startswith(self.name) and _ASIDE.fullmatch(each, length)
+        ]
+        return [*sorted(aside), self.name]
+
+    def open(self, name: str) -> IO[bytes]:
+        """One of its files, for reading; the caller closes it."""
+        return open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory), "rb", buffering=0)
+
+    def stat(self, name: str) -> os.stat_result:
+        """What the file system says of one of its files."""
+        return os.stat(name, dir_fd=self.directory)
 
 
-def parse_line(line: bytes) -> Record:
-    """Read one line of a log; a malformed one is shown as it stands."""
-    parts = line.rstrip(b"\n").split(b" ", 3)
-    if len(parts) < 3 or parts[1] not in {b"stdout", b"stderr"}:
-        return Record("", "stdout", line)
-    text = parts[3] if len(parts) == 4 else b""
-    partial = parts[2].split(b":")[0] == b"P"
-    return Record(parts[0].decode(errors="replace"), parts[1].decode(), text if partial else text + b"\n")
-
-
-def append(path: str, stream: str, data: bytes) -> None:
-    """Write a piece of a container's output to its log, in place of the runtime, which doesn't any more.
+@contextlib.contextmanager
+def at(path: str) -> Iterator[Log]:
+    """The log that is written to a path.
 
     Raises:
-        FileNotFoundError: The log is gone.
+        FileNotFoundError: Its directory isn't there.
     """
-    time = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-    *lines, rest = data.split(b"\n")
-    records = [f"{time} {stream} F ".encode() + line for line in lines]
-    if rest:
-        records.append(f"{time} {stream} P ".encode() + rest)
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW), "ab") as file:
-        file.write(b"".join(record + b"\n" for record in records))
-
-
-def parse_tail(text: str) -> int | None:
-    """A number of lines, or None for "all".
-
-    Raises:
-        UsageError: It is neither.
-    """
-    if text == "all":
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise errors.UsageError(f"--tail {text[:40]!r} is neither a number of lines nor all")
-    return int(text)
-
-
-def parse_since(text: str, now: datetime.datetime) -> datetime.datetime:
-    """A moment: RFC 3339 (local time where no zone stands), or how long ago it is: ``1h30m``, ``10m``, ``5s``, ``250ms``.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    if parts := _DURATION.fullmatch(text):
-        numbers = {unit: float(number) for unit, number in parts.groupdict(default="0").items()}
-        try:
-            return now - datetime.timedelta(**numbers)
-        except OverflowError as error:
-            raise errors.UsageError(f"--since {text[:40]!r} is too long ago") from error
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return datetime.datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError) as error:
-        raise errors.UsageError(
-            f"--since {text[:40]!r} is neither a moment (RFC 3339) nor a duration such as 10m"
-        ) from error
+        yield Log(directory, os.path.basename(path))
+    finally:
+        os.close(directory)
 
 
-def written_at(record: Record) -> datetime.datetime:
-    """When a record was written; the latest moment there is for one that doesn't say."""
-    try:
-        return datetime.datetime.fromisoformat(record.time).astimezone(datetime.UTC)
-    except ValueError:
-        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
-
-
-def parts(path: str) -> list[str]:
-    """A log's files from the oldest to the one that is written: those that were put aside are named by the time of that."""
-    aside = [each for each in glob.glob(f"{glob.escape(path)}.*") if _ASIDE.fullmatch(each[len(path) :])]
-    return [*sorted(aside), path]
-
-
-def _opened(path: str) -> "collections.deque[IO[bytes]]":
+def _opened(log: Log) -> "collections.deque[IO[bytes]]":
     """A log's files, opened, from the oldest to the one that is written: their names are others' soon.
 
     Whatever takes the log's name after the opening comes after these.
     """
     newest = None
     with contextlib.suppress(FileNotFoundError):
-        newest = open(path, "rb")  # noqa: SIM115 (whoever called closes it)
+        newest = log.open(log.name)
     files: collections.deque[IO[bytes]] = collections.deque()
     # Those that were put aside are looked for now, so that the newest may be among them, and others that are newer still.
-    for name in parts(path)[:-1]:
+    for name in log.names()[:-1]:
         with contextlib.suppress(FileNotFoundError):
-            file = open(name, "rb")  # noqa: SIM115 (as above)
+            file = log.open(name)
             if newest is not None and os.path.sameopenfile(file.fileno(), newest.fileno()):
                 file.close()
                 break
@@ -170,7 +126,7 @@ def _tail(file: IO[bytes], size: int, lines: int) -> tuple[int, int]:
         return size, 0
     found, following = 0, -1
     for offset, line in _backwards(file, size):
-        if following >= 0 and parse_line(line).text.endswith(b"\n"):
+        if following >= 0 and logrecords.parse_line(line).text.endswith(b"\n"):
             found += 1
             if found == lines:
                 return following, found
@@ -197,114 +153,138 @@ def _backwards(file: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
 def last_lines(path: str, count: int) -> str:
     """The last lines of a log, as text; empty where there is none."""
     text = b""
-    with contextlib.suppress(OSError):
-        text = b"".join(record.text for record in there(path, lines=count))
+    with contextlib.suppress(OSError), at(path) as log:
+        text = b"".join(record.text for block in there(log, lines=count) for record in logrecords.parse(block))
     return text.decode(errors="replace")
 
 
-def there(path: str, *, lines: int | None = None) -> Iterator[Record]:
-    """The records that a log has now; what is written while they are read is none of them.
+class _Cut:
+    """Cuts what is read of a file into whole lines."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def whole(self, data: bytes) -> bytes:
+        """The lines that end in ``data``, with what began them."""
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._rest.append(data)
+            return b""
+        found = b"".join((*self._rest, data[:end])) if self._rest else data[:end]
+        self._rest = [data[end:]] if end < len(data) else []
+        return found
+
+    def rest(self) -> bytes:
+        """What has begun and won't end."""
+        found, self._rest = b"".join(self._rest), []
+        return found
+
+
+def there(log: Log, *, lines: int | None = None) -> Iterator[bytes]:
+    """What a log has now, in pieces; what is written while it is read is not among it.
 
     Args:
-        path: The log.
+        log: The log.
         lines: Only so many of the last lines; None: all.
     """
-    files = _opened(path)
+    files = _opened(log)
     try:
         for file, size in zip(files, _skip_to_tail(files, lines), strict=True):
-            rest, left = b"", size - file.tell()
-            while chunk := file.read(max(0, min(left, _CHUNK))):
-                left -= len(chunk)
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from map(parse_line, whole)
-            if rest:
-                yield parse_line(rest)
+            cut, left = _Cut(), size - file.tell()
+            while data := file.read(max(0, min(left, _BLOCK))):
+                left -= len(data)
+                if whole := cut.whole(data):
+                    yield whole
+            if rest := cut.rest():
+                yield rest
     finally:
         _close(files)
 
 
-async def follow(path: str, ended: Callable[[], bool], *, lines: int | None = None) -> AsyncIterator[Record]:
-    """The records of a log, and those that come until ``ended`` says that no more will.
+def follow(log: Log, ended: Callable[[], bool], *, lines: int | None = None) -> Iterator[bytes | float]:
+    """What a log has, and what comes until ``ended`` says that no more will: in pieces, and between them seconds to wait.
 
     Rotation is followed: when the name stands for another file, the old one is read to its end first, and then those that
     came after it. A log that isn't there yet is waited for.
 
     Args:
-        path: The log.
+        log: The log.
         ended: Whether no more will come.
         lines: Of what is there, only so many of the last lines; None: all.
     """
-    files = _opened(path)
-    rest = b""
+    files = _opened(log)
+    cut = _Cut()
     try:
         _skip_to_tail(files, lines)
         while True:
             # Asked before the reading: what was written before the end must not be missed.
             last = ended()
             if not files:
-                files = _opened(path)
+                files = _opened(log)
             file = files[0] if files else None
-            replaced = file is not None and (len(files) > 1 or _replaced(file, path))
+            replaced = file is not None and (len(files) > 1 or _replaced(file, log))
             if replaced and len(files) == 1:
                 # Who wrote to it may have a last word.
-                await asyncio.sleep(_SETTLING)
-            while file is not None and (chunk := file.read(_CHUNK)):
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    yield parse_line(line)
-            if (replaced or last) and rest:
-                yield parse_line(rest)
-                rest = b""
-            if file is not None and len(files) == 1 and (replaced or (last and not os.path.exists(path))):
-                files.extend(_following(file, path))
+                yield _SETTLING
+            while file is not None and (data := file.read(_BLOCK)):
+                if whole := cut.whole(data):
+                    yield whole
+            if (replaced or last) and (rest := cut.rest()):
+                yield rest
+            if file is not None and len(files) == 1 and (replaced or (last and not _is_there(log))):
+                files.extend(_following(file, log))
             if len(files) > 1:
                 files.popleft().close()
                 continue
             if last:
                 break
-            await asyncio.sleep(_INTERVAL)
+            yield _INTERVAL
     finally:
         _close(files)
 
 
-def _replaced(file: IO[bytes], path: str) -> bool:
+def _is_there(log: Log) -> bool:
+    return os.access(log.name, os.F_OK, dir_fd=log.directory)
+
+
+def _replaced(file: IO[bytes], log: Log) -> bool:
     try:
-        return not _is_at(file, path) or os.stat(path).st_size < file.tell()
+        return not _is_at(file, log, log.name) or log.stat(log.name).st_size < file.tell()
     except FileNotFoundError:
         return False
 
 
-def _is_at(file: IO[bytes], path: str) -> bool:
-    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+def _is_at(file: IO[bytes], log: Log, name: str) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), log.stat(name))
 
 
-def _following(file: IO[bytes], path: str) -> Iterator[IO[bytes]]:
+def _following(file: IO[bytes], log: Log) -> Iterator[IO[bytes]]:
     """The file of a log that comes after one of its files, opened; none where there is none yet."""
     while True:
-        name = _next(file, path)
+        name = _next(file, log)
         try:
-            following = open(name, "rb")  # noqa: SIM115 (whoever called closes it)
+            following = log.open(name)
         except FileNotFoundError:
-            if name == path == _next(file, path):
+            if name == log.name == _next(file, log):
                 return
             continue
         # Was it put aside before it was opened, then another had its name already.
         with contextlib.suppress(FileNotFoundError):
-            if _is_at(following, _next(file, path)):
+            if _is_at(following, log, _next(file, log)):
                 yield following
                 return
         following.close()
 
 
-def _next(file: IO[bytes], path: str) -> str:
+def _next(file: IO[bytes], log: Log) -> str:
     """What the file of a log that comes after one of its files is called."""
-    files = parts(path)
-    for number, each in enumerate(files[:-1]):
+    names = log.names()
+    for number, each in enumerate(names[:-1]):
         with contextlib.suppress(FileNotFoundError):
-            if _is_at(file, each):
-                return files[number + 1]
+            if _is_at(file, log, each):
+                return names[number + 1]
     # It is deleted, and so may be others: those that are left are newer.
-    return path if os.fstat(file.fileno()).st_nlink else files[0]
+    return log.name if os.fstat(file.fileno()).st_nlink else names[0]
 
 
 def aside(path: str, now: datetime.datetime) -> str:

@@ -10,7 +10,7 @@ from nixlet.host import signals, supervisor
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
 from nixlet.pods import player, removal, resolvconf
-from nixlet.services import containers, nodeinterface, nodestatus, stopping
+from nixlet.services import containers, nodeimages, nodeinterface, nodelogs, nodestatus, stopping
 from nixlet.services import node as node_service
 from nixlet.services import pods as pods_service
 from nixlet.varlink import server as varlink
@@ -108,7 +108,10 @@ class Faces:
         service = tasks.Tasks(served.channel, self._status.containerd_address)
         there = containers.ContainersService(served.runtime, served.containerd, service)
         stops = stopping.StoppingService(served.runtime, self._removals[0])
-        return nodeinterface.interface(status.methods(), there.methods(), stops.methods())
+        logs = nodelogs.LogService(served.runtime, served.containerd)
+        images = nodeimages.ImagesService(served.listing)
+        services = (status, there, stops, logs, images)
+        return nodeinterface.interface(*(each.methods() for each in services))
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
@@ -57,7 +57,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Served:
-    """What is served, and the ways to containerd; ``snapshotter`` is None where containerd's own is used."""
+    """What is served, and the ways to containerd.
+
+    Attributes:
+        snapshotter: Ours; None where containerd's own is used.
+        others: Gets the calls of the image service that are not ours.
+        listing: Tells which images there are.
+    """
 
     snapshotter: snapshotter_module.Snapshotter | None
     channel: channels.Channel
@@ -68,6 +74,8 @@ class Served:
     opener: opening.Opener
     exchange: pulls.Exchange
     remarks: images_service.Remarks
+    others: relay.Relay
+    listing: images_service.Listing
 
 
 #: Gives what else is served on the socket.
@@ -167,17 +175,24 @@ async def _connected(
     """The ways to containerd, which needs not be there yet."""
     channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
     address = place.containerd_socket
-    containerd = imagestore.ImageStore(channel, address)
+    containerd, images = imagestore.ImageStore(channel, address), cri.ImageClient(channel, address)
+    others, listing = relay.Relay(channel, f"containerd at {address}"), images_service.Listing(images, containerd.untold_pins)
+    if other := place.image_service_socket:
+        to_other = await stack.enter_async_context(channels.connect(other))
+        others = relay.Relay(to_other, f"the image service at {other}")
+        listing = images_service.Listing(cri.ImageClient(to_other, other))
     return Served(
         None,
         channel,
         containerd,
         loader.Loader(containerd, place.snapshotter, bringer),
         cri.RuntimeClient(channel, address),
-        cri.ImageClient(channel, address),
+        images,
         opening.Opener(place.scratch_dir or place.root),
         pulls.Exchange(),
         images_service.Remarks(),
+        others,
+        listing,
     )
 
 
@@ -194,14 +209,8 @@ async def _listen(
 ) -> None:
     fallback = None
     if place.serve_images:
-        handing_on = relay.Relay(made.channel, f"containerd at {place.containerd_socket}")
-        untold_pins: Callable[[], Awaitable[Collection[str]]] | None = made.containerd.untold_pins
-        if place.image_service_socket:
-            other = await stack.enter_async_context(channels.connect(place.image_service_socket))
-            handing_on = relay.Relay(other, f"the image service at {place.image_service_socket}")
-            untold_pins = None
         fallback = images_service.ImageService(
-            handing_on, puller, records, made.images, observed, untold_pins, made.remarks, registry_pulls, ready
+            made.others, puller, records, made.images, observed, made.listing, made.remarks, registry_pulls, ready
         ).answer
     inherited = sdnotify.inherited_sockets(os.environ)
     sock = unixsocket.listen(place.socket, inherited)

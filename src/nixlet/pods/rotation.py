@@ -111,8 +111,9 @@ class Rotator:
         self._drop_oldest(path)
 
     def _drop_oldest(self, path: str) -> None:
-        for old in logs.parts(path)[: -self._files]:
-            os.unlink(old)
+        with logs.at(path) as log:
+            for old in log.names()[: -self._files]:
+                os.unlink(old, dir_fd=log.directory)
 
 
 @contextlib.asynccontextmanager

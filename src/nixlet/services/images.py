@@ -5,7 +5,7 @@ nixlet has never heard of. What containerd pulled is looked at before its answer
 wrong closure.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from grpclib.const import Status
@@ -65,6 +65,36 @@ class NoNix:
         )
 
 
+class Listing:
+    """Which images there are.
+
+    Args:
+        images: The image service that has them.
+        untold_pins: Tells the names of images whose pins it keeps to itself; a kubelet would collect them. None: it tells all.
+    """
+
+    def __init__(
+        self, images: cri.ImageClient, untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None
+    ) -> None:
+        self._images = images
+        self._untold_pins = untold_pins
+
+    async def images(self) -> Sequence[pb.Image]:
+        """All of them."""
+        found = await self.completed(pb.ImageFilter())
+        return await self._images.images() if found is None else found
+
+    async def completed(self, filters: pb.ImageFilter) -> Sequence[pb.Image] | None:
+        """Those that a filter names, with all pins; None where the image service itself says all there is to say."""
+        pinned = await self._untold_pins() if self._untold_pins is not None else ()
+        if not pinned:
+            return None
+        found = await self._images.images(filters)
+        for image in found:
+            image.pinned |= any(name in pinned for name in (*image.repo_tags, *image.repo_digests))
+        return found
+
+
 class ImageService:
     """Answers what no other service of the socket does."""
 
@@ -74,8 +104,8 @@ class ImageService:
         puller: NixPuller,
         records: recorded.Recorded,
         images: cri.ImageClient,
-        observed: metrics.NodeMetrics | None = None,
-        untold_pins: Callable[[], Awaitable[Collection[str]]] | None = None,
+        observed: metrics.NodeMetrics | None,
+        listing: Listing,
         remarks: Remarks | None = None,
         registry_pulls: registrypulls.RegistryPulls | None = None,
         ready: readiness.Readiness | None = None,
@@ -88,7 +118,7 @@ class ImageService:
             records: What containerd has by such references.
             images: containerd's own image service.
             observed: Counts pulls.
-            untold_pins: Tells the names of images whose pins containerd keeps to itself; a kubelet would collect them.
+            listing: Tells which images there are.
             remarks: What goes with the errors of pulls.
             registry_pulls: Looks at what containerd pulls; None: nothing could be wrong with it.
             ready: Has images ready that are there already; None likewise.
@@ -101,10 +131,13 @@ class ImageService:
         self._puller = puller
         self._records = records
         self._images = images
-        self._untold_pins = untold_pins
-        self._handlers = {"PullImage": self._pull, "ImageStatus": self._status, "RemoveImage": self._remove}
-        if untold_pins is not None:
-            self._handlers["ListImages"] = self._list
+        self._listing = listing
+        self._handlers = {
+            "PullImage": self._pull,
+            "ImageStatus": self._status,
+            "RemoveImage": self._remove,
+            "ListImages": self._list,
+        }
 
     async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> Status:
         """Answer a call; for use as a server's fallback."""
@@ -174,10 +207,5 @@ class ImageService:
         return pb.RemoveImageResponse().SerializeToString()
 
     async def _list(self, request: bytes) -> bytes | None:
-        pinned = await self._untold_pins() if self._untold_pins is not None else ()
-        if not pinned:
-            return None
-        found = await self._images.images(pb.ListImagesRequest.FromString(request).filter)
-        for image in found:
-            image.pinned |= any(name in pinned for name in (*image.repo_tags, *image.repo_digests))
-        return pb.ListImagesResponse(images=found).SerializeToString()
+        found = await self._listing.completed(pb.ListImagesRequest.FromString(request).filter)
+        return None if found is None else pb.ListImagesResponse(images=found).SerializeToString()

@@ -5,6 +5,7 @@ It imports nothing that takes time: no event loop, no parser of types. Replies a
 
 import array
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +15,9 @@ from nixlet import errors
 from nixlet.varlink import wire
 
 _CHUNK = 1 << 16
+
+_DESCRIPTOR = array.array("i").itemsize
+_RIGHTS = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR)
 
 Reply = dict[str, Any]
 
@@ -35,6 +39,7 @@ class Connection:
         self.peer = peer
         self._splitter = wire.Splitter()
         self._replies: list[bytes] = []
+        self._descriptors: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._socket.connect(path)
@@ -58,6 +63,8 @@ class Connection:
     def close(self) -> None:
         """Close it; what was asked for goes on or is given up, as the service sees fit."""
         self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def fileno(self) -> int:
         """For waiting until a reply comes; see ``ready``."""
@@ -111,6 +118,16 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._gone() from error
 
+    def descriptor(self) -> int:
+        """The first descriptor of those that came with replies; it is the caller's from now on.
+
+        Raises:
+            NixletError: None came.
+        """
+        if not self._descriptors:
+            raise errors.NixletError(f"{self.peer} handed no descriptor over")
+        return self._descriptors.pop(0)
+
     def ready(self) -> bool:
         """Whether a whole reply is there: after the socket was readable once, without waiting for more of it."""
         if not self._replies:
@@ -141,11 +158,14 @@ class Connection:
     def _read(self, timeout: float | None = None) -> None:
         self._socket.settimeout(timeout)
         try:
-            data = self._socket.recv(_CHUNK)
+            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError as error:
             raise self._gone() from error
         finally:
             self._socket.settimeout(None)
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
         if not data:
             raise self._gone()
         self._replies += self._splitter.feed(data)

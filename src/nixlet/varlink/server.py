@@ -68,17 +68,22 @@ class Call(Generic[P]):
             raise errors.InvalidArgumentError(f"the call names descriptor {index} and brought {len(self._descriptors)}")
         return self._descriptors[index]
 
-    async def reply(self, parameters: object) -> None:
-        """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere."""
+    async def reply(self, parameters: object, descriptors: Sequence[int] = ()) -> None:
+        """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere.
+
+        Args:
+            parameters: What it says.
+            descriptors: Handed over with it; they stay the caller's as well.
+        """
         if not self.more:
             raise errors.InvalidArgumentError("the method has several replies, which the call doesn't ask for")
-        await self._reply({"parameters": parameters, "continues": True})
+        await self._reply({"parameters": parameters, "continues": True}, descriptors)
 
 
 #: Answers a call with the parameters of its only or last reply: a struct, a mapping, or None for none.
 Handler = Callable[[Call[Any]], Awaitable[object]]
 
-_Reply = Callable[[Mapping[str, object]], Awaitable[None]]
+_Reply = Callable[[Mapping[str, object], Sequence[int]], Awaitable[None]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -293,12 +298,15 @@ class _Connection:
             return {"error": wire.FAILED, "parameters": wire.parameters_of(told)}
         return {"parameters": {} if result is None else result}
 
-    async def _send(self, message: Mapping[str, object]) -> None:
+    async def _send(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         data = memoryview(msgspec.json.encode(message) + b"\0")
+        # With the first byte.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         async with self._sending:
             while data and not self.gone.is_set():
                 try:
-                    data = data[self._socket.send(data) :]
+                    data = data[self._socket.sendmsg([data], rights) :]
+                    rights = []
                 except (BlockingIOError, InterruptedError):
                     await self._writable()
                 except OSError:
