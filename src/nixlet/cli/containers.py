@@ -1,4 +1,4 @@
-"""``nixlet ps``, ``logs``, ``stop``, ``rm``: containers that are there."""
+"""``nixlet ps``, ``stop``, ``rm``: containers that are there."""
 
 from nixlet.cli import grammar, options
 
@@ -130,43 +130,6 @@ async def details(connection: "Node", container: str) -> "tuple[cri_pb2.Containe
 
     status, texts = await connection.runtime.container_details(container)
     return status, json.loads(texts.get("info", "{}"))
-
-
-@grammar.verb(
-    options.STATE_DIR,
-    grammar.Flag("--follow", "-f", text="Go on until the container ends."),
-    grammar.Flag("--timestamps", "-t", text="Print when each line was written."),
-    grammar.Value("--tail", "-n", default="all", metavar="LINES", text="Only so many of the last lines."),
-    grammar.Value("--since", metavar="WHEN", text="Only from then on: RFC 3339, or 10m for ten minutes ago."),
-    grammar.Argument("container", completes="containers"),
-)
-@options.asynchronous
-async def logs(container: str, state_dir: str, tail: str, since: str | None, *, follow: bool, timestamps: bool) -> None:
-    """Print a container's output."""
-    import datetime
-
-    from nixlet.cli import node
-    from nixlet.containers import logs as records
-
-    lines = records.parse_tail(tail)
-    earliest = records.parse_since(since, datetime.datetime.now(datetime.UTC)) if since else None
-    async with node.connected(state_dir) as connection:
-        found = await find(connection, container)
-        path = (await connection.runtime.container_status(found.id)).log_path
-        begins = True
-
-        def show(record: records.Record) -> None:
-            nonlocal begins
-            if earliest is None or records.written_at(record) >= earliest:
-                options.write_record(record, f"{record.time} ".encode() if timestamps and begins else b"")
-            begins = record.text.endswith(b"\n")
-
-        if follow:
-            async for record in connection.output(found.id, path, lines=lines):
-                show(record)
-        else:
-            for record in records.there(path, lines=lines):
-                show(record)
 
 
 @grammar.verb(

@@ -7,28 +7,27 @@ from nixlet.cli import grammar, options
     options.STATE_DIR,
     options.OUTPUT,
 )
-@options.asynchronous
-async def images(state_dir: str, output: str) -> None:
+def images(state_dir: str, output: str) -> None:
     """List the images that the node has."""
-    from nixlet.cli import node, progress, table
+    from nixlet.cli import link, progress, table
 
-    async with node.connected(state_dir) as connection:
-        found = sorted(await connection.images.images(), key=lambda image: (list(image.repo_tags), image.id))
-    listed = [
-        {
-            "id": image.id,
-            "names": list(image.repo_tags) + list(image.repo_digests),
-            "size": image.size,
-            "pinned": image.pinned,
-        }
-        for image in found
-    ]
+    with link.connected(state_dir) as node:
+        found = sorted(node.call("ListImages")["images"], key=lambda image: (image["tags"], image["id"]))
     if output == "json":
+        listed = [
+            {
+                "id": image["id"],
+                "names": image["tags"] + image["digests"],
+                "size": image["size"],
+                "pinned": image["pinned"],
+            }
+            for image in found
+        ]
         options.print_json(listed)
         return
     rows = [
-        (name, image.id.removeprefix("sha256:")[:12], progress.human_size(image.size))
+        (name, image["id"].removeprefix("sha256:")[:12], progress.human_size(image["size"]))
         for image in found
-        for name in (list(image.repo_tags) or list(image.repo_digests) or ["<none>"])
+        for name in (image["tags"] or image["digests"] or ["<none>"])
     ]
     table.echo(("NAME", "IMAGE ID", "SIZE"), rows)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from nixlet.containers import logs
+    from nixlet.containers import logrecords
 
 
 #: The directories that verbs find a node by.
@@ -97,12 +97,12 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def write_record(record: "logs.Record", prefix: bytes = b"") -> None:
+def write_record(record: "logrecords.Record", prefix: bytes = b"") -> None:
     """Hand a piece of a container's output on, to the stream that it was written to.
 
     Raises:
         Exit: Nobody reads it any more.
     """
-    from nixlet.cli import terminal
+    from nixlet.cli import streams
 
-    terminal.write(record.stream, prefix + record.text)
+    streams.write(record.stream, prefix + record.text)

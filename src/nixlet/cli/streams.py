@@ -7,6 +7,10 @@ import sys
 
 from nixlet import errors
 
+#: The exit statuses of a program that SIGPIPE ends, and SIGHUP (the module that has their names takes time to import).
+_READER_GONE = 128 + 13
+_TERMINAL_GONE = 128 + 1
+
 
 class Exit(Exception):
     """The verb ends here, with all said that there is to say.
@@ -87,6 +91,34 @@ def prepare() -> None:
             setattr(sys, name, wrapped)
         elif sys.stdin is None:
             sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+
+
+def write(stream: str, data: bytes) -> None:
+    """Hand output on to our own stream of that name ("stdout", "stderr").
+
+    Raises:
+        Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
+        NixletError: It can't be written for another reason.
+    """
+    fd = 2 if stream == "stderr" else 1
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            # Somebody else made the file non-blocking; it is shared with them.
+            os.set_blocking(fd, True)
+        except BrokenPipeError:
+            raise Exit(_READER_GONE) from None
+        except OSError as error:
+            if error.errno == errno.EIO and os.isatty(fd):
+                # The terminal is gone.
+                raise Exit(_TERMINAL_GONE) from None
+            from nixlet.host import files
+
+            raise files.refused(
+                f"{'standard error' if fd == 2 else 'standard output'} can't be written", error
+            ) from error
 
 
 def reader_is_gone() -> bool:

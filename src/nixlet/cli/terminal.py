@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from nixlet import errors
 from nixlet.cli import streams
 from nixlet.containerd import tasks
-from nixlet.host import files, procfs
+from nixlet.host import procfs
 
 _CHUNK = 1 << 15
 
@@ -82,35 +81,9 @@ async def until_detached(keys: AsyncIterator[bytes], detach: Callable[[], None])
             return
 
 
-def write(stream: str, data: bytes) -> None:
-    """Hand output on to our own stream of that name ("stdout", "stderr").
-
-    Raises:
-        streams.Exit: Nobody reads it any more; we end as a program would that SIGPIPE ends.
-        NixletError: It can't be written for another reason.
-    """
-    fd = 2 if stream == "stderr" else 1
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            # Somebody else made the file non-blocking; it is shared with them.
-            os.set_blocking(fd, True)
-        except BrokenPipeError:
-            raise streams.Exit(128 + signal.SIGPIPE) from None
-        except OSError as error:
-            if error.errno == errno.EIO and os.isatty(fd):
-                # The terminal is gone.
-                raise streams.Exit(128 + signal.SIGHUP) from None
-            raise files.refused(
-                f"{'standard error' if fd == 2 else 'standard output'} can't be written", error
-            ) from error
-
-
 async def written(stream: str, data: bytes) -> None:
-    """``write`` in a thread: a stream of ours that nobody reads must not keep signals from being handed on."""
-    await asyncio.to_thread(write, stream, data)
+    """``streams.write`` in a thread: a stream of ours that nobody reads must not keep signals from being handed on."""
+    await asyncio.to_thread(streams.write, stream, data)
 
 
 def check(*, stdin: bool) -> None:

@@ -22,7 +22,7 @@ SUMMARIES = {
     "exec": ("exec", "Run a further process in a container"),
     "attach": ("attach", "Hand a container our terminal, input and signals"),
     "ps": ("containers", "List containers"),
-    "logs": ("containers", "Print a container's output"),
+    "logs": ("logs", "Print a container's output"),
     "inspect": ("inspect", "Print all that is known of containers, as JSON"),
     "stats": ("stats", "Show what containers use"),
     "stop": ("containers", "Stop containers"),

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import IO
 
 from nixlet.containers import logrecords
@@ -44,9 +44,7 @@ class Log:
         """Its files from the oldest to the one that is written: those that were put aside are named by the time of that."""
         length = len(self.name)
         aside = [
-            each
-            for each in os.listdir(self.directory)
-            if each.startswith(self.name) and _ASIDE.fullmatch(each, length)
+            each for each in os.listdir(self.directory) if each.startswith(self.name) and _ASIDE.fullmatch(each, length)
         ]
         return [*sorted(aside), self.name]
 
@@ -201,7 +199,7 @@ def there(log: Log, *, lines: int | None = None) -> Iterator[bytes]:
         _close(files)
 
 
-def follow(log: Log, ended: Callable[[], bool], *, lines: int | None = None) -> Iterator[bytes | float]:
+def follow(log: Log, ended: Callable[[], bool], *, lines: int | None = None) -> Generator[bytes | float, None, None]:
     """What a log has, and what comes until ``ended`` says that no more will: in pieces, and between them seconds to wait.
 
     Rotation is followed: when the name stands for another file, the old one is read to its end first, and then those that

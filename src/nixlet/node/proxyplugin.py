@@ -176,7 +176,10 @@ async def _connected(
     channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
     address = place.containerd_socket
     containerd, images = imagestore.ImageStore(channel, address), cri.ImageClient(channel, address)
-    others, listing = relay.Relay(channel, f"containerd at {address}"), images_service.Listing(images, containerd.untold_pins)
+    others, listing = (
+        relay.Relay(channel, f"containerd at {address}"),
+        images_service.Listing(images, containerd.untold_pins),
+    )
     if other := place.image_service_socket:
         to_other = await stack.enter_async_context(channels.connect(other))
         others = relay.Relay(to_other, f"the image service at {other}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nixlet.cli import kube, playing
-from nixlet.containers import logs, model
+from nixlet.containers import logrecords, model
 from nixlet.pods import player
 
 
@@ -24,8 +24,8 @@ class Connection:
         yield playing.Played(stream, player.RunningPod(pod, "sandbox", (player.RunningContainer("c", "id", "log"),)))
         raise asyncio.CancelledError
 
-    async def output(self, _container: str, _log: str) -> AsyncIterator[logs.Record]:
-        yield logs.Record("", "stdout", b"")
+    async def output(self, _container: str, _log: str) -> AsyncIterator[logrecords.Record]:
+        yield logrecords.Record("", "stdout", b"")
 
     async def wait(self, _container: str) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Containers' logs: the CRI's form, and following a file that grows, moves and shrinks."""
+"""The files of containers' logs: following one that grows, moves and shrinks."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nixlet.containers import logs
+from nixlet.containers import logrecords, logs
 
 TIME = "2026-01-02T03:04:05.123456789Z"
 
@@ -21,42 +19,23 @@ def entry(text: str, tag: str = "F", stream: str = "stdout") -> str:
     return f"{TIME} {stream} {tag} {text}\n"
 
 
-@pytest.mark.parametrize(
-    ("line", "stream", "text"),
-    [
-        (entry("hello"), "stdout", b"hello\n"),
-        (entry("oops", stream="stderr"), "stderr", b"oops\n"),
-        (entry("a  b "), "stdout", b"a  b \n"),
-        (entry(" F stdout "), "stdout", b" F stdout \n"),
-        (entry(""), "stdout", b"\n"),
-        (f"{TIME} stdout F", "stdout", b"\n"),
-        (entry("half", "P"), "stdout", b"half"),
-        (entry("half", "P:more"), "stdout", b"half"),
-        (entry("whole", "F:more"), "stdout", b"whole\n"),
-        (entry("carriage\r"), "stdout", b"carriage\r\n"),
-    ],
-)
-def test_a_line(line: str, stream: str, text: bytes) -> None:
-    assert logs.parse_line(line.encode()) == logs.Record(TIME, stream, text)
-
-
-@pytest.mark.parametrize("line", [b"", b"\n", b"words\n", b"{}\n", b"a stdin F text\n", b"a stdout\n", b"\xff\xfe\n"])
-def test_a_malformed_line_is_shown_as_it_stands(line: bytes) -> None:
-    assert logs.parse_line(line) == logs.Record("", "stdout", line)
-
-
-@given(st.binary().filter(lambda text: b"\n" not in text), st.sampled_from(["stdout", "stderr"]), st.booleans())
-def test_any_output_comes_back(text: bytes, stream: str, partial: bool) -> None:
-    line = f"{TIME} {stream} {'P' if partial else 'F'} ".encode() + text + b"\n"
-    assert logs.parse_line(line) == logs.Record(TIME, stream, text if partial else text + b"\n")
-
-
 class Follower:
     """Follows a log; what came is awaited piece by piece, so that no test depends on time."""
 
     def __init__(self, path: Path, lines: int | None = None) -> None:
         self.over = False
-        self._records = logs.follow(str(path), lambda: self.over, lines=lines)
+        self._held = contextlib.ExitStack()
+        log = self._held.enter_context(logs.at(str(path)))
+        self._pieces = logs.follow(log, lambda: self.over, lines=lines)
+        self._records = self._read()
+
+    async def _read(self) -> AsyncIterator[logrecords.Record]:
+        for piece in self._pieces:
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)
+            else:
+                for record in logrecords.parse(piece):
+                    yield record
 
     async def texts(self, count: int) -> list[bytes]:
         async with asyncio.timeout(5):
@@ -70,6 +49,8 @@ class Follower:
     async def close(self) -> None:
         assert hasattr(self._records, "aclose")
         await self._records.aclose()
+        self._pieces.close()
+        self._held.close()
 
 
 @pytest.fixture
@@ -213,17 +194,9 @@ def open_files() -> set[str]:
     return found
 
 
-def test_what_the_runtime_does_not_write_is_appended_in_its_form(tmp_path: Path) -> None:
-    path = tmp_path / "0.log"
-    path.write_bytes(b"2026-01-01T00:00:00.000000000Z stdout F before\n")
-    logs.append(str(path), "stderr", b"one\n\ntwo")
-    logs.append(str(path), "stderr", b" three\n")
-    records = [logs.parse_line(line) for line in path.read_bytes().splitlines(keepends=True)]
-    assert [record.text for record in records] == [b"before\n", b"one\n", b"\n", b"two", b" three\n"]
-    assert {record.stream for record in records[1:]} == {"stderr"}
-    assert all(logs.written_at(record).year >= 2026 for record in records)
-    with pytest.raises(FileNotFoundError):
-        logs.append(str(tmp_path / "gone.log"), "stdout", b"x")
+def texts_there(log: Path, lines: int | None) -> list[bytes]:
+    with logs.at(str(log)) as opened:
+        return [record.text for piece in logs.there(opened, lines=lines) for record in logrecords.parse(piece)]
 
 
 def aside(log: Path, second: int) -> Path:
@@ -236,13 +209,16 @@ async def test_a_log_of_many_files_is_one(log: Path) -> None:
         log.rename(aside(log, second))
     log.write_text(entry("four") + entry("five"))
     log.with_name(f"{log.name}.gz").write_text("nothing of ours")
-    files = [str(aside(log, second)) for second in range(3)]
-    assert logs.parts(str(log)) == [*files, str(log)]
+    files = [aside(log, second).name for second in range(3)]
+    with logs.at(str(log)) as opened:
+        assert opened.names() == [*files, log.name]
     texts = [b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"]
     for lines in (None, 0, 1, 2, 3, 5, 50):
         wanted = texts[-min(lines, 5) :] if lines else texts if lines is None else []
-        assert [record.text for record in logs.there(str(log), lines=lines)] == wanted
-        assert [record.text async for record in logs.follow(str(log), lambda: True, lines=lines)] == wanted
+        assert texts_there(log, lines) == wanted
+        follower = Follower(log, lines)
+        assert await follower.rest() == wanted
+        await follower.close()
 
 
 @pytest.mark.parametrize("lines", [2, 3])
@@ -264,15 +240,17 @@ async def test_the_last_lines_stay_those_that_were_counted(log: Path, lines: int
 
     wanted = [b"one\n", b"two\n", b"three\n"][-lines:]
     begin()
-    records = logs.there(str(log), lines=lines)
-    assert next(records).text == wanted[0]
-    grow()
-    assert [record.text for record in records] == wanted[1:]
+    with logs.at(str(log)) as opened:
+        pieces = logs.there(opened, lines=lines)
+        begun = next(pieces)
+        grow()
+        assert b"".join(record.text for record in logrecords.parse(begun + b"".join(pieces))) == b"".join(wanted)
     begin()
     follower = Follower(log, lines)
     assert await follower.texts(1) == wanted[:1]
     grow()
     assert await follower.rest() == [*wanted[1:], b"four\n", b"five\n"]
+    await follower.close()
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.containers import logs
+from nixlet.containers import logrecords, logs
 
 NOW = datetime.datetime(2026, 3, 1, 12, 0, 0, tzinfo=datetime.UTC)
 LOG = b"".join(
@@ -16,11 +16,16 @@ LOG = b"".join(
 )
 
 
+def texts(path: Path, lines: int) -> list[bytes]:
+    with logs.at(str(path)) as log:
+        return [record.text for piece in logs.there(log, lines=lines) for record in logrecords.parse(piece)]
+
+
 def test_tails() -> None:
-    assert (logs.parse_tail("all"), logs.parse_tail("0"), logs.parse_tail("12")) == (None, 0, 12)
+    assert (logrecords.parse_tail("all"), logrecords.parse_tail("0"), logrecords.parse_tail("12")) == (None, 0, 12)
     for text in ("", "-1", "1.5", "x", "9" * 20, "²"):
         with pytest.raises(errors.UsageError, match="--tail"):
-            logs.parse_tail(text)
+            logrecords.parse_tail(text)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +40,13 @@ def test_tails() -> None:
     ],
 )
 def test_since(text: str, moment: datetime.datetime) -> None:
-    assert logs.parse_since(text, NOW) == moment
+    assert logrecords.parse_since(text, NOW) == moment
 
 
 @pytest.mark.parametrize("text", ["m", "10", "10x", "yesterday", "-5m", "5m3h", "9" * 400 + "h"])
 def test_what_is_no_moment(text: str) -> None:
     with pytest.raises(errors.UsageError, match="--since"):
-        logs.parse_since(text, NOW)
+        logrecords.parse_since(text, NOW)
 
 
 @pytest.mark.parametrize(
@@ -55,15 +60,17 @@ def test_what_is_no_moment(text: str) -> None:
         (99, b"one\ntwo-three\nfour\nfive"),
     ],
 )
-async def test_the_last_lines(tmp_path: Path, lines: int, text: bytes) -> None:
+def test_the_last_lines(tmp_path: Path, lines: int, text: bytes) -> None:
     path = tmp_path / "0.log"
     path.write_bytes(LOG)
-    assert b"".join(record.text for record in logs.there(str(path), lines=lines)) == text
-    assert b"".join([record.text async for record in logs.follow(str(path), lambda: True, lines=lines)]) == text
+    assert b"".join(texts(path, lines)) == text
+    with logs.at(str(path)) as log:
+        pieces = [each for each in logs.follow(log, lambda: True, lines=lines) if isinstance(each, bytes)]
+    assert b"".join(record.text for piece in pieces for record in logrecords.parse(piece)) == text
 
 
 def test_the_tail_of_a_log_that_is_not_there(tmp_path: Path) -> None:
-    assert not [*logs.there(str(tmp_path / "0.log"), lines=3)]
+    assert not texts(tmp_path / "0.log", 3)
 
 
 def test_the_last_lines_are_found_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +85,11 @@ def test_the_last_lines_are_found_from_the_end(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "pread", counted)
     for lines in (1, 5000):
         read.clear()
-        texts = [record.text for record in logs.there(str(path), lines=lines)]
-        assert texts == [b"%d\n" % number for number in range(100_000 - lines, 100_000)]
+        assert texts(path, lines) == [b"%d\n" % number for number in range(100_000 - lines, 100_000)]
         assert 0 < sum(read) <= lines * 40 + (1 << 16)
 
 
 def test_when_a_record_was_written() -> None:
-    records = [logs.parse_line(line) for line in LOG.splitlines(keepends=True)]
-    assert logs.written_at(records[3]) == datetime.datetime(2026, 3, 1, 11, 0, 3, 123456, tzinfo=datetime.UTC)
-    assert logs.written_at(logs.Record("", "stdout", b"x")).year == 9999
+    records = [logrecords.parse_line(line) for line in LOG.splitlines(keepends=True)]
+    assert logrecords.written_at(records[3]) == datetime.datetime(2026, 3, 1, 11, 0, 3, 123456, tzinfo=datetime.UTC)
+    assert logrecords.written_at(logrecords.Record("", "stdout", b"x")).year == 9999

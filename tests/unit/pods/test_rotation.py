@@ -101,4 +101,6 @@ async def test_a_rotation_that_fails_overwrites_no_new_log(tmp_path: Path, log: 
     async with rotating(tmp_path, Runtime(log, cri_pb2.CONTAINER_RUNNING, fails=True)) as rotator:
         with pytest.raises(Exception, match="it is lost"):
             await rotator._rotate(str(log))
-    assert [Path(each).read_text() for each in logs.parts(str(log))] == ["all the words so far\n", "new\n"]
+    with logs.at(str(log)) as opened:
+        names = opened.names()
+    assert [log.with_name(each).read_text() for each in names] == ["all the words so far\n", "new\n"]

@@ -68,6 +68,14 @@ class Service:
     async def read(self, call: server.Call[File]) -> Mapping[str, object]:
         return {"text": os.read(call.descriptor(call.parameters.file), 100).decode()}
 
+    async def hand_over(self, call: server.Call[File]) -> None:
+        for text in ("one", "two"):
+            reading, writing = os.pipe()
+            os.write(writing, text.encode())
+            os.close(writing)
+            await call.reply({}, [reading])
+            os.close(reading)
+
     async def hang(self, call: server.Call[server.Nothing]) -> None:
         await call.gone.wait()
         self.left += 1
@@ -85,6 +93,7 @@ async def path(tmp_path: Path, service: Service) -> AsyncIterator[str]:
         "Count": server.Method(To, service.count),
         "Fail": server.Method(Kind, service.fail),
         "Read": server.Method(File, service.read),
+        "HandOver": server.Method(File, service.hand_over),
         "Hang": server.Method(server.Nothing, service.hang),
     }
     place = str(tmp_path / "d" / "v.sock")
@@ -211,6 +220,24 @@ async def test_descriptors_come_beside_a_call_and_are_closed_after_it(path: str)
 
     await in_thread(use)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+async def test_descriptors_come_beside_replies(path: str) -> None:
+    def use() -> list[str]:
+        with connected(path) as connection:
+            list(connection.stream("org.example.Test.HandOver", {"file": 0}))
+            first = connection.descriptor()
+            with os.fdopen(first) as file:
+                text = file.read()
+            second = connection._descriptors[0]
+        # What nobody took goes with the connection.
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(second)
+        with pytest.raises(errors.NixletError, match="no descriptor"):
+            connection.descriptor()
+        return [text]
+
+    assert await in_thread(use) == ["one"]
 
 
 async def test_who_hands_over_too_many_descriptors_is_hung_up_on(path: str) -> None:
