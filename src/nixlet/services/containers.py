@@ -77,13 +77,5 @@ class ContainersService:
 
     async def _wait(self, call: server.Call[_One]) -> Mapping[str, object] | None:
         (found,) = await self._found([call.parameters.container])
-        waits = endings.wait(self._runtime, self._containerd, found, patient=True)
-        waiting = asyncio.create_task(waits, name=f"end of {found}")
-        leaving = asyncio.create_task(call.gone.wait(), name="client gone")
-        try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return {"exit_code": waiting.result().exit_code} if waiting.done() else None
-        finally:
-            waiting.cancel()
-            leaving.cancel()
-            await asyncio.gather(waiting, leaving, return_exceptions=True)
+        status = await endings.wait_unless(call.gone, self._runtime, self._containerd, found)
+        return None if status is None else {"exit_code": status.exit_code}

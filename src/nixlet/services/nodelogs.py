@@ -4,7 +4,6 @@ The client is handed the directory of the log and reads for itself: what it prin
 reading is nobody's concern.
 """
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
@@ -61,20 +60,6 @@ class LogService:
         finally:
             os.close(opened)
         if call.parameters.follow:
-            await self._ended(found.id, call.gone)
-
-    async def _ended(self, container: str, gone: asyncio.Event) -> None:
-        """Wait until a container has ended, also over restarts of containerd, or nobody wants to know."""
-        waiting = asyncio.create_task(
-            endings.wait(self._runtime, self._containerd, container, patient=True), name=f"end of {container}"
-        )
-        leaving = asyncio.create_task(gone.wait(), name="client gone")
-        try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in (waiting, leaving):
-                each.cancel()
-            await asyncio.gather(leaving, return_exceptions=True)
             # One that was removed has ended.
-            with contextlib.suppress(asyncio.CancelledError, errors.NotFoundError):
-                await waiting
+            with contextlib.suppress(errors.NotFoundError):
+                await endings.wait_unless(call.gone, self._runtime, self._containerd, found.id)
