@@ -151,9 +151,16 @@ def _backwards(file: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
 def last_lines(path: str, count: int) -> str:
     """The last lines of a log, as text; empty where there is none."""
     text = b""
-    with contextlib.suppress(OSError), at(path) as log:
-        text = b"".join(record.text for block in there(log, lines=count) for record in logrecords.parse(block))
+    with contextlib.suppress(OSError):
+        text = b"".join(record.text for record in records(path, lines=count))
     return text.decode(errors="replace")
+
+
+def records(path: str, *, lines: int | None = None) -> Iterator[logrecords.Record]:
+    """What the log that is written to a path has now; ``lines`` is that of ``there``."""
+    with at(path) as log:
+        for block in there(log, lines=lines):
+            yield from logrecords.parse(block)
 
 
 class _Cut:

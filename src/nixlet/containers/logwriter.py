@@ -1,4 +1,4 @@
-"""Writing a container's log, in the form that ``logs`` reads: in the node's hands, whoever listens beside it."""
+"""Writing a container's log, in the form that ``logrecords`` reads: in the node's hands, whoever listens beside it."""
 
 import contextlib
 import datetime

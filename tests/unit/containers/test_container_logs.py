@@ -194,11 +194,6 @@ def open_files() -> set[str]:
     return found
 
 
-def texts_there(log: Path, lines: int | None) -> list[bytes]:
-    with logs.at(str(log)) as opened:
-        return [record.text for piece in logs.there(opened, lines=lines) for record in logrecords.parse(piece)]
-
-
 def aside(log: Path, second: int) -> Path:
     return Path(logs.aside(str(log), datetime.datetime(2026, 1, 1, 0, 0, second, tzinfo=datetime.UTC)))
 
@@ -215,7 +210,7 @@ async def test_a_log_of_many_files_is_one(log: Path) -> None:
     texts = [b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"]
     for lines in (None, 0, 1, 2, 3, 5, 50):
         wanted = texts[-min(lines, 5) :] if lines else texts if lines is None else []
-        assert texts_there(log, lines) == wanted
+        assert [record.text for record in logs.records(str(log), lines=lines)] == wanted
         follower = Follower(log, lines)
         assert await follower.rest() == wanted
         await follower.close()

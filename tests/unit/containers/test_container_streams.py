@@ -142,7 +142,7 @@ class World:
         return await asyncio.wait_for(asyncio.shield(held.ended), 20)
 
     def logged(self, stream: str = "stdout") -> bytes:
-        return b"".join(each.text for each in logs.there(str(self.log)) if each.stream == stream)
+        return b"".join(each.text for each in logs.records(str(self.log)) if each.stream == stream)
 
     async def close(self) -> None:
         self.shim_may_go.set()

@@ -17,8 +17,7 @@ LOG = b"".join(
 
 
 def texts(path: Path, lines: int) -> list[bytes]:
-    with logs.at(str(path)) as log:
-        return [record.text for piece in logs.there(log, lines=lines) for record in logrecords.parse(piece)]
+    return [record.text for record in logs.records(str(path), lines=lines)]
 
 
 def test_tails() -> None:

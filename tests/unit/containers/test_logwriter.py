@@ -9,7 +9,7 @@ from nixlet.containers import logs, logwriter
 
 
 def text(path: Path, stream: str = "stdout") -> bytes:
-    return b"".join(each.text for each in logs.there(str(path)) if each.stream == stream)
+    return b"".join(each.text for each in logs.records(str(path)) if each.stream == stream)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
