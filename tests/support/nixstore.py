@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def nar_directory(entries: Mapping[str, bytes]) -> bytes:
     for name, node in sorted(entries.items()):
         parts += [_text("entry"), _text("("), _text("name"), _text(name), _text("node"), node, _text(")")]
     return b"".join([*parts, _text(")")])
+
+
+def delete(*doomed: str) -> None:
+    """Delete paths of the host's store; a node's connection to Nix may hold them for some seconds yet."""
+    deadline = time.monotonic() + 30
+    while True:
+        done = subprocess.run(["nix-store", "--delete", *doomed], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.1)
 
 
 class Import:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import nodes, storeimages
+from support import nixstore, nodes, storeimages
 
 ROUNDS = int(os.environ.get("NIXLET_ROUNDS", "24"))
 CONTAINERS = 20 if ROUNDS > 100 else 6
@@ -186,13 +186,8 @@ class Change:
         self.node.crictl("rmi", image.reference)
         shared = {path for other in self.images if other is not image for path in other.paths}
         own = [image.info, *sorted(set(image.paths) - shared)]
-        for tries_left in reversed(range(200)):
-            # The root goes a little after the image.
-            done = subprocess.run(["nix-store", "--delete", *own], capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                break
-            assert tries_left, done.stderr
-            time.sleep(0.1)
+        # The root goes a little after the image, and what a connection to Nix holds after that.
+        nixstore.delete(*own)
         assert not any(map(os.path.lexists, own))
         self.collected += len(own)
         self.create_from(image)

@@ -13,7 +13,7 @@ import pytest
 from nixlet.images import archive as archive_module
 from nixlet.images import platforms
 from nixlet.store import closures
-from support import image_archives, nodes, storeimages
+from support import image_archives, nixstore, nodes, storeimages
 
 SECRET = "a secret of the host"
 PREFIX = "containerd.io/snapshot"
@@ -29,7 +29,7 @@ def secrets() -> Iterator[list[Path]]:
     stored = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
     yield [Path(stored), source]
     source.unlink()
-    subprocess.run(["nix-store", "--delete", stored], capture_output=True, check=True)
+    nixstore.delete(stored)
 
 
 def entry(name: str, kind: bytes, link: str = "", **xattrs: str) -> tarfile.TarInfo:

@@ -12,7 +12,7 @@ import pytest
 from nixlet.containerd import cri
 from nixlet.images import archive, model, platforms
 from nixlet.rpc import channel as channels
-from support import image_archives, nodes, storeimages
+from support import image_archives, nixstore, nodes, storeimages
 
 
 def test_a_pull_answers_when_cri_knows_the_name(node: nodes.Node, archives: Path, ordinary: Path) -> None:
@@ -133,4 +133,4 @@ def test_an_archive_in_the_store_is_expanded_once(
         assert b"ends too early" in done.stderr
     finally:
         subprocess.run(["umount", path], check=True)
-        subprocess.run(["nix-store", "--delete", path], check=True, capture_output=True)
+        nixstore.delete(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.store import closures, paths
-from support import image_archives, nixdaemons, nodes, storeimages
+from support import image_archives, nixdaemons, nixstore, nodes, storeimages
 
 #: Gives a node, and how many daemons were asked so far.
 Asked = tuple[nodes.Node, Callable[[], int]]
@@ -71,9 +71,4 @@ def test_a_pull_asks_for_one_daemon_at_most(asked: Asked, archives: Path) -> Non
             # Nothing of it is left for the second.
             node.crictl("rmi", f"nix:0{name}")
     finally:
-        nodes.until(
-            lambda: (
-                subprocess.run(["nix-store", "--delete", in_store], capture_output=True, check=False).returncode == 0
-            ),
-            "the archive is held",
-        )
+        nixstore.delete(in_store)
