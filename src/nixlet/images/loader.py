@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from nixlet import errors
@@ -21,6 +21,9 @@ from nixlet.store import interface, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
+
+#: How many blobs are copied at a time, beside the layer that is unpacked.
+_COPIES = 3
 
 #: How often a layer is begun that somebody else unpacks and removes meanwhile.
 _TRIES = 5
@@ -70,6 +73,10 @@ class Source(Protocol):
     def open_blob(self, digest: str) -> io.BufferedIOBase:
         """Read a blob."""
         ...
+
+
+#: A blob, and its labels.
+_Labelled = tuple[model.Descriptor, Mapping[str, str]]
 
 
 class _GoneError(errors.NotFoundError):
@@ -175,21 +182,27 @@ class Loader:
                 )
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
-        async with self._realised(image.layers, sink) as (closure_paths, took), self._containerd.leased() as containerd:
+        # Labels tell containerd's garbage collector what a blob needs: the configuration its snapshots, the manifest
+        # the configuration and the layers.
+        references = {"containerd.io/gc.ref.content.config": manifest.config.digest}
+        for number, descriptor in enumerate(manifest.layers):
+            references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
+        blobs: list[_Labelled] = [(layer.descriptor, {}) for layer in image.layers]
+        blobs += [(manifest.config, self._needing(chain)), (image.descriptor, references)]
+        async with (
+            self._realised(image.layers, sink) as (closure_paths, took),
+            self._containerd.leased() as containerd,
+            _copied(containerd, source, blobs) as copies,
+        ):
             total = len(image.layers)
             parent = ""
             for number, (layer, chain_id) in enumerate(zip(image.layers, chain, strict=True)):
                 sink(progress.Progress("loading", number, total, "layers"))
-                await self._copy(containerd, source, layer.descriptor, {})
+                await copies[layer.descriptor.digest]
                 await self._unpack(containerd, layer, parent, chain_id)
                 parent = chain_id
-            # Labels tell containerd's garbage collector what a blob needs: the configuration its snapshots, the manifest
-            # the configuration and the layers.
-            await self._copy(containerd, source, manifest.config, self._needing(chain))
-            references = {"containerd.io/gc.ref.content.config": manifest.config.digest}
-            for number, descriptor in enumerate(manifest.layers):
-                references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
-            await self._copy(containerd, source, image.descriptor, references)
+            for copy in copies.values():
+                await copy
             target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
             for name in names:
                 await containerd.put_image(name, target, {**MANAGED, **(labels or {})})
@@ -237,12 +250,6 @@ class Loader:
             members = {member for closure in found.values() for member in closure.members}
             yield len(members), sum((closure.took for closure in found.values()), interface.Realised())
 
-    @staticmethod
-    async def _copy(
-        containerd: imagestore.ImageStore, source: Source, blob: model.Descriptor, labels: Mapping[str, str]
-    ) -> None:
-        await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
-
     async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
         labels = {**closurecheck.inherited(layer), _SNAPSHOT_REF: name}
         for attempt in range(_TRIES):
@@ -279,6 +286,35 @@ class Loader:
             raise errors.InvalidArgumentError(
                 f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
             )
+
+
+@contextlib.asynccontextmanager
+async def _copied(
+    containerd: imagestore.ImageStore, source: Source, blobs: Sequence[_Labelled]
+) -> AsyncIterator[Mapping[str, "asyncio.Task[None]"]]:
+    """Copy blobs with their labels into containerd beside what is done in the context; the copies, by their digests.
+
+    Whoever needs one waits for it. What nobody waited for is given up with the context.
+    """
+    gate = asyncio.Semaphore(_COPIES)
+
+    async def copy(blob: model.Descriptor, labels: Mapping[str, str]) -> None:
+        async with gate:
+            await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
+
+    # A blob can be there twice, as an empty layer is.
+    distinct = {blob.digest: (blob, labels) for blob, labels in blobs}
+    copies = {digest: asyncio.create_task(copy(*each), name=f"copy {digest}") for digest, each in distinct.items()}
+    try:
+        yield copies
+    finally:
+        for each in copies.values():
+            each.cancel()
+        await uncut.to_its_end(_ended(copies.values()))
+
+
+async def _ended(copies: Iterable["asyncio.Task[None]"]) -> None:
+    await asyncio.gather(*copies, return_exceptions=True)
 
 
 async def _chunks(source: Source, digest: str) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -9,7 +10,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from nixlet import errors
 from nixlet.host import files, mounts
@@ -31,27 +32,45 @@ _BREATH = 0.002
 _SPARES = 16
 
 
-def usage(directory: str) -> model.Usage:
-    """What a tree takes, as du(1) counts: blocks of 512 bytes, each inode once."""
-    counted = _count(directory, sys.maxsize)
-    assert counted is not None
-    return counted
+@dataclasses.dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a snapshot.
+
+    Attributes:
+        usage: What it takes, as du(1) counts: blocks of 512 bytes, each inode once.
+        files: Its plain files, or the first of them if they are many.
+        directories: Its directories, each before those in it, but for empty ones that a closure covers: those have to be there, and
+            no more, which the entries of the directory that they are in say.
+    """
+
+    usage: model.Usage
+    files: Sequence[str]
+    directories: Sequence[str]
 
 
-def small_usage(directory: str) -> model.Usage | None:
+def content(directory: str, mount_points: str = "") -> Content:
+    """Look at a tree; ``mount_points`` is the directory in it whose empty directories a closure covers."""
+    found = _look(directory, mount_points, sys.maxsize)
+    assert found is not None
+    return found
+
+
+def small_content(directory: str, mount_points: str = "") -> Content | None:
     """The same for a tree of a few files, which takes less time than giving the work to a thread; None for a larger one."""
-    return _count(directory, _FEW)
+    return _look(directory, mount_points, _FEW)
 
 
-def _count(directory: str, limit: int) -> model.Usage | None:
+def _look(directory: str, mount_points: str, limit: int) -> Content | None:
     status = os.lstat(directory)
     size = status.st_blocks * 512
     seen = {(status.st_dev, status.st_ino)}
-    pending = [directory]
+    pending, plain, directories = [directory], list[str](), list[str]()
     while pending:
+        base, empty = pending.pop(), True
         # A container may delete what is being counted.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(pending.pop()) as entries:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(base) as entries:
             for entry in entries:
+                empty = False
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -64,34 +83,27 @@ def _count(directory: str, limit: int) -> model.Usage | None:
                 size += status.st_blocks * 512
                 if stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
-    return model.Usage(size, len(seen))
+                elif stat.S_ISREG(status.st_mode) and len(plain) <= _FEW_FILES:
+                    plain.append(entry.path)
+        if not empty or os.path.dirname(base) != mount_points:
+            directories.append(base)
+    return Content(model.Usage(size, len(seen)), plain, directories)
 
 
-def sync_layer(directory: str, size: int, mount_points: str = "") -> None:
+def sync_layer(directory: str, found: Content) -> None:
     """Write a layer's content to the disk, which is trusted from now on because it is there: the pause image's, for one.
 
     Only for a layer of few files that aren't large. What an ordinary image has takes seconds, for which all of containerd would
-    wait: its own snapshotters don't write that out either.
+    wait: its own snapshotters don't write that out either. Nor are 500 mount points synced each by itself, which takes a tenth of a
+    second.
 
     Args:
         directory: The layer.
-        size: What it takes (bytes).
-        mount_points: The directory in it whose empty directories a closure covers: they have to be there, and no more, which
-            that one's own entries say. Syncing 500 of them takes a tenth of a second.
+        found: What is in it.
     """
-    if size > _FEW_BYTES:
+    if found.usage.size > _FEW_BYTES or len(found.files) > _FEW_FILES:
         return
-    plain, directories = [], []
-    for base, below, names in os.walk(directory):
-        if below or names or os.path.dirname(base) != mount_points:
-            directories.append(base)
-        for name in names:
-            path = os.path.join(base, name)
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                plain.append(path)
-        if len(plain) > _FEW_FILES:
-            return
-    for path in plain:
+    for path in found.files:
         # The content is foreign: a link in it would lead elsewhere on the host.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -100,7 +112,7 @@ def sync_layer(directory: str, size: int, mount_points: str = "") -> None:
             os.close(fd)
     # Each directory: not every file system writes what was made below one with it. At last its own name, and that of what it is in.
     snapshot = os.path.dirname(directory)
-    for path in (*reversed(directories), snapshot, os.path.dirname(snapshot)):
+    for path in (*reversed(found.directories), snapshot, os.path.dirname(snapshot)):
         files.sync_directory(path)
 
 

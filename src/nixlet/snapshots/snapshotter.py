@@ -218,10 +218,12 @@ class Snapshotter:
                     await asyncio.to_thread(self._mounts.check_mount_points, row.id, known)
                     mount_points = self._mounts.mount_points(row.id)
                 upper = self._mounts.upper(row.id)
-                small = disk.small_usage(upper)
-                usage = await asyncio.to_thread(disk.usage, upper) if small is None else small
+                found = disk.small_content(upper, mount_points)
+                if found is None:
+                    found = await asyncio.to_thread(disk.content, upper, mount_points)
+                usage = found.usage
                 if usage.inodes > 1:
-                    await asyncio.to_thread(disk.sync_layer, upper, usage.size, mount_points)
+                    await asyncio.to_thread(disk.sync_layer, upper, found)
         self._faults.reach("usage-measured")
         await self._db.commit_snapshot(name, key, labels, usage, row.id)
 
@@ -314,7 +316,7 @@ class Snapshotter:
             return model.Usage(row.size, row.inodes)
         try:
             with self._refusing():
-                return await asyncio.to_thread(disk.usage, self._mounts.upper(row.id))
+                return (await asyncio.to_thread(disk.content, self._mounts.upper(row.id))).usage
         except errors.FailedPreconditionError:
             # Removed meanwhile, it may be.
             self._db.get(key)
