@@ -9,9 +9,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Contender = Callable[[], float]
+Sample = TypeVar("Sample")
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -21,9 +22,9 @@ def timed(action: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def rounds(contenders: Mapping[str, Contender], count: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+def rounds(contenders: Mapping[str, Callable[[], Sample]], count: int, *, warm_up: int = 1) -> dict[str, list[Sample]]:
     """Run all contenders ``count`` times in turn, after some rounds that don't count."""
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     for number in range(warm_up + count):
         for name, contender in contenders.items():
             value = contender()
