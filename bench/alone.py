@@ -7,20 +7,21 @@ from pathlib import Path
 
 _INSIDE = "NIXLET_BENCH_ALONE"
 
-#: Where CNI plugins and their callers keep what they know of networks.
-_CNI_FILES = "/var/lib/cni"
+#: Where CNI plugins and their callers keep what they know of networks; where containerd's clients and shims have pipes and sockets.
+_OWN = ("/var/lib/cni", "/run/containerd")
 
 
 def on_the_network() -> None:
     """Start this program again in network and mount namespaces of its own; returns there.
 
-    nerdctl's network leaves a bridge, chains of the packet filter and files behind, whatever is removed.
+    nerdctl leaves a bridge, chains of the packet filter and files behind, whatever is removed.
     """
     if os.environ.get(_INSIDE) != "1":
         argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, *sys.argv]
         os.execvpe(argv[0], argv, {**os.environ, _INSIDE: "1"})
-    Path(_CNI_FILES).mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", _CNI_FILES], check=True)
+    for place in _OWN:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     # Mounts that containerd's processes make are to be seen by each other.
     subprocess.run(["mount", "--make-rshared", "/"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calls", "closures", "ready"])
+@pytest.mark.parametrize("name", ["calls", "closures", "ready", "verbs"])
 def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
@@ -31,6 +31,11 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         node, bare = figure["rows"].values()
         assert node["median"] > bare["median"] > 0
         assert figure["idle"].keys() == {"nixlet", "containerd"}
+    elif name == "verbs":
+        (figure,) = figures.values()
+        tables = [*figure["verbs"].values(), *figure["output"].values(), *figure["load"].values(), figure["crowd"]]
+        assert len(tables) == 16
+        assert all(len(row) == 2 and all(each["median"] > 0 for each in row.values()) for row in tables)
     else:
         assert (
             figures["beside"]["10"]["nixlet"]["host_mounts"]
@@ -38,4 +43,4 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         )
     # Others mount as well meanwhile; what a benchmark mounts lies below directories of its own.
     assert [entry.path for entry in mounts.table() if f"nixlet-{name}-" in entry.path] == []
-    assert not any(Path(f"/run/nixlet-test/{place}").exists() for place in ("b", "15", "16"))
+    assert not any(Path(f"/run/nixlet-test/{place}").exists() for place in ("b", "15", "16", "17"))

@@ -1,3 +1,5 @@
+// Made by "go get -tool" alone, with GONOSUMDB=github.com/containerd/nerdctl/*: "go mod tidy" looks for a module of its tests
+// that is only there in its repository. Later versions than 2.0.5 want such a module for the program as well.
 module nixlet.test/parts/nerdctl
 
 go 1.26.0
