@@ -1,6 +1,8 @@
 """The node's interface as another Varlink client sees it, which reads its description and takes everything at its word."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,3 +68,45 @@ def test_stopping_waiting_and_removing(any_node: nodes.Node, asked: Any, sleepin
     assert asked.RemoveContainers([sleeping], False) == {"container": sleeping}
     assert asked.ListContainers(True) == {"containers": []}
     assert any_node.crictl("pods", "-q") == ""
+
+
+#: What takes longer to import than these verbs take otherwise.
+HEAVY = {
+    "asyncio",
+    "click",
+    "dataclasses",
+    "google",
+    "grpclib",
+    "h2",
+    "inspect",
+    "msgspec",
+    "platform",
+    "rich",
+    "typing",
+}
+
+#: How many modules a verb may load, those that the interpreter loads by itself included; it was 86 to 89 when this was written.
+MOST_MODULES = 100
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("ps",),
+        ("ps", "--all", "--output", "json"),
+        ("inspect", "asleep"),
+        ("stats", "--no-stream"),
+        ("version",),
+        ("stop", "-t", "0", "asleep"),
+        ("rm", "-f", "asleep"),
+    ],
+)
+def test_who_only_asks_loads_little(any_node: nodes.Node, sleeping: str, verb: tuple[str, ...]) -> None:
+    assert sleeping
+    argv = [sys.executable, "-X", "importtime", "-m", "nixlet", *verb]
+    done = subprocess.run(argv, env=any_node.environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert not {each.partition(".")[0] for each in loaded} & HEAVY
+    assert not {each for each in loaded if each.startswith("nixlet.rpc")}
+    assert len(loaded) <= MOST_MODULES, loaded

@@ -2,12 +2,15 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from nixlet import errors
 from nixlet.services import nodeaddress
 from nixlet.varlink import client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 #: Seconds that a reply may take before it is looked who is waited for, and seconds in which everybody answers who can.
 _PATIENCE = 3.0
@@ -29,15 +32,15 @@ class Node(client.Connection):
     def send(
         self,
         method: str,
-        parameters: Mapping[str, Any] | None = None,
-        descriptors: Sequence[int] = (),
+        parameters: "Mapping[str, Any] | None" = None,
+        descriptors: "Sequence[int]" = (),
         *,
         more: bool = False,
     ) -> None:
         """Send a call of a method of the node's."""
         super().send(f"{nodeaddress.INTERFACE}.{method}", parameters, descriptors, more=more)
 
-    def receive(self, timeout: float | None = None) -> tuple[client.Reply, bool]:
+    def receive(self, timeout: float | None = None) -> "tuple[client.Reply, bool]":
         """Wait for the next reply; as ``client.Connection.receive``."""
         if timeout is None and self._patient:
             try:

@@ -7,19 +7,22 @@ import array
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
 
 from nixlet import errors
 from nixlet.varlink import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Any, Self
 
 _CHUNK = 1 << 16
 
 _DESCRIPTOR = array.array("i").itemsize
 _RIGHTS = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR)
 
-Reply = dict[str, Any]
+Reply = dict[str, "Any"]
 
 
 class Connection:
@@ -52,11 +55,11 @@ class Connection:
             self._socket.close()
             raise errors.UnavailableError(f"{peer} can't be reached: {error.strerror}") from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
     ) -> None:
         self.close()
 
@@ -70,7 +73,9 @@ class Connection:
         """For waiting until a reply comes; see ``ready``."""
         return self._socket.fileno()
 
-    def call(self, method: str, parameters: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> Reply:
+    def call(
+        self, method: str, parameters: "Mapping[str, Any] | None" = None, descriptors: "Sequence[int]" = ()
+    ) -> Reply:
         """Call a method that has one reply.
 
         Args:
@@ -87,8 +92,8 @@ class Connection:
         return reply
 
     def stream(
-        self, method: str, parameters: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()
-    ) -> Iterator[Reply]:
+        self, method: str, parameters: "Mapping[str, Any] | None" = None, descriptors: "Sequence[int]" = ()
+    ) -> "Iterator[Reply]":
         """Call a method that has several replies; as ``call``."""
         self.send(method, parameters, descriptors, more=True)
         goes_on = True
@@ -99,8 +104,8 @@ class Connection:
     def send(
         self,
         method: str,
-        parameters: Mapping[str, Any] | None = None,
-        descriptors: Sequence[int] = (),
+        parameters: "Mapping[str, Any] | None" = None,
+        descriptors: "Sequence[int]" = (),
         *,
         more: bool = False,
     ) -> None:
@@ -134,7 +139,7 @@ class Connection:
             self._read()
         return bool(self._replies)
 
-    def receive(self, timeout: float | None = None) -> tuple[Reply, bool]:
+    def receive(self, timeout: float | None = None) -> "tuple[Reply, bool]":
         """Wait for the next reply; it, and whether more will follow.
 
         Args:

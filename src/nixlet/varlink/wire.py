@@ -6,10 +6,13 @@ with the message. The command line reads this module: it imports nothing that ta
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from nixlet import errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 #: No message may be larger (bytes): the node reads a manifest of this size, and a list of ten thousand containers fits.
 MAX_MESSAGE = 16 << 20
@@ -27,7 +30,7 @@ INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
 EXPECTED_MORE = "org.varlink.service.ExpectedMore"
 
 
-def encoded(message: Mapping[str, Any]) -> bytes:
+def encoded(message: "Mapping[str, Any]") -> bytes:
     """A message as it stands on the wire.
 
     Raises:
@@ -74,7 +77,7 @@ class Splitter:
         return complete
 
 
-def error_of(name: str, parameters: Mapping[str, Any], peer: str) -> errors.NixletError:
+def error_of(name: str, parameters: "Mapping[str, Any]", peer: str) -> errors.NixletError:
     """The error that a reply tells.
 
     Args:
@@ -101,7 +104,7 @@ def error_of(name: str, parameters: Mapping[str, Any], peer: str) -> errors.Nixl
     return errors.NixletError(f"{peer} answered {name} {_shown(parameters)}")
 
 
-def parameters_of(error: errors.NixletError) -> dict[str, Any]:
+def parameters_of(error: errors.NixletError) -> "dict[str, Any]":
     """What tells a client of an error: the parameters of ``FAILED``."""
     told: dict[str, Any] = {"kind": type(error).__name__, "message": error.message}
     if error.hint:
@@ -113,5 +116,5 @@ def parameters_of(error: errors.NixletError) -> dict[str, Any]:
     return told
 
 
-def _shown(parameters: Mapping[str, Any]) -> str:
+def _shown(parameters: "Mapping[str, Any]") -> str:
     return ", ".join(f"{key} {value}" for key, value in parameters.items())

@@ -103,4 +103,4 @@ def test_asking_loads_little() -> None:
     script = "import sys; from nixlet.cli import link; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"asyncio", "google", "grpclib", "click", "rich", "msgspec", "dataclasses", "inspect"}
+    assert not loaded & {"asyncio", "google", "grpclib", "click", "rich", "msgspec", "dataclasses", "typing"}
