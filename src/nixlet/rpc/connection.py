@@ -6,6 +6,7 @@ not read from either, so that nothing that it asks for piles up.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, cast
 
@@ -31,6 +32,9 @@ _MAX_KNOWN: Final = 64
 
 #: A coded head of these bytes alone names entries of the tables, and changes none (RFC 7541, 6.1).
 _INDEXED: Final = bytes(range(0x81, 0xFF))
+
+#: More changes of the table's size at a block's beginning than there can be a reason for (RFC 7541, 4.2); each costs time.
+_MANY_SIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}", re.DOTALL)
 
 _GREETING: Final = frames.settings(
     {
@@ -249,6 +253,8 @@ class Connection(asyncio.Protocol):
             self._answer(self, stream)
 
     def _decode(self, block: bytes) -> headers.Head:
+        if _MANY_SIZES.match(block):
+            raise frames.ConnectionFault(frames.COMPRESSION_ERROR, "too many sizes of the table")
         try:
             head = headers.read(self._decoder.decode(block, raw=True))
         except hpack.OversizedHeaderListError as error:

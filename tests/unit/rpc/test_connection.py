@@ -336,3 +336,22 @@ async def test_a_server_that_stops_says_so_and_ends_what_runs(limits: Limits, tm
         assert peer.answers[1].status == 0
         order = [type(each) for each in peer.seen]
         assert order.index(frames.GoAwayFrame) > order.index(frames.HeadersFrame)
+
+
+async def test_a_connection_keeps_nothing_of_calls_that_have_ended(made: list[Any], limits: Limits, path: str) -> None:
+    async with http2peer.connected(path) as peer:
+        for number in range(1, 101, 10):
+            peer.send(
+                call(number, ECHO, b"x"),
+                call(number + 2, "/test.Limits/None"),
+                call(number + 4, HANG, b"", ("grpc-timeout", "1m")),
+                call(number + 6, TIMES, b"5 5"),
+                call(number + 8, HANG),
+                raw(3, 0, number + 8, CANCEL.to_bytes(4, "big")),
+            )
+            for each in range(number, number + 8, 2):
+                await peer.answer(each)
+        kept = made[0].get_protocol()
+        await settles(lambda: kept._answering == 0)
+        assert (kept._streams, kept._sender._windows, kept._sender._waiting) == ({}, {}, {})
+        assert len(kept._known) <= 64

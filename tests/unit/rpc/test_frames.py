@@ -110,6 +110,7 @@ FAULTS: list[tuple[str, bytes, int]] = [
     ("headers that are none", GREETED + raw(1, 4, 1, b"\xff\xff\xff\xff\xff\xff\xff"), COMPRESSION_ERROR),
     ("headers of no table", GREETED + raw(1, 4, 1, b"\xbe"), COMPRESSION_ERROR),
     ("a table that is too large", GREETED + raw(1, 4, 1, b"\x3f\xe2\x1f"), COMPRESSION_ERROR),
+    ("sizes of tables without end", GREETED + raw(1, 4, 1, b"\x3f\xe1\x1f\x20\x3e"), COMPRESSION_ERROR),
     ("a push", GREETED + raw(5, 4, 1, bytes(4)), PROTOCOL_ERROR),
     ("a farewell that is cut off", GREETED + raw(7, 0, 0, bytes(7)), PROTOCOL_ERROR),
 ]
