@@ -110,7 +110,8 @@ class Peer:
 
     def send(self, *content: bytes) -> None:
         """Send bytes; whether the server still takes them is not asked."""
-        self.writer.write(b"".join(content))
+        if not self.writer.is_closing():
+            self.writer.write(b"".join(content))
 
     async def _receive(self) -> None:
         """Wait for the next bytes, and take up the frames that they complete."""

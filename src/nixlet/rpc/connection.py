@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._sender = sending.Sender()
         self._ending = False
-        #: Answers to frames of the connection, for one write.
+        #: Answers to frames of the connection itself.
         self._replies: list[bytes] = []
 
     # asyncio's side.
@@ -131,15 +131,12 @@ class Connection(asyncio.Protocol):
         try:
             self._split(data)
         except frames.ConnectionFault as fault:
-            self._replies.append(frames.go_away(self._last, fault.code, str(fault)))
-            self._flush()
+            self._sender.write(b"".join((*self._replies, frames.go_away(self._last, fault.code, str(fault)))))
+            self._replies.clear()
             self.close(str(fault))
-        else:
-            self._flush()
-
-    def _flush(self) -> None:
         if self._replies:
-            self._sender.write(b"".join(self._replies))
+            # Behind the beginning of calls: what they answer at once goes out in the same write.
+            self._sender.queue(b"".join(self._replies))
             self._replies.clear()
 
     # Frames.
@@ -363,6 +360,8 @@ class Connection(asyncio.Protocol):
         """Close the connection; its calls end."""
         self._ending = True
         self._terminate(reason)
+        self._sender.flush()
+        self._sender.connect(None)
         if self._transport is not None:
             # Who doesn't read is not waited for.
             (self._transport.abort if self._sender.paused else self._transport.close)()

@@ -8,7 +8,7 @@ from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
 from nixlet.rpc import frames
 
-#: What is written at once before we look whether the client reads it (bytes).
+#: What is kept to be written at once, before we look whether the client reads it (bytes).
 _PIECE: Final = 64 << 10
 
 
@@ -23,6 +23,8 @@ class Sender:
         """Nobody is connected yet."""
         self.paused = False
         self._transport: asyncio.Transport | None = None
+        self._queued: list[bytes] = []
+        self._queued_size = 0
         self._window = frames.DEFAULT_WINDOW
         self._initial_window = frames.DEFAULT_WINDOW
         self._largest = frames.MAX_FRAME
@@ -35,7 +37,7 @@ class Sender:
 
     def send_head(self, number: int, block: bytes) -> None:
         """Send the head of an answer."""
-        self.write(frames.header_frames(number, block, end=False, largest=self._largest))
+        self.queue(frames.header_frames(number, block, end=False, largest=self._largest))
 
     def answer(self, number: int, head: bytes, message: bytes, trailers: bytes) -> bool:
         """Send a whole answer in one write; False: there is no room for it now.
@@ -83,7 +85,7 @@ class Sender:
                     frames.frame(frames.DATA, 0, number, bytes(piece[at : at + self._largest]))
                     for at in range(0, room, self._largest)
                 ]
-            self.write(b"".join(parts))
+            self.queue(b"".join(parts))
 
     def end(self, number: int, block: bytes, status: Status, *, heard: bool) -> None:
         """Send the trailers, or head and trailers in one; the call has ended.
@@ -103,7 +105,7 @@ class Sender:
 
     def give_back(self, number: int, size: int) -> None:
         """Let the client send so much more of a call."""
-        self.write(frames.window_update(number, size))
+        self.queue(frames.window_update(number, size))
 
     async def _room(self, number: int) -> None:
         if number in self._waiting:
@@ -120,9 +122,28 @@ class Sender:
         """Send by this; None: to nobody any more."""
         self._transport = transport
 
+    def queue(self, data: bytes) -> None:
+        """Send this with what is written next, at the latest in the event loop's next turn: each write wakes the client up."""
+        if not self._queued:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._queued.append(data)
+        self._queued_size += len(data)
+        if self._queued_size >= _PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued now."""
+        if self._queued:
+            self.write(b"")
+
     def write(self, data: bytes) -> None:
-        """Send frames of the connection itself."""
-        if self._transport is not None:
+        """Send this now, behind what is queued."""
+        if self._queued:
+            data = b"".join((*self._queued, data))
+            self._queued.clear()
+            self._queued_size = 0
+        # uvloop takes nothing more once a write has failed, which is before it says that the connection is lost.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def begin(self, number: int) -> None:

@@ -355,3 +355,18 @@ async def test_a_connection_keeps_nothing_of_calls_that_have_ended(made: list[An
         await settles(lambda: kept._answering == 0)
         assert (kept._streams, kept._sender._windows, kept._sender._waiting) == ({}, {}, {})
         assert len(kept._known) <= 64
+
+
+async def test_what_comes_together_is_answered_together(made: list[Any], path: str) -> None:
+    async with http2peer.connected(path) as peer:
+        await peer.settled()
+        before = len(made[0].writes)
+        # As Go's clients do it: they measure the connection while they call.
+        peer.send(raw(6, 0, 0, b"measured"), raw(4, 0, 0, b""), call(1, ECHO, b"x"))
+        assert (await peer.answer(1)).messages == [b"re:x"]
+        assert peer.seen[-5].opaque_data == b"measured"  # type: ignore[attr-defined]
+        assert len(made[0].writes) == before + 1
+        # A stream's answers, if there are several at once.
+        peer.send(call(3, TIMES, b"1 2 3"))
+        assert [len(each) for each in (await peer.answer(3)).messages] == [1, 2, 3]
+        assert len(made[0].writes) == before + 2

@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import uvloop
 from grpclib import const
 from grpclib.const import Cardinality
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ class Served:
             for begin in range(0, len(content), piece):
                 peer.send(content[begin : begin + piece])
                 await asyncio.sleep(0)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):
                 peer.writer.write_eof()
             # Closed by the server, since we send no more, if not before; what it sends is well-formed.
             await peer.end()
@@ -109,7 +110,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = str(tmp_path_factory.mktemp("fuzz") / "s" / "f.sock")
     errors = Errors()
     logging.getLogger().addHandler(errors)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stack = contextlib.AsyncExitStack()
 
         async def start() -> Served:
