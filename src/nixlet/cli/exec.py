@@ -32,7 +32,7 @@ async def exec(  # noqa: A001 (the verb's name)
     import os
 
     from nixlet import errors
-    from nixlet.cli import containers, node, terminal
+    from nixlet.cli import containers, node, terminal, variables
     from nixlet.containers import arguments, processes
     from nixlet.rpc.gen import cri_pb2
 
@@ -40,7 +40,7 @@ async def exec(  # noqa: A001 (the verb's name)
     if not words:
         raise errors.UsageError("there is no command to run")
     rights = None if user is None else arguments.user(user)
-    wanted = processes.Command(words, arguments.environment(env, env_file, os.environ), workdir or "", rights, tty=tty)
+    wanted = processes.Command(words, variables.environment(env, env_file, os.environ), workdir or "", rights, tty=tty)
     if tty:
         terminal.check(stdin=interactive)
     async with node.connected(state_dir) as connection:

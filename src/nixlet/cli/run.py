@@ -105,7 +105,7 @@ async def run(
     import dataclasses
 
     from nixlet import errors
-    from nixlet.cli import node, terminal
+    from nixlet.cli import node, terminal, variables
     from nixlet.containers import arguments, model
     from nixlet.pods import criconfig
 
@@ -126,11 +126,11 @@ async def run(
             raise errors.UsageError('--entrypoint "" needs a command')
         program, args = words[:1], words[1:]
     own_name = model.checked_name(name or f"run-{os.urandom(4).hex()}", "--name")
-    variables = arguments.environment(env, env_file, os.environ)
-    volumes, mounts = arguments.volumes(volume)
+    pairs = variables.environment(env, env_file, os.environ)
+    volumes, mounts = arguments.volumes(volume, os.getcwd())
     rights = arguments.user(user) if user else model.Security()
     security = dataclasses.replace(
-        arguments.security(security_opt, add=cap_add, drop=cap_drop, privileged=privileged),
+        arguments.security(security_opt, os.getcwd(), add=cap_add, drop=cap_drop, privileged=privileged),
         run_as_user=rights.run_as_user,
         run_as_group=rights.run_as_group,
         run_as_name=rights.run_as_name,
@@ -143,7 +143,7 @@ async def run(
         pull_policy=policies[pull],
         command=program,
         args=args,
-        env=tuple((key, model.escaped(value)) for key, value in variables),
+        env=tuple((key, model.escaped(value)) for key, value in pairs),
         working_dir=workdir or "",
         ports=arguments.ports(publish),
         mounts=mounts,

@@ -1,15 +1,13 @@
 """What people write behind ``-p``, ``-v``, ``-e``, ``-u`` and the like, as the container tools they know read it."""
 
-import codecs
 import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from nixlet import errors
 from nixlet.containers import capabilities, model
-from nixlet.encoding import utf8
 
 _UID_MAX = 2**32 - 2
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -27,8 +25,8 @@ _SECCOMP = {"unconfined": "Unconfined", "builtin": "RuntimeDefault"}
 #: The kernel keeps no more (sethostname(2)).
 _HOSTNAME_MAX = 64
 
-#: An environment file may be this large (bytes).
-_MAX_FILE = 1 << 20
+#: A profile may be this large (bytes).
+_MAX_PROFILE = 1 << 20
 
 
 def port_range(text: str) -> list[model.Port]:
@@ -83,8 +81,12 @@ def ports(texts: Iterable[str]) -> tuple[model.Port, ...]:
     return tuple(found)
 
 
-def volumes(texts: Sequence[str]) -> tuple[tuple[model.Volume, ...], tuple[model.VolumeMount, ...]]:
+def volumes(texts: Sequence[str], directory: str) -> tuple[tuple[model.Volume, ...], tuple[model.VolumeMount, ...]]:
     """Directories and files of the host, ``HOST:CONTAINER[:ro]``; a directory of the host that isn't there is made.
+
+    Args:
+        texts: What was written.
+        directory: Where relative paths of the host begin.
 
     Raises:
         UsageError: One is malformed, or two are at the same place.
@@ -110,7 +112,7 @@ def volumes(texts: Sequence[str]) -> tuple[tuple[model.Volume, ...], tuple[model
             )
         if place in {mount.path for mount in mounts}:
             raise errors.UsageError(f"--volume {text[:80]!r}: something else is to be at {place} already")
-        path = os.path.abspath(host)
+        path = os.path.normpath(os.path.join(directory, host))
         name = f"volume-{number}"
         made.append(model.Volume(name, path, "" if os.path.exists(path) else "DirectoryOrCreate"))
         mounts.append(model.VolumeMount(name, place, mode == "ro"))
@@ -168,11 +170,23 @@ def host_aliases(options: Iterable[str]) -> tuple[model.HostAlias, ...]:
 
 
 def security(
-    options: Iterable[str], *, add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool = False
+    options: Iterable[str],
+    directory: str,
+    *,
+    add: Iterable[str] = (),
+    drop: Iterable[str] = (),
+    privileged: bool = False,
 ) -> model.Security:
     """What a container may do: what stands behind ``--security-opt``, ``--cap-add`` and ``--cap-drop``.
 
     Without a word system calls are filtered by the runtime's default profile, as other container tools have it.
+
+    Args:
+        options: ``--security-opt``.
+        directory: Where a profile's relative path begins.
+        add: ``--cap-add``.
+        drop: ``--cap-drop``.
+        privileged: It may do all that root may.
 
     Raises:
         UsageError: Something of it is not known, or a profile can't be read.
@@ -182,7 +196,7 @@ def security(
         match = _OPTION.fullmatch(text)
         key, sign, value = match.groups("") if match else (text, "", "")
         if key == "seccomp" and value:
-            seccomp = _SECCOMP.get(value) or _profile(value)
+            seccomp = _SECCOMP.get(value) or _profile(value, directory)
         elif key == "apparmor" and value:
             apparmor = value
         elif key == "no-new-privileges" and value in {"", "true", "false"} and bool(sign) == bool(value):
@@ -202,18 +216,19 @@ def security(
     )
 
 
-def _profile(path: str) -> str:
+def _profile(path: str, directory: str) -> str:
     """A seccomp profile, as an absolute path: containerd reads it when it makes the container."""
+    place = os.path.normpath(os.path.join(directory, path))
     try:
-        with open(path, "rb") as file:
-            parsed = json.loads(file.read(_MAX_FILE))
+        with open(place, "rb") as file:
+            parsed = json.loads(file.read(_MAX_PROFILE))
     except OSError as error:
         raise errors.UsageError(f"the seccomp profile {path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise errors.UsageError(f"the seccomp profile {path} is no JSON: {error}") from error
     if not isinstance(parsed, dict) or "defaultAction" not in parsed:
         raise errors.UsageError(f"{path} is no seccomp profile: it has no defaultAction")
-    return os.path.abspath(path)
+    return place
 
 
 def _capabilities(option: str, texts: Iterable[str]) -> tuple[str, ...]:
@@ -232,59 +247,28 @@ def _number(digits: str, text: str) -> int | None:
     return number
 
 
-def variable(text: str, ours: Mapping[str, str], where: str = "--env") -> tuple[str, str] | None:
-    """A variable: ``NAME=VALUE``, or ``NAME`` for our own value of it; None where we have none.
+def variables(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The variables of a process, ``NAME=VALUE`` each.
 
     Raises:
-        UsageError: It has no name.
+        UsageError: One has no name, or no value.
     """
-    name, sign, value = text.partition("=")
-    if not name or "\0" in text or any(letter.isspace() for letter in name):
-        raise errors.UsageError(f"{where} {text[:80]!r} is not NAME=VALUE")
-    if sign:
-        return name, value
-    if name not in ours:
-        return None
-    if not utf8.is_valid(ours[name]):
-        raise errors.UsageError(f"{where} {name}: its value here is not UTF-8")
-    return name, ours[name]
-
-
-def environment(texts: Iterable[str], files: Iterable[str], ours: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The variables of files, and those of the command line, which come later and win.
-
-    Raises:
-        UsageError: A variable has no name, or a file can't be read.
-    """
-    pairs: dict[str, str] = {}
-    for path in files:
-        for number, line in enumerate(_lines(path), 1):
-            stripped = line.lstrip()
-            if stripped and not stripped.startswith("#"):
-                pairs |= _as_pair(variable(stripped, ours, f"{path}, line {number}:"))
-    for text in texts:
-        pairs |= _as_pair(variable(text, ours))
-    return tuple(pairs.items())
-
-
-def _as_pair(pair: tuple[str, str] | None) -> dict[str, str]:
-    return {} if pair is None else dict([pair])
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a file, as docker reads it: of UTF-8, with or without a mark in front, each ended by LF or CR and LF."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise errors.UsageError(f"the environment file {path} can't be read: {error.strerror}") from error
-    if len(data) > _MAX_FILE:
-        raise errors.UsageError(f"the environment file {path} is larger than {_MAX_FILE} bytes")
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
-            raise errors.UsageError(f"{path}, line {number}: this is not UTF-8", hint="convert the file") from error
-    return found
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not name or not sign or "\0" in text or any(letter.isspace() for letter in name):
+            raise errors.UsageError(f"--env {text[:80]!r} is not NAME=VALUE")
+        found.append((name, value))
+    return tuple(found)
+
+
+def image(text: str, directory: str) -> str:
+    """An image's reference: a path stands for the archive there, also through links such as nix-build's ``result``.
+
+    Args:
+        text: What was written.
+        directory: Where the person is.
+    """
+    if text.startswith(("/", "./", "../")) or text == "result":
+        return f"nix:0{os.path.realpath(os.path.join(directory, text))}"
+    return text

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
@@ -58,24 +58,21 @@ class Exchange:
     """Where pulls publish their events, for all who subscribe."""
 
     def __init__(self) -> None:
-        self._subscribers: set[asyncio.Queue[Event]] = set()
+        self._subscribers: set[Callable[[Event], None]] = set()
 
     @contextlib.contextmanager
-    def subscribed(self, queue: "asyncio.Queue[Event]") -> Iterator[None]:
-        """Put events into a queue for the time of the context; when it is full, steps are left out."""
-        self._subscribers.add(queue)
+    def subscribed(self, subscriber: Callable[[Event], None]) -> Iterator[None]:
+        """Have something called with each event, for the time of the context; it is called often, and must be quick."""
+        self._subscribers.add(subscriber)
         try:
             yield
         finally:
-            self._subscribers.discard(queue)
+            self._subscribers.discard(subscriber)
 
     def publish(self, event: Event) -> None:
         """Tell all subscribers."""
-        for queue in self._subscribers:
-            if queue.full() and event.finished:
-                queue.get_nowait()
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(event)
+        for subscriber in tuple(self._subscribers):
+            subscriber(event)
 
 
 def _open_store_file(path: str, shown: str) -> int:

@@ -6,11 +6,23 @@ from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
+from nixlet.containers import foreground, streams
 from nixlet.host import signals, supervisor
+from nixlet.images import obtaining
 from nixlet.node import config as node_config
 from nixlet.node import containerd_child, proxyplugin
-from nixlet.pods import player, removal, resolvconf
-from nixlet.services import containers, nodeimages, nodeinterface, nodelogs, nodestatus, stopping
+from nixlet.pods import ended, lifecycle, player, removal, resolvconf, undoing
+from nixlet.services import (
+    containers,
+    manifests,
+    nodeimages,
+    nodeinterface,
+    nodelogs,
+    nodestatus,
+    running,
+    stopping,
+    withdrawal,
+)
 from nixlet.services import node as node_service
 from nixlet.services import pods as pods_service
 from nixlet.varlink import server as varlink
@@ -74,33 +86,49 @@ def status(
 class Faces:
     """The services on the node's socket that are the node's own: they serve before containerd is there."""
 
-    def __init__(self, status: node_service.NodeStatus, layout: node_config.Layout) -> None:
+    def __init__(self, status: node_service.NodeStatus, layout: node_config.Layout, images: cri.ImageClient) -> None:
+        """The services of a node.
+
+        Args:
+            status: What it is.
+            layout: Where it keeps things.
+            images: Its own image service.
+        """
         self._status = status
         self._layout = layout
+        self._images = images
         self._made: list[node_service.NodeService] = []
-        self._pods: list[pods_service.Pods] = []
+        self._pods: list[lifecycle.Pods] = []
         self._removals: list[removal.Removals] = []
         self.containerd: Containerd | None = None
 
     def services(self, served: proxyplugin.Served) -> Sequence[node_service.NodeService]:
         """The services, for what stands."""
-        plays = player.Player(
-            served.runtime,
-            served.containerd,
-            pods_dir=self._status.pod_log_dir,
-            leases=self._layout.cni_data_dir,
-            resolv_conf=self._status.resolv_conf,
-        )
-        removals = removal.Removals(served.runtime, self._status.pod_log_dir)
-        self._removals.append(removals)
-        service = tasks.Tasks(served.channel, self._status.containerd_address)
-        state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
-        made = pods_service.Pods(served.runtime, served.containerd, service, plays, removals, state_dirs)
-        self._pods.append(made)
+        kept = self._kept(served)
+        plays = pods_service.Pods(kept, self._images)
+        self._pods.append(kept)
         self._made.append(
-            node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, made)
+            node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, plays, kept)
         )
         return self._made
+
+    def _kept(self, served: proxyplugin.Served) -> lifecycle.Pods:
+        """The node's pods."""
+        pods_dir = self._status.pod_log_dir
+        undoings = undoing.Undoings(
+            served.runtime, served.containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir
+        )
+        plays = player.Player(
+            served.runtime, served.containerd, undoings, pods_dir=pods_dir, resolv_conf=self._status.resolv_conf
+        )
+        removals = removal.Removals(served.runtime, pods_dir)
+        self._removals.append(removals)
+        watcher = ended.Watcher(served.runtime, served.containerd, removals)
+        service = tasks.Tasks(served.channel, self._status.containerd_address)
+        state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
+        foregrounds = foreground.Foregrounds(served.containerd, service, served.runtime, state_dirs)
+        keeper = streams.Keeper(served.containerd, service, served.runtime, state_dirs)
+        return lifecycle.Pods(served.runtime, plays, undoings, removals, watcher, foregrounds, keeper, service)
 
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
         """What the command line asks."""
@@ -110,7 +138,11 @@ class Faces:
         stops = stopping.StoppingService(served.runtime, self._removals[0])
         logs = nodelogs.LogService(served.runtime, served.containerd)
         images = nodeimages.ImagesService(served.listing)
-        services = (status, there, stops, logs, images)
+        calls = withdrawal.Withdrawals()
+        obtainer = obtaining.Obtainer(self._images, served.exchange)
+        runs = running.RunService(self._pods[0], obtainer, calls)
+        plays = manifests.ManifestService(self._pods[0], obtainer, served.containerd, calls)
+        services = (status, there, stops, logs, images, calls, runs, plays)
         return nodeinterface.interface(*(each.methods() for each in services))
 
     async def ready(self, containerd: Containerd) -> None:

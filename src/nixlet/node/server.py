@@ -136,7 +136,9 @@ async def running(
             unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
             scratch_dir=layout.agent,
         )
-        faces = faces_module.Faces(faces_module.status(settings, layout, programs), layout)
+        own = await stack.enter_async_context(channels.connect(layout.node_socket))
+        images = cri.ImageClient(own, layout.node_socket)
+        faces = faces_module.Faces(faces_module.status(settings, layout, programs), layout, images)
         if store is not None:
             gcroots = store.settings.gcroots
             served = await proxyplugin.serve(stack, place, store, gcroots, faces.services, observed)

@@ -4,24 +4,26 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings, failures, logs, model, users
-from nixlet.host import iptables, netns, signals
+from nixlet.host import iptables, netns
 from nixlet.host import ports as host_ports
-from nixlet.pods import begun, criconfig, directories, hosts, leftovers, network, removal, resolvconf
+from nixlet.pods import begun, criconfig, directories, hosts, network, resolvconf, undoing
 from nixlet.rpc.gen import cri_pb2
 
-#: A context in which a container, by its ID, is started.
-AroundStart = Callable[[str], contextlib.AbstractContextManager[None]]
+#: A context in which a container, by its ID and what it is, is started.
+AroundStart = Callable[[str, model.Container], contextlib.AbstractContextManager[None]]
 
-#: Seconds that whoever played a pod in vain waits until nothing of it is left; after that it goes on without them.
-_UNDO_PATIENCE = 10.0
+#: Has the image of a container ready.
+Obtain = Callable[[model.Container], Awaitable[cri_pb2.Image]]
+
+T = TypeVar("T")
 
 #: Seconds to wait for the news of an end that has happened.
 _EXIT_PATIENCE = 5.0
@@ -29,10 +31,8 @@ _EXIT_PATIENCE = 5.0
 #: How many of the last lines of a container that failed are told.
 _LAST_LINES = 10
 
-_log = logging.getLogger("nixlet.pods")
 
-
-def _alone(_container: str) -> contextlib.AbstractContextManager[None]:
+def _alone(_id: str, _container: model.Container) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
@@ -63,15 +63,15 @@ class RunningPod:
 
 
 class Player:
-    """Runs pods on one node. What it begins it finishes or undoes; what is cut off a next one undoes."""
+    """Runs pods on one node. What it begins it finishes or has undone."""
 
     def __init__(
         self,
         runtime: cri.RuntimeClient,
         containerd: client.Containerd,
+        undoings: undoing.Undoings,
         *,
         pods_dir: str,
-        leases: str,
         resolv_conf: str = "",
     ) -> None:
         """A player of pods.
@@ -79,34 +79,33 @@ class Player:
         Args:
             runtime: The CRI.
             containerd: The containerd behind it.
+            undoings: Takes back what can't be finished.
             pods_dir: Where the pods' directories are.
-            leases: The directory below which the pod network's addresses are given out.
             resolv_conf: Where pods look names up; empty: where the host does.
         """
         self._runtime = runtime
         self._containerd = containerd
+        self._undoings = undoings
         self._pods_dir = pods_dir
-        self._leases = leases
         self._resolv_conf = resolv_conf
         self._playing: dict[tuple[str, str], Sequence[model.Port]] = {}
-        self._undoing: set[asyncio.Task[None]] = set()
 
     async def play(
         self,
         pod: model.Pod,
-        images: Mapping[str, str],
+        obtain: Obtain,
         given_up: asyncio.Event,
         around_start: AroundStart = _alone,
     ) -> RunningPod:
-        """Start a pod: its sandbox, its init containers one after the other, its containers.
+        """Start a pod: its images, its sandbox, its init containers one after the other, its containers.
 
         Must not be cancelled but by the node's end: a runtime that is asked to stop in the middle leaves things behind.
 
         Args:
             pod: The pod.
-            images: What containers are made from, by the references that the pod names.
+            obtain: Has a container's image ready; is cancelled when nobody wants it any more.
             given_up: Set when nobody wants it any more: it is undone after the step that is being taken.
-            around_start: What each of its containers (but the init containers) is started in.
+            around_start: What each of its containers is started in.
 
         Raises:
             AlreadyExistsError: There is a pod of that name.
@@ -120,17 +119,25 @@ class Player:
             if await find(self._runtime, *name):
                 raise _there_is(pod)
             await self._check_ports(pod)
+            # Before anything is made: a pod without its images would only have to be taken down again.
+            images = await unless(given_up, _images(pod, obtain), pod)
+            wanted = dataclasses.replace(
+                pod,
+                init_containers=tuple(users.resolved(pod, each, images[each.image]) for each in pod.init_containers),
+                containers=tuple(users.resolved(pod, each, images[each.image]) for each in pod.containers),
+            )
+            ids = {reference: image.id for reference, image in images.items()}
             containerd = await self._containerd.identity()
             uid = str(uuid.uuid4())
             directory = criconfig.log_directory(self._pods_dir, pod, uid)
             try:
                 await asyncio.to_thread(begun.begin, directory, containerd)
-                running = await self._play(pod, images, uid, directory, given_up, around_start)
+                running = await self._play(wanted, ids, uid, directory, given_up, around_start)
                 await asyncio.to_thread(begun.finish, directory)
                 return running
             except Exception:
                 # When the runtime is away, it goes on with that by itself. Where the node ends, the next one does it.
-                await asyncio.wait({self._undo(directory)}, timeout=_UNDO_PATIENCE)
+                await self._undoings.undo(directory)
                 raise
         finally:
             del self._playing[name]
@@ -155,7 +162,7 @@ class Player:
     ) -> RunningPod:
         def check() -> None:
             if given_up.is_set():
-                raise errors.CallCancelledError(f"pod {pod.name} is not wanted any more")
+                raise _not_wanted(pod)
 
         placement = criconfig.Placement(
             uid, directory, directories.volumes(pod, directory), directories.hosts(directory)
@@ -169,8 +176,8 @@ class Player:
         await self._write_hosts(pod, sandbox, placement.hosts)
         for each in pod.init_containers:
             check()
-            container = await self._start(pod, each, images[each.image], placement, sandbox, config)
-            await self._await_init(container, given_up)
+            container = await self._start(pod, each, images[each.image], placement, sandbox, config, around_start)
+            await self._await_init(pod, container, given_up)
         containers = []
         for each in pod.containers:
             check()
@@ -180,18 +187,11 @@ class Player:
         check()
         return RunningPod(pod, sandbox, tuple(containers))
 
-    async def _await_init(self, container: RunningContainer, given_up: asyncio.Event) -> None:
-        waiting = asyncio.create_task(endings.wait(self._runtime, self._containerd, container.id, patient=True))
-        leaving = asyncio.create_task(given_up.wait())
-        try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                return
-            code = waiting.result().exit_code if container.exit_code is None else container.exit_code
-        finally:
-            for task in (waiting, leaving):
-                task.cancel()
-            await asyncio.gather(waiting, leaving, return_exceptions=True)
+    async def _await_init(self, pod: model.Pod, container: RunningContainer, given_up: asyncio.Event) -> None:
+        ending = endings.wait(self._runtime, self._containerd, container.id, patient=True)
+        code = (await unless(given_up, ending, pod)).exit_code
+        if container.exit_code is not None:
+            code = container.exit_code
         if code != 0:
             # Its log goes with the pod.
             said = await asyncio.to_thread(logs.last_lines, container.log_path, _LAST_LINES)
@@ -201,52 +201,6 @@ class Player:
                 output=said,
                 hint="mend what it complains of, and play the pod again; nothing of it is left",
             )
-
-    def _undo(self, directory: str) -> "asyncio.Task[None]":
-        """Take a pod back that was begun, as soon as that can be done."""
-
-        async def undo() -> None:
-            told = False
-            while True:
-                try:
-                    await self._take_back(directory)
-                    return
-                except (errors.NixletError, OSError) as error:
-                    if not told:
-                        _log.warning("what was begun of %s can't be undone yet: %s", os.path.basename(directory), error)
-                        told = True
-                await asyncio.sleep(endings.RETRY)
-
-        task = asyncio.create_task(undo(), name=f"undo {directory}")
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-        return task
-
-    async def _take_back(self, directory: str) -> None:
-        uid = begun.uid_of(directory)
-        found = await self._runtime.sandboxes({criconfig.POD_UID: uid, **criconfig.MADE_BY})
-        records = await self._containerd.containers({criconfig.POD_UID: uid, **criconfig.MADE_BY})
-        ids = (
-            {each.id for each in found}
-            | {each.id for each in records}
-            | await asyncio.to_thread(leftovers.networked, uid)
-        )
-        for sandbox in found:
-            await removal.remove_sandbox(self._runtime, sandbox.id)
-        await leftovers.end(ids, self._leases)
-        await asyncio.to_thread(directories.remove, directory)
-
-    async def recover(self) -> None:
-        """Undo what an earlier node began and did not finish; what takes longer than a moment goes on by itself."""
-        known = await self._containerd.identity()
-        undoing = [self._undo(directory) for directory in begun.unfinished(self._pods_dir, known)]
-        if undoing:
-            _log.info("undoing what was begun of pods", extra={"pods": len(undoing)})
-            await asyncio.wait(undoing, timeout=_UNDO_PATIENCE)
-
-    async def close(self, ending: signals.Ending) -> None:
-        """Wait a moment for what is being undone; a next node goes on with the rest."""
-        await ending.wait(set(self._undoing))
 
     async def _write_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
         """Let a pod know its own address, and check that its ports arrive there."""
@@ -304,7 +258,7 @@ class Player:
         placement: criconfig.Placement,
         sandbox: str,
         sandbox_config: cri_pb2.PodSandboxConfig,
-        around_start: AroundStart = _alone,
+        around_start: AroundStart,
     ) -> RunningContainer:
         config = criconfig.container_config(pod, container, image_ref, placement)
         try:
@@ -314,7 +268,7 @@ class Player:
         exit_code = None
         try:
             async with self._containerd.exits(container_id) as exits:
-                with around_start(container_id):
+                with around_start(container_id, container):
                     exit_code = await self._started(container_id, exits)
         except (errors.UnsupportedError, errors.UnavailableError):
             raise
@@ -339,6 +293,34 @@ class Player:
                 raise
             return code
         return None
+
+
+async def _images(pod: model.Pod, obtain: Obtain) -> Mapping[str, cri_pb2.Image]:
+    """The images of a pod's containers, by their references."""
+    return {each.image: await obtain(each) for each in (*pod.init_containers, *pod.containers)}
+
+
+async def unless(given_up: asyncio.Event, work: Coroutine[Any, Any, T], pod: model.Pod) -> T:
+    """Do something for a pod that may be cut off, as long as somebody wants the pod.
+
+    Raises:
+        CallCancelledError: Nobody does.
+    """
+    working = asyncio.create_task(work, name=f"for {pod.name}")
+    leaving = asyncio.create_task(given_up.wait(), name=f"{pod.name} is given up")
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _not_wanted(pod)
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _not_wanted(pod: model.Pod) -> errors.CallCancelledError:
+    return errors.CallCancelledError(f"pod {pod.name} is not wanted any more")
 
 
 def _there_is(pod: model.Pod) -> errors.AlreadyExistsError:

@@ -1,6 +1,7 @@
 """The node service (nixlet.v1.Node): how the command line asks the node about itself."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 import nixlet
 from nixlet import errors
 from nixlet.images import pulls
+from nixlet.pods import lifecycle
 from nixlet.rpc import server, status
 from nixlet.rpc.gen import node_grpc
 from nixlet.rpc.gen import node_pb2 as pb
@@ -50,12 +52,14 @@ class NodeService(node_grpc.NodeBase):
         exchange: pulls.Exchange,
         snapshotter: snapshotter_module.Snapshotter | None,
         plays: pods.Pods,
+        kept: lifecycle.Pods,
     ) -> None:
         self._status = status
         self._children = children
         self._exchange = exchange
         self._snapshotter = snapshotter
-        self._pods = plays
+        self._plays = plays
+        self._pods = kept
         self._watches: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
@@ -81,13 +85,19 @@ class NodeService(node_grpc.NodeBase):
         request = await server.request(stream)
         queue: asyncio.Queue[pulls.Event] = asyncio.Queue(_BACKLOG)
 
+        def put(event: pulls.Event) -> None:
+            if queue.full() and event.finished:
+                queue.get_nowait()
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(event)
+
         async def watch() -> None:
             while True:
                 event = await queue.get()
                 if request.reference in {"", event.reference}:
                     await stream.send_message(_event(event))
 
-        with self._exchange.subscribed(queue):
+        with self._exchange.subscribed(put):
             # The watcher may pull when it knows that nothing will be missed: the headers tell it so.
             await stream.send_initial_metadata()
             watching = asyncio.create_task(watch(), name="watch pulls")
@@ -110,7 +120,7 @@ class NodeService(node_grpc.NodeBase):
 
     async def PlayPod(self, stream: server.Stream[pb.PlayPodRequest, pb.PlayPodEvent]) -> None:
         """Make and start a pod."""
-        await self._pods.play(stream)
+        await self._plays.play(stream)
 
     async def ReleasePod(self, stream: server.Stream[pb.ReleasePodRequest, pb.ReleasePodResponse]) -> None:
         """Give back what an ended pod holds."""

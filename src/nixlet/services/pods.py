@@ -1,17 +1,14 @@
 """Playing, stopping and removing pods for clients: what was asked for goes on in tasks of the node's own, whatever becomes of the client."""
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from nixlet import errors
-from nixlet.containerd import client, cri, tasks
+from nixlet.containerd import cri
 from nixlet.containers import foreground, model
-from nixlet.host import signals
-from nixlet.pods import ended, player, removal
+from nixlet.pods import lifecycle, player
 from nixlet.rpc import server
 from nixlet.rpc.gen import cri_pb2
 from nixlet.rpc.gen import node_pb2 as pb
@@ -19,124 +16,28 @@ from nixlet.rpc.gen import node_pb2 as pb
 #: Pieces of input that a client may be ahead of its container.
 _AHEAD = 16
 
-_log = logging.getLogger("nixlet.pods")
-
 
 class Pods:
-    """The pods of one node, as its clients play, stop and remove them."""
+    """Plays pods for gRPC's clients."""
 
-    def __init__(
-        self,
-        runtime: cri.RuntimeClient,
-        containerd: client.Containerd,
-        service: tasks.Tasks,
-        plays: player.Player,
-        removals: removal.Removals,
-        state_dirs: Sequence[str],
-    ) -> None:
-        """None yet.
-
-        Args:
-            runtime: The CRI.
-            containerd: The containerd behind it.
-            service: Its tasks.
-            plays: Runs pods there.
-            removals: Takes them away.
-            state_dirs: Where containerd's state may be.
-        """
-        self._runtime = runtime
-        self._player = plays
-        self._removals = removals
-        self._watcher = ended.Watcher(runtime, containerd, removals)
-        self._foregrounds = foreground.Foregrounds(containerd, service, runtime, state_dirs)
-        self._playing: dict[asyncio.Task[player.RunningPod], asyncio.Event] = {}
-        self._recovered = asyncio.Event()
-
-    async def recover(self) -> None:
-        """Go on with what an earlier node began. Until then no pod is played: it would be taken for one of the earlier node's."""
-        await self._player.recover()
-        await self._foregrounds.adopt()
-        await self._watcher.adopt()
-        self._recovered.set()
-
-    async def close(self, ending: signals.Ending) -> None:
-        """End what goes on by itself, in a limited time; a next node goes on with it."""
-        for given_up in self._playing.values():
-            given_up.set()
-        await ending.wait(set(self._playing))
-        await self._watcher.close()
-        await self._foregrounds.close()
-        await self._player.close(ending)
-        await self._removals.close(ending)
-
-    def release(self, sandbox: str) -> None:
-        """End a pod's containers and give back what it holds; it goes on by itself."""
-
-        def released(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("pod %s keeps its network: %s", sandbox, error)
-
-        self._removals.release(sandbox).add_done_callback(released)
-
-    async def stop(self, sandbox: str, container: str, grace: int) -> None:
-        """End a pod's container, and give back what the pod holds when it has none that runs.
-
-        Raises:
-            NotFoundError: There is none.
-            NixletError: The runtime can't.
-        """
-        await self._removals.stop(await self._sandbox(sandbox), container, grace)
-
-    async def remove(self, sandbox: str, grace: int) -> None:
-        """Remove a pod.
-
-        Raises:
-            NotFoundError: There is none.
-            NixletError: The runtime can't; the pod stays, and can be removed later.
-        """
-        await self._removals.remove(await self._sandbox(sandbox), grace=grace)
-
-    async def _sandbox(self, wanted: str) -> cri_pb2.PodSandbox:
-        for found in await self._runtime.sandboxes():
-            if found.id == wanted:
-                return found
-        raise errors.NotFoundError(f"there is no pod {wanted}")
+    def __init__(self, pods: lifecycle.Pods, images: cri.ImageClient) -> None:
+        self._pods = pods
+        self._images = images
 
     async def play(self, stream: server.Stream[pb.PlayPodRequest, pb.PlayPodEvent]) -> None:
         """Serve the call of a client that plays a pod."""
-        await _Call(stream, await server.request(stream)).serve(self)
+        call = _Call(stream, await server.request(stream))
 
-    def begin(self, call: "_Call") -> "asyncio.Task[player.RunningPod]":
-        """Play a call's pod, in a task that is waited for at the end."""
-        task = asyncio.create_task(self._play(call), name=f"play {call.pod.name}")
-        self._playing[task] = call.given_up
-        task.add_done_callback(self._played)
-        return task
+        async def obtain(container: model.Container) -> cri_pb2.Image:
+            image = await self._images.status(call.images[container.image])
+            if image is None:
+                raise errors.NotFoundError(f"the image {container.image} is gone")
+            return image
 
-    def _played(self, task: "asyncio.Task[player.RunningPod]") -> None:
-        self._playing.pop(task)
-        if not task.cancelled():
-            # Whoever asked may be gone.
-            task.exception()
-
-    async def _play(self, call: "_Call") -> player.RunningPod:
-        await _either(self._recovered, call.given_up)
-        if call.given_up.is_set():
-            raise errors.CallCancelledError(f"pod {call.pod.name} is not wanted any more")
-        if not call.in_front:
-            running = await self._player.play(call.pod, call.images, call.given_up)
-        else:
-            with contextlib.ExitStack() as stack:
-                front = self._foregrounds.new()
-                stack.callback(front.close)
-                running = await self._player.play(call.pod, call.images, call.given_up, front.interposed)
-                stdin = call.input() if call.pod.containers[0].stdin else None
-                call.serving = self._foregrounds.serve(front, call.listener, stdin)
-                stack.pop_all()
-        watching = self._watcher.wait_for(running.sandbox)
-        if call.pod.remove_when_ended:
-            call.removing = watching
-        return running
+        front = lifecycle.Front(None)
+        if call.in_front:
+            front = lifecycle.Front(call.listener, call.input() if call.pod.containers[0].stdin else None)
+        await call.serve(self._pods.play(call.pod, obtain, call.given_up, front=front))
 
 
 class _Call:
@@ -148,8 +49,6 @@ class _Call:
         in_front: The client wants its only container's output.
         given_up: Nobody wants it any more.
         listener: Takes the output.
-        serving: Serves the container's streams.
-        removing: Removes the pod when it has ended.
     """
 
     def __init__(self, stream: server.Stream[pb.PlayPodRequest, pb.PlayPodEvent], request: pb.PlayPodRequest) -> None:
@@ -164,8 +63,6 @@ class _Call:
             raise errors.InvalidArgumentError("only a pod of one container can be in the foreground")
         self.given_up = asyncio.Event()
         self.listener = foreground.Listener()
-        self.serving: asyncio.Task[int] | None = None
-        self.removing: asyncio.Task[None] | None = None
         self._input: asyncio.Queue[bytes] = asyncio.Queue(_AHEAD)
         self._input_ended = asyncio.Event()
 
@@ -198,19 +95,18 @@ class _Call:
         finally:
             self._input_ended.set()
 
-    async def serve(self, plays: Pods) -> None:
+    async def serve(self, playing: "asyncio.Task[lifecycle.Played]") -> None:
         """Serve it until the pod has started or, in the foreground, ended."""
         receiving = asyncio.create_task(self._receive(), name="receive")
-        playing = plays.begin(self)
         try:
             try:
-                running = await asyncio.shield(playing)
+                played = await asyncio.shield(playing)
             except errors.NixletError as error:
                 await self._stream.send_message(pb.PlayPodEvent(failed=_failed(error)))
                 return
-            await self._stream.send_message(pb.PlayPodEvent(started=_started(running)))
-            if self.serving is not None:
-                await self._show(running, self.serving)
+            await self._stream.send_message(pb.PlayPodEvent(started=_started(played.running)))
+            for serving in played.serving.values():
+                await self._show(played, serving)
         finally:
             # The client has its answer, or is gone. What has started goes on without it.
             self.given_up.set()
@@ -218,7 +114,8 @@ class _Call:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
 
-    async def _show(self, running: player.RunningPod, serving: "asyncio.Task[int]") -> None:
+    async def _show(self, played: lifecycle.Played, serving: "asyncio.Task[int]") -> None:
+        running = played.running
         async for stream, data in self.listener.pieces():
             await self._stream.send_message(pb.PlayPodEvent(output=pb.PlayPodEvent.Output(stream=stream, data=data)))
         await asyncio.wait({serving})
@@ -229,21 +126,10 @@ class _Call:
         code = serving.result()
         if running.containers[0].exit_code is not None:
             code = running.containers[0].exit_code
-        if self.removing is not None:
+        if self.pod.remove_when_ended:
             # Afterwards nothing of it is there.
-            await asyncio.wait({self.removing})
+            await asyncio.wait({played.ended})
         await self._stream.send_message(pb.PlayPodEvent(ended=pb.PlayPodEvent.Ended(exit_code=code)))
-
-
-async def _either(*events: asyncio.Event) -> None:
-    """Wait until one of some events is set."""
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def _started(running: player.RunningPod) -> pb.PlayPodEvent.Started:

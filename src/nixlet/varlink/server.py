@@ -280,7 +280,10 @@ class _Connection:
         try:
             method = self._service.method(message.method)
             try:
-                parameters = msgspec.json.decode(message.parameters, type=method.parameters)
+                # What is null is what is not there.
+                given = msgspec.json.decode(message.parameters, type=dict[str, Any])
+                there = {name: value for name, value in given.items() if value is not None}
+                parameters = msgspec.convert(there, type=method.parameters)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
             call = Call(parameters, more=message.more, descriptors=descriptors, gone=self.gone, reply=self._send)

@@ -74,9 +74,8 @@ def test_a_port_of_the_host_is_given_once(texts: list[str], *, fits: bool) -> No
             arguments.ports(texts)
 
 
-def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    volumes, mounts = arguments.volumes([f"{tmp_path}:/data", "./new:/srv/../other/:ro"])
+def test_volumes(tmp_path: Path) -> None:
+    volumes, mounts = arguments.volumes([f"{tmp_path}:/data", "./new:/srv/../other/:ro"], str(tmp_path))
     assert volumes == (
         model.Volume("volume-0", str(tmp_path)),
         model.Volume("volume-1", f"{tmp_path}/new", "DirectoryOrCreate"),
@@ -99,13 +98,13 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_volume(text: str, problem: str) -> None:
     with pytest.raises(errors.UsageError, match="--volume") as caught:
-        arguments.volumes([text])
+        arguments.volumes([text], "/")
     assert problem in caught.value.message
 
 
 def test_two_volumes_at_one_place() -> None:
     with pytest.raises(errors.UsageError, match="something else is to be at /x already"):
-        arguments.volumes(["/a:/x", "/b:/x/"])
+        arguments.volumes(["/a:/x", "/b:/x/"], "/")
 
 
 @pytest.mark.parametrize(
@@ -142,11 +141,10 @@ def test_what_is_no_user(text: str) -> None:
     ],
 )
 def test_security_options(options: tuple[str, ...], security: model.Security) -> None:
-    assert arguments.security(options) == security
+    assert arguments.security(options, "/") == security
 
 
-def test_a_seccomp_profile_is_read_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_seccomp_profile_is_read_before_anything_is_made(tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
     for text, problem in (
         ("{", "the seccomp profile profile.json is no JSON: "),
@@ -154,51 +152,25 @@ def test_a_seccomp_profile_is_read_before_anything_is_made(tmp_path: Path, monke
     ):
         profile.write_text(text)
         with pytest.raises(errors.UsageError, match=f"^{problem}"):
-            arguments.security(["seccomp=profile.json"])
+            arguments.security(["seccomp=profile.json"], str(tmp_path))
     profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
-    assert arguments.security(["seccomp=profile.json"]).seccomp == str(profile)
+    assert arguments.security(["seccomp=profile.json"], str(tmp_path)).seccomp == str(profile)
     with pytest.raises(errors.UsageError, match="the seccomp profile missing can't be read: No such file"):
-        arguments.security(["seccomp=missing"])
+        arguments.security(["seccomp=missing"], str(tmp_path))
 
 
 @pytest.mark.parametrize("option", ["", "seccomp", "seccomp=", "label=disable", "no-new-privileges=", "no-new-privileges=1", "SECCOMP=x"])  # fmt: skip
 def test_what_is_no_security_option(option: str) -> None:
     with pytest.raises(errors.UsageError, match=r"^--security-opt .* is not supported$"):
-        arguments.security([option])
+        arguments.security([option], "/")
 
 
 def test_capabilities_in_all_spellings() -> None:
-    found = arguments.security((), add=["CAP_NET_RAW,sys_time", "all"], drop=["cap_chown"], privileged=True)
+    found = arguments.security((), "/", add=["CAP_NET_RAW,sys_time", "all"], drop=["cap_chown"], privileged=True)
     assert (found.add_capabilities, found.drop_capabilities) == (("NET_RAW", "SYS_TIME", "ALL"), ("CHOWN",))
     assert found.privileged
     with pytest.raises(errors.UsageError, match="--cap-drop has 'NET', which is no capability"):
-        arguments.security((), drop=["NET"])
-
-
-def test_variables_of_files_and_of_the_command_line(tmp_path: Path) -> None:
-    file = tmp_path / "env"
-    file.write_text("# said\nA=1\n\n  B=two words \nHOME\nMISSING\nC=a=b\n")
-    ours = {"HOME": "/root", "TERM": "xterm"}
-    assert arguments.environment(["B=3", "TERM", "NOT_OURS", "D="], [str(file)], ours) == (
-        ("A", "1"),
-        ("B", "3"),
-        ("HOME", "/root"),
-        ("C", "a=b"),
-        ("TERM", "xterm"),
-        ("D", ""),
-    )
-
-
-def test_a_file_of_variables_is_read_as_docker_reads_it(tmp_path: Path) -> None:
-    """A mark in front, both kinds of line ends, and characters that are line ends to Python alone."""
-    file = tmp_path / "env"
-    file.write_bytes("\ufeffA=1\r\nB=x\u0085y\fz\u2028\x1cw\nC=\r\r\n\tD=4".encode())
-    assert arguments.environment([], [str(file)], {}) == (
-        ("A", "1"),
-        ("B", "x\u0085y\fz\u2028\x1cw"),
-        ("C", "\r"),
-        ("D", "4"),
-    )
+        arguments.security((), "/", drop=["NET"])
 
 
 @pytest.mark.parametrize("name", ["web", "Web-1.example.com", "a" * 64])
@@ -212,17 +184,24 @@ def test_what_is_no_host_name(name: str) -> None:
         arguments.hostname(name)
 
 
-def test_malformed_variables_are_told_with_their_place(tmp_path: Path) -> None:
-    file = tmp_path / "env"
-    file.write_text("A=1\n=x\n")
-    with pytest.raises(errors.UsageError, match=r"env, line 2: '=x' is not NAME=VALUE"):
-        arguments.environment([], [str(file)], {})
-    with pytest.raises(errors.UsageError, match="--env 'A B=1' is not NAME=VALUE"):
-        arguments.environment(["A B=1"], [], {})
-    with pytest.raises(errors.UsageError, match="can't be read: No such file or directory"):
-        arguments.environment([], [str(tmp_path / "missing")], {})
-    file.write_bytes(b"A=1\n# \xff\n")
-    with pytest.raises(errors.UsageError, match="env, line 2: this is not UTF-8"):
-        arguments.environment([], [str(file)], {})
-    with pytest.raises(errors.UsageError, match="--env A: its value here is not UTF-8"):
-        arguments.environment(["A"], [], {"A": "\udcff"})
+def test_variables() -> None:
+    assert arguments.variables(["A=1", "B=two words", "A=b=c", "D="]) == (
+        ("A", "1"),
+        ("B", "two words"),
+        ("A", "b=c"),
+        ("D", ""),
+    )
+
+
+@pytest.mark.parametrize("text", ["A", "=x", "A B=1", "A=\0", ""])
+def test_what_is_no_variable(text: str) -> None:
+    with pytest.raises(errors.UsageError, match="is not NAME=VALUE"):
+        arguments.variables([text])
+
+
+def test_an_image_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "archive.tar").touch()
+    (tmp_path / "result").symlink_to("archive.tar")
+    for text in ("result", "./result", f"{tmp_path}/result"):
+        assert arguments.image(text, str(tmp_path)) == f"nix:0{tmp_path}/archive.tar"
+    assert arguments.image("busybox:1", str(tmp_path)) == "busybox:1"

@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import model
 from nixlet.host import unixsocket
-from nixlet.pods import player
+from nixlet.pods import player, undoing
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_events_grpc, cri_pb2
@@ -71,7 +71,9 @@ async def starting(directory: Path, reason: str) -> AsyncIterator[tuple[player.P
     ):
         containerd = client.Containerd(channel, path)
         async with containerd.exits("c") as exits:
-            yield player.Player(cri.RuntimeClient(channel, path), containerd, pods_dir="", leases=""), exits
+            runtime = cri.RuntimeClient(channel, path)
+            undoings = undoing.Undoings(runtime, containerd, pods_dir="", leases="")
+            yield player.Player(runtime, containerd, undoings, pods_dir=""), exits
 
 
 async def test_a_container_that_ends_at_once_has_started(tmp_path: Path) -> None:
@@ -124,12 +126,17 @@ async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Pat
     runtime = SlowRuntime()
     async with server.serve(unixsocket.listen(path), [runtime]), channels.connect(path) as channel:
         connection = client.Containerd(channel, path)
-        plays = player.Player(cri.RuntimeClient(channel, path), connection, pods_dir=str(tmp_path / "pods"), leases="")
+        asked, pods_dir = cri.RuntimeClient(channel, path), str(tmp_path / "pods")
+        undoings = undoing.Undoings(asked, connection, pods_dir=pods_dir, leases="")
+        plays = player.Player(asked, connection, undoings, pods_dir=pods_dir)
+
+        async def obtain(_: model.Container) -> cri_pb2.Image:
+            return cri_pb2.Image(id="x")
 
         def begin(name: str, port: int) -> "asyncio.Task[player.RunningPod]":
             # Whether a program has a port of SCTP is not looked at.
             container = model.Container("c", "x", "Never", ports=(model.Port(80, port, protocol="SCTP"),))
-            return asyncio.create_task(plays.play(model.Pod(name, containers=(container,)), {}, asyncio.Event()))
+            return asyncio.create_task(plays.play(model.Pod(name, containers=(container,)), obtain, asyncio.Event()))
 
         # None waits for another: what is refused is refused before the runtime knows of any.
         playing = [begin("one", 7000), begin("two", 7000), begin("other", 7001)]

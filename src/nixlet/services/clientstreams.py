@@ -1,0 +1,41 @@
+"""The streams of a client that asks for a process: what it hands over, and waiting beside it."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from nixlet.containers import clients
+from nixlet.varlink import server
+
+
+class Streams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Indices of the descriptors that came with a call, None for streams that aren't to be served."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+def client(call: server.Call[Any], streams: Streams) -> clients.Client:
+    """The client that has these streams.
+
+    Raises:
+        InvalidArgumentError: A descriptor did not come, or is of no use.
+    """
+    outputs = {"stdout": streams.stdout, "stderr": streams.stderr}
+    there = {name: call.descriptor(index) for name, index in outputs.items() if index is not None}
+    return clients.Client(there, None if streams.stdin is None else call.descriptor(streams.stdin))
+
+
+async def first(*works: "asyncio.Future[Any] | Coroutine[Any, Any, object]") -> None:
+    """Wait until one of several has ended. Tasks go on, and coroutines are given up."""
+    waited = [asyncio.ensure_future(each) for each in works]
+    ours = [task for task, work in zip(waited, works, strict=True) if task is not work]
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in ours:
+            task.cancel()
+        await asyncio.gather(*ours, return_exceptions=True)

@@ -1,0 +1,129 @@
+"""Running a container for a client: the method Run."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+import msgspec
+
+from nixlet import errors
+from nixlet.containers import clients, model
+from nixlet.images import obtaining
+from nixlet.pods import lifecycle, single
+from nixlet.rpc.gen import cri_pb2
+from nixlet.services import clientstreams, pullprogress, withdrawal
+from nixlet.varlink import server
+
+
+class RunParameters(single.Wanted, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to be run, and for whom.
+
+    Attributes:
+        ticket: What the call is withdrawn by; empty: it isn't.
+        streams: Where the container's streams go; None: nowhere, and the client goes when it has started.
+        columns: The size of the client's terminal.
+        rows: Its height.
+    """
+
+    ticket: str = ""
+    streams: clientstreams.Streams | None = None
+    columns: int = 0
+    rows: int = 0
+
+
+class RunService:
+    """Runs containers on one node."""
+
+    def __init__(self, pods: lifecycle.Pods, obtainer: obtaining.Obtainer, withdrawals: withdrawal.Withdrawals) -> None:
+        self._pods = pods
+        self._obtainer = obtainer
+        self._withdrawals = withdrawals
+
+    def methods(self) -> Mapping[str, server.Method]:
+        """Its methods."""
+        return {"Run": server.Method(RunParameters, self._run)}
+
+    async def _run(self, call: server.Call[RunParameters]) -> Mapping[str, object] | None:
+        wanted = call.parameters
+        pod = single.pod(wanted, attached=wanted.streams is not None)
+        with self._withdrawals.possible(call, wanted.ticket) as withdrawn:
+            if wanted.streams is None:
+                return {"started": _described(await self._play(call, pod, withdrawn, None))}
+            streams = wanted.streams if wanted.interactive else msgspec.structs.replace(wanted.streams, stdin=None)
+            client = clientstreams.client(call, streams)
+            try:
+                played = await self._play(call, pod, withdrawn, client)
+                await call.reply({"started": _described(played)})
+                return await self._follow(call, played, client, withdrawn)
+            finally:
+                # What has started goes on without it.
+                client.leave()
+
+    async def _play(
+        self,
+        call: server.Call[RunParameters],
+        pod: model.Pod,
+        withdrawn: asyncio.Event,
+        client: clients.Client | None,
+    ) -> lifecycle.Played:
+        async with pullprogress.told(call) as tell:
+
+            async def obtain(container: model.Container) -> cri_pb2.Image:
+                image, _ = await self._obtainer.obtain(container.image, container.pull_policy, tell)
+                return image
+
+            listeners = {} if client is None else {pod.containers[0].name: client}
+            size = (call.parameters.columns, call.parameters.rows)
+            try:
+                return await asyncio.shield(self._pods.play(pod, obtain, withdrawn, listeners=listeners, size=size))
+            except errors.AlreadyExistsError as error:
+                hint = f"remove it (nixlet rm {pod.name}) or choose another --name"
+                raise errors.AlreadyExistsError(error.message, hint=hint) from error
+
+    async def _follow(
+        self,
+        call: server.Call[RunParameters],
+        played: lifecycle.Played,
+        client: clients.Client,
+        withdrawn: asyncio.Event,
+    ) -> Mapping[str, object] | None:
+        """Wait for the end of a container that a client has in front of it, or of the client; the last reply."""
+        running = played.running
+        serving = played.serving[running.containers[0].id]
+        await clientstreams.first(serving, withdrawn.wait(), client.gone.wait())
+        if serving.done() and not serving.cancelled():
+            await clientstreams.first(client.finish(), call.gone.wait())
+        if client.failure is not None or client.reader_gone or (withdrawn.is_set() and not call.gone.is_set()):
+            # Nobody reads what it prints, or somebody is in a hurry: it ends as a program would at the end of a pipe.
+            await self._end(played)
+            if client.failure is not None:
+                raise client.failure
+            if not client.reader_gone:
+                raise errors.CallCancelledError(f"container {running.pod.name} is not wanted any more")
+            return {"reader_gone": True}
+        if call.gone.is_set():
+            return None
+        if serving.cancelled():
+            raise errors.UnavailableError(
+                f"the node ends; container {running.pod.name} goes on", hint=f"see nixlet logs {running.pod.name}"
+            )
+        code = serving.result()
+        if running.containers[0].exit_code is not None:
+            code = running.containers[0].exit_code
+        if running.pod.remove_when_ended:
+            # Afterwards nothing of it is there.
+            await asyncio.wait({played.ended})
+        return {"ended": {"exit_code": code}}
+
+    async def _end(self, played: lifecycle.Played) -> None:
+        running = played.running
+        if running.pod.remove_when_ended:
+            with contextlib.suppress(errors.NotFoundError):
+                await self._pods.remove(running.sandbox, 0)
+        else:
+            self._pods.release(running.sandbox)
+
+
+def _described(played: lifecycle.Played) -> Mapping[str, object]:
+    running = played.running
+    return {"id": running.containers[0].id, "name": running.pod.name, "sandbox": running.sandbox}
