@@ -13,6 +13,9 @@ from typing import IO
 from nixlet.host import mounts
 from support import nodes, parts
 
+#: The containerds that nerdctl works with.
+CONTAINERDS = parts.CONTAINERDS[1:]
+
 #: containerd's namespace and the image's name for nerdctl. Another namespace than CRI's: neither tool sees the other's containers.
 NAMESPACE = "bench"
 IMAGE = "localhost/bench:1"

@@ -16,9 +16,6 @@ import measure
 import throughput
 from support import nodes, parts, storeimages
 
-#: The containerds that nerdctl is measured on.
-CONTAINERDS = parts.CONTAINERDS[1:]
-
 #: A program that ends as soon as it is asked to.
 STAYING = ("sh", "-c", 'trap "exit 0" TERM; echo ready; while true; do sleep 1 & wait; done')
 
@@ -173,12 +170,12 @@ def document(report: Mapping[str, Mapping[str, Any]], size: Size) -> str:
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    parser.add_argument("--containerd", choices=CONTAINERDS, action="append", help="only these versions")
+    parser.add_argument("--containerd", choices=commands.CONTAINERDS, action="append", help="only these versions")
     parser.add_argument("--quick", action="store_true", help="few rounds and small numbers: to see that it works")
     chosen = parser.parse_args()
     alone.on_the_network()
     size = QUICK if chosen.quick else dataclasses.replace(FULL, rounds=max(chosen.runs, 7))
-    versions = chosen.containerd or (CONTAINERDS[-1:] if chosen.quick else CONTAINERDS)
+    versions = chosen.containerd or (commands.CONTAINERDS[-1:] if chosen.quick else commands.CONTAINERDS)
     report = {version: measured(parts.containerd(version), size) for version in versions}
     text = document(report, size)
     print(text)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calls", "closures", "ready", "verbs"])
+@pytest.mark.parametrize("name", ["calls", "closures", "podcost", "ready", "verbs"])
 def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
@@ -31,6 +31,10 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         node, bare = figure["rows"].values()
         assert node["median"] > bare["median"] > 0
         assert figure["idle"].keys() == {"nixlet", "containerd"}
+    elif name == "podcost":
+        (figure,) = figures.values()
+        assert len(figure) == 10
+        assert all(row["median"] > 0 for steps in figure.values() for row in steps.values())
     elif name == "verbs":
         (figure,) = figures.values()
         tables = [*figure["verbs"].values(), *figure["output"].values(), *figure["load"].values(), figure["crowd"]]
@@ -43,4 +47,4 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         )
     # Others mount as well meanwhile; what a benchmark mounts lies below directories of its own.
     assert [entry.path for entry in mounts.table() if f"nixlet-{name}-" in entry.path] == []
-    assert not any(Path(f"/run/nixlet-test/{place}").exists() for place in ("b", "15", "16", "17"))
+    assert not any(Path(f"/run/nixlet-test/{place}").exists() for place in ("b", "15", "16", "17", "18"))
