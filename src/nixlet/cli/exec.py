@@ -15,8 +15,7 @@ from nixlet.cli import grammar, options
     grammar.Argument("command", several=True),
     interspersed=False,
 )
-@options.asynchronous
-async def exec(  # noqa: A001 (the verb's name)
+def exec(  # noqa: A001 (the verb's name)
     container: str,
     command: tuple[str, ...],
     state_dir: str,
@@ -32,22 +31,34 @@ async def exec(  # noqa: A001 (the verb's name)
     import os
 
     from nixlet import errors
-    from nixlet.cli import containers, node, terminal, variables
-    from nixlet.containers import arguments, processes
-    from nixlet.rpc.gen import cri_pb2
+    from nixlet.cli import ends, link, session, variables
 
     words = command[1:] if command[:1] == ("--",) else command
     if not words:
         raise errors.UsageError("there is no command to run")
-    rights = None if user is None else arguments.user(user)
-    wanted = processes.Command(words, variables.environment(env, env_file, os.environ), workdir or "", rights, tty=tty)
+    given = variables.environment(env, env_file, os.environ)
     if tty:
-        terminal.check(stdin=interactive)
-    async with node.connected(state_dir) as connection:
-        found = await containers.find(connection, container)
-        if found.state != cri_pb2.CONTAINER_RUNNING:
-            raise errors.FailedPreconditionError(f"container {container} is not running")
-        service = processes.Processes(connection.containerd, connection.tasks, connection.layout.state_dir)
-        async with service.started(found.id, wanted, stdin=interactive) as process:
-            with terminal.given_to(process.resize, process.send_signal, tty=tty, stdin=interactive):
-                return await process.serve(terminal.written, terminal.Input() if interactive else None)
+        session.check_terminal(stdin=interactive)
+    columns, rows = session.size() if tty else (0, 0)
+    with (
+        link.connected(state_dir) as node,
+        link.connected(state_dir) as control,
+        ends.Ends(stdin=interactive, stderr=not tty) as ours,
+        session.Signals() as signals,
+    ):
+        wanted = {
+            "container": container,
+            "command": words,
+            "streams": ours.streams,
+            "tty": tty,
+            "interactive": interactive,
+            "env": [f"{name}={value}" for name, value in given],
+            "user": user or "",
+            "workdir": workdir or "",
+            "columns": columns,
+            "rows": rows,
+        }
+        node.send("Exec", wanted, ours.descriptors, more=True)
+        ours.handed_over()
+        name = node.receive()[0]["started"]["session"]
+        return session.Session(node, control, ours, name, tty=tty).serve(signals)

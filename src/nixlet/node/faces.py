@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import foreground, streams
+from nixlet.containers import attaching, foreground, processes, streams
 from nixlet.host import signals, supervisor
 from nixlet.images import obtaining
 from nixlet.node import config as node_config
@@ -14,12 +14,14 @@ from nixlet.node import containerd_child, proxyplugin
 from nixlet.pods import ended, lifecycle, player, removal, resolvconf, undoing
 from nixlet.services import (
     containers,
+    executing,
     manifests,
     nodeimages,
     nodeinterface,
     nodelogs,
     nodestatus,
     running,
+    sessions,
     stopping,
     withdrawal,
 )
@@ -100,6 +102,8 @@ class Faces:
         self._made: list[node_service.NodeService] = []
         self._pods: list[lifecycle.Pods] = []
         self._removals: list[removal.Removals] = []
+        self._keepers: list[streams.Keeper] = []
+        self._processes: list[processes.Processes] = []
         self.containerd: Containerd | None = None
 
     def services(self, served: proxyplugin.Served) -> Sequence[node_service.NodeService]:
@@ -128,6 +132,9 @@ class Faces:
         state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
         foregrounds = foreground.Foregrounds(served.containerd, service, served.runtime, state_dirs)
         keeper = streams.Keeper(served.containerd, service, served.runtime, state_dirs)
+        # Before containerd starts, which forgets the containers that have ended.
+        keeper.look()
+        self._keepers.append(keeper)
         return lifecycle.Pods(served.runtime, plays, undoings, removals, watcher, foregrounds, keeper, service)
 
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
@@ -142,11 +149,18 @@ class Faces:
         obtainer = obtaining.Obtainer(self._images, served.exchange)
         runs = running.RunService(self._pods[0], obtainer, calls)
         plays = manifests.ManifestService(self._pods[0], obtainer, served.containerd, calls)
-        services = (status, there, stops, logs, images, calls, runs, plays)
+        adds = processes.Processes(served.containerd, service, self._layout.state_dir)
+        self._processes.append(adds)
+        attacher = attaching.Attacher(served.runtime, served.containerd, self._keepers[0])
+        fronts = sessions.Sessions()
+        executes = executing.ExecutingService(served.runtime, service, adds, attacher, fronts)
+        services = (status, there, stops, logs, images, calls, runs, plays, fronts, executes)
         return nodeinterface.interface(*(each.methods() for each in services))
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""
+        for adds in self._processes:
+            await adds.recover()
         for made in self._pods:
             await made.recover()
         self.containerd = containerd
@@ -158,5 +172,7 @@ class Faces:
         """End what they do by themselves."""
         for service in self._made:
             service.close()
+        for adds in self._processes:
+            await adds.close()
         for made in self._pods:
             await made.close(ending)

@@ -84,7 +84,7 @@ class Pods:
     async def recover(self) -> None:
         """Go on with what an earlier node began. Until then no pod is played: it would be taken for one of the earlier node's."""
         await self._undoings.recover()
-        await self._foregrounds.adopt()
+        await self._keeper.adopt()
         await self._watcher.adopt()
         self._recovered.set()
 

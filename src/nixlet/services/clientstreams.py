@@ -1,6 +1,7 @@
 """The streams of a client that asks for a process: what it hands over, and waiting beside it."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -8,6 +9,9 @@ import msgspec
 
 from nixlet.containers import clients
 from nixlet.varlink import server
+
+#: Seconds in which the end of a connection is heard of that ended with a descriptor.
+_MOMENT = 0.2
 
 
 class Streams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,6 +31,13 @@ def client(call: server.Call[Any], streams: Streams) -> clients.Client:
     outputs = {"stdout": streams.stdout, "stderr": streams.stderr}
     there = {name: call.descriptor(index) for name, index in outputs.items() if index is not None}
     return clients.Client(there, None if streams.stdin is None else call.descriptor(streams.stdin))
+
+
+async def has_hung_up(call: server.Call[Any]) -> bool:
+    """Whether a client whose descriptor has no reader any more is gone itself: one that dies takes both along at once."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(call.gone.wait(), _MOMENT)
+    return call.gone.is_set()
 
 
 async def first(*works: "asyncio.Future[Any] | Coroutine[Any, Any, object]") -> None:

@@ -133,6 +133,10 @@ class Connection:
             raise errors.NixletError(f"{self.peer} handed no descriptor over")
         return self._descriptors.pop(0)
 
+    def has_reply(self) -> bool:
+        """Whether a whole reply has been read already, which no waiting for the socket would tell."""
+        return bool(self._replies)
+
     def ready(self) -> bool:
         """Whether a whole reply is there: after the socket was readable once, without waiting for more of it."""
         if not self._replies:

@@ -1,0 +1,220 @@
+"""Our own ends of streams that are handed to the node: what can be handed over is, and the rest goes through pipes of ours.
+
+The node writes to a pipe or a file of ours by itself, without us in between. A terminal, a device or a socket it never gets: it must not
+wait for a person, and others have them too. There is a pipe for each of these, which we empty into them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+
+from nixlet import errors
+
+#: What a pipe of ours holds, and what is moved at once (bytes).
+_PIPE = 1 << 20
+_CHUNK = 1 << 16
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+
+class Gone(Exception):
+    """Nobody has the other side of our stream any more.
+
+    Attributes:
+        terminal: It was a terminal.
+    """
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+
+class Output:
+    """A stream of ours that the node doesn't get: what comes through a pipe goes there."""
+
+    def __init__(self, ours: int, pipe: int) -> None:
+        self.pipe = pipe
+        self._data = memoryview(b"")
+        self._own = -1
+        self._name = "standard error" if ours == 2 else "standard output"
+        self._terminal = os.isatty(ours)
+        #: What is waited for until it can be written.
+        self.writing = ours
+        self._put: Callable[[memoryview], int] = lambda data: os.write(ours, data)
+        if stat.S_ISSOCK(os.fstat(ours).st_mode):
+            own = socket.socket(fileno=os.dup(ours))
+            self._put = lambda data: own.send(data, socket.MSG_DONTWAIT)
+            return
+        try:
+            # Anew, since what others have open too must not be made non-blocking.
+            self._own = os.open(f"/proc/self/fd/{ours}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            # Somebody else's terminal, after su(1): we wait when it does.
+            return
+        self.writing = self._own
+        self._put = lambda data: os.write(self._own, data)
+
+    def close(self) -> None:
+        """Close what is ours."""
+        for fd in (self.pipe, self._own):
+            if fd >= 0:
+                os.close(fd)
+        self.pipe = self._own = -1
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has been read that can't be written yet."""
+        return bool(self._data)
+
+    def read(self) -> bool:
+        """Take more from the pipe; whether there was more."""
+        try:
+            self._data = memoryview(os.read(self.pipe, _CHUNK))
+        except BlockingIOError:
+            return True
+        return bool(self._data)
+
+    def write(self) -> None:
+        """Write what can be written without waiting.
+
+        Raises:
+            Gone: Nobody reads it any more.
+            FailedPreconditionError: It can't be written for another reason.
+        """
+        while self._data:
+            try:
+                self._data = self._data[self._put(self._data) :]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in {errno.EPIPE, errno.ECONNRESET} or (error.errno == errno.EIO and self._terminal):
+                    raise Gone(terminal=self._terminal) from None
+                raise errors.FailedPreconditionError(
+                    f"{self._name} can't be written: {error.strerror}", hint="send it elsewhere"
+                ) from error
+
+
+class Input:
+    """Our standard input, for a pipe that the node reads."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self._data = memoryview(b"")
+        os.set_blocking(pipe, False)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has been read that the pipe has no room for yet."""
+        return bool(self._data)
+
+    def close(self) -> None:
+        """Let the node see the end of it."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+
+    def read(self) -> bytes:
+        """What our input gives next; empty at its end, and when the terminal is gone."""
+        try:
+            return os.read(0, _CHUNK)
+        except BlockingIOError:
+            # Somebody else made it non-blocking, and took what was there.
+            os.set_blocking(0, True)
+            return os.read(0, _CHUNK)
+        except OSError:
+            return b""
+
+    def give(self, data: bytes) -> None:
+        """Hand it on, as soon as there is room."""
+        self._data = memoryview(bytes(self._data) + data)
+        self.write()
+
+    def write(self) -> bool:
+        """Write what there is room for; False when nobody reads it any more."""
+        try:
+            while self._data:
+                self._data = self._data[os.write(self.pipe, self._data) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._data = memoryview(b"")
+            return False
+        return True
+
+
+class Ends:
+    """All three; a context manager.
+
+    Attributes:
+        descriptors: What is handed over with a call.
+        streams: How the call names them: indices by the streams' names.
+        outputs: Those that go through pipes of ours.
+        input: Our input, if it is wanted.
+    """
+
+    def __init__(self, *, stdin: bool, stderr: bool = True) -> None:
+        """Make what is needed.
+
+        Args:
+            stdin: Our input is wanted.
+            stderr: There are two outputs; a terminal has only one.
+        """
+        self.descriptors: list[int] = []
+        self.streams: dict[str, int] = {}
+        self.outputs: list[Output] = []
+        self.input: Input | None = None
+        self._handed: list[int] = []
+        for fd, name in ((1, "stdout"), *(((2, "stderr"),) if stderr else ())):
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+                self._hand_over(name, fd)
+                continue
+            reader, writer = _pipe()
+            os.set_blocking(reader, False)
+            self._handed.append(writer)
+            self._hand_over(name, writer)
+            self.outputs.append(Output(fd, reader))
+        if stdin:
+            reader, writer = _pipe()
+            self._handed.append(reader)
+            self._hand_over("stdin", reader)
+            self.input = Input(writer)
+
+    def _hand_over(self, name: str, fd: int) -> None:
+        self.streams[name] = len(self.descriptors)
+        self.descriptors.append(fd)
+
+    def handed_over(self) -> None:
+        """The node has got them: what was only for it is closed."""
+        while self._handed:
+            os.close(self._handed.pop())
+
+    def without_input(self) -> None:
+        """Our input turns out not to be wanted: it stays as it is."""
+        if self.input is not None:
+            self.input.close()
+            self.input = None
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handed_over()
+        for output in self.outputs:
+            output.close()
+        if self.input is not None:
+            self.input.close()
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    # Users have a limit for all of their pipes together (pipe(7)).
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE)
+    return reader, writer

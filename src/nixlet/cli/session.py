@@ -1,0 +1,275 @@
+"""A process in front of a person: our streams are its streams, our signals and our terminal's size go to it, until it ends."""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import tty
+
+from nixlet import errors
+from nixlet.cli import ends
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self
+
+    from nixlet.cli import link
+
+#: Ctrl-P Ctrl-Q.
+_DETACH = b"\x10\x11"
+
+#: The exit statuses of programs that these signals end.
+READER_GONE = 128 + signal.SIGPIPE
+TERMINAL_GONE = 128 + signal.SIGHUP
+
+#: What ends, interrupts or concerns a program.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def check_terminal(*, stdin: bool) -> None:
+    """Make sure that there is a terminal to hand on.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if stdin and not os.isatty(0):
+        raise errors.UsageError("--tty needs a terminal, and standard input is none", hint="leave out -t")
+
+
+def size() -> tuple[int, int]:
+    """Our terminal's columns and rows; zeros without one."""
+    for fd in (1, 0, 2):
+        if os.isatty(fd):
+            found = os.get_terminal_size(fd)
+            return found.columns, found.lines
+    return 0, 0
+
+
+class Signals:
+    """The signals that we get, kept for whoever they are for, for the time of the context; they do nothing else meanwhile."""
+
+    def __init__(self) -> None:
+        self.pending: list[int] = []
+        self._before: dict[int, Any] = {}
+        self._reader = self._writer = -1
+
+    def fileno(self) -> int:
+        """For waiting until one comes."""
+        return self._reader
+
+    def __enter__(self) -> "Self":
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for number in (*_FORWARDED, signal.SIGWINCH):
+            self._before[number] = signal.signal(number, self._keep)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _keep(self, number: int, _: object) -> None:
+        self.pending.append(number)
+
+    def take(self) -> list[int]:
+        """Those that came since."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 1 << 10)
+        taken, self.pending = self.pending, []
+        return taken
+
+
+class Raw:
+    """Our terminal hands every key on as it is, for the time of the context; nothing for what is no terminal."""
+
+    def __init__(self, fd: int = 0) -> None:
+        self._fd = fd
+        self._before: list[Any] | None = None
+
+    def __enter__(self) -> "Self":
+        if os.isatty(self._fd):
+            self._before = termios.tcgetattr(self._fd)
+            tty.setraw(self._fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            # It may be gone.
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+
+class Session:
+    """A process that the node has put in front of us.
+
+    Attributes:
+        detached: We have left it; it goes on.
+    """
+
+    def __init__(
+        self,
+        node: "link.Node",
+        control: "link.Node",
+        ours: ends.Ends,
+        name: str,
+        *,
+        tty: bool,
+        detachable: bool = False,
+        hang_up_detaches: bool = False,
+    ) -> None:
+        """A process whose start the node has told.
+
+        Args:
+            node: The connection that the call was sent over, whose next replies tell of its end.
+            control: Another one, for signals and sizes.
+            ours: Our ends of its streams.
+            name: The session's name.
+            tty: It has a terminal.
+            detachable: Ctrl-P Ctrl-Q leaves it alone.
+            hang_up_detaches: So does the end of our terminal; otherwise it is told.
+        """
+        self._node = node
+        self._control = control
+        self._ours = ours
+        self._name = name
+        self._tty = tty
+        self._detachable = detachable
+        self._hang_up_detaches = hang_up_detaches
+        self._held = b""
+        self._asked = 0
+        self._reading = ours.input is not None
+        self.detached = False
+
+    def serve(self, signals: Signals) -> int:
+        """Be in front of it until it has ended or we are detached; its exit status, or 0.
+
+        Args:
+            signals: What we get.
+
+        Raises:
+            UnavailableError: The node went away.
+            NixletError: What the node says.
+        """
+        try:
+            with Raw() if self._tty and self._ours.input is not None else contextlib.nullcontext():
+                return self._serve(signals)
+        except ends.Gone as gone:
+            return TERMINAL_GONE if gone.terminal else READER_GONE
+
+    def _serve(self, signals: Signals) -> int:
+        code: int | None = None
+        while code is None or self._ours.outputs:
+            if self._node.has_reply():
+                code = self._end(self._node.receive()[0])
+                continue
+            self._wait(signals, ended=code is not None)
+            if self.detached:
+                return 0
+        return code
+
+    def _end(self, reply: "dict[str, Any]") -> int:
+        # The pipes of ours have an end now, which is where the rest of the output ends.
+        if reply.get("reader_gone"):
+            raise ends.Gone(terminal=False)
+        self._stop_reading()
+        return int(reply["ended"]["exit_code"])
+
+    def _wait(self, signals: Signals, *, ended: bool) -> None:
+        def output_shown(output: ends.Output) -> "Callable[[], None]":
+            return lambda: self._show(output)
+
+        poll = select.poll()
+        watched: dict[int, Callable[[], object]] = {}
+
+        def watch(fd: int, events: int, handle: "Callable[[], object]") -> None:
+            watched[fd] = handle
+            poll.register(fd, events)
+
+        watch(signals.fileno(), select.POLLIN, lambda: self._forward(signals.take()))
+        if not ended:
+            watch(self._node.fileno(), select.POLLIN, self._node.ready)
+        if self._asked:
+            watch(self._control.fileno(), select.POLLIN, self._answered)
+        for output in self._ours.outputs:
+            if output.waits:
+                watch(output.writing, select.POLLOUT, output.write)
+            else:
+                watch(output.pipe, select.POLLIN, output_shown(output))
+        ours = self._ours.input
+        if ours is not None and ours.pipe >= 0:
+            if ours.waits:
+                watch(ours.pipe, select.POLLOUT, self._give)
+            elif self._reading:
+                watch(0, select.POLLIN, self._read)
+        for fd, _ in poll.poll():
+            watched[fd]()
+
+    def _show(self, output: ends.Output) -> None:
+        if output.read():
+            output.write()
+        else:
+            output.close()
+            self._ours.outputs.remove(output)
+
+    def _give(self) -> None:
+        assert self._ours.input is not None
+        if not self._ours.input.write():
+            self._stop_reading()
+        elif not self._reading and not self._ours.input.waits:
+            self._ours.input.close()
+
+    def _read(self) -> None:
+        ours = self._ours.input
+        assert ours is not None
+        data = ours.read()
+        if not data:
+            self._reading = False
+        typed = self._undetached(data) if self._tty and self._detachable else data
+        if typed:
+            ours.give(typed)
+        self._give()
+
+    def _undetached(self, data: bytes) -> bytes:
+        """What was typed before Ctrl-P Ctrl-Q; the first key alone may be the beginning of both."""
+        data = self._held + data
+        before, found, _ = data.partition(_DETACH)
+        self.detached = bool(found)
+        self._held = b"" if found or not data.endswith(_DETACH[:1]) else _DETACH[:1]
+        return before if found else data.removesuffix(self._held)
+
+    def _stop_reading(self) -> None:
+        self._reading = False
+        if self._ours.input is not None:
+            self._ours.input.close()
+
+    def _forward(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number == signal.SIGWINCH:
+                if self._tty:
+                    self._ask("Resize", dict(zip(("columns", "rows"), size(), strict=True)))
+            elif number == signal.SIGHUP and self._hang_up_detaches:
+                self.detached = True
+            else:
+                self._ask("Signal", {"signal": int(number)})
+
+    def _ask(self, method: str, parameters: "dict[str, Any]") -> None:
+        self._control.send(method, {"session": self._name, **parameters})
+        self._asked += 1
+
+    def _answered(self) -> None:
+        self._control.ready()
+        while self._control.has_reply():
+            self._asked -= 1
+            try:
+                self._control.receive()
+            except errors.NotFoundError:
+                # It has ended.
+                pass
+            except errors.NixletError as error:
+                print(f"a signal is not handed on: {error}", file=sys.stderr)

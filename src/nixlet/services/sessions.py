@@ -1,0 +1,109 @@
+"""Processes that clients have in front of them, by a name that only they know: the methods Resize and Signal.
+
+A client that is given a process asks for these over another connection while its first one waits for the end.
+"""
+
+import contextlib
+import secrets
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import msgspec
+
+from nixlet import errors
+from nixlet.containerd import tasks
+from nixlet.host import procfs
+from nixlet.varlink import server
+
+#: A container that goes on after it was asked so often to end is killed.
+_PATIENCE = 3
+
+
+class Process(Protocol):
+    """What a client can have in front of it."""
+
+    async def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the size of its terminal."""
+
+
+class FirstProcess:
+    """A container's first process, as a client has it in front of it: remembers what the client ended it by."""
+
+    def __init__(self, service: tasks.Tasks, container: str) -> None:
+        self._tasks = service
+        self._container = container
+        self._asked = 0
+        self._ended_by = 0
+
+    async def send_signal(self, number: int) -> None:
+        """Send it a signal, with the effect that it would have outside of a container."""
+        pid = await self._tasks.pid(self._container)
+        self._asked += number in {signal.SIGINT, signal.SIGTERM}
+        # The first process of a namespace gets only signals that it asked for (pid_namespaces(7)): Ctrl-C would do nothing
+        # to most programs. What it doesn't ask for has the effect here that it has elsewhere: it ends.
+        if self._asked < _PATIENCE and procfs.heeds_signal(pid, number):
+            await self._tasks.kill(self._container, number)
+        else:
+            self._ended_by = self._ended_by or number
+            await self._tasks.kill(self._container, signal.SIGKILL)
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the size of its terminal."""
+        await self._tasks.resize(self._container, columns, rows)
+
+    def exit_code(self, code: int) -> int:
+        """The exit status for one that ended with another: that of the signal that ended it, if one of the client's did."""
+        return 128 + self._ended_by if self._ended_by else code
+
+
+class _Resized(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    session: str
+    columns: int
+    rows: int
+
+
+class _Signalled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    session: str
+    signal: int
+
+
+class Sessions:
+    """Those of one node."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Process] = {}
+
+    @contextlib.contextmanager
+    def opened(self, process: Process) -> Iterator[str]:
+        """Let a client reach a process for the time of the context, by the name that it gives."""
+        name = secrets.token_hex(16)
+        self._open[name] = process
+        try:
+            yield name
+        finally:
+            del self._open[name]
+
+    def methods(self) -> Mapping[str, server.Method]:
+        """Its methods."""
+        return {"Resize": server.Method(_Resized, self._resize), "Signal": server.Method(_Signalled, self._signal)}
+
+    def _find(self, name: str) -> Process:
+        found = self._open.get(name)
+        if found is None:
+            raise errors.NotFoundError("the process has ended")
+        return found
+
+    async def _resize(self, call: server.Call[_Resized]) -> None:
+        wanted = call.parameters
+        await self._find(wanted.session).resize(wanted.columns, wanted.rows)
+
+    async def _signal(self, call: server.Call[_Signalled]) -> None:
+        try:
+            number = signal.Signals(call.parameters.signal)
+        except ValueError as error:
+            raise errors.InvalidArgumentError(f"there is no signal {call.parameters.signal}") from error
+        await self._find(call.parameters.session).send_signal(number)
