@@ -9,7 +9,7 @@ from nixlet.cli import grammar, options
 )
 def images(state_dir: str, output: str) -> None:
     """List the images that the node has."""
-    from nixlet.cli import link, progress, table
+    from nixlet.cli import link, sizes, table
 
     with link.connected(state_dir) as node:
         found = sorted(node.call("ListImages")["images"], key=lambda image: (image["tags"], image["id"]))
@@ -26,7 +26,7 @@ def images(state_dir: str, output: str) -> None:
         options.print_json(listed)
         return
     rows = [
-        (name, image["id"].removeprefix("sha256:")[:12], progress.human_size(image["size"]))
+        (name, image["id"].removeprefix("sha256:")[:12], sizes.decimal(image["size"]))
         for image in found
         for name in (image["tags"] or image["digests"] or ["<none>"])
     ]

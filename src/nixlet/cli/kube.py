@@ -112,7 +112,7 @@ async def _run_to_end(connection: "Node", pod: "model.Pod", *, summary: bool) ->
 
 
 def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], milliseconds: float | None) -> None:
-    from nixlet.cli import progress
+    from nixlet.cli import sizes
 
     print()
     for container, count in zip(pod.containers, mounts, strict=True):
@@ -120,7 +120,7 @@ def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], millisec
         print(f"container {container.name}")
         if pulled is not None:
             print(f"  paths in the closure      {pulled.closure_paths}")
-            print(f"  bytes fetched             {progress.human_size(pulled.fetched_bytes)}")
+            print(f"  bytes fetched             {sizes.decimal(pulled.fetched_bytes)}")
             print(f"  image ready after         {pulled.duration_ms} ms")
         print(f"  mounts per container      {count}")
     if milliseconds is not None:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from nixlet.cli import sizes
 from nixlet.telemetry import progress
 
 
@@ -65,14 +66,4 @@ def _bars(title: str) -> Iterator[progress.ProgressSink]:
 
 
 def _size(done: int, total: int) -> str:
-    return f"{human_size(done)} of {human_size(total)}" if total else human_size(done)
-
-
-def human_size(size: int) -> str:
-    """Bytes for people: "3.4 MB"."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
+    return f"{sizes.decimal(done)} of {sizes.decimal(total)}" if total else sizes.decimal(done)

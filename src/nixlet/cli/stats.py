@@ -1,12 +1,10 @@
 """``nixlet stats``: what running containers use."""
 
-from nixlet.cli import grammar, options
+from nixlet.cli import grammar, options, sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @grammar.verb(
@@ -38,14 +36,6 @@ def stats(containers: tuple[str, ...], state_dir: str, output: str, *, no_stream
 
 
 def _row(usage: "dict[str, Any]") -> tuple[str, ...]:
-    limit = _size(usage["memory_limit_bytes"]) if usage["memory_limit_bytes"] else "-"
-    memory = f"{_size(usage['memory_bytes'])} / {limit}"
+    limit = sizes.binary(usage["memory_limit_bytes"]) if usage["memory_limit_bytes"] else "-"
+    memory = f"{sizes.binary(usage['memory_bytes'])} / {limit}"
     return usage["id"][:12], usage["name"], f"{usage['cpu_percent']:.2f}%", memory, str(usage["pids"])
-
-
-def _size(count: float) -> str:
-    for unit in _UNITS[:-1]:
-        if count < 1024:
-            return f"{count:.4g}{unit}"
-        count /= 1024
-    return f"{count:.4g}{_UNITS[-1]}"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,11 +56,41 @@ def loaded(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def slow(found: set[str]) -> set[str]:
+    """Of which of the slow ones there is something among modules."""
+    return {name for name in SLOW if any(each == name or each.startswith(f"{name}.") for each in found)}
+
+
 @pytest.mark.parametrize("arguments", COMMAND_LINES, ids=" ".join)
 def test_a_command_line_is_read_without_what_takes_long(arguments: list[str]) -> None:
     found = loaded(f"from nixlet import __main__; from nixlet.cli import app, streams; app.parse({arguments!r})")
-    assert [each for each in sorted(found) if each in SLOW or each.startswith(tuple(f"{name}." for name in SLOW))] == []
+    assert slow(found) == set()
     assert len(found) <= 25, sorted(found)
+
+
+#: Verbs that only ask, as whole commands; the error that there is no node is as long a way as most answers.
+ASKING = (
+    ["ps"],
+    ["logs", "name"],
+    ["inspect", "name"],
+    ["stats"],
+    ["stop", "name"],
+    ["rm", "name"],
+    ["images"],
+    ["version"],
+)
+
+
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
+def test_a_node_is_asked_without_what_takes_long(arguments: list[str], tmp_path: Path) -> None:
+    found = loaded(
+        "import io; from nixlet import __main__; from nixlet.cli import app, streams; out, sys.stdout = sys.stdout, io.StringIO(); "
+        f"app.run([*{arguments!r}, '--state-dir', {str(tmp_path)!r}]); sys.stdout = out"
+    )
+    # The parser of JSON needs regular expressions, and a log's records have types.
+    allowed = {"re", "typing"} if arguments[0] == "logs" else {"re"}
+    assert slow(found) - allowed == set()
+    assert len(found) <= 70, sorted(found)
 
 
 def test_slow_modules_would_be_seen() -> None:

@@ -1,8 +1,6 @@
-"""How verbs ask a node: who runs none, who is waited for, and what is loaded for it."""
+"""How verbs ask a node: who runs none, and who is waited for."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -97,10 +95,3 @@ def test_no_node(tmp_path: Path) -> None:
     with pytest.raises(errors.UnavailableError, match=f"^no node runs at {tmp_path}$") as raised:
         link.connected(str(tmp_path))
     assert "--state-dir" in raised.value.hint
-
-
-def test_asking_loads_little() -> None:
-    script = "import sys; from nixlet.cli import link; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"asyncio", "google", "grpclib", "click", "rich", "msgspec", "dataclasses", "typing"}
