@@ -1,5 +1,6 @@
 """``nixlet image``: build and load images."""
 
+import contextlib
 import os
 import sys
 
@@ -8,11 +9,12 @@ from nixlet.cli import grammar, options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nixlet.images import archive as archives
+    from collections.abc import Iterator, Sequence
 
 _STANDARD_INPUT = "-"
+
+#: containerd's namespace for what kubelets see.
+_CRI_NAMESPACE = "k8s.io"
 
 
 @grammar.verb(
@@ -43,13 +45,6 @@ def build(archive: str, output: str, **inputs: str | None) -> None:
         print(built.name)
 
 
-async def _snapshotter_of(state_dir: str) -> str:
-    from nixlet.cli import node
-
-    async with node.connected(state_dir) as connection:
-        return (await connection.status()).snapshotter
-
-
 @grammar.verb(
     options.STATE_DIR,
     grammar.Value(
@@ -71,78 +66,56 @@ def load(
 
     ARCHIVE is a file or a pipe; - or nothing stands for standard input.
     """
-    import asyncio
-    import contextlib
-
-    from nixlet.images import archive as archives
-
-    with contextlib.ExitStack() as stack:
-        # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
-        if archive == _STANDARD_INPUT:
-            paths, label = list[str](), "standard input"
-            if sys.stdin is None or sys.stdin.isatty():
-                raise errors.UsageError("there is no archive", hint="name an ARCHIVE, or pipe one to standard input")
-            source = stack.enter_context(archives.open_archive(sys.stdin.fileno(), label=label, piped=True))
-        else:
-            path, label = os.path.abspath(archive), os.path.basename(archive)
-            source = stack.enter_context(archives.open_archive(path, piped=True))
-            paths = [path, os.path.realpath(path)] if os.path.isfile(path) else []
-        recorded: list[str] = []
+    with _opened(archive) as (fd, label, paths):
+        names: list[str] = []
         try:
-            asyncio.run(_load(source, paths, label, state_dir, address, namespace, snapshotter, ref, recorded))
+            # Another containerd is none of the node's business, and neither is another namespace.
+            if address is None and namespace in {None, _CRI_NAMESPACE}:
+                _let_load(fd, label, paths, state_dir, snapshotter, ref, names)
+            else:
+                from nixlet.cli import loading
+
+                loading.load(fd, label, paths, state_dir, address, namespace, snapshotter, ref, names)
         finally:
             # What was recorded stays, also when the next image can't be loaded.
-            for name in recorded:
+            for name in names:
                 print(name)
 
 
-async def _load(
-    source: "archives.Archive",
-    paths: "Sequence[str]",
+@contextlib.contextmanager
+def _opened(archive: str) -> "Iterator[tuple[int, str, Sequence[str]]]":
+    """An archive: its descriptor, what errors call it, and the paths that it goes by."""
+    if archive == _STANDARD_INPUT:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise errors.UsageError("there is no archive", hint="name an ARCHIVE, or pipe one to standard input")
+        yield sys.stdin.fileno(), "standard input", []
+        return
+    from nixlet.images import archivepath
+
+    path = os.path.abspath(archive)
+    fd = archivepath.opened(path, piped=True)
+    try:
+        yield fd, os.path.basename(archive), [path, os.path.realpath(path)] if os.path.isfile(path) else []
+    finally:
+        os.close(fd)
+
+
+def _let_load(
+    fd: int,
     label: str,
+    paths: "Sequence[str]",
     state_dir: str,
-    address: str | None,
-    namespace: str | None,
     snapshotter: str | None,
     ref: str | None,
-    recorded: list[str],
+    names: list[str],
 ) -> None:
-    """Load the images; their names go to ``recorded`` as soon as they are."""
-    from nixlet.cli import progress
-    from nixlet.containerd import client, cri, imagestore
-    from nixlet.images import archive as archives
-    from nixlet.images import loader, platforms, pulls, reference
-    from nixlet.node import config
-    from nixlet.rpc import channel as channels
-    from nixlet.store import policy, realiser
-    from nixlet.store.daemon import client as nix
+    """Let the node load the images; their names go to ``names`` as soon as they are."""
+    from nixlet.cli import link, progress
 
-    store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
-    found = source.images(platforms.host_platform())
-    if ref is None:
-        names = archives.recorded_names(found, paths)
-    else:
-        if len(found) > 1:
-            raise errors.InvalidArgumentError(
-                f"--ref names one image, and {label} holds {len(found)}", hint="load them without it"
-            )
-        names = [(reference.canonical(reference.parse(ref, store.store_dir)),)]
-    socket = address or config.Layout("", state_dir).containerd_socket
-    if snapshotter is None:
-        snapshotter = "nix" if address else await _snapshotter_of(state_dir)
-    # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
-    shows_store_paths = address is not None or snapshotter == "nix"
-    bringer = realiser.Realiser(store, policy.Policy())
-    async with channels.connect(socket.removeprefix("unix://")) as channel:
-        containerd = imagestore.ImageStore(channel, socket, namespace or client.CRI_NAMESPACE)
-        loading = loader.Loader(containerd, snapshotter, bringer if shows_store_paths else None)
-        with progress.shown(label) as sink:
-            for each, own in zip(found, names, strict=True):
-                loaded = await loading.load(source, each, own, sink=sink)
-                recorded += own
-                if address is None and containerd.namespace == client.CRI_NAMESPACE:
-                    # A container that is run next is to find it.
-                    await pulls.wait_for_cri(cri.ImageClient(channel, socket), loaded.image_id, own)
-
-
-image = grammar.Group("Build and load images.", {"build": build, "load": load})
+    with link.connected(state_dir) as node, progress.shown(label) as sink:
+        asked = {"archive": 0, "label": label, "paths": paths, "ref": ref, "snapshotter": snapshotter}
+        for reply in node.stream("LoadImage", asked, [fd]):
+            if step := reply.get("progress"):
+                sink(progress.step(step))
+            elif name := reply.get("loaded"):
+                names.append(name)

@@ -62,21 +62,6 @@ async def wait(
             await asyncio.sleep(RETRY)
 
 
-async def wait_unless(
-    gone: asyncio.Event, runtime: cri.RuntimeClient, containerd: client.Containerd, container: str
-) -> cri_pb2.ContainerStatus | None:
-    """As ``wait``, with patience, until ``gone`` says that nobody wants to know any more; None then."""
-    waiting = asyncio.create_task(wait(runtime, containerd, container, patient=True), name=f"end of {container}")
-    leaving = asyncio.create_task(gone.wait(), name="nobody wants to know")
-    try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        waiting.cancel()
-        leaving.cancel()
-        await asyncio.gather(waiting, leaving, return_exceptions=True)
-
-
 async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     """End a pod's containers and give its network back.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nixlet import errors
-from nixlet.images import archivefile, expand, model, platforms, reference, tarball
+from nixlet.images import archivefile, archivepath, expand, model, platforms, reference, tarball
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -343,12 +343,12 @@ def open_archive(
     shown = label or str(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, str):
-            fd = archivefile.opened(source, piped=piped)
+            fd = archivepath.opened(source, piped=piped)
             stack.callback(os.close, fd)
         else:
             fd = source
         if piped:
-            fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir))
+            fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir, stop))
         if expand.is_compressed(fd):
             fd = stack.enter_context(expand.expanded(fd, shown, scratch_dir, stop))
         yield Archive(tarball.Tarball(fd, shown, stop))

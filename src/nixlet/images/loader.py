@@ -115,6 +115,16 @@ class Loader:
         self._realiser = realise
         self._check = closurecheck.ClosureCheck(snapshotter, realise)
 
+    @property
+    def snapshotter(self) -> str:
+        """What containerd calls the snapshotter that it loads for."""
+        return self._snapshotter
+
+    @property
+    def store_dir(self) -> str:
+        """The store whose paths images name."""
+        return paths.DEFAULT_STORE_DIR if self._realiser is None else self._realiser.store_dir
+
     async def load_again(self, name: str, origin: str, sink: progress.ProgressSink) -> Loaded | None:
         """Have an image that was loaded under a name from the same origin before, without the archive.
 

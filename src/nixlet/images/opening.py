@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from nixlet.host import uncut
-from nixlet.images import archive, expand
+from nixlet.images import archive, archivefile, expand
 from nixlet.telemetry import progress
 
 T = TypeVar("T")
@@ -30,7 +30,13 @@ class Opener:
 
     @contextlib.asynccontextmanager
     async def opened(
-        self, fd: int, label: str, read: Callable[[archive.Archive], T], sink: progress.ProgressSink = progress.ignore
+        self,
+        fd: int,
+        label: str,
+        read: Callable[[archive.Archive], T],
+        sink: progress.ProgressSink = progress.ignore,
+        *,
+        piped: bool = False,
     ) -> AsyncIterator[tuple[archive.Archive, T]]:
         """An archive for the time of the context, with what was read from it.
 
@@ -39,20 +45,25 @@ class Opener:
             label: What errors call it.
             read: Looks at the archive; runs in a thread.
             sink: Gets the progress.
+            piped: Whether it may be a pipe, which is copied first, as fast as it comes.
 
         Raises:
             NixletError: As ``archive.open_archive`` and ``read``.
         """
         stop = threading.Event()
         with contextlib.ExitStack() as stack:
+            file = fd
+            if piped:
+                copying = archivefile.regular(fd, label, self._scratch_dir, stop)
+                file = await uncut.to_its_end(asyncio.to_thread(stack.enter_context, copying), stop.set)
 
             def open_and_read() -> tuple[archive.Archive, T]:
-                opening = archive.open_archive(fd, label=label, scratch_dir=self._scratch_dir, stop=stop)
+                opening = archive.open_archive(file, label=label, scratch_dir=self._scratch_dir, stop=stop)
                 source = stack.enter_context(opening)
                 return source, read(source)
 
             async with contextlib.AsyncExitStack() as held:
-                if await asyncio.to_thread(expand.is_compressed, fd):
+                if await asyncio.to_thread(expand.is_compressed, file):
                     if self._expansions.locked():
                         sink(progress.Progress("waiting", 0, 0, "", "for other archives that are expanded"))
                     await held.enter_async_context(self._expansions)

@@ -144,7 +144,9 @@ class Faces:
         there = containers.ContainersService(served.runtime, served.containerd, service)
         stops = stopping.StoppingService(served.runtime, self._removals[0])
         logs = nodelogs.LogService(served.runtime, served.containerd)
-        images = nodeimages.ImagesService(served.listing)
+        images = nodeimages.ImagesService(
+            served.listing, served.loader, served.opener, served.containerd, served.images
+        )
         calls = withdrawal.Withdrawals()
         obtainer = obtaining.Obtainer(self._images, served.exchange)
         runs = running.RunService(self._pods[0], obtainer, calls)

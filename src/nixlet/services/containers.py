@@ -77,5 +77,5 @@ class ContainersService:
 
     async def _wait(self, call: server.Call[_One]) -> Mapping[str, object] | None:
         (found,) = await self._found([call.parameters.container])
-        status = await endings.wait_unless(call.gone, self._runtime, self._containerd, found)
+        status = await call.unless_gone(endings.wait(self._runtime, self._containerd, found, patient=True))
         return None if status is None else {"exit_code": status.exit_code}

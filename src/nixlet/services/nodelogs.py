@@ -62,4 +62,4 @@ class LogService:
         if call.parameters.follow:
             # One that was removed has ended.
             with contextlib.suppress(errors.NotFoundError):
-                await endings.wait_unless(call.gone, self._runtime, self._containerd, found.id)
+                await call.unless_gone(endings.wait(self._runtime, self._containerd, found.id, patient=True))

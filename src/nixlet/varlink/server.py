@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -32,6 +32,7 @@ _PAUSE = 0.2
 _DESCRIPTOR = array.array("i").itemsize
 
 P = TypeVar("P")
+T = TypeVar("T")
 
 _log = logging.getLogger("nixlet.varlink")
 
@@ -67,6 +68,18 @@ class Call(Generic[P]):
         if not 0 <= index < len(self._descriptors):
             raise errors.InvalidArgumentError(f"the call names descriptor {index} and brought {len(self._descriptors)}")
         return self._descriptors[index]
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do something until it has ended, or until nobody will read a reply any more: then it is cancelled, and None."""
+        working = asyncio.create_task(work, name="work for a client")
+        leaving = asyncio.create_task(self.gone.wait(), name="client gone")
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            leaving.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
 
     async def reply(self, parameters: object, descriptors: Sequence[int] = ()) -> None:
         """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere.

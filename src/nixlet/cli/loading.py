@@ -1,0 +1,67 @@
+"""Loading images into a containerd that is not the node's, or into another of its namespaces: done here, by whoever may."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+
+from nixlet.cli import link, progress
+from nixlet.containerd import client, cri, imagestore
+from nixlet.images import archive as archives
+from nixlet.images import importing, loader
+from nixlet.node import config
+from nixlet.rpc import channel as channels
+from nixlet.store import policy, realiser
+from nixlet.store.daemon import client as nix
+
+
+def load(
+    fd: int,
+    label: str,
+    paths: Sequence[str],
+    state_dir: str,
+    address: str | None,
+    namespace: str | None,
+    snapshotter: str | None,
+    ref: str | None,
+    names: list[str],
+) -> None:
+    """Load the images of an archive; their names go to ``names`` as soon as they are.
+
+    Raises:
+        NixletError: It can't be read or loaded.
+    """
+    store = nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
+    socket = (address or config.Layout("", state_dir).containerd_socket).removeprefix("unix://")
+    if snapshotter is None:
+        snapshotter = "nix" if address else _snapshotter_of(state_dir)
+    # What another containerd calls the snapshotter that shows store paths is its own affair; a node's is called nix.
+    shows_store_paths = address is not None or snapshotter == "nix"
+    bringer = realiser.Realiser(store, policy.Policy()) if shows_store_paths else None
+    # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
+    with archives.open_archive(fd, label=label, piped=True) as source:
+        found = importing.Wanted(paths, ref, store.store_dir).read(source)
+        asyncio.run(_load(source, found, label, socket, namespace or client.CRI_NAMESPACE, snapshotter, bringer, names))
+
+
+def _snapshotter_of(state_dir: str) -> str:
+    with link.connected(state_dir) as node:
+        return str(node.call("GetStatus")["snapshotter"])
+
+
+async def _load(
+    source: archives.Archive,
+    found: Sequence[importing.Named],
+    label: str,
+    socket: str,
+    namespace: str,
+    snapshotter: str,
+    bringer: realiser.Realiser | None,
+    names: list[str],
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(channels.connect(socket))
+        loads = loader.Loader(imagestore.ImageStore(channel, socket, namespace), snapshotter, bringer)
+        with progress.shown(label) as sink:
+            async for name in importing.load(loads, source, found, None, sink):
+                names.append(name)
