@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from nixlet.cli import link, progress
-from nixlet.containerd import client, cri, imagestore
+from nixlet.containerd import client, imagestore
 from nixlet.images import archive as archives
 from nixlet.images import importing, loader
 from nixlet.node import config
@@ -64,4 +64,4 @@ async def _load(
         loads = loader.Loader(imagestore.ImageStore(channel, socket, namespace), snapshotter, bringer)
         with progress.shown(label) as sink:
             async for name in importing.load(loads, source, found, None, sink):
-                names.append(name)
+                names.append(name)  # noqa: PERF401 (at once: the next one may fail)

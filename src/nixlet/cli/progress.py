@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from nixlet.cli import sizes
 from nixlet.telemetry import progress
@@ -16,6 +17,11 @@ def shown(title: str) -> Iterator[progress.ProgressSink]:
             yield sink
     else:
         yield _Lines(title)
+
+
+def step(told: Mapping[str, Any]) -> progress.Progress:
+    """A step as the node tells it (``Progress`` in its interface's description)."""
+    return progress.Progress(told["stage"], told["done"], told["total"], told["unit"], told["detail"])
 
 
 class _Lines:

@@ -17,7 +17,7 @@ from nixlet.containerd import imagestore
 from nixlet.host import uncut
 from nixlet.images import archive, closurecheck, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
-from nixlet.store import interface, realiser
+from nixlet.store import interface, paths, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
