@@ -1,6 +1,5 @@
 """``nixlet image``: build and load images."""
 
-import contextlib
 import os
 import sys
 
@@ -9,7 +8,7 @@ from nixlet.cli import grammar, options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _STANDARD_INPUT = "-"
 
@@ -66,38 +65,34 @@ def load(
 
     ARCHIVE is a file or a pipe; - or nothing stands for standard input.
     """
-    with _opened(archive) as (fd, label, paths):
-        names: list[str] = []
-        try:
-            # Another containerd is none of the node's business, and neither is another namespace.
-            if address is None and namespace in {None, _CRI_NAMESPACE}:
-                _let_load(fd, label, paths, state_dir, snapshotter, ref, names)
-            else:
-                from nixlet.cli import loading
+    fd, label, paths = _opened(archive)
+    names: list[str] = []
+    try:
+        # Another containerd is none of the node's business, and neither is another namespace.
+        if address is None and namespace in {None, _CRI_NAMESPACE}:
+            _let_load(fd, label, paths, state_dir, snapshotter, ref, names)
+        else:
+            from nixlet.cli import loading
 
-                loading.load(fd, label, paths, state_dir, address, namespace, snapshotter, ref, names)
-        finally:
-            # What was recorded stays, also when the next image can't be loaded.
-            for name in names:
-                print(name)
+            loading.load(fd, label, paths, state_dir, address, namespace, snapshotter, ref, names)
+    finally:
+        os.close(fd)
+        # What was recorded stays, also when the next image can't be loaded.
+        for name in names:
+            print(name)
 
 
-@contextlib.contextmanager
-def _opened(archive: str) -> "Iterator[tuple[int, str, Sequence[str]]]":
-    """An archive: its descriptor, what errors call it, and the paths that it goes by."""
+def _opened(archive: str) -> "tuple[int, str, Sequence[str]]":
+    """An archive: its descriptor, which is the caller's, what errors call it, and the paths that it goes by."""
     if archive == _STANDARD_INPUT:
         if sys.stdin is None or sys.stdin.isatty():
             raise errors.UsageError("there is no archive", hint="name an ARCHIVE, or pipe one to standard input")
-        yield sys.stdin.fileno(), "standard input", []
-        return
+        return os.dup(sys.stdin.fileno()), "standard input", []
     from nixlet.images import archivepath
 
     path = os.path.abspath(archive)
     fd = archivepath.opened(path, piped=True)
-    try:
-        yield fd, os.path.basename(archive), [path, os.path.realpath(path)] if os.path.isfile(path) else []
-    finally:
-        os.close(fd)
+    return fd, path, [path, os.path.realpath(path)] if os.path.isfile(path) else []
 
 
 def _let_load(
@@ -112,10 +107,13 @@ def _let_load(
     """Let the node load the images; their names go to ``names`` as soon as they are."""
     from nixlet.cli import link, progress
 
-    with link.connected(state_dir) as node, progress.shown(label) as sink:
+    with link.connected(state_dir) as node, progress.shown(os.path.basename(label)) as sink:
         asked = {"archive": 0, "label": label, "paths": paths, "ref": ref, "snapshotter": snapshotter}
         for reply in node.stream("LoadImage", asked, [fd]):
             if step := reply.get("progress"):
                 sink(progress.step(step))
             elif name := reply.get("loaded"):
                 names.append(name)
+
+
+image = grammar.Group("Build and load images.", {"build": build, "load": load})

@@ -62,6 +62,6 @@ async def _load(
     async with contextlib.AsyncExitStack() as stack:
         channel = await stack.enter_async_context(channels.connect(socket))
         loads = loader.Loader(imagestore.ImageStore(channel, socket, namespace), snapshotter, bringer)
-        with progress.shown(label) as sink:
+        with progress.shown(os.path.basename(label)) as sink:
             async for name in importing.load(loads, source, found, None, sink):
                 names.append(name)  # noqa: PERF401 (at once: the next one may fail)
