@@ -48,6 +48,18 @@ class Descriptor:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """What an image's record is to say; labels that it has besides don't matter."""
+
+    target: Descriptor
+    labels: Mapping[str, str]
+
+    def is_met_by(self, image: containerd_images_pb2.Image) -> bool:
+        """Whether a record says it."""
+        return image.target == self.target.message() and self.labels.items() <= image.labels.items()
+
+
 class ImageStore(client.Containerd):
     """A containerd's images, seen from one of its namespaces."""
 
@@ -123,10 +135,11 @@ class ImageStore(client.Containerd):
         image = containerd_images_pb2.Image(name=name, labels=labels, target=target.message())
         update = containerd_images_pb2.UpdateImageRequest(image=image)
         update.update_mask.paths.extend(["target", *(f"labels.{label}" for label in labels)])
+        record = Record(target, labels)
         while not await self.create_image(name, target, labels):
             there = await self.image(name)
             # Without a need nothing is written: each change is a commit to the disk.
-            if there is not None and there.target == image.target and labels.items() <= there.labels.items():
+            if there is not None and record.is_met_by(there):
                 return
             # It may go between the two calls.
             with contextlib.suppress(errors.NotFoundError), self._translated():
@@ -208,6 +221,15 @@ class ImageStore(client.Containerd):
                 raise
             return False
         return True
+
+    async def content_labels(self, digest: str) -> Mapping[str, str] | None:
+        """The labels of a blob; None: it is not there."""
+        try:
+            with self._translated():
+                asked = containerd_content_pb2.InfoRequest(digest=digest)
+                return (await self._content.Info(asked, metadata=self._metadata)).info.labels
+        except errors.NotFoundError:
+            return None
 
     async def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
         """Add labels to a blob, as far as it lacks them."""

@@ -17,7 +17,7 @@ from nixlet.containerd import imagestore
 from nixlet.host import uncut
 from nixlet.images import archive, closurecheck, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
-from nixlet.store import interface, paths, realiser
+from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
 
 _CHUNK = 1 << 20
@@ -199,6 +199,10 @@ class Loader:
             references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
         blobs: list[_Labelled] = [(layer.descriptor, {}) for layer in image.layers]
         blobs += [(manifest.config, self._needing(chain)), (image.descriptor, references)]
+        target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
+        record = imagestore.Record(target, {**MANAGED, **(labels or {})})
+        if (known := await self._found(names, record, blobs, image.layers, chain)) is not None:
+            return Loaded(manifest.config.digest, known, interface.Realised())
         async with (
             self._realised(image.layers, sink) as (closure_paths, took),
             self._containerd.leased() as containerd,
@@ -213,9 +217,8 @@ class Loader:
                 parent = chain_id
             for copy in copies.values():
                 await copy
-            target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
             for name in names:
-                await containerd.put_image(name, target, {**MANAGED, **(labels or {})})
+                await containerd.put_image(name, record.target, record.labels)
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 
@@ -235,6 +238,42 @@ class Loader:
                 parent = chain_id
             await containerd.label_content(manifest.config.digest, self._needing(chain))
 
+    async def _found(
+        self,
+        names: Sequence[str],
+        record: imagestore.Record,
+        blobs: Sequence[_Labelled],
+        layers: Sequence[archive.Layer],
+        chain: Sequence[str],
+    ) -> int | None:
+        """How many store paths an image names of which all is there, as loading would leave it; None: something is missing.
+
+        It only looks: nothing is written, and Nix isn't asked. What is recorded is kept by that from containerd's collector, and
+        what is unpacked by its roots from Nix's.
+        """
+        known = await asyncio.gather(*map(self._containerd.image, names))
+        if not all(each is not None and record.is_met_by(each) for each in known):
+            return None
+        contents, snapshots = await asyncio.gather(
+            asyncio.gather(*(self._containerd.content_labels(blob.digest) for blob, _ in blobs)),
+            asyncio.gather(*(self._containerd.snapshot(self._snapshotter, name) for name in chain)),
+        )
+        for there, (_, wanted) in zip(contents, blobs, strict=True):
+            if there is None or not wanted.items() <= there.items():
+                return None
+        for info, layer in zip(snapshots, layers, strict=True):
+            if info is None or not self._check.is_named_alike(layer, info.labels):
+                return None
+        named = self._named(layers)
+        if not named or self._realiser is None:
+            return None if named else 0
+        members = await self._realiser.on_disk(named)
+        return None if members is None else len(members)
+
+    def _named(self, layers: Sequence[archive.Layer]) -> Sequence[closures.ClosureReference]:
+        """The closures that layers name."""
+        return [each for layer in layers if (each := self._check.named(layer.descriptor.annotations)) is not None]
+
     def _needing(self, chain: Sequence[str]) -> dict[str, str]:
         """The label that keeps an image's snapshots, for its configuration."""
         return {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": chain[-1]} if chain else {}
@@ -247,7 +286,7 @@ class Loader:
 
         Nix keeps it for the time of the context; afterwards the snapshotter's roots do.
         """
-        named = [each for layer in layers if (each := self._check.named(layer.descriptor.annotations)) is not None]
+        named = self._named(layers)
         if not named:
             yield 0, interface.Realised()
             return

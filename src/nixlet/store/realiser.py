@@ -99,6 +99,27 @@ class Realiser:
         """What its store's paths begin with."""
         return self._store.store_dir
 
+    async def on_disk(self, references: Collection[closures.ClosureReference]) -> frozenset[paths.StorePath] | None:
+        """The members of closures that are on the disk; None where one isn't, or where a policy has to ask Nix first.
+
+        For closures that are rooted: nothing is fetched, and Nix isn't asked.
+        """
+        if self._policy.restricts:
+            return None
+
+        def look() -> frozenset[paths.StorePath] | None:
+            members: set[paths.StorePath] = set()
+            try:
+                for each in references:
+                    info = each.closure_info
+                    members.update(each.listed if info is None else self._read_store_paths(info))
+                self._check_disk(members)
+            except (_MissingFromDiskError, errors.InvalidArgumentError):
+                return None
+            return frozenset(members)
+
+        return await asyncio.to_thread(look)
+
     @contextlib.asynccontextmanager
     async def realised(
         self,
