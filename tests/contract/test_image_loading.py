@@ -175,6 +175,53 @@ async def test_an_archive_that_was_loaded_before_is_not_needed_again(version: st
 
 
 @ALL
+async def test_what_is_there_already_is_only_looked_at(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whatever of it is gone is there again after the next load."""
+    name, path, digest = "localhost/a:1", image_file(tmp_path, "a", SHARED), image_archives.digest(SHARED)
+    made: list[str] = []
+    leased = imagestore.ImageStore.leased
+
+    def counted(self: imagestore.ImageStore) -> Any:
+        made.append("lease")
+        return leased(self)
+
+    monkeypatch.setattr(imagestore.ImageStore, "leased", counted)
+    async with containerds.running(version, tmp_path) as channel:
+        store = containerds.store(channel)
+
+        async def loads() -> int:
+            made.clear()
+            await load(channel, path, name)
+            return len(made)
+
+        async def forget_snapshots() -> None:
+            image = await load(channel, path, name)
+            needing = {f"containerd.io/gc.ref.snapshot.{containerds.SNAPSHOTTER}": ""}
+            await store.label_content(image.manifest.config.digest, needing)
+
+        async def forget_that_it_is_an_image() -> None:
+            record = await store.image(name)
+            assert record is not None
+            await store.label_image(record, dict.fromkeys(loader.MANAGED, ""))
+
+        async def forget_content() -> None:
+            await delete_content(channel, image_archives.digest(gzip.compress(SHARED, mtime=0)))
+
+        async def forget_layer() -> None:
+            await store.remove_snapshot(containerds.SNAPSHOTTER, digest)
+
+        assert [await loads(), await loads()] == [1, 0]
+        for spoil in (forget_snapshots, forget_that_it_is_an_image, forget_content, forget_layer):
+            await spoil()
+            assert [await loads(), await loads()] == [1, 0], spoil.__name__
+        assert await store.snapshot(containerds.SNAPSHOTTER, digest) is not None
+        await load(channel, path, "localhost/other:1")
+        assert await store.image("localhost/other:1") is not None
+
+
+@ALL
 async def test_layers_that_the_snapshotter_has_lost_are_unpacked_again(version: str, tmp_path: Path) -> None:
     """Also where others that are lost stand upon them; those that nobody knows of stay in the way, which is told."""
     first = image_file(tmp_path, "first", SHARED, b"")

@@ -154,6 +154,23 @@ async def test_a_valid_path_that_is_not_on_the_disk_is_refused_by_name(store: Pr
         assert (await realise(bringer, reference)).members == (member,)
 
 
+async def test_a_closure_is_looked_for_on_the_disk_without_a_question_to_nix(store: PrivateStore) -> None:
+    member = path(store, store.add("member", {"f": "1"}))
+    info = path(store, store.add("closure-info", {"store-paths": f"{member}\n"}))
+    nobody = dataclasses.replace(store.settings, stdio=("/nonexistent",), socket="/nonexistent")
+    bringer = realiser.Realiser(client.DaemonStore(nobody), policy.Policy())
+    forms = [closures.ClosureReference(info), closures.ClosureReference(None, (member,))]
+    assert await bringer.on_disk(forms) == frozenset([member])
+    assert await bringer.on_disk([]) == frozenset()
+    # What Nix knows of its paths only Nix can say.
+    assert await realiser.Realiser(client.DaemonStore(nobody), policy.Policy("deny")).on_disk(forms) is None
+    for gone, lacking in ((member, forms), (info, forms[:1])):
+        os.rename(gone, f"{store.directory}/aside")
+        for each in lacking:
+            assert await bringer.on_disk([each]) is None
+        os.rename(f"{store.directory}/aside", gone)
+
+
 async def test_the_closure_form_reads_the_list_of_the_closure_info(
     store: PrivateStore, daemon: client.DaemonStore
 ) -> None:

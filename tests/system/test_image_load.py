@@ -1,6 +1,7 @@
 """`nixlet image load`: what a containerd has afterwards is what its own ctr would have imported."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,45 @@ def test_what_was_loaded_before_an_error_is_told(ctr: list[str], tmp_path: Path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(name)
     assert "nix:0/tmp/others.tar:latest" not in images(ctr, "k8s.io")
+
+
+def test_the_node_loads_what_it_is_handed(any_node: nodes.Node, tmp_path: Path) -> None:
+    """From a pipe, the rest of a file, and a file that is read only by its descriptor; what was loaded before an error is told."""
+    first, second = made.image([made.tar({"a": b"1"})]), made.image([b"no tar file"])
+    index = made.index_json(made.entry(first[0], "localhost/handed:1"), made.entry(second[0], "localhost/never:1"))
+    data = made.tar({"index.json": index, **first[1], **second[1]})
+    done = any_node.run("image", "load", stdin=data)
+    assert (done.returncode, done.stdout) == (125, b"localhost/handed:1\n"), done.stderr
+    path = tmp_path / "image.tar"
+    path.write_bytes(b"before" + made.tar(made.oci([made.tar({"b": b"1"})], name="localhost/rest:1")))
+    argv = [sys.executable, "-m", "nixlet", "image", "load"]
+    with path.open("rb") as file:
+        file.seek(6)
+        assert subprocess.check_output(argv, env=any_node.environment, stdin=file) == b"localhost/rest:1\n"
+    (tmp_path / "link.tar").symlink_to(path)
+    manifest, blobs = made.image([made.tar({"c": b"1"})])
+    path.write_bytes(made.tar({"index.json": made.index_json(made.entry(manifest)), **blobs}))
+    assert any_node.ok("image", "load", str(tmp_path / "link.tar")) == f"nix:0{tmp_path}/link.tar:latest\n"
+
+
+def test_a_load_ends_with_whoever_asked_for_it(any_node: nodes.Node) -> None:
+    """Also while the pipe that it comes from brings nothing."""
+
+    def held() -> int:
+        return len(os.listdir(f"/proc/{any_node.pid}/fd"))
+
+    any_node.ok("version")
+    before = held()
+    reading, writing = os.pipe()
+    try:
+        argv = [sys.executable, "-m", "nixlet", "image", "load"]
+        with subprocess.Popen(argv, env=any_node.environment, stdin=reading) as process:
+            nodes.until(lambda: held() > before + 1, "the node has the pipe")
+            process.kill()
+        nodes.until(lambda: held() <= before, "the node has let go of it")
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_an_image_of_store_paths_needs_the_nix_snapshotter(

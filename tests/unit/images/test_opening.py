@@ -52,6 +52,30 @@ async def test_a_cancelled_caller_leaves_neither_thread_nor_file(tmp_path: Path)
     assert os.listdir(scratch) == []
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_whoever_gives_up_does_not_wait_for_a_pipe(tmp_path: Path, *, begun: bool) -> None:
+    """On the other end is somebody who writes nothing, and doesn't go."""
+    reading, writing = os.pipe()
+    try:
+        if begun:
+            os.write(writing, b"x")
+
+        async def open_it() -> None:
+            async with opening.Opener(str(tmp_path)).opened(reading, "it", image_of, piped=True):
+                raise AssertionError
+
+        opened = asyncio.create_task(open_it())
+        while scratch_files(tmp_path) != [int(begun)]:
+            await asyncio.sleep(0.001)
+        opened.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(opened, 20)
+        assert scratch_files(tmp_path) == []
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 async def test_few_archives_are_expanded_at_a_time(tmp_path: Path) -> None:
     """And none waits for one that is only used, perhaps for long."""
     path = tmp_path / "image.tar.gz"
