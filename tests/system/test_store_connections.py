@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 
 from nixlet.store import closures, paths
-from support import image_archives, nixdaemons, nixstore, nodes, storeimages
+from support import image_archives, nixdaemons, nixstore, nodes, parts, registries, storeimages
 
 #: Gives a node, and how many daemons were asked so far.
 Asked = tuple[nodes.Node, Callable[[], int]]
 
 
-@pytest.fixture(params=["processes", "connections"])
+@pytest.fixture(
+    params=[("processes", "1.6.20"), ("processes", parts.CONTAINERDS[-1]), ("connections", "1.6.20")], ids=str
+)
 def asked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Asked]:
     """A node that starts its daemons itself, and one that finds a socket."""
+    how, version = request.param
+    arguments = ["--containerd", str(parts.containerd(version))]
     (tmp_path / "bin").mkdir()
     started = nixdaemons.Started(tmp_path / "bin", os.environ)
-    if request.param == "processes":
-        node = nodes.Node(35, tmp_path, environment=started.environment)
+    if how == "processes":
+        node = nodes.Node(35, tmp_path, *arguments, environment=started.environment)
         with nodes.cleaned_up(node):
             node.start()
             yield node, lambda: len(started.pids)
@@ -29,7 +33,7 @@ def asked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Asked]:
             node.stop()
     else:
         with nixdaemons.Listening.at(tmp_path / "nix.sock", os.environ) as listening:
-            node = nodes.Node(35, tmp_path, environment={"NIX_DAEMON_SOCKET_PATH": str(listening.socket)})
+            node = nodes.Node(35, tmp_path, *arguments, environment={"NIX_DAEMON_SOCKET_PATH": str(listening.socket)})
             with nodes.cleaned_up(node):
                 node.start()
                 yield node, lambda: listening.connections
@@ -55,20 +59,23 @@ def image_of_three(archives: Path) -> Path:
     return archive
 
 
-def test_a_pull_asks_for_one_daemon_at_most(asked: Asked, archives: Path) -> None:
+def test_a_pull_asks_for_one_daemon_at_most(asked: Asked, archives: Path, tmp_path: Path) -> None:
+    """From an archive, from one in the store, and from a registry, where containerd has the layers unpacked one after the other."""
     node, count = asked
     archive = image_of_three(archives)
     stored = subprocess.run(["nix-store", "--add", str(archive)], capture_output=True, text=True, check=True)
     in_store = stored.stdout.strip()
     try:
-        for name in (str(archive), in_store):
-            before = count()
-            node.crictl("pull", f"nix:0{name}")
-            assert count() - before <= 1
-            assert count()
-            shown = json.loads(node.crictl("inspecti", f"nix:0{name}"))
-            assert len(shown["info"]["imageSpec"]["rootfs"]["diff_ids"]) == 4
-            # Nothing of it is left for the second.
-            node.crictl("rmi", f"nix:0{name}")
+        with registries.running(tmp_path / "registry", 5035) as registry:
+            registry.push(archive, "three:1")
+            for name in (f"nix:0{archive}", f"nix:0{in_store}", f"{registry.address}/three:1"):
+                before = count()
+                node.crictl("pull", name)
+                assert count() - before <= 1
+                assert count()
+                shown = json.loads(node.crictl("inspecti", name))
+                assert len(shown["info"]["imageSpec"]["rootfs"]["diff_ids"]) == 4
+                # Nothing of it is left for the next.
+                node.crictl("rmi", name)
     finally:
         nixstore.delete(in_store)
