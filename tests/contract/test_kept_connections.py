@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from nixlet.host import process
 from nixlet.store import closures, paths, policy, realiser
@@ -96,19 +97,30 @@ async def test_one_connection_to_a_socket_serves_one_user_after_the_other(store:
         assert listening.connections == 1
 
 
-async def test_a_process_that_was_killed_between_two_uses_is_no_trouble(
-    store: PrivateStore, started: nixdaemons.Started, daemon: client.DaemonStore
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_process_that_was_killed_between_two_uses_is_no_trouble(
+    store: PrivateStore,
+    started: nixdaemons.Started,
+    daemon: client.DaemonStore,
+    loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     reference = closure_of(store, "one")
-    bringer = realiser.Realiser(daemon, policy.Policy())
-    async with daemon.keeping():
-        for number in range(3):
-            async with bringer.realised(reference):
-                assert len(started.pids) == number + 1
-            os.kill(started.pids[-1], signal.SIGKILL)
-            if number:
-                # Seen at once; the first time the next user finds out.
-                await until(lambda: not daemon._pool._idle)
+
+    async def use() -> None:
+        bringer = realiser.Realiser(daemon, policy.Policy())
+        async with daemon.keeping():
+            for number in range(12):
+                async with bringer.realised(reference):
+                    assert len(started.pids) == number + 1
+                os.kill(started.pids[-1], signal.SIGKILL)
+                # The next user may come before anything is known of it, when a part of it is, or when all is.
+                if number % 4 == 3:
+                    await until(lambda: not daemon._pool._idle)
+                else:
+                    await asyncio.sleep(number % 4 / 1000)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(use())
 
 
 async def test_what_was_held_is_let_go_with_the_connection(
