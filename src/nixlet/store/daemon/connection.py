@@ -120,6 +120,9 @@ class Connection:
         async with self._lock:
             if self._closed:
                 raise errors.UnavailableError("the connection to the Nix daemon broke in an earlier request")
+            if self._writer.is_closing():
+                # uvloop takes what is written then for a mistake of ours.
+                raise errors.UnavailableError("the Nix daemon closed the connection")
             try:
                 yield
             except DaemonError:
@@ -134,7 +137,7 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Whether nothing has cut it off so far: what it holds, it has held all the time."""
-        return not (self._closed or self._stream.at_eof())
+        return not (self._closed or self._stream.at_eof() or self._writer.is_closing())
 
     @property
     def at_rest(self) -> bool:
