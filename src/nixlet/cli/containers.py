@@ -5,10 +5,6 @@ from nixlet.cli import grammar, options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
-
-    from nixlet.cli.node import Node
-    from nixlet.rpc.gen import cri_pb2
 
 
 @grammar.verb(
@@ -52,26 +48,6 @@ def _short(image: str) -> str:
     if head.startswith("nix:0/") and len(name) > 33 and name[32] == "-":
         return f"nix:0…{slash}{name[:6]}…{name[32:]}"
     return image
-
-
-async def find(connection: "Node", wanted: str) -> "cri_pb2.Container":
-    """A container of a node, as ``lookup.find`` finds it.
-
-    Raises:
-        NotFoundError: There is none.
-        InvalidArgumentError: There are several.
-    """
-    from nixlet.pods import lookup
-
-    return lookup.find(wanted, await connection.runtime.containers())
-
-
-async def details(connection: "Node", container: str) -> "tuple[cri_pb2.ContainerStatus, dict[str, Any]]":
-    """What CRI knows of a container, and what containerd has to add: its process, configuration and specification."""
-    import json
-
-    status, texts = await connection.runtime.container_details(container)
-    return status, json.loads(texts.get("info", "{}"))
 
 
 @grammar.verb(
