@@ -124,6 +124,7 @@ let
 
   source = part "nixlet-source" ../src (_: _: true);
 
+  run = "${libraries}/${loader} --library-path ${libraries}:${python}/lib ${python}/bin/${version} -I -X pycache_prefix=${builtins.placeholder "out"}/byte-code";
   start = "import sys; sys.path += ['${source}', '${dependencies}']; from nixlet.__main__ import main; sys.exit(main())";
 
   nixlet = derivation {
@@ -134,14 +135,17 @@ let
     allowSubstitutes = false;
     program = ''
       #!${busybox}/bin/busybox sh
-      exec ${libraries}/${loader} --library-path ${libraries}:${python}/lib ${python}/bin/${version} -I -c "${start}" "$@"
+      exec ${run} -c "${start}" "$@"
     '';
     passAsFile = [ "program" ];
     args = [
       "sh"
       "-euc"
+      # The store can't be written to afterwards: without byte code, each start would compile all that it loads. Nobody changes
+      # what lies there, so it needn't be looked whether the byte code is still that of the files.
       ''
         ${busybox}/bin/busybox mkdir -p "$out/bin"
+        ${run} -m compileall -q --invalidation-mode unchecked-hash ${python}/lib/${version} ${dependencies} ${source}
         ${busybox}/bin/busybox cp "$programPath" "$out/bin/nixlet"
         ${busybox}/bin/busybox chmod 555 "$out/bin/nixlet"
       ''
