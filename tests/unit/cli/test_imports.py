@@ -71,6 +71,8 @@ def test_a_command_line_is_read_without_what_takes_long(arguments: list[str]) ->
 #: Verbs that only ask, as whole commands; the error that there is no node is as long a way as most answers.
 ASKING = (
     ["ps"],
+    ["exec", "name", "command"],
+    ["attach", "name"],
     ["logs", "name"],
     ["inspect", "name"],
     ["stats"],
