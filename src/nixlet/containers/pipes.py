@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from nixlet import errors
-from nixlet.host import uncut
+from nixlet.host import tee, uncut
 
 #: As much as a pipe of ours holds (bytes), and as is moved at once: the most that an ordinary user may ask for
 #: (/proc/sys/fs/pipe-max-size). What a container prints while nobody reads waits here.
@@ -90,6 +90,35 @@ async def read(fd: int) -> bytes:
         await ready(fd)
         with contextlib.suppress(BlockingIOError):
             return os.read(fd, CHUNK)
+
+
+class Peeker:
+    """Reads pipes of ours in two steps: what has been seen stays in the pipe until it is taken, also when we are killed in between."""
+
+    def __init__(self) -> None:
+        self._fds = contextlib.ExitStack()
+        # One for all: nothing stays in it.
+        self._reader, self._writer = new_pipe()
+        self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        for fd in (self._reader, self._writer, self._nowhere):
+            self._fds.callback(os.close, fd)
+
+    def close(self) -> None:
+        """Close what was needed for it."""
+        self._fds.close()
+
+    async def see(self, fd: int) -> bytes:
+        """What a pipe gives next; empty at its end."""
+        while True:
+            await ready(fd)
+            with contextlib.suppress(BlockingIOError):
+                size = tee.tee(fd, self._writer, CHUNK)
+                return os.read(self._reader, size) if size else b""
+
+    def take(self, fd: int, size: int) -> None:
+        """Take so many bytes that were seen out of a pipe."""
+        while size:
+            size -= os.splice(fd, self._nowhere, size, flags=os.SPLICE_F_NONBLOCK)
 
 
 def unread(fd: int) -> int:

@@ -51,14 +51,16 @@ class Streams:
 
     ended: "asyncio.Task[int]"
 
-    def __init__(self, container: str, close_stdin: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, container: str, peeker: pipes.Peeker, close_stdin: Callable[[], Awaitable[None]]) -> None:
         """A container that is started, or was.
 
         Args:
             container: Its ID.
+            peeker: Reads its output.
             close_stdin: Makes the shim forget its own end of the input, so that the container sees that ours is closed.
         """
         self.container = container
+        self._peeker = peeker
         self._close_stdin = close_stdin
         self._stdin: int | None = None
         self._stdin_ends = False
@@ -187,10 +189,10 @@ class Streams:
 
     async def _read(self, name: str, fd: int) -> None:
         try:
-            while data := await pipes.read(fd):
+            while data := await self._peeker.see(fd):
                 self._busy += 1
                 try:
-                    await uncut.to_its_end(self._write(name, data))
+                    await uncut.to_its_end(self._keep(name, data, fd))
                     self._clients = [each for each in self._clients if not each.gone.is_set()]
                     await asyncio.gather(*(each.give(name, data) for each in self._clients))
                 finally:
@@ -200,10 +202,18 @@ class Streams:
             if (theirs := self._theirs.pop(name, None)) is not None:
                 os.close(theirs)
 
-    async def _write(self, stream: str, data: bytes) -> None:
+    async def _keep(self, stream: str, data: bytes, fd: int) -> None:
+        """Write to the log, and only then take it from the pipe: where the node is killed in between, the next one writes it again."""
+
+        def keep() -> None:
+            try:
+                self._log.write(stream, data)
+            finally:
+                self._peeker.take(fd, len(data))
+
         try:
             async with self._logging:
-                await asyncio.to_thread(self._log.write, stream, data)
+                await asyncio.to_thread(keep)
         except OSError as error:
             # The process must go on; how much is missing will stand in the log.
             if not self._told:
@@ -237,6 +247,7 @@ class Keeper:
         self._state_dirs = state_dirs
         self._streams: dict[str, Streams] = {}
         self._found: list[tuple[str, Streams]] = []
+        self._peeker = pipes.Peeker()
 
     def find(self, container: str) -> Streams | None:
         """The streams of a container, if they are the node's."""
@@ -305,6 +316,7 @@ class Keeper:
         for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
+        self._peeker.close()
 
     def _pipes(self, container: str, ending: str) -> Iterator[tuple[str, str]]:
         """The directories of pipes and the pipes' names there."""
@@ -324,7 +336,7 @@ class Keeper:
                 else:
                     return
 
-        return Streams(container, close_stdin)
+        return Streams(container, self._peeker, close_stdin)
 
     def _serve(self, streams: Streams) -> None:
         async def serve() -> int:

@@ -218,3 +218,22 @@ async def test_what_is_of_no_use_is_refused_in_words(pipe: Pipe) -> None:
         clients.Client({"stdout": pipe.reader})
     with pytest.raises(errors.InvalidArgumentError):
         clients.Client(stdin=pipe.writer)
+
+
+async def test_what_was_seen_stays_in_its_pipe_until_it_is_taken() -> None:
+    """Whoever is killed between the two leaves it to the next."""
+    reader, writer = pipes.new_pipe()
+    peeker = pipes.Peeker()
+    try:
+        os.write(writer, PIECE)
+        os.write(writer, b"more")
+        assert await peeker.see(reader) == PIECE + b"more"
+        assert await peeker.see(reader) == PIECE + b"more"
+        peeker.take(reader, len(PIECE))
+        assert await peeker.see(reader) == b"more"
+        peeker.take(reader, 4)
+        os.close(writer)
+        assert await peeker.see(reader) == b""
+    finally:
+        os.close(reader)
+        peeker.close()
