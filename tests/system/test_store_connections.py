@@ -1,4 +1,4 @@
-"""How often a node starts a Nix daemon, or connects to one: at most once for a pull, however many layers it has."""
+"""How often a node starts a Nix daemon, or connects to one: at most once for an image, however many layers it has."""
 
 import json
 import os
@@ -59,8 +59,8 @@ def image_of_three(archives: Path) -> Path:
     return archive
 
 
-def test_a_pull_asks_for_one_daemon_at_most(asked: Asked, archives: Path, tmp_path: Path) -> None:
-    """From an archive, from one in the store, and from a registry, where containerd has the layers unpacked one after the other."""
+def test_an_image_takes_one_daemon_at_most(asked: Asked, archives: Path, tmp_path: Path) -> None:
+    """Pulled as an archive, as one in the store, or from a registry, of which containerd unpacks layer by layer; or loaded."""
     node, count = asked
     archive = image_of_three(archives)
     stored = subprocess.run(["nix-store", "--add", str(archive)], capture_output=True, text=True, check=True)
@@ -68,9 +68,13 @@ def test_a_pull_asks_for_one_daemon_at_most(asked: Asked, archives: Path, tmp_pa
     try:
         with registries.running(tmp_path / "registry", 5035) as registry:
             registry.push(archive, "three:1")
-            for name in (f"nix:0{archive}", f"nix:0{in_store}", f"{registry.address}/three:1"):
+            names = (f"nix:0{archive}", f"nix:0{in_store}", f"{registry.address}/three:1", "localhost/three:1")
+            for name in names:
                 before = count()
-                node.crictl("pull", name)
+                if name.startswith("localhost/"):
+                    node.ok("image", "load", "--ref", name, str(archive))
+                else:
+                    node.crictl("pull", name)
                 assert count() - before <= 1
                 assert count()
                 shown = json.loads(node.crictl("inspecti", name))

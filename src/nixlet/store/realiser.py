@@ -323,7 +323,6 @@ class Realiser:
         took = await bring(named)
         members, loose = named, set(named)
         if reference.closure_info is not None:
-            await asyncio.to_thread(self._check_disk, named)
             members = await asyncio.to_thread(self._read_store_paths, reference.closure_info)
             loose = await self._loose(session, reference.closure_info, members)
             # What a valid path refers to is valid: only what it doesn't refer to has to be brought.
@@ -371,6 +370,7 @@ class Realiser:
 
     def _read_store_paths(self, closure_info: paths.StorePath) -> tuple[paths.StorePath, ...]:
         """The list of a closureInfo, read without following links: the path's content is foreign."""
+        self._check_disk([closure_info])
         directory = os.path.join(self._store.real_dir, closure_info.name)
         try:
             with contextlib.ExitStack() as stack:
