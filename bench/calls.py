@@ -29,7 +29,7 @@ METHODS = ("Prepare", "Commit", "View", "Remove", "Mounts", "Stat")
 REF = "containerd.io/snapshot.ref"
 
 #: How many times as long as the Go snapshotter's a call may take, by the number of clients, where that isn't LIMIT.
-LIMITS = {1: {}, 16: {"Stat": 2.0, "Mounts": 2.0}}
+LIMITS: dict[int, dict[str, float]] = {1: {}, 16: {"Stat": 2.0, "Mounts": 2.0}}
 LIMIT = 1.0
 
 

@@ -27,8 +27,9 @@ _MAX_CONTINUATIONS: Final = 32
 #: What a client may send of all its calls before it hears of it (bytes). Each call has a window of its own.
 _WINDOW: Final = 16 << 20
 
-#: Heads that are known with all their fields; a client has a few for each method.
+#: Heads that are known with all their fields, and fields of each; a client has a few heads for each method.
 _MAX_KNOWN: Final = 64
+_MAX_FIELDS: Final = 64
 
 #: A coded head of these bytes alone names entries of the tables, and changes none (RFC 7541, 6.1).
 _INDEXED: Final = bytes(range(0x81, 0xFF))
@@ -258,10 +259,10 @@ class Connection(asyncio.Protocol):
             raise frames.ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many header fields") from error
         except hpack.HPACKError as error:
             raise frames.ConnectionFault(frames.COMPRESSION_ERROR, "header fields that can't be decoded") from error
-        if block.translate(None, _INDEXED) or len(self._known) >= _MAX_KNOWN:
+        if block.translate(None, _INDEXED):
             # Entries of the tables may have other numbers now.
             self._known.clear()
-        else:
+        elif len(self._known) < _MAX_KNOWN and len(block) <= _MAX_FIELDS:
             self._known[block] = head
         return head
 

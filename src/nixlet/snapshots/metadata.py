@@ -143,6 +143,8 @@ class Metadata:
 
     def chain(self, parent: int | None) -> list[Layer]:
         """A snapshot's committed ancestors, nearest first."""
+        if parent is None:
+            return []
         rows = self._db.execute(
             "WITH RECURSIVE chain (id, parent, closure, depth) AS ("
             " SELECT id, parent, closure, 0 FROM snapshots WHERE id = ?"
