@@ -32,7 +32,7 @@ ECHO, HANG, MANY = "/test.Fuzz/Echo", "/test.Fuzz/Hang", "/test.Fuzz/Many"
 GREETED = http2peer.PREFACE + raw(4, 0, 0, b"")
 
 #: Megabytes that the process may be larger after a long run than after its beginning.
-GROWTH = 64
+GROWTH = 12
 
 
 class Fuzz:
