@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         """Greet the client."""
         self._transport = cast("asyncio.Transport", transport)
         if self._ending:
-            self._transport.abort()
+            self.abort()
         else:
             self._sender.connect(self._transport)
             self._sender.write(_GREETING)
@@ -132,9 +132,8 @@ class Connection(asyncio.Protocol):
         try:
             self._split(data)
         except frames.ConnectionFault as fault:
-            self._sender.write(b"".join((*self._replies, frames.go_away(self._last, fault.code, str(fault)))))
+            self.close(str(fault), fault.code)
             self._replies.clear()
-            self.close(str(fault))
         if self._replies:
             # Behind the beginning of calls: what they answer at once goes out in the same write.
             self._sender.queue(b"".join(self._replies))
@@ -357,15 +356,26 @@ class Connection(asyncio.Protocol):
         """Ask the client to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""
         self._sender.write(frames.go_away(frames.MAX_STREAM))
 
-    def close(self, reason: str) -> None:
-        """Close the connection; its calls end."""
+    def close(self, reason: str, code: int = frames.NO_ERROR) -> None:
+        """Close the connection; its calls end. What the client has begun meanwhile it may begin again elsewhere.
+
+        Args:
+            reason: For the client, and for whoever answers its calls.
+            code: What the RFC calls it.
+        """
         self._ending = True
         self._terminate(reason)
-        self._sender.flush()
+        self._sender.write(b"".join((*self._replies, frames.go_away(self._last, code, reason))))
         self._sender.connect(None)
         if self._transport is not None:
-            # Who doesn't read is not waited for.
-            (self._transport.abort if self._sender.paused else self._transport.close)()
+            self._transport.close()
+        if self._sender.paused:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection whatever the client has read of it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _terminate(self, reason: str) -> None:
         for stream in list(self._streams.values()):

@@ -178,16 +178,23 @@ class _Server:
             # A client that is told goes elsewhere without a call lost: to who has the same listening socket next.
             for connection in list(self._connections):
                 connection.go_away()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PARTING):
-                    while self._connections:
-                        await asyncio.sleep(0.01)
-                    await self._calls.idle.wait()
+            await self._parted()
         finally:
             for connection in list(self._connections):
                 connection.close("the server stopped")
             await self._calls.end()
+            await self._parted()
+            # Who doesn't read the farewell is not waited for.
+            for connection in list(self._connections):
+                connection.abort()
             await self._server.wait_closed()
+
+    async def _parted(self) -> None:
+        """Give clients some time to close their connections, or to read what closes them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PARTING):
+                while self._connections:
+                    await asyncio.sleep(0.01)
 
 
 def _ignore(_path: str, _code: str, _seconds: float) -> None:

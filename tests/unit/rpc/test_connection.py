@@ -329,10 +329,10 @@ async def test_a_server_that_stops_says_so_and_ends_what_runs(limits: Limits, tm
             peer.send(call(1, SHIELD))
             await settles(lambda: limits.running == 1)
             asyncio.get_running_loop().call_later(0.1, limits.release.set)
-        # The call was answered first; then the client was asked to go, and then it was closed.
-        farewell = await peer.end()
-        assert farewell is not None
-        assert (farewell.error_code, farewell.last_stream_id) == (0, 2**31 - 1)
+        # The call was answered first; then the client was asked to go, and then it was closed, and knows what was not begun.
+        await peer.end()
+        farewells = [each for each in peer.seen if isinstance(each, frames.GoAwayFrame)]
+        assert [(each.error_code, each.last_stream_id) for each in farewells] == [(0, 2**31 - 1), (0, 1)]
         assert peer.answers[1].status == 0
         order = [type(each) for each in peer.seen]
         assert order.index(frames.GoAwayFrame) > order.index(frames.HeadersFrame)
@@ -370,3 +370,22 @@ async def test_what_comes_together_is_answered_together(made: list[Any], path: s
         peer.send(call(3, TIMES, b"1 2 3"))
         assert [len(each) for each in (await peer.answer(3)).messages] == [1, 2, 3]
         assert len(made[0].writes) == before + 2
+
+
+@pytest.mark.parametrize("size", [100_000, 230_000, 1_000_000])
+async def test_a_client_that_does_not_read_holds_up_no_end(
+    tmp_path: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(server, "_GRACE", 0.1)
+    socket = str(tmp_path / "s" / "m.sock")
+    async with contextlib.AsyncExitStack() as stack:
+        async with server.serve(unixsocket.listen(socket), [limits]):
+            peer = await stack.enter_async_context(http2peer.connected(socket, INITIAL_WINDOW_SIZE=2**31 - 1))
+            await peer.settled()
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            peer.send(raw(8, 0, 0, (2**30).to_bytes(4, "big")), call(1, TIMES, b"%d" % size))
+            async with http2peer.connected(socket) as other:
+                await other.settled()
+        # It has ended although this client is still there.
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_unix_connection(socket)
