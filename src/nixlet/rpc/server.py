@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 from grpclib import const
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from nixlet import errors
 from nixlet.host import files
@@ -127,10 +127,11 @@ class _Calls:
             stream.fail(headers.trailers(answered), answered)
             raise
         except Exception as error:  # noqa: BLE001 (a server answers whatever happens)
-            if not stream.gone:
+            # Whoever sends something to a client that is gone fails by that.
+            if not (stream.gone and isinstance(error, StreamTerminatedError)):
                 failure = _failure(stream.path, error)
-                answered = failure.status
                 stream.fail(headers.trailers(failure.status, failure.message, failure.details), failure.status)
+                answered = answered if stream.gone else failure.status
         finally:
             self._observe(stream.path, answered.name, time.perf_counter() - began)
 
