@@ -161,7 +161,7 @@ def test_no_call_fails_while_a_service_manager_restarts_it(place: alone.Alone) -
                     stopped = time.monotonic()
                 (place.run / "end").touch()
                 with place.serving(listening=listening):
-                    assert calling.wait(30) == 0
+                    assert calling.wait(30) == 0, (place.directory / "calls").read_text()[-2000:]
         # A call that failed would have said why; containerd itself only warns of the old cgroups.
         lines = [line for line in (place.directory / "calls").read_text().splitlines() if "DEPRECATION" not in line]
     made = [line for line in lines if line.startswith("made ")]

@@ -82,24 +82,28 @@ def _failure(path: str, error: Exception) -> GRPCError:
 
 
 class _Calls:
-    """The methods, and the calls that are being answered; ``idle`` is set while none is."""
+    """The methods, and the calls that are being answered."""
 
     def __init__(self, known: dict[str, const.Handler], fallback: Fallback | None, observe: Observer) -> None:
         self._known = known
         self._fallback = fallback or _unknown_method
         self._observe = observe
         self._tasks: set[asyncio.Task[None]] = set()
-        self.idle = asyncio.Event()
-        self.idle.set()
 
     def begin(self, connection: connection_module.Connection, stream: Stream[Any, Any]) -> None:
         """Answer a call, in a task of its own."""
         task = asyncio.get_running_loop().create_task(self._answer(connection, stream))
         self._tasks.add(task)
-        self.idle.clear()
         stream.answered_by(task)
 
-    async def end(self) -> None:
+    async def ended(self) -> None:
+        """Wait until no call is being answered, for some seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+
+    async def cancelled(self) -> None:
         """Wait for what goes on although nobody waits for it any more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -112,8 +116,6 @@ class _Calls:
             stream.left()
             connection.answered()
             self._tasks.discard(asyncio.current_task())
-            if not self._tasks:
-                self.idle.set()
 
     async def _observed(self, stream: Stream[Any, Any]) -> None:
         began = time.perf_counter()
@@ -174,16 +176,17 @@ class _Server:
         assert self._server is not None
         self._server.close()
         try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._calls.idle.wait(), _GRACE)
+            await self._calls.ended()
             # A client that is told goes elsewhere without a call lost: to who has the same listening socket next.
             for connection in list(self._connections):
                 connection.go_away()
             await self._parted()
+            # What came in meanwhile ends as well. Of what comes now the client hears that it was not begun.
+            await self._calls.ended()
         finally:
             for connection in list(self._connections):
                 connection.close("the server stopped")
-            await self._calls.end()
+            await self._calls.cancelled()
             await self._parted()
             # Who doesn't read the farewell is not waited for.
             for connection in list(self._connections):
