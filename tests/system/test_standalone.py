@@ -147,7 +147,7 @@ def test_no_call_fails_while_a_service_manager_restarts_it(place: alone.Alone) -
         with listening, (place.directory / "calls").open("w") as log:
             # containerd's own client makes them, through containerd, one after the other.
             calls = f"n=0; while [ ! -e {place.run}/end ]; do n=$((n+1)); {' '.join(ctr)} snapshots --snapshotter nix"
-            calls += ' prepare "key-$n" >/dev/null && echo "made $n"; done'
+            calls += ' prepare "key-$n" >/dev/null && echo "made $n"; done; true'
             with subprocess.Popen(["sh", "-c", calls], stdout=log, stderr=log) as calling:
                 restarts = []
                 stopped = time.monotonic()
