@@ -31,9 +31,7 @@ def rows(tools: Sequence[commands.Tool], size: int, rounds: int) -> dict[str, An
     for tool in tools:
         tool.ran("run", "-d", "--name", "exec-output", tool.image, "sh", "-c", f"{_script(0)}; exec sleep 100000")
         # It stays: nerdctl's log lacks what a container printed last if it ends at once.
-        tool.ran(
-            "run", "-d", "--name", "log-output", *tool.whole_log, tool.image, "sh", "-c", f"{script}; exec sleep 100000"
-        )
+        tool.ran("run", "-d", "--name", "log-output", tool.image, "sh", "-c", f"{script}; exec sleep 100000")
         _wait_for_log(tool, blocks * _BLOCK)
     verbs = {"exec": ("exec", "exec-output", "sh", "-c", script), "logs": ("logs", "log-output")}
     report = {}
@@ -44,7 +42,9 @@ def rows(tools: Sequence[commands.Tool], size: int, rounds: int) -> dict[str, An
             assert count == blocks * _BLOCK, f"{tool.name} {arguments[0]}: {count} of {blocks * _BLOCK} bytes"
             return count / 1000 / taken
 
-        samples = measure.rounds({tool.name: lambda tool=tool: contender(tool) for tool in tools}, rounds, warm_up=0)
+        samples = measure.rounds(
+            {tool.name: lambda tool=tool: contender(tool) for tool in tools}, rounds, warm_up=min(rounds - 1, 1)
+        )
         report[verb] = {name: measure.row(values) for name, values in samples.items()}
     for tool in tools:
         tool.ran("rm", "-f", "exec-output", "log-output")

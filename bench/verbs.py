@@ -176,11 +176,7 @@ def main() -> None:
     alone.on_the_network()
     size = QUICK if chosen.quick else dataclasses.replace(FULL, rounds=max(chosen.runs, 7))
     versions = chosen.containerd or (commands.CONTAINERDS[-1:] if chosen.quick else commands.CONTAINERDS)
-    report = {}
-    for version in versions:
-        report[version] = measured(parts.containerd(version), size)
-        # The whole takes the better part of an hour.
-        print("\n".join(table(version, report[version], size)), file=sys.stderr, flush=True)
+    report = {version: measured(parts.containerd(version), size) for version in versions}
     text = document(report, size)
     print(text)
     measure.write(chosen.json, report)

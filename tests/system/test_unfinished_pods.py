@@ -99,6 +99,30 @@ def test_a_client_that_goes_leaves_nothing(any_node: nodes.Node, image: str, num
     any_node.ok("run", "--rm", "--name", "begun", image, "--", "/bin/true")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_pod_that_is_waited_for_goes_with_its_client(any_node: nodes.Node, image: str, number: int) -> None:
+    script = "trap 'exit 0' TERM; echo ready; while true; do sleep 0.1; done"
+    manifest = nodes.manifest("waited", image, command=["/bin/sh", "-c", script])
+    argv = [sys.executable, "-m", "nixlet", "kube", "play", "--wait", "-"]
+    with subprocess.Popen(
+        argv, env=any_node.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(manifest)
+            process.stdin.close()
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(number)
+            code = process.wait(SECONDS)
+        finally:
+            process.kill()
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    if number == signal.SIGKILL:
+        until(lambda: nothing_is_left(any_node), "the pod is gone")
+    assert nothing_is_left(any_node)
+
+
 def test_a_containerd_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) -> None:
     node = own_node
     node.ok("run", "--rm", image, "--", "/bin/true")

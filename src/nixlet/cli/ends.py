@@ -158,19 +158,22 @@ class Ends:
         input: Our input, if it is wanted.
     """
 
-    def __init__(self, *, stdin: bool, stderr: bool = True) -> None:
+    def __init__(self, *, stdin: bool, stdout: bool = True, stderr: bool = True) -> None:
         """Make what is needed.
 
         Args:
             stdin: Our input is wanted.
-            stderr: There are two outputs; a terminal has only one.
+            stdout: There is an output.
+            stderr: There is another one; a terminal has only one.
         """
         self.descriptors: list[int] = []
         self.streams: dict[str, int] = {}
         self.outputs: list[Output] = []
         self.input: Input | None = None
         self._handed: list[int] = []
-        for fd, name in ((1, "stdout"), *(((2, "stderr"),) if stderr else ())):
+        for fd, name, wanted in ((1, "stdout", stdout), (2, "stderr", stderr)):
+            if not wanted:
+                continue
             mode = os.fstat(fd).st_mode
             if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
                 self._hand_over(name, fd)

@@ -8,22 +8,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nixlet.cli.node import Node
-    from nixlet.containers import model
-    from nixlet.pods.player import RunningContainer, RunningPod
+    from nixlet.cli import calls, session
 
 
-def _read(file: str) -> "tuple[list[model.Pod], list[str]]":
+def _read(file: str) -> "dict[str, Any]":
+    """A manifest as the node takes it, and what it is called."""
+    import binascii
+
     from nixlet import errors
-    from nixlet.kube import manifest
 
-    if file == "-":
-        return manifest.parse(sys.stdin.buffer.read(), "standard input")
     try:
-        with open(file, "rb") as stream:
-            return manifest.parse(stream.read(), file)
+        if file == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(file, "rb") as stream:
+                data = stream.read()
     except OSError as error:
         raise errors.UsageError(f"the manifest {file} can't be read: {error.strerror}") from error
+    source = "standard input" if file == "-" else file
+    return {"manifest": binascii.b2a_base64(data, newline=False).decode(), "source": source}
 
 
 @grammar.verb(
@@ -34,97 +37,80 @@ def _read(file: str) -> "tuple[list[model.Pod], list[str]]":
     grammar.Flag("--summary", text="With --wait: say what it took."),
     grammar.Argument("file"),
 )
-@options.asynchronous
-async def play(file: str, state_dir: str, output: str, *, replace: bool, wait: bool, summary: bool) -> int:
+def play(file: str, state_dir: str, output: str, *, replace: bool, wait: bool, summary: bool) -> int:
     """Run the pods of a manifest FILE (- for standard input), each once.
 
     With --wait the exit status is that of the first container that fails.
     """
-    from nixlet.cli import node, terminal
-    from nixlet.kube import manifest
-    from nixlet.pods import player
+    from nixlet.cli import calls, ends, link, session
 
-    pods, notices = _read(file)
-    for notice in [*notices, *manifest.restart_notices(pods)]:
-        print(f"notice: {notice}", file=sys.stderr)
-    status = 0
-    played: list[RunningPod] = []
+    wanted = _read(file)
+    played: list[dict[str, Any]] = []
     try:
-        async with node.connected(state_dir) as connection:
-            with terminal.ended_by_sigterm():
-                for pod in pods:
-                    if replace:
-                        for old in await player.find(connection.runtime, pod.name, pod.namespace):
-                            await connection.remove_pod(old.id, grace=-1)
-                    if wait:
-                        status = await _run_to_end(connection, pod, summary=summary) or status
-                        continue
-                    async with connection.played(pod) as started:
-                        played.append(started.running)
-                        if output != "json":
-                            print(f"pod/{pod.name}")
+        with (
+            link.connected(state_dir) as node,
+            link.connected(state_dir) as control,
+            ends.Ends(stdin=False, stdout=wait, stderr=wait) as ours,
+            session.Signals() as signals,
+            calls.Call(node, control, ours) as call,
+        ):
+            wanted |= {"ticket": call.ticket, "replace": replace, "wait": wait, "streams": ours.streams}
+            node.send("PlayManifest", {**wanted, "summary": summary}, ours.descriptors, more=True)
+            ours.handed_over()
+            if wait:
+                return _run_to_their_end(call, signals)
+            for reply in call.replies(signals):
+                _notice(reply)
+                if (started := reply.get("started")) is not None:
+                    played.append(started)
+                    if output != "json":
+                        print(f"pod/{started['name']}")
     finally:
         # Those that run are told also when a later one doesn't.
         if output == "json":
-            options.print_json([_described(running) for running in played])
+            options.print_json(played)
+    return 0
+
+
+def _notice(reply: "dict[str, Any]") -> None:
+    for notice in reply.get("notices", ()):
+        print(f"notice: {notice}", file=sys.stderr)
+
+
+def _run_to_their_end(call: "calls.Call", signals: "session.Signals") -> int:
+    from nixlet.cli import ends, session
+
+    status = 0
+    try:
+        for reply in call.replies(signals):
+            _notice(reply)
+            if reply.get("reader_gone"):
+                return session.READER_GONE
+            if (ended := reply.get("ended")) is not None:
+                status = ended["exit_code"] or status
+                if (summary := ended.get("summary")) is not None:
+                    call.show_output(signals)
+                    _summarise(**summary)
+        call.show_output(signals, until_its_end=True)
+    except ends.Gone as gone:
+        call.end(signals)
+        return session.TERMINAL_GONE if gone.terminal else session.READER_GONE
     return status
 
 
-def _described(running: "RunningPod") -> "dict[str, Any]":
-    containers = [{"name": container.name, "id": container.id} for container in running.containers]
-    return {
-        "name": running.pod.name,
-        "namespace": running.pod.namespace,
-        "id": running.sandbox,
-        "containers": containers,
-    }
-
-
-async def _run_to_end(connection: "Node", pod: "model.Pod", *, summary: bool) -> int:
-    import asyncio
-    import contextlib
-    import time
-
-    from nixlet import errors
-
-    start = time.time()
-    first_output: list[float] = []
-    async with connection.played(pod) as played:
-        # Nothing is awaited before this: whoever interrupts us leaves no pod.
-        running = played.running
-        try:
-            prefixes = {each.id: f"{each.name}: " if len(running.containers) > 1 else "" for each in running.containers}
-
-            async def show(container: "RunningContainer") -> int:
-                async for record in connection.output(container.id, container.log_path):
-                    first_output.append(time.time())
-                    options.write_record(record, prefixes[container.id].encode())
-                return await connection.wait(container.id) if container.exit_code is None else container.exit_code
-
-            codes = await asyncio.gather(*(show(container) for container in running.containers))
-            if summary:
-                mounts = [await connection.mounts_of(container.id) for container in running.containers]
-                _summarise(connection, pod, mounts, (min(first_output) - start) * 1000 if first_output else None)
-        finally:
-            with contextlib.suppress(errors.NotFoundError):
-                await asyncio.shield(connection.remove_pod(running.sandbox, grace=-1))
-    return next((code for code in codes if code), 0)
-
-
-def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], milliseconds: float | None) -> None:
+def _summarise(containers: "list[dict[str, Any]]", output_after_ms: int | None) -> None:
     from nixlet.cli import sizes
 
     print()
-    for container, count in zip(pod.containers, mounts, strict=True):
-        pulled = connection.pulled.get(container.image)
-        print(f"container {container.name}")
-        if pulled is not None:
-            print(f"  paths in the closure      {pulled.closure_paths}")
-            print(f"  bytes fetched             {sizes.decimal(pulled.fetched_bytes)}")
-            print(f"  image ready after         {pulled.duration_ms} ms")
-        print(f"  mounts per container      {count}")
-    if milliseconds is not None:
-        print(f"  from start to output      {milliseconds:.0f} ms (pull included)")
+    for container in containers:
+        print(f"container {container['name']}")
+        if "pull_ms" in container:
+            print(f"  paths in the closure      {container['closure_paths']}")
+            print(f"  bytes fetched             {sizes.decimal(container['fetched_bytes'])}")
+            print(f"  image ready after         {container['pull_ms']} ms")
+        print(f"  mounts per container      {container['mounts']}")
+    if output_after_ms is not None:
+        print(f"  from start to output      {output_after_ms} ms (pull included)")
 
 
 @grammar.verb(
@@ -132,22 +118,18 @@ def _summarise(connection: "Node", pod: "model.Pod", mounts: list[int], millisec
     grammar.Flag("--ignore-missing", text="It is no error when a pod isn't there."),
     grammar.Argument("file"),
 )
-@options.asynchronous
-async def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
+def down(file: str, state_dir: str, *, ignore_missing: bool) -> None:
     """Remove the pods of a manifest FILE (- for standard input)."""
-    from nixlet import errors
-    from nixlet.cli import node
-    from nixlet.pods import player
+    from nixlet.cli import link
 
-    pods, _ = _read(file)
-    async with node.connected(state_dir) as connection:
-        for pod in pods:
-            sandboxes = await player.find(connection.runtime, pod.name, pod.namespace)
-            if not sandboxes and not ignore_missing:
-                raise errors.NotFoundError(f"there is no pod {pod.name}", hint="see what there is: nixlet ps -a")
-            for sandbox in sandboxes:
-                await connection.remove_pod(sandbox.id, grace=pod.grace_seconds)
-                print(f"pod/{pod.name} removed")
+    wanted = {**_read(file), "ignore_missing": ignore_missing}
+    with link.connected(state_dir) as node:
+        node.send("DownManifest", wanted, more=True)
+        goes_on = True
+        while goes_on:
+            reply, goes_on = node.receive()
+            if (removed := reply.get("removed")) is not None:
+                print(f"pod/{removed} removed")
 
 
 kube = grammar.Group("Run pods from Kubernetes manifests.", {"play": play, "down": down})

@@ -2,6 +2,7 @@
 
 import os
 
+from nixlet import errors
 from nixlet.cli import grammar
 from nixlet.node import names
 
@@ -9,8 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
-
-    from nixlet.containers import logrecords
 
 
 #: The directories that verbs find a node by.
@@ -78,6 +77,20 @@ STATE_DIR = _directory("state_dir", "Sockets and running state.")
 OUTPUT = grammar.Value("--output", "-o", choices=("table", "json"), default="table", text="The form of the answer.")
 
 
+def working_directory() -> str:
+    """Where relative paths begin that a person writes.
+
+    Raises:
+        FailedPreconditionError: It was removed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise errors.FailedPreconditionError(
+            "the working directory is gone, and paths begin there", hint="go to another one (cd)"
+        ) from error
+
+
 def asynchronous(function: "Callable[..., Coroutine[Any, Any, int | None]]") -> "Callable[..., int | None]":
     """Let a verb be a coroutine."""
 
@@ -95,14 +108,3 @@ def print_json(value: object) -> None:
     import json
 
     print(json.dumps(value, indent=2))
-
-
-def write_record(record: "logrecords.Record", prefix: bytes = b"") -> None:
-    """Hand a piece of a container's output on, to the stream that it was written to.
-
-    Raises:
-        Exit: Nobody reads it any more.
-    """
-    from nixlet.cli import streams
-
-    streams.write(record.stream, prefix + record.text)

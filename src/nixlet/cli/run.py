@@ -4,12 +4,6 @@ import os
 
 from nixlet.cli import grammar, options
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from nixlet.cli.node import Node
-    from nixlet.containers import model
-
-
 _LIMITS = "limits stand in a manifest (resources): nixlet kube play"
 
 #: What nerdctl and docker have, and this has not.
@@ -68,8 +62,7 @@ _FOREIGN = {
     interspersed=False,
     foreign=_FOREIGN,
 )
-@options.asynchronous
-async def run(
+def run(
     state_dir: str,
     image: str,
     command: tuple[str, ...],
@@ -102,101 +95,53 @@ async def run(
     IMAGE is a reference (nix:0/nix/store/…, or a registry's) or the path of an archive. COMMAND takes the place of the
     image's own arguments.
     """
-    import dataclasses
+    from nixlet.cli import calls, ends, link, session, variables
 
-    from nixlet import errors
-    from nixlet.cli import node, terminal, variables
-    from nixlet.containers import arguments, model
-    from nixlet.pods import criconfig
-
-    if publish and network != "bridge":
-        raise errors.UsageError(f"--publish needs the network of pods, not --network {network}")
-    if hostname and network == "host":
-        raise errors.UsageError("--hostname can't be with --network host: the host has its name")
-    if tty and not detach:
-        terminal.check(stdin=interactive)
-    # Options end at IMAGE; a "--" behind it only says so once more.
-    command = command[1:] if command[:1] == ("--",) else command
-    words = tuple(model.escaped(word) for word in command)
-    program: tuple[str, ...] = () if entrypoint is None else (model.escaped(entrypoint),)
-    args = words
-    if entrypoint == "":
-        # The image's own is to be forgotten: COMMAND is all there is.
-        if not words:
-            raise errors.UsageError('--entrypoint "" needs a command')
-        program, args = words[:1], words[1:]
-    own_name = model.checked_name(name or f"run-{os.urandom(4).hex()}", "--name")
     pairs = variables.environment(env, env_file, os.environ)
-    volumes, mounts = arguments.volumes(volume, os.getcwd())
-    rights = arguments.user(user) if user else model.Security()
-    security = dataclasses.replace(
-        arguments.security(security_opt, os.getcwd(), add=cap_add, drop=cap_drop, privileged=privileged),
-        run_as_user=rights.run_as_user,
-        run_as_group=rights.run_as_group,
-        run_as_name=rights.run_as_name,
-        read_only_root=read_only,
-    )
-    policies = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
-    container = model.Container(
-        name=own_name,
-        image=node.image_reference(image),
-        pull_policy=policies[pull],
-        command=program,
-        args=args,
-        env=tuple((key, model.escaped(value)) for key, value in pairs),
-        working_dir=workdir or "",
-        ports=arguments.ports(publish),
-        mounts=mounts,
-        security=security,
-        stdin=interactive,
-        # With nobody attached from the start, whoever comes and goes must not end it.
-        stdin_once=interactive and not detach,
-        tty=tty,
-    )
-    pod = model.Pod(
-        own_name,
-        containers=(container,),
-        volumes=volumes,
-        restart_policy="Never",
-        hostname=arguments.hostname(hostname) if hostname else "",
-        host_aliases=arguments.host_aliases(add_host),
-        runtime=runtime,
-        host_network=network == "host",
-        no_network=network == "none",
-        grace_seconds=criconfig.DEFAULT_GRACE,
-        remove_when_ended=remove,
-    )
-    async with node.connected(state_dir) as connection:
-        return await _run(connection, pod, detach=detach)
-
-
-async def _run(connection: "Node", pod: "model.Pod", *, detach: bool) -> int:
-    import asyncio
-    import contextlib
-
-    from nixlet import errors
-    from nixlet.cli import terminal
-
-    (container,) = pod.containers
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            with terminal.ended_by_sigterm():
-                played = await stack.enter_async_context(connection.played(pod, foreground=not detach))
-        except errors.AlreadyExistsError as error:
-            hint = f"remove it (nixlet rm {pod.name}) or choose another --name"
-            raise errors.AlreadyExistsError(error.message, hint=hint) from error
-        started = played.running.containers[0].id
+    if tty and not detach:
+        session.check_terminal(stdin=interactive)
+    columns, rows = session.size() if tty and not detach else (0, 0)
+    with (
+        link.connected(state_dir) as node,
+        link.connected(state_dir) as control,
+        ends.Ends(stdin=interactive and not detach, stdout=not detach, stderr=not detach and not tty) as ours,
+        session.Signals() as signals,
+        calls.Call(node, control, ours) as call,
+    ):
+        wanted = {
+            "ticket": call.ticket,
+            "directory": options.working_directory(),
+            "image": image,
+            "name": name,
+            # Options end at IMAGE; a "--" behind it only says so once more.
+            "command": command[1:] if command[:1] == ("--",) else command,
+            "entrypoint": entrypoint,
+            "env": [f"{key}={value}" for key, value in pairs],
+            "volumes": volume,
+            "ports": publish,
+            "network": network,
+            "hostname": hostname,
+            "add_hosts": add_host,
+            "runtime": runtime,
+            "workdir": workdir,
+            "user": user,
+            "privileged": privileged,
+            "cap_add": cap_add,
+            "cap_drop": cap_drop,
+            "security_opts": security_opt,
+            "read_only": read_only,
+            "pull": pull,
+            "interactive": interactive,
+            "tty": tty,
+            "remove": remove,
+            "streams": None if detach else ours.streams,
+            "columns": columns,
+            "rows": rows,
+        }
+        node.send("Run", wanted, ours.descriptors, more=True)
+        ours.handed_over()
+        started = next(call.replies(signals))["started"]
         if detach:
-            print(started)
+            print(started["id"])
             return 0
-        signals = terminal.Signals(connection.tasks, started)
-        try:
-            with terminal.given_to(signals.resize, signals.deliver, tty=container.tty, stdin=container.stdin):
-                code = await played.serve(terminal.written, terminal.Input() if container.stdin else None)
-            return signals.exit_code(code)
-        finally:
-            if not played.ended:
-                # Nobody reads what it prints, or somebody is in a hurry: it ends as a program would at the end of a pipe.
-                end = connection.remove_pod if pod.remove_when_ended else connection.release_pod
-                with contextlib.suppress(errors.NotFoundError):
-                    await asyncio.shield(end(played.running.sandbox))
+        return call.front(signals, started["session"], tty=tty)

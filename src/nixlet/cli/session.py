@@ -144,6 +144,8 @@ class Session:
         self._held = b""
         self._asked = 0
         self._reading = ours.input is not None
+        #: Whether the last reply has come.
+        self._over = False
         self.detached = False
 
     def serve(self, signals: Signals) -> int:
@@ -166,6 +168,7 @@ class Session:
         code: int | None = None
         while code is None or self._ours.outputs:
             if self._node.has_reply():
+                self._over = True
                 code = self._end(self._node.receive()[0])
                 continue
             self._wait(signals, ended=code is not None)
@@ -180,7 +183,9 @@ class Session:
         self._stop_reading()
         return int(reply["ended"]["exit_code"])
 
-    def _wait(self, signals: Signals, *, ended: bool) -> None:
+    def _wait(self, signals: Signals, *, ended: bool, timeout: float | None = None) -> bool:
+        """Wait until there is something to be done, and do it; False when that takes longer than ``timeout`` seconds."""
+
         def output_shown(output: ends.Output) -> "Callable[[], None]":
             return lambda: self._show(output)
 
@@ -207,8 +212,10 @@ class Session:
                 watch(ours.pipe, select.POLLOUT, self._give)
             elif self._reading:
                 watch(0, select.POLLIN, self._read)
-        for fd, _ in poll.poll():
+        happened = poll.poll(None if timeout is None else timeout * 1000)
+        for fd, _ in happened:
             watched[fd]()
+        return bool(happened)
 
     def _show(self, output: ends.Output) -> None:
         if output.read():

@@ -4,7 +4,6 @@ The command line reads this module: it imports nothing that takes time.
 """
 
 import datetime
-import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -95,21 +94,6 @@ class Printer:
             self._begins = record.text.endswith(b"\n")
         if pieces:
             yield stream, b"".join(pieces)
-
-
-def append(path: str, stream: str, data: bytes) -> None:
-    """Write a piece of a container's output to its log, in place of the runtime, which doesn't any more.
-
-    Raises:
-        FileNotFoundError: The log is gone.
-    """
-    time = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-    *lines, rest = data.split(b"\n")
-    records = [f"{time} {stream} F ".encode() + line for line in lines]
-    if rest:
-        records.append(f"{time} {stream} P ".encode() + rest)
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW), "ab") as file:
-        file.write(b"".join(record + b"\n" for record in records))
 
 
 def parse_tail(text: str) -> int | None:

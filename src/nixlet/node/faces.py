@@ -2,11 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import attaching, foreground, processes, streams
+from nixlet.containers import attaching, processes, streams
 from nixlet.host import signals, supervisor
 from nixlet.images import obtaining
 from nixlet.node import config as node_config
@@ -25,8 +25,6 @@ from nixlet.services import (
     stopping,
     withdrawal,
 )
-from nixlet.services import node as node_service
-from nixlet.services import pods as pods_service
 from nixlet.varlink import server as varlink
 
 #: The state directory of a containerd that is not ours.
@@ -52,12 +50,12 @@ class Containerd:
         assert self.kept is not None
         return await self.kept.gave_up()
 
-    def children(self) -> Sequence[node_service.ChildStatus]:
+    def children(self) -> Sequence[nodestatus.ChildStatus]:
         """What the node says of it: nothing while it is not running."""
         if self.kept is None:
-            return [node_service.ChildStatus("containerd", 0, self.version)]
+            return [nodestatus.ChildStatus("containerd", 0, self.version)]
         child = self.kept.current
-        return [] if child is None else [node_service.ChildStatus(child.name, child.pid, self.version)]
+        return [] if child is None else [nodestatus.ChildStatus(child.name, child.pid, self.version)]
 
     async def check(self, runtime: cri.RuntimeClient) -> None:
         """Check that it answers.
@@ -72,9 +70,9 @@ class Containerd:
 
 def status(
     settings: node_config.Settings, layout: node_config.Layout, programs: containerd_child.Programs | None
-) -> node_service.NodeStatus:
+) -> nodestatus.NodeStatus:
     """What the node says of itself."""
-    return node_service.NodeStatus(
+    return nodestatus.NodeStatus(
         snapshotter=settings.snapshotter,
         data_dir=layout.data_dir,
         state_dir=layout.state_dir,
@@ -88,7 +86,7 @@ def status(
 class Faces:
     """The services on the node's socket that are the node's own: they serve before containerd is there."""
 
-    def __init__(self, status: node_service.NodeStatus, layout: node_config.Layout, images: cri.ImageClient) -> None:
+    def __init__(self, status: nodestatus.NodeStatus, layout: node_config.Layout, images: cri.ImageClient) -> None:
         """The services of a node.
 
         Args:
@@ -99,82 +97,52 @@ class Faces:
         self._status = status
         self._layout = layout
         self._images = images
-        self._made: list[node_service.NodeService] = []
-        self._pods: list[lifecycle.Pods] = []
-        self._removals: list[removal.Removals] = []
-        self._keepers: list[streams.Keeper] = []
-        self._processes: list[processes.Processes] = []
+        self._closing: list[Callable[[signals.Ending], Awaitable[None]]] = []
+        self._recovering: list[Callable[[], Awaitable[None]]] = []
         self.containerd: Containerd | None = None
 
-    def services(self, served: proxyplugin.Served) -> Sequence[node_service.NodeService]:
-        """The services, for what stands."""
-        kept = self._kept(served)
-        plays = pods_service.Pods(kept, self._images)
-        self._pods.append(kept)
-        self._made.append(
-            node_service.NodeService(self._status, self._children, served.exchange, served.snapshotter, plays, kept)
-        )
-        return self._made
-
-    def _kept(self, served: proxyplugin.Served) -> lifecycle.Pods:
-        """The node's pods."""
-        pods_dir = self._status.pod_log_dir
-        undoings = undoing.Undoings(
-            served.runtime, served.containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir
-        )
-        plays = player.Player(
-            served.runtime, served.containerd, undoings, pods_dir=pods_dir, resolv_conf=self._status.resolv_conf
-        )
-        removals = removal.Removals(served.runtime, pods_dir)
-        self._removals.append(removals)
-        watcher = ended.Watcher(served.runtime, served.containerd, removals)
-        service = tasks.Tasks(served.channel, self._status.containerd_address)
-        state_dirs = [self._layout.containerd_state, _CONTAINERD_STATE]
-        foregrounds = foreground.Foregrounds(served.containerd, service, served.runtime, state_dirs)
-        keeper = streams.Keeper(served.containerd, service, served.runtime, state_dirs)
-        # Before containerd starts, which forgets the containers that have ended.
-        keeper.look()
-        self._keepers.append(keeper)
-        return lifecycle.Pods(served.runtime, plays, undoings, removals, watcher, foregrounds, keeper, service)
-
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
-        """What the command line asks."""
-        status = nodestatus.StatusService(self._status, self._children, served.snapshotter, served.runtime.version)
+        """What the command line asks, for what stands. To be made before containerd starts."""
+        runtime, containerd, pods_dir = served.runtime, served.containerd, self._status.pod_log_dir
         service = tasks.Tasks(served.channel, self._status.containerd_address)
-        there = containers.ContainersService(served.runtime, served.containerd, service)
-        stops = stopping.StoppingService(served.runtime, self._removals[0])
-        logs = nodelogs.LogService(served.runtime, served.containerd)
-        images = nodeimages.ImagesService(
-            served.listing, served.loader, served.opener, served.containerd, served.images
-        )
-        calls = withdrawal.Withdrawals()
+        # It looks for what an earlier node left, and containerd forgets the containers that have ended.
+        keeper = streams.Keeper(containerd, service, runtime, [self._layout.containerd_state, _CONTAINERD_STATE])
+        keeper.look()
+        removals = removal.Removals(runtime, pods_dir)
+        undoings = undoing.Undoings(runtime, containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir)
+        plays = player.Player(runtime, containerd, undoings, pods_dir=pods_dir, resolv_conf=self._status.resolv_conf)
+        watcher = ended.Watcher(runtime, containerd, removals)
+        pods = lifecycle.Pods(runtime, plays, undoings, removals, watcher, keeper, service)
+        adds = processes.Processes(containerd, service, self._layout.state_dir)
+        self._recovering += [adds.recover, pods.recover]
+        self._closing += [lambda _: adds.close(), pods.close]
+        calls, fronts = withdrawal.Withdrawals(), sessions.Sessions()
         obtainer = obtaining.Obtainer(self._images, served.exchange)
-        runs = running.RunService(self._pods[0], obtainer, calls)
-        plays = manifests.ManifestService(self._pods[0], obtainer, served.containerd, calls)
-        adds = processes.Processes(served.containerd, service, self._layout.state_dir)
-        self._processes.append(adds)
-        attacher = attaching.Attacher(served.runtime, served.containerd, self._keepers[0])
-        fronts = sessions.Sessions()
-        executes = executing.ExecutingService(served.runtime, service, adds, attacher, fronts)
-        services = (status, there, stops, logs, images, calls, runs, plays, fronts, executes)
+        attacher = attaching.Attacher(runtime, containerd, keeper)
+        services = (
+            nodestatus.StatusService(self._status, self._children, served.snapshotter, runtime.version),
+            containers.ContainersService(runtime, containerd, service),
+            stopping.StoppingService(runtime, removals),
+            nodelogs.LogService(runtime, containerd),
+            nodeimages.ImagesService(served.listing, served.loader, served.opener, containerd, served.images),
+            calls,
+            fronts,
+            running.RunService(pods, service, obtainer, calls, fronts),
+            manifests.ManifestService(pods, obtainer, containerd, calls),
+            executing.ExecutingService(runtime, service, adds, attacher, fronts),
+        )
         return nodeinterface.interface(*(each.methods() for each in services))
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""
-        for adds in self._processes:
-            await adds.recover()
-        for made in self._pods:
-            await made.recover()
+        for recover in self._recovering:
+            await recover()
         self.containerd = containerd
 
-    def _children(self) -> Sequence[node_service.ChildStatus]:
+    def _children(self) -> Sequence[nodestatus.ChildStatus]:
         return [] if self.containerd is None else self.containerd.children()
 
     async def close(self, ending: signals.Ending) -> None:
         """End what they do by themselves."""
-        for service in self._made:
-            service.close()
-        for adds in self._processes:
-            await adds.close()
-        for made in self._pods:
-            await made.close(ending)
+        for close in self._closing:
+            await close(ending)

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
@@ -78,16 +78,11 @@ class Served:
     listing: images_service.Listing
 
 
-#: Gives what else is served on the socket.
-MoreServices = Callable[[Served], Sequence[rpc_server.Servable]]
-
-
 async def serve(
     stack: contextlib.AsyncExitStack,
     place: Place,
     store: interface.Store,
     gcroots: str,
-    more_services: MoreServices = lambda _: (),
     observed: metrics.NodeMetrics | None = None,
 ) -> Served:
     """Start the snapshotter, which puts its state in order, and serve it, until ``stack`` is left.
@@ -97,7 +92,6 @@ async def serve(
         place: Where.
         store: The store behind it.
         gcroots: Where the store's GC roots are kept.
-        more_services: What else is served on the socket.
         observed: Counts what happens.
 
     Raises:
@@ -146,7 +140,7 @@ async def serve(
         archive_dirs=place.archive_dirs,
         exchange=made.exchange,
     )
-    services = [snapshots_service.SnapshotsService(snapshotter), *more_services(made)]
+    services = [snapshots_service.SnapshotsService(snapshotter)]
     check = closurecheck.ClosureCheck(place.snapshotter, bringer)
     looked_at = registrypulls.RegistryPulls(made.containerd, check)
     ready = readiness.Readiness(made.containerd, place.snapshotter, check, made.loader, store.store_dir)
@@ -156,7 +150,7 @@ async def serve(
 
 
 async def serve_without_snapshotter(
-    stack: contextlib.AsyncExitStack, place: Place, more_services: MoreServices, observed: metrics.NodeMetrics
+    stack: contextlib.AsyncExitStack, place: Place, observed: metrics.NodeMetrics
 ) -> Served:
     """Serve what a node with a snapshotter of containerd's own has: no snapshots, and images as containerd gives them.
 
@@ -165,7 +159,7 @@ async def serve_without_snapshotter(
     """
     made = await _connected(stack, place)
     puller, records = images_service.NoNix(place.snapshotter), recorded.Recorded(made.containerd)
-    await _listen(stack, place, made, more_services(made), puller, records, observed)
+    await _listen(stack, place, made, [], puller, records, observed)
     return made
 
 

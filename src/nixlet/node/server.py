@@ -141,9 +141,9 @@ async def running(
         faces = faces_module.Faces(faces_module.status(settings, layout, programs), layout, images)
         if store is not None:
             gcroots = store.settings.gcroots
-            served = await proxyplugin.serve(stack, place, store, gcroots, faces.services, observed)
+            served = await proxyplugin.serve(stack, place, store, gcroots, observed)
         else:
-            served = await proxyplugin.serve_without_snapshotter(stack, place, faces.services, observed)
+            served = await proxyplugin.serve_without_snapshotter(stack, place, observed)
         listening = unixsocket.listen(layout.control_socket)
         stack.callback(_unlink, layout.control_socket)
         await stack.enter_async_context(varlink.serve(listening, [faces.interface(served)]))

@@ -4,29 +4,16 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, foreground, model, streams
+from nixlet.containers import clients, model, streams
 from nixlet.host import signals
 from nixlet.pods import ended, player, removal, undoing
 from nixlet.rpc.gen import cri_pb2
 
 _log = logging.getLogger("nixlet.pods")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Front:
-    """Who has a container in front of them.
-
-    Attributes:
-        listener: Takes its output; None: they haven't.
-        stdin: Its input; None: it has none.
-    """
-
-    listener: foreground.Listener | None
-    stdin: AsyncIterator[bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +41,6 @@ class Pods:
         undoings: undoing.Undoings,
         removals: removal.Removals,
         watcher: ended.Watcher,
-        foregrounds: foreground.Foregrounds,
         keeper: streams.Keeper,
         processes: tasks.Tasks,
     ) -> None:
@@ -66,7 +52,6 @@ class Pods:
             undoings: Takes back what doesn't start.
             removals: Takes pods away.
             watcher: Waits for their ends.
-            foregrounds: Serves streams for gRPC's clients.
             keeper: Keeps containers' streams.
             processes: containerd's tasks.
         """
@@ -75,7 +60,6 @@ class Pods:
         self._undoings = undoings
         self._removals = removals
         self._watcher = watcher
-        self._foregrounds = foregrounds
         self._keeper = keeper
         self._processes = processes
         self._playing: dict[asyncio.Task[Played], asyncio.Event] = {}
@@ -94,7 +78,6 @@ class Pods:
             given_up.set()
         await ending.wait(set(self._playing))
         await self._watcher.close()
-        await self._foregrounds.close()
         await self._keeper.close()
         await self._undoings.close(ending)
         await self._removals.close(ending)
@@ -107,7 +90,6 @@ class Pods:
         *,
         listeners: Mapping[str, clients.Client] | None = None,
         size: tuple[int, int] = (0, 0),
-        front: Front | None = None,
     ) -> "asyncio.Task[Played]":
         """Start a pod, in a task that needs not be waited for; see ``player.Player.play``.
 
@@ -117,13 +99,8 @@ class Pods:
             given_up: Set when nobody wants the pod any more.
             listeners: Who has the streams of which of its containers, by name.
             size: The columns and rows of the terminal of its only container, where that has one.
-            front: The same for gRPC's clients.
         """
-        playing = (
-            self._play(pod, obtain, given_up, listeners or {}, size)
-            if front is None
-            else self._play_in_front(pod, obtain, given_up, front)
-        )
+        playing = self._play(pod, obtain, given_up, listeners or {}, size)
         task = asyncio.create_task(playing, name=f"play {pod.name}")
         self._playing[task] = given_up
         task.add_done_callback(self._played)
@@ -161,24 +138,6 @@ class Pods:
             # One that has ended has no size.
             with contextlib.suppress(errors.NixletError):
                 await self._processes.resize(running.containers[0].id, *size)
-        return Played(running, serving, self._watcher.wait_for(running.sandbox))
-
-    async def _play_in_front(
-        self, pod: model.Pod, obtain: player.Obtain, given_up: asyncio.Event, front: Front
-    ) -> Played:
-        await player.unless(given_up, self._recovered.wait(), pod)
-        serving = {}
-        if front.listener is None:
-            running = await self._player.play(pod, obtain, given_up)
-        else:
-            with contextlib.ExitStack() as stack:
-                made = self._foregrounds.new()
-                stack.callback(made.close)
-                running = await self._player.play(
-                    pod, obtain, given_up, lambda container, _: made.interposed(container)
-                )
-                serving[running.containers[0].id] = self._foregrounds.serve(made, front.listener, front.stdin)
-                stack.pop_all()
         return Played(running, serving, self._watcher.wait_for(running.sandbox))
 
     def release(self, sandbox: str) -> None:

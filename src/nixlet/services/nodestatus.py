@@ -7,12 +7,33 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import nixlet
 from nixlet import errors
-from nixlet.services.node import ChildStatus, NodeStatus
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.varlink import server
 
 #: Seconds in which a program answers that can.
 _ANSWER = 2.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChildStatus:
+    """One of the node's children."""
+
+    name: str
+    pid: int
+    version: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What the node is; see GetStatus in the interface's description."""
+
+    snapshotter: str
+    data_dir: str
+    state_dir: str
+    containerd_address: str
+    containerd_config_version: int
+    pod_log_dir: str
+    resolv_conf: str
 
 
 class StatusService:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import msgspec
 
 from nixlet import errors
+from nixlet.containerd import tasks
 from nixlet.containers import clients, model
 from nixlet.images import obtaining
 from nixlet.pods import lifecycle, single
 from nixlet.rpc.gen import cri_pb2
-from nixlet.services import clientstreams, pullprogress, withdrawal
+from nixlet.services import clientstreams, pullprogress, sessions, withdrawal
 from nixlet.varlink import server
 
 
@@ -34,8 +35,26 @@ class RunParameters(single.Wanted, frozen=True, forbid_unknown_fields=True, kw_o
 class RunService:
     """Runs containers on one node."""
 
-    def __init__(self, pods: lifecycle.Pods, obtainer: obtaining.Obtainer, withdrawals: withdrawal.Withdrawals) -> None:
+    def __init__(
+        self,
+        pods: lifecycle.Pods,
+        service: tasks.Tasks,
+        obtainer: obtaining.Obtainer,
+        withdrawals: withdrawal.Withdrawals,
+        open_sessions: sessions.Sessions,
+    ) -> None:
+        """Run containers on a node.
+
+        Args:
+            pods: The node's pods.
+            service: containerd's tasks.
+            obtainer: Has images ready.
+            withdrawals: Which calls can be withdrawn.
+            open_sessions: By which clients reach what they have in front of them.
+        """
         self._pods = pods
+        self._tasks = service
+        self._sessions = open_sessions
         self._obtainer = obtainer
         self._withdrawals = withdrawals
 
@@ -53,8 +72,14 @@ class RunService:
             client = clientstreams.client(call, streams)
             try:
                 played = await self._play(call, pod, withdrawn, client)
-                await call.reply({"started": _described(played)})
-                return await self._follow(call, played, client, withdrawn)
+                process = sessions.FirstProcess(self._tasks, played.running.containers[0].id)
+                with self._sessions.opened(process) as session:
+                    if withdrawn.is_set() and not call.gone.is_set():
+                        # Too late for the player, and before anybody knew of it.
+                        await self._pods.remove(played.running.sandbox, 0)
+                        raise _not_wanted(pod)
+                    await call.reply({"started": {**_described(played), "session": session}})
+                    return await self._follow(call, played, process, client, withdrawn)
             finally:
                 # What has started goes on without it.
                 client.leave()
@@ -84,6 +109,7 @@ class RunService:
         self,
         call: server.Call[RunParameters],
         played: lifecycle.Played,
+        process: sessions.FirstProcess,
         client: clients.Client,
         withdrawn: asyncio.Event,
     ) -> Mapping[str, object] | None:
@@ -93,16 +119,17 @@ class RunService:
         await clientstreams.first(serving, withdrawn.wait(), client.gone.wait())
         if serving.done() and not serving.cancelled():
             await clientstreams.first(client.finish(), call.gone.wait())
-        if client.failure is not None or client.reader_gone or (withdrawn.is_set() and not call.gone.is_set()):
-            # Nobody reads what it prints, or somebody is in a hurry: it ends as a program would at the end of a pipe.
+        # A client that was killed left it alone, though its pipes have no reader any more.
+        if call.gone.is_set() or (client.reader_gone and await clientstreams.has_hung_up(call)):
+            return None
+        if client.failure is not None or client.reader_gone or withdrawn.is_set():
+            # Nobody has what it prints: it ends as a program would at the end of a pipe.
             await self._end(played)
             if client.failure is not None:
                 raise client.failure
             if not client.reader_gone:
-                raise errors.CallCancelledError(f"container {running.pod.name} is not wanted any more")
+                raise _not_wanted(running.pod)
             return {"reader_gone": True}
-        if call.gone.is_set():
-            return None
         if serving.cancelled():
             raise errors.UnavailableError(
                 f"the node ends; container {running.pod.name} goes on", hint=f"see nixlet logs {running.pod.name}"
@@ -113,7 +140,7 @@ class RunService:
         if running.pod.remove_when_ended:
             # Afterwards nothing of it is there.
             await asyncio.wait({played.ended})
-        return {"ended": {"exit_code": code}}
+        return {"ended": {"exit_code": process.exit_code(code)}}
 
     async def _end(self, played: lifecycle.Played) -> None:
         running = played.running
@@ -122,6 +149,10 @@ class RunService:
                 await self._pods.remove(running.sandbox, 0)
         else:
             self._pods.release(running.sandbox)
+
+
+def _not_wanted(pod: model.Pod) -> errors.CallCancelledError:
+    return errors.CallCancelledError(f"container {pod.name} is not wanted any more")
 
 
 def _described(played: lifecycle.Played) -> Mapping[str, object]:

@@ -80,6 +80,8 @@ ASKING = (
     ["rm", "name"],
     ["images"],
     ["version"],
+    ["run", "--rm", "-e", "A=1", "image", "true"],
+    ["kube", "down", "/dev/null"],
 )
 
 

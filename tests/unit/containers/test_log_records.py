@@ -2,7 +2,6 @@
 
 import datetime
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,19 +45,6 @@ def test_a_malformed_line_is_shown_as_it_stands(line: bytes) -> None:
 def test_any_output_comes_back(text: bytes, stream: str, partial: bool) -> None:
     line = f"{TIME} {stream} {'P' if partial else 'F'} ".encode() + text + b"\n"
     assert logrecords.parse_line(line) == logrecords.Record(TIME, stream, text if partial else text + b"\n")
-
-
-def test_what_the_runtime_does_not_write_is_appended_in_its_form(tmp_path: Path) -> None:
-    path = tmp_path / "0.log"
-    path.write_bytes(b"2026-01-01T00:00:00.000000000Z stdout F before\n")
-    logrecords.append(str(path), "stderr", b"one\n\ntwo")
-    logrecords.append(str(path), "stderr", b" three\n")
-    records = [logrecords.parse_line(line) for line in path.read_bytes().splitlines(keepends=True)]
-    assert [record.text for record in records] == [b"before\n", b"one\n", b"\n", b"two", b" three\n"]
-    assert {record.stream for record in records[1:]} == {"stderr"}
-    assert all(logrecords.written_at(record).year >= 2026 for record in records)
-    with pytest.raises(FileNotFoundError):
-        logrecords.append(str(tmp_path / "gone.log"), "stdout", b"x")
 
 
 def printed(blocks: list[bytes], **options: Any) -> tuple[bytes, bytes]:
