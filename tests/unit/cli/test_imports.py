@@ -79,6 +79,7 @@ ASKING = (
     ["stop", "name"],
     ["rm", "name"],
     ["images"],
+    ["image", "load", "/dev/null"],
     ["version"],
     ["run", "--rm", "-e", "A=1", "image", "true"],
     ["kube", "down", "/dev/null"],
@@ -91,8 +92,8 @@ def test_a_node_is_asked_without_what_takes_long(arguments: list[str], tmp_path:
         "import io; from nixlet import __main__; from nixlet.cli import app, streams; out, sys.stdout = sys.stdout, io.StringIO(); "
         f"app.run([*{arguments!r}, '--state-dir', {str(tmp_path)!r}]); sys.stdout = out"
     )
-    # The parser of JSON needs regular expressions, and a log's records have types.
-    allowed = {"re", "typing"} if arguments[0] == "logs" else {"re"}
+    # The parser of JSON needs regular expressions, and a log's records and a load's progress have types.
+    allowed = {"re", "typing"} if arguments[0] in {"logs", "image"} else {"re"}
     assert slow(found) - allowed == set()
     assert len(found) <= 70, sorted(found)
 
