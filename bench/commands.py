@@ -45,11 +45,20 @@ class Tool:
     Attributes:
         name: What tables call it.
         image: What it calls the image.
+        whole_log: Options of its "run" by which all that the container prints stays in its log.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str], image: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        image: str,
+        whole_log: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.image = image
+        self.whole_log = tuple(whole_log)
         self._argv = list(argv)
         self._environment = dict(environment)
 
@@ -112,7 +121,7 @@ def nerdctl(node: nodes.Node, directory: Path) -> Iterator[Tool]:
     # Its hooks are started by runc with nerdctl's own environment.
     environment = {**os.environ, "TMPDIR": str(own / "tmp"), "NERDCTL_TOML": "/dev/null"}
     try:
-        yield Tool("nerdctl", argv, environment, IMAGE)
+        yield Tool("nerdctl", argv, environment, IMAGE, ("--log-opt", "max-size=16g"))
     finally:
         for entry in reversed(mounts.below(str(own))):
             mounts.unmount(entry.path)

@@ -21,8 +21,8 @@ def rows(tools: Sequence[commands.Tool], containers: int, clients: int, rounds: 
         begin = time.perf_counter()
         with concurrent.futures.ThreadPoolExecutor(clients) as pool:
             list(pool.map(start, names))
-        taken = time.perf_counter() - begin
-        tool.ran("rm", "-f", *names)
+            taken = time.perf_counter() - begin
+            list(pool.map(lambda name: tool.ran("rm", "-f", name), names))
         return taken
 
     samples = measure.rounds({tool.name: lambda tool=tool: contender(tool) for tool in tools}, rounds, warm_up=0)

@@ -21,6 +21,7 @@ ORDINARY = "localhost/hello-ordinary:1"
 NIX = "localhost/hello-nix:1"
 TARGET_RATIO = 1.1
 TARGET_RUN = 350
+TARGET_MEMORY = 55
 
 
 def build(attribute: str) -> str:
@@ -166,7 +167,9 @@ def main() -> None:
         print(f"Nix image against ordinary image: {ratio:.2f} times (aim: at most {TARGET_RATIO})")
         print(f"nixlet run against crictl: {longer:+.0f} ms (aim: at most +{TARGET_RUN})")
         print(f"nixlet run against ctr run: {run['median'] - nix['median']:+.0f} ms (ctr makes no pod and no network)")
-        print(f"memory of the server at rest: {at_rest['rss']:.0f} MB resident ({at_rest['pss']:.0f} MB its own)")
+        print(
+            f"memory of the server at rest: {at_rest['rss']:.0f} MB resident ({at_rest['pss']:.0f} MB its own; aim: at most {TARGET_MEMORY})"
+        )
         report[version] = {"rows": rows, "memory": at_rest, "ratio": ratio, "longer_ms": longer}
     measure.write(chosen.json, report)
     if chosen.docs:

@@ -119,9 +119,9 @@ def measured(containerd: Path, size: Size) -> dict[str, Any]:
         tools = [commands.nixlet(node, str(image.archive)), nerdctl]
         return {
             "verbs": verb_rows(tools, size.rounds),
-            "output": throughput.rows(tools, size.output, min(size.rounds, 3)),
+            "output": throughput.rows(tools, size.output, min(size.rounds, 2)),
             "load": loading.rows(node, storeimages.make(directory, size.paths), containerd, size.rounds),
-            "crowd": crowd.rows(tools, size.containers, size.clients, min(size.rounds, 3)),
+            "crowd": crowd.rows(tools, size.containers, size.clients, min(size.rounds, 2)),
         }
 
 
@@ -176,7 +176,11 @@ def main() -> None:
     alone.on_the_network()
     size = QUICK if chosen.quick else dataclasses.replace(FULL, rounds=max(chosen.runs, 7))
     versions = chosen.containerd or (commands.CONTAINERDS[-1:] if chosen.quick else commands.CONTAINERDS)
-    report = {version: measured(parts.containerd(version), size) for version in versions}
+    report = {}
+    for version in versions:
+        report[version] = measured(parts.containerd(version), size)
+        # The whole takes half an hour.
+        print("\n".join(table(version, report[version], size)), file=sys.stderr, flush=True)
     text = document(report, size)
     print(text)
     measure.write(chosen.json, report)
