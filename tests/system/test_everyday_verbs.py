@@ -129,6 +129,14 @@ def test_ports_of_the_host(any_node: nodes.Node, image: str) -> None:
     assert (refused.returncode, b"--publish needs the network of pods" in refused.stderr) == (2, True)
 
 
+def test_a_port_is_free_for_the_next_as_soon_as_its_container_is_stopped(any_node: nodes.Node, image: str) -> None:
+    port = ["-p", "127.0.0.1:18933:80"]
+    for name in ("first", "second", "third"):
+        any_node.ok("run", "-d", "--name", name, *port, image, "--", "/bin/sleep", "1000")
+        any_node.ok("stop", "-t", "0", name)
+    any_node.ok("rm", "first", "second", "third")
+
+
 def test_inspect(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
     any_node.run(
         "run", "--name", "looked-at", "-e", "A=1", "-v", f"{tmp_path}:/x:ro", image, "--", "/bin/sh", "-c", "exit 3"

@@ -1,6 +1,7 @@
 """The node's interface as another Varlink client sees it, which reads its description and takes everything at its word."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,32 @@ def test_stopping_waiting_and_removing(any_node: nodes.Node, asked: Any, sleepin
     assert asked.RemoveContainers([sleeping], False) == {"container": sleeping}
     assert asked.ListContainers(True) == {"containers": []}
     assert any_node.crictl("pods", "-q") == ""
+
+
+def test_many_are_stopped_and_removed_at_once(
+    any_node: nodes.Node, store_images: dict[int, storeimages.StoreImage]
+) -> None:
+    rules, networks = any_node.packet_rules(), set(os.listdir("/run/netns"))
+    names = [f"one-of-many-{number}" for number in range(12)]
+    try:
+        for name in names:
+            any_node.ok("run", "-d", "--name", name, store_images[50].reference, "--", "/bin/sleep", "1000")
+        with_one_wrong = [*names[:6], "nobody", *names[6:]]
+        stopped = any_node.run("stop", "-t", "1", *with_one_wrong)
+        assert (stopped.returncode, stopped.stdout.decode().split()) == (125, names)
+        assert stopped.stderr.decode().splitlines()[0] == "error: there is no container nobody"
+        assert any_node.ok("ps", "-q") == ""
+        # What they hold is given back at once, and nobody waits for it.
+        nodes.until(lambda: any_node.packet_rules() == rules, "their rules go")
+        nodes.until(lambda: set(os.listdir("/run/netns")) == networks, "their networks go")
+        any_node.ok("run", "-d", "--name", "running-beside", store_images[50].reference, "--", "/bin/sleep", "1000")
+        removed = any_node.run("rm", "running-beside", *names)
+        assert (removed.returncode, removed.stdout.decode().split()) == (125, names)
+        assert removed.stderr.decode().splitlines()[0] == "error: container running-beside is running"
+    finally:
+        any_node.run("rm", "-f", "running-beside", *names)
+    assert any_node.crictl("pods", "-q") == ""
+    assert (any_node.packet_rules(), set(os.listdir("/run/netns"))) == (rules, networks)
 
 
 #: What takes longer to import than these verbs take otherwise.

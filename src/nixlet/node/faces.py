@@ -110,7 +110,8 @@ class Faces:
         keeper.look()
         removals = removal.Removals(runtime, pods_dir)
         undoings = undoing.Undoings(runtime, containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir)
-        plays = player.Player(runtime, containerd, undoings, pods_dir=pods_dir, resolv_conf=self._status.resolv_conf)
+        resolv_conf = self._status.resolv_conf
+        plays = player.Player(runtime, containerd, undoings, removals, pods_dir=pods_dir, resolv_conf=resolv_conf)
         watcher = ended.Watcher(runtime, containerd, removals)
         pods = lifecycle.Pods(runtime, plays, undoings, removals, watcher, keeper, service)
         adds = processes.Processes(containerd, service, self._layout.state_dir)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 
 from nixlet import errors
@@ -12,8 +11,6 @@ from nixlet.containers import clients, model, streams
 from nixlet.host import signals
 from nixlet.pods import ended, player, removal, undoing
 from nixlet.rpc.gen import cri_pb2
-
-_log = logging.getLogger("nixlet.pods")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,21 +139,7 @@ class Pods:
 
     def release(self, sandbox: str) -> None:
         """End a pod's containers and give back what it holds; it goes on by itself."""
-
-        def released(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("pod %s keeps its network: %s", sandbox, error)
-
-        self._removals.release(sandbox).add_done_callback(released)
-
-    async def stop(self, sandbox: str, container: str, grace: int) -> None:
-        """End a pod's container, and give back what the pod holds when it has none that runs.
-
-        Raises:
-            NotFoundError: There is none.
-            NixletError: The runtime can't.
-        """
-        await self._removals.stop(await self._sandbox(sandbox), container, grace)
+        self._removals.begin_release(sandbox)
 
     async def remove(self, sandbox: str, grace: int) -> None:
         """Remove a pod.

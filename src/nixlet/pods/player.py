@@ -14,7 +14,7 @@ from nixlet.containerd import client, cri
 from nixlet.containers import endings, failures, logs, model, users
 from nixlet.host import iptables, netns
 from nixlet.host import ports as host_ports
-from nixlet.pods import begun, criconfig, directories, hosts, network, resolvconf, undoing
+from nixlet.pods import begun, criconfig, directories, hosts, network, removal, resolvconf, undoing
 from nixlet.rpc.gen import cri_pb2
 
 #: A context in which a container, by its ID and what it is, is started.
@@ -70,6 +70,7 @@ class Player:
         runtime: cri.RuntimeClient,
         containerd: client.Containerd,
         undoings: undoing.Undoings,
+        removals: removal.Removals,
         *,
         pods_dir: str,
         resolv_conf: str = "",
@@ -80,12 +81,14 @@ class Player:
             runtime: The CRI.
             containerd: The containerd behind it.
             undoings: Takes back what can't be finished.
+            removals: Takes away what has ended; whose name or ports are wanted again is waited for.
             pods_dir: Where the pods' directories are.
             resolv_conf: Where pods look names up; empty: where the host does.
         """
         self._runtime = runtime
         self._containerd = containerd
         self._undoings = undoings
+        self._removals = removals
         self._pods_dir = pods_dir
         self._resolv_conf = resolv_conf
         self._playing: dict[tuple[str, str], Sequence[model.Port]] = {}
@@ -116,8 +119,7 @@ class Player:
         name = (pod.name, pod.namespace)
         self._claim(pod, name)
         try:
-            if await find(self._runtime, *name):
-                raise _there_is(pod)
+            await self._check_name(pod)
             await self._check_ports(pod)
             # Before anything is made: a pod without its images would only have to be taken down again.
             images = await unless(given_up, _images(pod, obtain), pod)
@@ -148,7 +150,8 @@ class Player:
             raise _there_is(pod)
         wanted = criconfig.published_ports(pod)
         for (other, _), theirs in self._playing.items():
-            _refuse_offered(wanted, theirs, other)
+            if port := _collision(wanted, theirs):
+                raise _offered(port, other)
         self._playing[name] = wanted
 
     async def _play(
@@ -223,15 +226,25 @@ class Player:
                 ) from error
             raise network.explained(error) from error
 
+    async def _check_name(self, pod: model.Pod) -> None:
+        leaving = self._removals.leaving()
+        for sandbox in await find(self._runtime, pod.name, pod.namespace):
+            if not await removal.worked(leaving.get(sandbox.id)):
+                raise _there_is(pod)
+
     async def _check_ports(self, pod: model.Pod) -> None:
         """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""
         wanted = criconfig.published_ports(pod)
         if not wanted:
             return
         network.check_offers(pod)
+        releasing = self._removals.releasing()
         for sandbox in await self._runtime.sandboxes(criconfig.MADE_BY):
-            if sandbox.state == cri_pb2.SANDBOX_READY:
-                _refuse_offered(wanted, criconfig.ports_of(sandbox.annotations), sandbox.metadata.name)
+            if sandbox.state != cri_pb2.SANDBOX_READY:
+                continue
+            port = _collision(wanted, criconfig.ports_of(sandbox.annotations))
+            if port is not None and not await removal.worked(releasing.get(sandbox.id)):
+                raise _offered(port, sandbox.metadata.name)
         for port in wanted:
             if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):
                 raise errors.FailedPreconditionError(
@@ -329,13 +342,16 @@ def _there_is(pod: model.Pod) -> errors.AlreadyExistsError:
     )
 
 
-def _refuse_offered(wanted: Sequence[model.Port], theirs: Sequence[model.Port], pod: str) -> None:
-    for port in wanted:
-        if any(port.collides(other) for other in theirs):
-            raise errors.FailedPreconditionError(
-                f"port {port.host_port} of the host is offered for pod {pod} already",
-                hint="choose another port, or remove that pod",
-            )
+def _collision(wanted: Sequence[model.Port], theirs: Sequence[model.Port]) -> model.Port | None:
+    """A port that is wanted and another pod's."""
+    return next((port for port in wanted if any(port.collides(other) for other in theirs)), None)
+
+
+def _offered(port: model.Port, pod: str) -> errors.NixletError:
+    return errors.FailedPreconditionError(
+        f"port {port.host_port} of the host is offered for pod {pod} already",
+        hint="choose another port, or remove that pod",
+    )
 
 
 async def find(runtime: cri.RuntimeClient, name: str, namespace: str) -> Sequence[cri_pb2.PodSandbox]:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Coroutine
+import logging
+from collections.abc import Coroutine, Mapping
 
 from nixlet import errors
 from nixlet.containerd import cri
@@ -11,6 +12,8 @@ from nixlet.containers import endings, model
 from nixlet.host import signals
 from nixlet.pods import criconfig, directories
 from nixlet.rpc.gen import cri_pb2
+
+_log = logging.getLogger("nixlet.pods")
 
 
 @dataclasses.dataclass(slots=True)
@@ -55,6 +58,8 @@ class Removals:
     async def stop(self, sandbox: cri_pb2.PodSandbox, container: str, grace: int) -> None:
         """End a container, and give back what its pod holds when none of its containers is running any more.
 
+        That is not waited for where a container was ended: it goes on by itself, and a failure goes to the log.
+
         Args:
             sandbox: The pod.
             container: Its container; empty: it has none.
@@ -68,7 +73,11 @@ class Removals:
         async def stop() -> None:
             if container:
                 await self._runtime.stop_container(container, _seconds(sandbox, grace))
-            if not await self._runtime.running(sandbox.id):
+            if await self._runtime.running(sandbox.id):
+                return
+            if container:
+                self.begin_release(sandbox.id)
+            else:
                 await asyncio.shield(self.release(sandbox.id))
 
         await asyncio.shield(self._begun(f"stop {container or sandbox.id}", stop()))
@@ -81,6 +90,23 @@ class Removals:
             self._releasing[sandbox] = task
             task.add_done_callback(lambda _: self._releasing.pop(sandbox))
         return task
+
+    def begin_release(self, sandbox: str) -> None:
+        """As ``release``, which goes on by itself; a failure goes to the log."""
+
+        def released(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("pod %s keeps its network: %s", sandbox, error)
+
+        self.release(sandbox).add_done_callback(released)
+
+    def leaving(self) -> "Mapping[str, asyncio.Task[None]]":
+        """The pods that are being removed, and what does it."""
+        return {each: removal.task for each, removal in self._removing.items()}
+
+    def releasing(self) -> "Mapping[str, asyncio.Task[None]]":
+        """The pods that are being removed, or give back what they hold, and what does it."""
+        return {**self._releasing, **self.leaving()}
 
     async def remove_container(self, sandbox: cri_pb2.PodSandbox, container: str) -> None:
         """Remove a container, running or not, and its pod with it when it was the last one.
@@ -138,6 +164,14 @@ class Removals:
         with contextlib.suppress(errors.NotFoundError):
             running = await self._runtime.running(sandbox)
             await asyncio.gather(*(self._runtime.stop_container(each, seconds) for each in running))
+
+
+async def worked(task: "asyncio.Task[None] | None") -> bool:
+    """Wait for a removal or release; whether there is one, and it worked."""
+    if task is None:
+        return False
+    await asyncio.wait({task})
+    return not task.cancelled() and task.exception() is None
 
 
 async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:

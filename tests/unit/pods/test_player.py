@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import model
 from nixlet.host import unixsocket
-from nixlet.pods import player, undoing
+from nixlet.pods import player, removal, undoing
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_events_grpc, cri_pb2
@@ -73,7 +73,7 @@ async def starting(directory: Path, reason: str) -> AsyncIterator[tuple[player.P
         async with containerd.exits("c") as exits:
             runtime = cri.RuntimeClient(channel, path)
             undoings = undoing.Undoings(runtime, containerd, pods_dir="", leases="")
-            yield player.Player(runtime, containerd, undoings, pods_dir=""), exits
+            yield player.Player(runtime, containerd, undoings, removal.Removals(runtime, ""), pods_dir=""), exits
 
 
 async def test_a_container_that_ends_at_once_has_started(tmp_path: Path) -> None:
@@ -128,7 +128,8 @@ async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Pat
         connection = client.Containerd(channel, path)
         asked, pods_dir = cri.RuntimeClient(channel, path), str(tmp_path / "pods")
         undoings = undoing.Undoings(asked, connection, pods_dir=pods_dir, leases="")
-        plays = player.Player(asked, connection, undoings, pods_dir=pods_dir)
+        removals = removal.Removals(asked, pods_dir)
+        plays = player.Player(asked, connection, undoings, removals, pods_dir=pods_dir)
 
         async def obtain(_: model.Container) -> cri_pb2.Image:
             return cri_pb2.Image(id="x")

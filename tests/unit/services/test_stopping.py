@@ -138,6 +138,12 @@ async def node(directory: Path, runtime: Runtime) -> AsyncIterator[str]:
             yield str(directory / "state")
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def told(state_dir: str, method: str, **parameters: object) -> list[client.Reply]:
     def call() -> list[client.Reply]:
         with link.connected(state_dir) as connection:
@@ -151,10 +157,10 @@ async def test_all_are_stopped_at_once(tmp_path: Path) -> None:
     runtime.together = 3
     async with node(tmp_path, runtime) as state_dir:
         replies = await told(state_dir, "StopContainers", containers=["c", "a", "b"], grace=7)
+        # The pods' networks are given back when the last one has ended, and nobody waits for that.
+        await until(lambda: {"stop-pod p", "stop-pod q"} <= set(runtime.asked))
     assert replies == [{"container": "c"}, {"container": "a"}, {"container": "b"}]
     assert sorted(runtime.asked)[:3] == ["stop a 7", "stop b 7", "stop c 7"]
-    # The pods' networks are given back when the last one has ended.
-    assert {each for each in runtime.asked if each.startswith("stop-pod")} == {"stop-pod p", "stop-pod q"}
     assert not any(runs for _, runs in runtime.containers.values())
 
 
@@ -164,6 +170,19 @@ async def test_the_time_that_a_container_gets(tmp_path: Path, grace: int | None,
     async with node(tmp_path, runtime) as state_dir:
         assert await told(state_dir, "StopContainers", containers=["a"], grace=grace) == [{"container": "a"}]
     assert runtime.asked[0] == f"stop a {seconds}"
+
+
+async def test_nobody_waits_for_a_network_that_is_given_back_but_who_removes_its_pod(tmp_path: Path) -> None:
+    runtime = Runtime({"p": ["a"]})
+    runtime.held.clear()
+    async with node(tmp_path, runtime) as state_dir:
+        assert await told(state_dir, "StopContainers", containers=["a"], grace=0) == [{"container": "a"}]
+        removing = asyncio.create_task(told(state_dir, "RemoveContainers", containers=["a"], force=False))
+        await asyncio.wait({removing}, timeout=0.1)
+        assert not removing.done()
+        runtime.held.set()
+        assert await removing == [{"container": "a"}]
+    assert runtime.asked == ["stop a 0", "stop-pod p", "stop-pod p", "remove-pod p"]
 
 
 async def test_a_failure_hides_nothing_of_the_others(tmp_path: Path) -> None:
@@ -215,14 +234,11 @@ async def test_a_removal_goes_on_without_its_client(tmp_path: Path) -> None:
     async with node(tmp_path, runtime) as state_dir:
         connection = link.connected(state_dir)
         connection.send("RemoveContainers", {"containers": ["a"], "force": True})
-        async with asyncio.timeout(20):
-            while not runtime.asked:
-                await asyncio.sleep(0.01)
-            connection.close()
-            await asyncio.sleep(0.05)
-            runtime.held.set()
-            while runtime.pods:
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(runtime.asked))
+        connection.close()
+        await asyncio.sleep(0.05)
+        runtime.held.set()
+        await until(lambda: not runtime.pods)
 
 
 async def test_several_are_not_changed_for_who_takes_one_reply(tmp_path: Path) -> None:
@@ -238,4 +254,5 @@ async def test_several_are_not_changed_for_who_takes_one_reply(tmp_path: Path) -
 
     async with node(tmp_path, runtime) as state_dir:
         await asyncio.wait_for(asyncio.to_thread(call, state_dir), 20)
+        await until(lambda: len(runtime.asked) == 2)
     assert runtime.asked == ["stop a 0", "stop-pod p"]
