@@ -17,10 +17,10 @@ from typing import Any
 
 import measure
 from nixlet.host import mounts, unixsocket
-from nixlet.node import proxyplugin
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
+from nixlet.store import roots as gcroots
 from support import parts, storeimages
 
 CONTAINERD = "1.7.35"
@@ -119,7 +119,7 @@ def contenders(directory: Path) -> Iterator[dict[str, Contender]]:
     finally:
         for entry in reversed(mounts.below(str(directory))):
             mounts.unmount(entry.path)
-        roots = Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(f"{directory}/nixlet")
+        roots = Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(f"{directory}/nixlet")
         subprocess.run(["rm", "-rf", str(RUN), str(roots)], check=True)
 
 

@@ -17,7 +17,7 @@ import measure
 import plots
 from calls import CONTAINERD, started
 from nixlet.host import mounts
-from nixlet.node import proxyplugin
+from nixlet.store import roots as gcroots
 from support import image_archives, nodes, parts, storeimages
 
 RUN = Path("/run/nixlet-test/b")
@@ -143,7 +143,7 @@ def machine(directory: Path) -> Iterator[Machine]:
             os.kill(pid, 9)
         for entry in reversed([*mounts.below(str(directory)), *mounts.below(str(RUN))]):
             mounts.unmount(entry.path)
-        roots = Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(f"{directory}/nixlet")
+        roots = Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(f"{directory}/nixlet")
         subprocess.run(["rm", "-rf", str(RUN), str(roots)], check=True)
 
 

@@ -16,6 +16,8 @@ import pytest
 from nixlet import errors
 from nixlet.containerd import cni, config, cri, imagestore, k3s, runtimes
 from nixlet.host import process
+from nixlet.node import config as node_config
+from nixlet.node import containerd_child
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,
@@ -373,3 +375,42 @@ async def test_that_containerd_died_does_not_hide_why_loading_failed(boxed: Boxe
     async with channels.connect(boxed.address) as channel:
         with pytest.raises(errors.UsageError, match="mine"):
             await load(imagestore.ImageStore(channel, boxed.address))
+
+
+async def test_a_containerd_is_asked_about_itself_once(tmp_path: Path) -> None:
+    """Until the file that is its program is another one."""
+    program, asked = tmp_path / "containerd", tmp_path / "asked"
+    layout = node_config.Layout(str(tmp_path / "data"), str(tmp_path / "state"))
+    Path(layout.state_dir).mkdir()
+    settings = node_config.Settings(containerd=str(program), pause_image="localhost/pause:1")
+
+    def install(version: str) -> None:
+        real = parts.containerd(version)
+        (tmp_path / "containerd-shim-runc-v2").unlink(missing_ok=True)
+        (tmp_path / "containerd-shim-runc-v2").symlink_to(real.parent / "containerd-shim-runc-v2")
+        script = tmp_path / "new"
+        script.write_text(f'#!/bin/sh\necho "$@" >>{asked}\nexec {real} "$@"\n')
+        script.chmod(0o755)
+        script.rename(program)
+
+    async def find() -> containerd_child.Programs:
+        found = await containerd_child.find_programs(settings, layout)
+        assert found is not None
+        containerd_child.remember(found, layout)
+        return found
+
+    def questions() -> list[str]:
+        return sorted(asked.read_text().splitlines())
+
+    first = None
+    for number, version in enumerate((parts.CONTAINERDS[0], parts.CONTAINERDS[-1]), start=1):
+        install(version)
+        first = await find()
+        assert first.containerd.version == version
+        assert await find() == first
+        assert questions() == ["--version"] * number + ["config default"] * number
+    # What is no answer is none.
+    Path(layout.containerd_answers).write_text('{"program": 1}')
+    assert await find() == first
+    assert questions() == ["--version"] * 3 + ["config default"] * 3
+    assert os.stat(layout.containerd_answers).st_mode & 0o777 == 0o600

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nixlet.host import mounts, unixsocket
-from nixlet.node import proxyplugin
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_snapshots_grpc
 from nixlet.rpc.gen import containerd_snapshots_pb2 as pb
+from nixlet.store import roots as gcroots
 from support import nodes, parts, storeimages
 
 REF = "containerd.io/snapshot.ref"
@@ -49,7 +49,7 @@ class Alone:
     @property
     def gc_roots(self) -> Path:
         """Where Nix finds what it needs."""
-        return Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(str(self.root))
+        return Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(str(self.root))
 
     @contextlib.contextmanager
     def serving(

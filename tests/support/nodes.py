@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nixlet.host import iptables, mounts, network
-from nixlet.node import proxyplugin
 from nixlet.services import nodeaddress
+from nixlet.store import roots as gcroots
 from support import parts
 
 START_SECONDS = 60
@@ -72,7 +72,7 @@ class Node:
     def gc_roots(self) -> Path:
         """Where Nix finds what this node needs."""
         root = self.data_dir / "agent" / "containerd" / "io.containerd.snapshotter.v1.nix"
-        return Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(str(root))
+        return Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(str(root))
 
     @property
     def pid(self) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.host import mounts
-from nixlet.node import proxyplugin
+from nixlet.store import roots as gcroots
 from support import image_archives, nodes
 
 pytestmark = pytest.mark.slow
@@ -126,7 +126,7 @@ def configuration(tmp_path: Path) -> Path:
 def test_the_node_in_a_container(dockerd: None, configuration: Path, tmp_path: Path, hello: str) -> None:
     data = tmp_path / "data"
     volumes = [f"{data}:{data}", f"{configuration}:/etc/nixlet/config.yaml:ro"]
-    owner = proxyplugin.roots_owner(f"{data}/agent/containerd/io.containerd.snapshotter.v1.nix")
+    owner = gcroots.owner_of(f"{data}/agent/containerd/io.containerd.snapshotter.v1.nix")
     (tmp_path / "pod.yaml").write_bytes(
         nodes.manifest("nix-hello", "nix:0/tmp/nix-hello-image.tar", container={"imagePullPolicy": "Always"})
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.host import mounts, network, unixsocket
-from nixlet.node import proxyplugin
+from nixlet.store import roots as gcroots
 from support import nodes, readme
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def quickstart(directory: Path, *arguments: str) -> "subprocess.CompletedProcess
 def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "data"
     root = tmp_path / "data/agent/containerd/io.containerd.snapshotter.v1.nix"
-    shutil.rmtree(Path("/nix/var/nix/gcroots/nixlet") / proxyplugin.roots_owner(str(root)), ignore_errors=True)
+    shutil.rmtree(Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(str(root)), ignore_errors=True)
     shutil.rmtree("/run/nixlet-test/5", ignore_errors=True)
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
-from nixlet.containerd import cri, streaming
+from nixlet.containerd import cri
 from nixlet.containers import clients, endings, pipes, streams
 
 #: Seconds until the runtime is taken to listen to a container whose output it was asked for: it answers before it does, and what
@@ -84,6 +84,9 @@ class Attacher:
         url = await self._runtime.attach(
             attachment.container, stdin=attachment.interactive, output=True, tty=attachment.tty
         )
+        # Most nodes have no use for it, and its WebSockets take long to import.
+        from nixlet.containerd import streaming  # noqa: PLC0415 (see above)
+
         async with streaming.attached(url) as output:
             feeding = asyncio.create_task(self._feed(attachment, client), name="input")
             try:
@@ -100,6 +103,8 @@ class Attacher:
         await asyncio.sleep(_SETTLING)
         with contextlib.suppress(errors.NixletError):
             url = await self._runtime.attach(attachment.container, stdin=True, output=False, tty=attachment.tty)
+            from nixlet.containerd import streaming  # noqa: PLC0415 (see _show)
+
             async with streaming.attached(url) as attached, _piped(client) as reader:
                 while data := await pipes.read(reader):
                     if not await attached.send(data):

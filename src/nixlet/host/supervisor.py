@@ -189,6 +189,15 @@ class KeptChild:
         #: Why it died last, while it is not running.
         self.failure: errors.NixletError | None = None
         self.given_up: asyncio.Future[errors.NixletError] = asyncio.get_running_loop().create_future()
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def ready(self) -> None:
+        """Wait until it is ready for the first time.
+
+        Raises:
+            NixletError: It did not start; it is not tried again.
+        """
+        await asyncio.shield(self.begun)
 
     async def gave_up(self) -> errors.NixletError:
         """Wait until it died for good; the error that says why, with its last lines."""
@@ -199,7 +208,6 @@ class KeptChild:
         start: Callable[[], contextlib.AbstractAsyncContextManager[SupervisedChild]],
         policy: RestartPolicy,
         tell: Callable[[Event], None],
-        ready: "asyncio.Future[None]",
     ) -> None:
         """Keep it running until this is cancelled; ``ready`` learns how the first start went."""
         loop = asyncio.get_running_loop()
@@ -209,15 +217,15 @@ class KeptChild:
             try:
                 async with start() as child:
                     began, self.current, self.failure = loop.time(), child, None
-                    if not ready.done():
-                        ready.set_result(None)
+                    if not self.begun.done():
+                        self.begun.set_result(None)
                     tell("ready")
                     self.failure = await child.died()
                     self.current = None
             except errors.NixletError as error:
-                if not ready.done():
+                if not self.begun.done():
                     # What can't even start is a matter for a person, who is waiting for the answer.
-                    ready.set_exception(error)
+                    self.begun.set_exception(error)
                     return
                 self.failure = error
             assert self.failure is not None
@@ -258,34 +266,31 @@ async def kept_running(
     *,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> AsyncIterator[KeptChild]:
-    """Have a child running and ready; it is started again when it dies, and stopped when the context is left.
+    """Have a child running; it is started again when it dies after it was ready, and stopped when the context is left.
+
+    It is being started when the context begins: see ``KeptChild.ready``.
 
     Args:
         name: What people call it.
         start: Starts it (``supervise``), with all that must be so before each start.
         policy: How patient we are.
         tell: Called with all that happens to it.
-
-    Raises:
-        NixletError: It did not start the first time.
     """
     kept = KeptChild(name)
-    ready = asyncio.get_running_loop().create_future()
-    keeping = asyncio.create_task(kept.run(start, policy, tell, ready), name=f"keep {name}")
+    keeping = asyncio.create_task(kept.run(start, policy, tell), name=f"keep {name}")
 
     def pass_on_bug(task: "asyncio.Task[None]") -> None:
         # Whoever waits for the end must not wait for ever because of a mistake of ours.
         if not task.cancelled() and (bug := task.exception()) is not None:
-            (kept.given_up if ready.done() else ready).set_exception(bug)
+            (kept.given_up if kept.begun.done() else kept.begun).set_exception(bug)
 
     keeping.add_done_callback(pass_on_bug)
     try:
-        await ready
         yield kept
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
-        for future in (ready, kept.given_up):
+        for future in (kept.begun, kept.given_up):
             if future.done() and not future.cancelled():
                 future.exception()  # nobody may have asked
             future.cancel()

@@ -148,6 +148,11 @@ class Layout:
         return os.path.join(self.containerd_state, "nix-snapshotter.sock")
 
     @property
+    def containerd_answers(self) -> str:
+        """What its containerd said of itself when it was asked, in this boot of the machine."""
+        return os.path.join(self.state_dir, "containerd.json")
+
+    @property
     def containerd_config(self) -> str:
         """The rendered configuration."""
         return os.path.join(self.agent, "etc", "containerd", "config.toml")

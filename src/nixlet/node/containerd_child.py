@@ -1,14 +1,16 @@
-"""The node's own containerd: its configuration written, started when our services listen, ready when CRI answers, kept running."""
+"""The node's own containerd: its configuration written, started when our socket listens, kept running."""
 
 import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import msgspec
 
 from nixlet import errors
-from nixlet.containerd import client, cni, cri, registries
+from nixlet.containerd import cni, registries
 from nixlet.containerd import config as containerd_config
 from nixlet.host import files, supervisor, unixsocket
 from nixlet.node import config as node_config
@@ -39,8 +41,18 @@ class Programs:
     pause: str
 
 
-async def find_programs(settings: node_config.Settings) -> Programs | None:
+class _Asked(msgspec.Struct, frozen=True):
+    """What a containerd said of itself, and what tells its program from others (and from itself after an update)."""
+
+    program: tuple[str, int, int, int, int, int]
+    version: str
+    config_version: int
+
+
+async def find_programs(settings: node_config.Settings, layout: node_config.Layout) -> Programs | None:
     """Look the programs up, and ask containerd what it speaks; None where somebody else's containerd is used.
+
+    It is not asked again in one boot of the machine (``remember``): to start so large a program takes a twentieth of a second.
 
     Raises:
         UnavailableError: One is missing.
@@ -50,11 +62,41 @@ async def find_programs(settings: node_config.Settings) -> Programs | None:
     containerd = preflight.find_program(settings.containerd, package="containerd", setting="--containerd")
     preflight.find_shim(containerd)
     return Programs(
-        containerd=await containerd_config.ask(containerd),
+        containerd=_remembered(containerd, layout) or await containerd_config.ask(containerd),
         runc=preflight.find_program(settings.runc, package="runc", setting="--runc"),
         cni_bin_dir=preflight.find_cni_plugins(settings.cni_bin_dirs),
         pause="" if settings.pause_image else _find_pause(settings),
     )
+
+
+def remember(programs: Programs, layout: node_config.Layout) -> None:
+    """Keep what containerd said of itself, for the next start; where that can't be, it is asked again."""
+    asked = programs.containerd
+    with contextlib.suppress(OSError, errors.NixletError):
+        known = _Asked(_mark(asked.path), asked.version, asked.config_version)
+        if _read(layout) != known:
+            files.write_atomically(layout.containerd_answers, msgspec.json.encode(known), mode=0o600)
+
+
+def _remembered(program: str, layout: node_config.Layout) -> containerd_config.ContainerdProgram | None:
+    known = _read(layout)
+    if known is None or known.program != _mark(program):
+        return None
+    return containerd_config.ContainerdProgram(program, known.version, known.config_version)
+
+
+def _read(layout: node_config.Layout) -> _Asked | None:
+    try:
+        with open(layout.containerd_answers, "rb") as file:
+            return msgspec.json.decode(file.read(), type=_Asked)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _mark(program: str) -> tuple[str, int, int, int, int, int]:
+    path = os.path.realpath(program)
+    status = os.stat(path)
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _find_pause(settings: node_config.Settings) -> str:
@@ -66,27 +108,25 @@ async def kept_running(
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: Programs,
-    runtime: cri.RuntimeClient,
-    containerd: client.Containerd,
     *,
     said: registries.Registries,
+    ready: Callable[[], Awaitable[object]],
     hastened: asyncio.Event | None = None,
     tell: Callable[[supervisor.Event], None] = lambda _: None,
 ) -> AsyncIterator[supervisor.KeptChild]:
-    """Have containerd running and ready, and started again as the settings have it, for the time of the context.
+    """Have containerd running, and started again as the settings have it, for the time of the context.
 
     Args:
         settings: The node's settings.
         layout: Where things are.
         programs: What to start.
-        runtime: CRI on that containerd.
-        containerd: The rest of it.
         said: How registries are reached.
+        ready: Returns when it answers.
         hastened: Cuts the time short that containerd gets to end.
         tell: Learns of its deaths and starts.
 
     Raises:
-        NixletError: It can't be started, or does not answer.
+        NixletError: It can't be configured.
     """
     config = rendering.write(
         settings,
@@ -103,7 +143,8 @@ async def kept_running(
 
     @contextlib.asynccontextmanager
     async def start() -> AsyncIterator[supervisor.SupervisedChild]:
-        # A containerd that starts without its snapshotter takes every image for "not unpacked", and does not look again.
+        # A containerd that starts without its snapshotter takes every image for "not unpacked", and does not look again. At a
+        # socket that listens its calls wait until they are served.
         if not unixsocket.is_served(layout.node_socket):
             raise errors.FailedPreconditionError(
                 f"containerd can't start: nobody listens any more at {layout.node_socket}",
@@ -114,7 +155,7 @@ async def kept_running(
             argv,
             env=_environment(programs),
             log_path=layout.containerd_log,
-            ready=lambda: cri.wait_until_served(runtime, containerd),
+            ready=ready,
             ready_timeout=_READY_TIMEOUT,
             hastened=hastened,
         ) as child:

@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
-from nixlet.host import files, mounts, sdnotify, unixsocket
+from nixlet.host import files, mounts, unixsocket
 from nixlet.images import closurecheck, loader, opening, pulls, readiness, recorded, registrypulls
+from nixlet.node import listeners
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
@@ -84,6 +84,7 @@ async def serve(
     store: interface.Store,
     gcroots: str,
     observed: metrics.NodeMetrics | None = None,
+    accepting: rpc_server.Server | None = None,
 ) -> Served:
     """Start the snapshotter, which puts its state in order, and serve it, until ``stack`` is left.
 
@@ -93,6 +94,7 @@ async def serve(
         store: The store behind it.
         gcroots: Where the store's GC roots are kept.
         observed: Counts what happens.
+        accepting: The server, where it takes connections already; None: it does when all is in order.
 
     Raises:
         FailedPreconditionError: The root belongs to another process or program, or the socket is served already.
@@ -105,7 +107,7 @@ async def serve(
     )
     await asyncio.to_thread(_ensure_store, store)
     await stack.enter_async_context(store.keeping())
-    gc_roots = roots.Roots(gcroots, roots_owner(place.root))
+    gc_roots = roots.Roots(gcroots, roots.owner_of(place.root))
     bringer = realiser.Realiser(
         store,
         policy.Policy(place.unsigned_paths),
@@ -126,7 +128,7 @@ async def serve(
     # for nothing when the snapshotter goes.
     stack.callback(snapshotter.unmount_views)
     stack.push_async_callback(snapshotter.close)
-    # Before the socket: nobody may ask a snapshotter that has not yet put its house in order.
+    # Before the socket is served: nobody may ask a snapshotter that has not yet put its house in order.
     await snapshotter.start()
     _observe_snapshots(observed, snapshotter)
     made = dataclasses.replace(made, snapshotter=snapshotter)
@@ -145,12 +147,15 @@ async def serve(
     looked_at = registrypulls.RegistryPulls(made.containerd, check)
     ready = readiness.Readiness(made.containerd, place.snapshotter, check, made.loader, store.store_dir)
     records = recorded.Recorded(made.containerd, store.store_dir)
-    await _listen(stack, place, made, services, puller, records, observed, looked_at, ready)
+    await _listen(stack, place, made, services, puller, records, observed, accepting, looked_at, ready)
     return made
 
 
 async def serve_without_snapshotter(
-    stack: contextlib.AsyncExitStack, place: Place, observed: metrics.NodeMetrics
+    stack: contextlib.AsyncExitStack,
+    place: Place,
+    observed: metrics.NodeMetrics,
+    accepting: rpc_server.Server,
 ) -> Served:
     """Serve what a node with a snapshotter of containerd's own has: no snapshots, and images as containerd gives them.
 
@@ -159,7 +164,7 @@ async def serve_without_snapshotter(
     """
     made = await _connected(stack, place)
     puller, records = images_service.NoNix(place.snapshotter), recorded.Recorded(made.containerd)
-    await _listen(stack, place, made, [], puller, records, observed)
+    await _listen(stack, place, made, [], puller, records, observed, accepting)
     return made
 
 
@@ -201,6 +206,7 @@ async def _listen(
     puller: images_service.NixPuller,
     records: recorded.Recorded,
     observed: metrics.NodeMetrics,
+    accepting: rpc_server.Server | None,
     registry_pulls: registrypulls.RegistryPulls | None = None,
     ready: readiness.Readiness | None = None,
 ) -> None:
@@ -209,15 +215,10 @@ async def _listen(
         fallback = images_service.ImageService(
             made.others, puller, records, made.images, observed, made.listing, made.remarks, registry_pulls, ready
         ).answer
-    inherited = sdnotify.inherited_sockets(os.environ)
-    sock = unixsocket.listen(place.socket, inherited)
-    for kept in inherited:
-        if kept is not sock:
-            kept.close()
-    # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
-    if not sdnotify.Notifier(os.environ).keep(sock, anew=sock not in inherited):
-        stack.callback(_unlink, place.socket)
-    await stack.enter_async_context(rpc_server.serve(sock, services, fallback=fallback, observe=observed.rpc.observe))
+    if accepting is None:
+        sock = listeners.listen(stack, place.socket)
+        accepting = await stack.enter_async_context(rpc_server.accepting(sock))
+    await stack.enter_async_context(accepting.answering(services, fallback=fallback, observe=observed.rpc.observe))
 
 
 def _observe_snapshots(observed: metrics.NodeMetrics, snapshotter: snapshotter_module.Snapshotter) -> None:
@@ -264,11 +265,6 @@ def check_owner(root: str) -> None:
         )
 
 
-def roots_owner(root: str) -> str:
-    """A name for this snapshotter's GC roots: two on one host share a store, not their roots."""
-    return hashlib.sha256(root.encode()).hexdigest()[:16]
-
-
 def _ensure_store(store: interface.Store) -> None:
     """The store's directory, which Nix makes with its first path, is the lower layer of every view."""
     try:
@@ -277,8 +273,3 @@ def _ensure_store(store: interface.Store) -> None:
         raise errors.UnavailableError(
             f"there is no Nix store at {store.real_dir}, and it can't be made: {error.strerror}"
         ) from error
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from nixlet import errors
 from nixlet.containerd import hosts
 from nixlet.containerd.registries import Endpoint, Registries
-from nixlet.host import files, proxies
+from nixlet.host import files
 from nixlet.node import config as node_config
-from nixlet.node import containerd_child, registries_file
+from nixlet.node import containerd_child
 
 if TYPE_CHECKING:
     from nixlet.services import registry_relay
@@ -59,7 +59,7 @@ class Kept:
         """
         # Before it is read: what changes meanwhile is read again.
         state = self._state()
-        said = await asyncio.to_thread(registries_file.read, self._path)
+        said = await asyncio.to_thread(_read, self._path)
         if self.elsewhere is not None and (said.mirrors or said.configs):
             has = f"registry.config_path = {self.elsewhere!r}" if self.elsewhere else "no registry.config_path"
             raise errors.UsageError(
@@ -73,6 +73,7 @@ class Kept:
         endpoints = {endpoint for host in found.values() for endpoint in host.all}
         if self._relay is None and any(map(self._needs_relay, endpoints)):
             # Imported late: most nodes have no use for it, and it takes a third of a second.
+            from nixlet.host import proxies  # noqa: PLC0415 (see above)
             from nixlet.services import registry_relay  # noqa: PLC0415 (see above)
 
             # The way that containerd's own requests take.
@@ -123,6 +124,15 @@ class Kept:
         if self._relay is None or not self._needs_relay(endpoint):
             return None
         return self._relay.way_to(endpoint)
+
+
+def _read(path: str) -> Registries:
+    """What the file says; a missing one says nothing, and most are."""
+    if not os.path.lexists(path):
+        return Registries()
+    from nixlet.node import registries_file  # noqa: PLC0415 (YAML's reader takes long to import)
+
+    return registries_file.read(path)
 
 
 def _write(certs_dir: str, texts: Mapping[str, str]) -> None:

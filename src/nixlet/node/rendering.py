@@ -14,7 +14,7 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.containerd import dropins, k3s, registries, runtimes, templates, tomlread
+from nixlet.containerd import dropins, k3s, registries, runtimes, tomlread
 from nixlet.host import cgroups, files, userns
 from nixlet.images import platforms
 from nixlet.node import config as node_config
@@ -240,6 +240,9 @@ def _with_user_files(
     found = {path: trusted.read(path, tomlread.MAX_BYTES) for path in sources}
     table = base
     if template in found:
+        # Few nodes have one.
+        from nixlet.containerd import templates  # noqa: PLC0415 (see above)
+
         values = templates.fields(
             wanted,
             template_dir=os.path.dirname(template),

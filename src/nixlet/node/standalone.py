@@ -129,7 +129,7 @@ async def run(settings: StandaloneSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         served = await proxyplugin.serve(stack, place, store, nix_settings.gcroots)
         marker.write_snapshotter(
-            place.root, place.socket, roots.directory(nix_settings.gcroots, proxyplugin.roots_owner(place.root))
+            place.root, place.socket, roots.directory(nix_settings.gcroots, roots.owner_of(place.root))
         )
         assert served.snapshotter is not None
         strategy = await served.snapshotter.strategy()

@@ -90,7 +90,10 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
         *(
             path
             for each in layouts
-            for path in (each.control_socket, each.health_socket, marker.path(each.state_dir), each.state_lock)
+            for path in (
+                *(each.control_socket, each.health_socket, each.containerd_answers),
+                *(marker.path(each.state_dir), each.state_lock),
+            )
         ),
         *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
         os.path.join(layout.cni_conf_dir, cni.FILE_NAME),

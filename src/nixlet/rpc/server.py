@@ -81,14 +81,33 @@ def _failure(path: str, error: Exception) -> GRPCError:
     return GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}")
 
 
-class _Calls:
-    """The methods, and the calls that are being answered."""
+async def _ending(path: str, _stream: Stream[bytes, bytes]) -> None:
+    raise errors.UnavailableError(f"{path} can't be answered: the server is ending before it was ready")
 
-    def __init__(self, known: dict[str, const.Handler], fallback: Fallback | None, observe: Observer) -> None:
-        self._known = known
-        self._fallback = fallback or _unknown_method
-        self._observe = observe
+
+def _ignore(_path: str, _code: str, _seconds: float) -> None:
+    """Observe nothing."""
+
+
+class _Calls:
+    """The methods, and the calls that are being answered, which wait until the methods are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, const.Handler] = {}
+        self._fallback: Fallback = _unknown_method
+        self._observe: Observer = _ignore
+        self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, known: dict[str, const.Handler], fallback: Fallback | None, observe: Observer) -> None:
+        """Tell the methods: calls are answered from now on."""
+        self._known, self._fallback, self._observe = known, fallback or _unknown_method, observe
+        self._told.set()
+
+    def refuse(self) -> None:
+        """Let calls fail that would wait for methods that come no more."""
+        if not self._told.is_set():
+            self.tell({}, _ending, _ignore)
 
     def begin(self, connection: connection_module.Connection, stream: Stream[Any, Any]) -> None:
         """Answer a call, in a task of its own."""
@@ -138,6 +157,8 @@ class _Calls:
             self._observe(stream.path, answered.name, time.perf_counter() - began)
 
     async def _handle(self, stream: Stream[Any, Any]) -> const.Status:
+        if not self._told.is_set():
+            await self._told.wait()
         if stream.overdue:
             raise asyncio.CancelledError
         handler = self._known.get(stream.path)
@@ -153,11 +174,11 @@ class _Calls:
         return answered or const.Status.OK
 
 
-class _Server:
-    """A listening socket and its connections."""
+class Server:
+    """A listening socket and its connections; ``accepting`` makes it."""
 
-    def __init__(self, calls: _Calls) -> None:
-        self._calls = calls
+    def __init__(self) -> None:
+        self._calls = _Calls()
         self._server: asyncio.Server | None = None
         self._connections: set[connection_module.Connection] = set()
 
@@ -171,10 +192,23 @@ class _Server:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(self._connect, sock=sock, **_KEEPING_THE_FILE)
 
+    @contextlib.asynccontextmanager
+    async def answering(
+        self, handlers: Collection[Servable], *, fallback: Fallback | None = None, observe: Observer = _ignore
+    ) -> AsyncIterator[None]:
+        """Answer calls for the time of the context, which is the server's last; see ``serve``."""
+        known = {path: handler for service in handlers for path, handler in service.__mapping__().items()}
+        self._calls.tell(known, fallback, observe)
+        try:
+            yield
+        finally:
+            await self.stop()
+
     async def stop(self) -> None:
         """Take no more connections, let running calls end, and send the clients elsewhere; then close what is left."""
         assert self._server is not None
         self._server.close()
+        self._calls.refuse()
         try:
             await self._calls.ended()
             # A client that is told goes elsewhere without a call lost: to who has the same listening socket next.
@@ -201,8 +235,21 @@ class _Server:
                     await asyncio.sleep(0.01)
 
 
-def _ignore(_path: str, _code: str, _seconds: float) -> None:
-    """Observe nothing."""
+@contextlib.asynccontextmanager
+async def accepting(sock: socket.socket) -> AsyncIterator[Server]:
+    """Take connections on a listening unix socket for the time of the context. Calls wait until the server is ``answering``.
+
+    A client that connects gets its greeting at once: containerd's, which is grpc-go, soon gives up on a server that is silent.
+
+    Args:
+        sock: The socket, listening; it is closed at the end.
+    """
+    server = Server()
+    await server.start_on(sock)
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 @contextlib.asynccontextmanager
@@ -221,10 +268,5 @@ async def serve(
         fallback: Answers what no service knows; without it the answer is UNIMPLEMENTED.
         observe: Learns of each call when it ends.
     """
-    known = {path: handler for service in handlers for path, handler in service.__mapping__().items()}
-    server = _Server(_Calls(known, fallback, observe))
-    await server.start_on(sock)
-    try:
+    async with accepting(sock) as server, server.answering(handlers, fallback=fallback, observe=observe):
         yield
-    finally:
-        await server.stop()

@@ -4,6 +4,7 @@ All functions here block: call them in a thread.
 """
 
 import contextlib
+import hashlib
 import os
 import stat
 import threading
@@ -12,6 +13,11 @@ from collections.abc import Iterable, Iterator
 from nixlet import errors
 from nixlet.host import files
 from nixlet.store import paths
+
+
+def owner_of(root: str) -> str:
+    """A name for the GC roots of the snapshotter of a root: two on one host share a store, not their roots."""
+    return hashlib.sha256(root.encode()).hexdigest()[:16]
 
 
 def directory(gcroots: str, owner: str) -> str:

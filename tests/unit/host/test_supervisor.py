@@ -59,6 +59,7 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
     async with supervisor.kept_running(
         "thing", starter(tmp_path, "touch up; exec sleep 60"), QUICK, tell=told.append
     ) as kept:
+        await kept.ready()
         first = kept.current
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
@@ -78,6 +79,7 @@ async def test_a_child_that_fails_again_and_again_is_given_up_with_its_last_line
     told: list[supervisor.Event] = []
     script = "touch up; sleep 0.05; echo words; echo no space left; exit 3"
     async with supervisor.kept_running("thing", starter(tmp_path, script), QUICK, tell=told.append) as kept:
+        await kept.ready()
         error = await asyncio.wait_for(kept.gave_up(), 20)
         assert kept.current is None
     assert "thing failed 4 times in a short time and is not started again" in error.message
@@ -93,6 +95,7 @@ async def test_a_failure_before_it_is_ready_counts_as_one(tmp_path: Path) -> Non
     # Up once; later starts die before they are ready.
     script = "test -e once && exit 4; touch once up; sleep 0.05; rm up; exit 5"
     async with supervisor.kept_running("thing", starter(tmp_path, script), QUICK) as kept:
+        await kept.ready()
         error = await asyncio.wait_for(kept.gave_up(), 20)
     assert isinstance(error, errors.CommandFailedError)
     assert error.returncode == 4
@@ -102,6 +105,7 @@ async def test_a_failure_before_it_is_ready_counts_as_one(tmp_path: Path) -> Non
 async def test_a_child_that_stayed_up_has_all_its_tries_again(tmp_path: Path) -> None:
     policy = supervisor.RestartPolicy(tries=1, first_delay=0.01, stable_after=0.0)
     async with supervisor.kept_running("thing", starter(tmp_path, "touch up; sleep 0.02"), policy) as kept:
+        await kept.ready()
         await until(lambda: kept.restarts >= 4)
         assert not kept.given_up.done()
 
@@ -110,6 +114,7 @@ async def test_never_means_once(tmp_path: Path) -> None:
     never = supervisor.RestartPolicy(tries=0)
     script = "touch up; sleep 0.05; echo bye; exit 6"
     async with supervisor.kept_running("thing", starter(tmp_path, script), never) as kept:
+        await kept.ready()
         error = await asyncio.wait_for(kept.gave_up(), 20)
     assert error.message == "sh ended with status 6: bye"
     assert len(starts(tmp_path)) == 1
@@ -117,8 +122,8 @@ async def test_never_means_once(tmp_path: Path) -> None:
 
 async def test_what_can_not_start_at_all_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(errors.CommandFailedError, match="status 7: wrong key"):
-        async with supervisor.kept_running("thing", starter(tmp_path, "echo wrong key; exit 7; up"), QUICK):
-            pass
+        async with supervisor.kept_running("thing", starter(tmp_path, "echo wrong key; exit 7; up"), QUICK) as kept:
+            await kept.ready()
     assert len(starts(tmp_path)) == 1
 
 
@@ -136,6 +141,7 @@ async def test_a_system_that_starts_no_process_for_a_while_costs_tries_only(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_some)
     async with supervisor.kept_running("thing", starter(tmp_path, "touch up; exec sleep 60"), QUICK) as kept:
+        await kept.ready()
         os.kill(starts(tmp_path)[0], signal.SIGKILL)
         # What the first one left makes the second one ready at once, perhaps before it notes its start.
         await until(lambda: calls == 4 and kept.current is not None and len(starts(tmp_path)) == 2)
@@ -159,6 +165,7 @@ async def test_mistakes_of_ours_reach_those_who_wait(tmp_path: Path) -> None:
             yield child
 
     async with supervisor.kept_running("thing", start, QUICK) as kept:
+        await kept.ready()
         with pytest.raises(KeyError):
             await asyncio.wait_for(kept.gave_up(), 20)
 
@@ -170,6 +177,7 @@ async def test_an_end_that_is_hastened_does_not_wait_for_the_grace(tmp_path: Pat
     async with supervisor.kept_running(
         "thing", starter(tmp_path, script, hastened=hastened, grace=120.0), QUICK
     ) as kept:
+        await kept.ready()
         assert kept.current is not None
         pid = kept.current.pid
         asyncio.get_running_loop().call_later(0.2, hastened.set)

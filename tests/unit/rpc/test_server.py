@@ -465,3 +465,30 @@ async def test_calls_beyond_the_limit_wait_and_huge_headers_end_the_connection(
     with pytest.raises(StreamTerminatedError):
         await call(channel, "Echo", x_long="v" * (64 << 10))
     assert len(handler.seen) == 1
+
+
+async def test_calls_wait_at_a_server_that_is_not_answering_yet(tmp_path: Path) -> None:
+    """The client is greeted at once, as grpc-go wants it; its call gets its answer in time."""
+    path = str(tmp_path / "s.sock")
+    async with server.accepting(unixsocket.listen(path)) as accepting, channels.connect(path) as channel:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        greeting = await asyncio.wait_for(reader.readexactly(9), 20)
+        assert greeting[3] == 4, "SETTINGS comes first (RFC 9113, section 3.4)"
+        writer.close()
+        calling = asyncio.create_task(call(channel, "Echo", b"x"))
+        done, _ = await asyncio.wait([calling], timeout=0.1)
+        assert not done
+        async with accepting.answering([Backend()]):
+            assert (await asyncio.wait_for(calling, 20))[0] == [b"re:x"]
+
+
+async def test_a_server_that_ends_before_it_answers_says_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "s.sock")
+    async with channels.connect(path) as channel:
+        async with server.accepting(unixsocket.listen(path)):
+            calling = asyncio.create_task(call(channel, "Echo", b"x"))
+            await asyncio.wait([calling], timeout=0.1)
+        with pytest.raises(GRPCError) as caught:
+            await asyncio.wait_for(calling, 20)
+        assert caught.value.status is Status.UNAVAILABLE
