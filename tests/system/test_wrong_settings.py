@@ -440,8 +440,8 @@ def test_a_data_directory_that_can_only_be_read(node: nodes.Node) -> None:
     [
         (0, "the lock {data}/nixlet.lock can't be written"),
         (4, "{data}/nixlet.json can't be written"),
-        (8, "the lock {data}/agent/containerd/io.containerd.snapshotter.v1.nix/lock can't be written"),
-        (16, "the snapshotter's database {data}/agent/containerd/io.containerd.snapshotter.v1.nix/nixlet.db can't be written"),
+        (8, "{data}/agent/etc/containerd/config.toml can't be written"),
+        (16, "the lock {data}/agent/containerd/io.containerd.snapshotter.v1.nix/lock can't be written"),
         (512, "the snapshotter's database {data}/agent/containerd/io.containerd.snapshotter.v1.nix/nixlet.db can't be written"),
         (5400, "the archive of the pause image can't be written to {data}/agent/images"),
         (6200, "the pause image can't be loaded: write {data}/agent/containerd/"),
