@@ -13,6 +13,7 @@ ensure_venv() {
   wanted=$lock-$({ echo "$top"; cat "$top/requirements/$lock.txt" "$top/pyproject.toml" "$top/scripts/lib/venv.sh"; } | sha256sum | cut -c1-16)
   # The developers' lock holds all of the users' one: a checkout set up for tests serves the quickstart as it is.
   if [ -f "$stamp" ] && is_sound "$venv" && { grep -qx "$wanted" "$stamp" || { [ "$lock" = runtime ] && grep -q '^dev-' "$stamp" && [ "$stamp" -nt "$top/requirements/dev.txt" ]; }; }; then
+    compile_sources "$venv"
     return
   fi
   if [ -n "$version" ]; then
@@ -42,9 +43,14 @@ from nixlet.__main__ import main
 sys.exit(main())
 SCRIPT
   chmod 755 "$venv/bin/nixlet"
-  # Compiled now, whatever the environment says of byte code: a program that starts often must not compile itself each time.
-  "$venv/bin/python" -I -m compileall -q "$top/src" >&2
+  compile_sources "$venv"
   echo "$wanted" >"$stamp"
+}
+
+# compile_sources VENV: compiles what has changed, whatever the environment says of byte code: a program that starts often must not
+# compile itself each time. A checkout that belongs to somebody else may have none.
+compile_sources() {
+  "$1/bin/python" -I -m compileall -q "$top/src" >/dev/null 2>&1 || true
 }
 
 # is_sound VENV: whether an environment is whole. One whose making was cut off has no pip that works, and neither has one whose

@@ -9,11 +9,13 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nixlet import errors
-from nixlet.encoding import yamlread
 from nixlet.node import config, names, rules, trusted
+
+if TYPE_CHECKING:
+    from nixlet.encoding import yamlread
 
 Value = bool | str | tuple[str, ...]
 
@@ -137,6 +139,8 @@ def _from_flag(given: object, default: Value, place: str) -> Value:
 
 def _boolean(text: str, place: str) -> bool:
     if text not in _BOOLEANS:
+        from nixlet.encoding import yamlread  # noqa: PLC0415 (see _documents)
+
         raise errors.UsageError(f"{place} must be true or false, not {yamlread.shown(text)!r}")
     return _BOOLEANS[text]
 
@@ -187,7 +191,10 @@ def _entries(path: str) -> Iterator[tuple[str, Value, str, bool]]:
             yield name, _value(document, written, name), place, written.endswith("+")
 
 
-def _documents(path: str) -> list[yamlread.Mapping]:
+def _documents(path: str) -> "list[yamlread.Mapping]":
+    # Most nodes have no such file, and YAML's reader takes long to import.
+    from nixlet.encoding import yamlread  # noqa: PLC0415 (see above)
+
     text = trusted.read(path, yamlread.MAX_BYTES)
     try:
         return list(yamlread.documents(text, path))
@@ -203,7 +210,7 @@ def _documents(path: str) -> list[yamlread.Mapping]:
         ) from error
 
 
-def _value(document: yamlread.Mapping, written: str, name: str) -> Value:
+def _value(document: "yamlread.Mapping", written: str, name: str) -> Value:
     default, kind = _DEFAULTS[name], document.kind(written)
     if kind == "nothing":
         raise document.error(written, "has no value: leave the line out to keep the default")
@@ -218,7 +225,7 @@ def _value(document: yamlread.Mapping, written: str, name: str) -> Value:
     return document.literal(written)
 
 
-def _unknown(document: yamlread.Mapping, written: str) -> errors.NixletError:
+def _unknown(document: "yamlread.Mapping", written: str) -> errors.NixletError:
     known = written.removesuffix("+").lstrip("-")
     if known in JOINING:
         return cannot_join(document.error(written, "").message.rstrip())

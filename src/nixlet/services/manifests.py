@@ -11,7 +11,6 @@ from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.containers import clients, logrecords, logs, model, prefixes
 from nixlet.images import obtaining, pulls
-from nixlet.kube import manifest
 from nixlet.pods import lifecycle, player
 from nixlet.rpc.gen import cri_pb2
 from nixlet.services import clientstreams, pullprogress, withdrawal
@@ -87,6 +86,8 @@ class ManifestService:
     async def _play(self, call: server.Call[PlayParameters]) -> Mapping[str, object]:
         wanted = call.parameters
         pods, notices = await _parsed(wanted)
+        from nixlet.kube import manifest  # noqa: PLC0415 (see _parsed)
+
         await call.reply({"notices": [*notices, *manifest.restart_notices(pods)]})
         with self._withdrawals.possible(call, wanted.ticket) as withdrawn:
             for pod in pods:
@@ -236,5 +237,11 @@ def _described(played: lifecycle.Played) -> Mapping[str, object]:
 
 
 async def _parsed(wanted: PlayParameters | DownParameters) -> tuple[Sequence[model.Pod], Sequence[str]]:
+    def parsed() -> tuple[Sequence[model.Pod], Sequence[str]]:
+        # A node's start doesn't wait for YAML's reader.
+        from nixlet.kube import manifest  # noqa: PLC0415 (see above)
+
+        return manifest.parse(wanted.manifest, wanted.source)
+
     # A large one takes its time.
-    return await asyncio.to_thread(manifest.parse, wanted.manifest, wanted.source)
+    return await asyncio.to_thread(parsed)

@@ -145,3 +145,28 @@ def test_nobody_changes_the_umask_or_makes_directories_in_another_way() -> None:
         if path.name != "files.py"
     }
     assert not found
+
+
+def test_a_file_that_is_so_already_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def written(content: str = "text", mode: int = 0o600) -> int:
+        files.write_atomically(str(path), content, mode=mode)
+        assert not path.is_symlink()
+        assert (path.read_text(), path.stat().st_mode & 0o777) == (content, mode)
+        return path.stat().st_ino
+
+    first = written()
+    assert written() == first
+    path.chmod(0o644)
+    assert written() != first
+    # Neither a link to such a file is it, nor one that has another name.
+    path.rename(tmp_path / "other")
+    path.symlink_to(tmp_path / "other")
+    second = written()
+    os.link(path, tmp_path / "another")
+    assert written() != second
+    assert (tmp_path / "another").stat().st_ino == second
+    for content in ("text2", "Text2", ""):
+        before = path.stat().st_ino
+        assert written(content) != before
