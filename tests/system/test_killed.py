@@ -68,7 +68,8 @@ def check(node: nodes.Node, kill: Callable[[nodes.Node], object]) -> None:
     """Kill something while the container "printing" prints; all of it is logged, and it can be followed and attached to."""
     grows(node)
     kill(node)
-    grows(node)
+    # It has gone on while nobody was there to answer; who asks is answered again.
+    nodes.until(lambda: node.run("ps").returncode == 0, "containerd is back")
     with node.started("logs", "-f", "printing") as following, node.started("attach", "printing") as attached:
         assert following.stdout is not None
         output = attached.stdout

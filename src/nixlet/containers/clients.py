@@ -61,12 +61,15 @@ class _Output:
             except TimeoutError:
                 # Nothing more went into the full pipe, so nobody took anything out of it.
                 self._stalled_at = before
+        self._tell_gap()
+        self._pieces.append(data)
+        self._more.set()
+
+    def _tell_gap(self) -> None:
         if self._left_out:
             told = f"\nnixlet: {self._left_out} bytes are left out here: nobody read them for {self._patience:g} s\n"
             self._pieces.append(told.encode())
             self._left_out = 0
-        self._pieces.append(data)
-        self._more.set()
 
     async def fill(self, writer: int, close: Callable[[], None]) -> None:
         """Hand the pieces on into a pipe, until the last; then it is closed."""
@@ -81,6 +84,7 @@ class _Output:
         close()
 
     def finish(self) -> None:
+        self._tell_gap()
         self._finished = True
         self._more.set()
 

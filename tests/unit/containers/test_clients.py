@@ -83,6 +83,20 @@ async def test_a_client_that_has_stalled_is_told_what_it_missed(pipe: Pipe) -> N
     assert after == b"%d bytes are left out here: nobody read them for 0.05 s\nagain" % missing
 
 
+async def test_a_client_that_reads_again_after_the_end_is_told_what_it_missed(pipe: Pipe) -> None:
+    client = clients.Client({"stdout": pipe.writer}, patience=0.05)
+    pipe.write_end.close()
+    await asyncio.wait_for(fill(client, 500), 30)
+    client.hurry()
+    finishing = asyncio.create_task(client.finish())
+    seen = await asyncio.to_thread(Path(f"/proc/self/fd/{pipe.reader}").read_bytes)
+    await asyncio.wait_for(finishing, 5)
+    before, _, rest = seen.partition(b"\nnixlet: ")
+    missing, _, after = rest.partition(b" bytes are left out here: nobody read them for 0.05 s\n")
+    assert len(before) + int(missing) == 500 * len(PIECE)
+    assert after == b""
+
+
 async def test_a_client_that_goes_while_it_is_waited_for_is_passed_over(pipe: Pipe) -> None:
     client = clients.Client({"stdout": pipe.writer}, patience=60)
     filling = asyncio.create_task(fill(client, 100))
