@@ -92,6 +92,107 @@ def test_attach_in_every_containerd(node: nodes.Node, image: str) -> None:
                     assert process.wait(30) == code
 
 
+class Talk:
+    """A verb whose input and output are pipes of the test's."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process, self._input, self._output = process, process.stdin, process.stdout
+
+    def say(self, text: bytes) -> None:
+        self._input.write(text)
+        self._input.flush()
+
+    def line(self) -> bytes:
+        return self._output.readline()
+
+    def rest(self) -> tuple[bytes, int]:
+        """What comes until the end, and the exit status."""
+        return self._output.read(), self.process.wait(30)
+
+
+@contextlib.contextmanager
+def talking(node: nodes.Node, *arguments: str) -> Iterator[Talk]:
+    argv = [sys.executable, "-m", "nixlet", *arguments]
+    with subprocess.Popen(argv, env=node.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield Talk(process)
+        finally:
+            process.kill()
+
+
+def test_attach_reaches_a_container_in_the_foreground(node: nodes.Node, image: str) -> None:
+    """Its output goes to both, and its input comes from either."""
+    loop = "while read line; do echo got $line; [ $line = end ] && exit 5; done"
+    with talking(node, "run", "--rm", "-i", "--name", "front", image, "--", "/bin/sh", "-c", loop) as front:
+        front.say(b"one\n")
+        assert front.line() == b"got one\n"
+        with talking(node, "attach", "front") as beside:
+            beside.say(b"two\n")
+            assert (beside.line(), front.line()) == (b"got two\n", b"got two\n")
+            front.say(b"end\n")
+            assert (beside.rest(), front.rest()) == ((b"got end\n", 5), (b"got end\n", 5))
+
+
+def test_attach_to_a_container_of_another_client(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
+    """Made by crictl: its streams are containerd's."""
+    sandbox = {"metadata": {"name": "other", "namespace": "default", "uid": "other", "attempt": 0}, "linux": {}}
+    command = ["/bin/sh", "-c", "while read line; do echo got $line; [ $line = end ] && exit 5; done"]
+    container = {
+        "metadata": {"name": "other"},
+        "image": {"image": image},
+        "command": command,
+        "stdin": True,
+        "linux": {},
+    }
+    for name, config in (("sandbox", sandbox), ("container", container)):
+        (tmp_path / name).write_text(json.dumps(config))
+    any_node.crictl("pull", image)
+    pod = any_node.crictl("runp", str(tmp_path / "sandbox"))
+    try:
+        made = any_node.crictl("create", "--no-pull", pod, str(tmp_path / "container"), str(tmp_path / "sandbox"))
+        any_node.crictl("start", made)
+        with talking(any_node, "attach", made) as front:
+            for text in (b"one\n", b"end\n"):
+                front.say(text)
+                assert front.line() == b"got " + text
+            assert front.rest() == (b"", 5)
+    finally:
+        any_node.crictl("rmp", "-f", pod)
+
+
+def test_a_process_goes_on_when_its_client_is_killed(any_node: nodes.Node, image: str) -> None:
+    with background(any_node, image) as container:
+        script = (
+            "echo up; i=0; while [ $i -lt 40000 ]; do echo some more output; i=$((i+1)); done; echo done > /tmp/done"
+        )
+        with talking(any_node, "exec", container, "/bin/sh", "-c", f"mkdir -p /tmp; {script}") as front:
+            assert front.line() == b"up\n"
+            front.process.kill()
+            front.process.wait(30)
+            nodes.until(
+                lambda: any_node.run("exec", container, "/bin/sh", "-c", "[ -e /tmp/done ]").returncode == 0,
+                "it goes on, though nobody reads what it prints",
+            )
+
+
+def test_what_exec_left_is_ended_by_the_next_node(image: str, tmp_path: Path) -> None:
+    made = nodes.Node(5, tmp_path)
+    with nodes.cleaned_up(made):
+        made.start()
+        with background(made, image) as container:
+            with talking(made, "exec", container, "/bin/sh", "-c", "echo up; exec sleep 1000") as front:
+                assert front.line() == b"up\n"
+                made.kill()
+                assert front.rest() == (b"", 125)
+            assert list(made.state_dir.glob("exec-*"))
+            made.start()
+            assert not list(made.state_dir.glob("exec-*"))
+            listed = made.ok("exec", container, "/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | /bin/busybox tr '\\0' ' '")
+            assert listed.count("sleep 1000") == 1
+
+
 def test_the_first_and_unfinished_line_is_shown_at_once(any_node: nodes.Node, image: str) -> None:
     argv = [
         sys.executable,

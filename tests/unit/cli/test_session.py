@@ -1,0 +1,53 @@
+"""A process in front of a person: their terminal, their signals, and the keys that leave it alone."""
+
+import os
+import pty
+import select
+import signal
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from nixlet.cli import session
+from support import pipes
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal: the person's side, and the program's."""
+    person, program = pty.openpty()
+    yield person, program
+    os.close(person)
+    os.close(program)
+
+
+def test_a_terminal_is_afterwards_as_it_was(terminal: tuple[int, int]) -> None:
+    _, program = terminal
+    before = termios.tcgetattr(program)
+
+    def fail() -> None:
+        with session.Raw(program):
+            assert not termios.tcgetattr(program)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert termios.tcgetattr(program) == before
+
+
+def test_what_is_no_terminal_stays_alone() -> None:
+    with pipes.pipe() as pipe, session.Raw(pipe.reader):
+        pass
+
+
+def test_signals_are_kept_for_somebody_else() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with session.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert select.select([signals], [], [], 5)[0]
+        assert sorted(signals.take()) == sorted([signal.SIGUSR1, signal.SIGTERM])
+        assert not select.select([signals], [], [], 0)[0]
+        assert signals.take() == []
+    assert signal.getsignal(signal.SIGUSR1) == before
