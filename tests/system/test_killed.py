@@ -116,3 +116,17 @@ def test_a_client_that_reads_nothing_holds_nothing_up_for_ever(own_node: nodes.N
     missing, _, after = rest.partition(b" bytes are left out here: nobody read them for 10 s\n")
     assert told
     assert len(before) + int(missing) + len(after) == len(PRINTED) * 100
+
+
+def test_what_exec_left_is_ended_by_the_next_node(own_node: nodes.Node, image: str) -> None:
+    own_node.ok("run", "-d", "--name", "lives", image, "--", "/bin/sleep", "1000")
+    with own_node.started("exec", "lives", "/bin/sh", "-c", "echo up; exec sleep 2000") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        own_node.kill()
+        assert process.wait(SECONDS) == 125
+    assert list(own_node.state_dir.glob("exec-*"))
+    own_node.start()
+    assert not list(own_node.state_dir.glob("exec-*"))
+    running = own_node.ok("exec", "lives", "/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | /bin/busybox tr '\\0' ' '")
+    assert ("sleep 1000" in running, "sleep 2000" in running) == (True, False)

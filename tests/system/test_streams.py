@@ -177,22 +177,6 @@ def test_a_process_goes_on_when_its_client_is_killed(any_node: nodes.Node, image
             )
 
 
-def test_what_exec_left_is_ended_by_the_next_node(image: str, tmp_path: Path) -> None:
-    made = nodes.Node(5, tmp_path)
-    with nodes.cleaned_up(made):
-        made.start()
-        with background(made, image) as container:
-            with talking(made, "exec", container, "/bin/sh", "-c", "echo up; exec sleep 1000") as front:
-                assert front.line() == b"up\n"
-                made.kill()
-                assert front.rest() == (b"", 125)
-            assert list(made.state_dir.glob("exec-*"))
-            made.start()
-            assert not list(made.state_dir.glob("exec-*"))
-            listed = made.ok("exec", container, "/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | /bin/busybox tr '\\0' ' '")
-            assert listed.count("sleep 1000") == 1
-
-
 def test_the_first_and_unfinished_line_is_shown_at_once(any_node: nodes.Node, image: str) -> None:
     argv = [
         sys.executable,
