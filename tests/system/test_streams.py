@@ -135,6 +135,19 @@ def test_attach_reaches_a_container_in_the_foreground(node: nodes.Node, image: s
             assert (beside.rest(), front.rest()) == ((b"got end\n", 5), (b"got end\n", 5))
 
 
+def test_two_keys_leave_a_container_alone_that_was_run(any_node: nodes.Node, image: str) -> None:
+    with terminals.running(["run", "-it", "--name", "left", image, "--", "/bin/sh"], any_node.environment) as terminal:
+        terminal.wait_for(b"# ")
+        terminal.press(b"\x10\x11")
+        assert terminal.end() == 0
+    with terminals.running(["attach", "left"], any_node.environment) as terminal:
+        terminal.press(b"echo a''gain\r")
+        terminal.wait_for(b"again\r\n")
+        terminal.press(b"exit 3\r")
+        assert terminal.end() == 3
+    any_node.ok("rm", "left")
+
+
 def test_attach_to_a_container_of_another_client(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
     """Made by crictl: its streams are containerd's."""
     sandbox = {"metadata": {"name": "other", "namespace": "default", "uid": "other", "attempt": 0}, "linux": {}}

@@ -25,16 +25,18 @@ class Call(session.Session):
         ticket: By which the node knows the call: a parameter of it.
     """
 
-    def __init__(self, node: "link.Node", control: "link.Node", ours: ends.Ends) -> None:
+    def __init__(self, node: "link.Node", control: "link.Node", ours: ends.Ends, *, tty: bool = False) -> None:
         """A call that will be sent.
 
         Args:
             node: The connection that it will be sent over.
             control: Another one.
             ours: Our ends of the streams that will be handed over with it.
+            tty: What it asks for has a terminal, which shows nothing before ours hands on what is typed in answer to it.
         """
-        super().__init__(node, control, ours, "", tty=False)
+        super().__init__(node, control, ours, "", tty=False, detachable=True)
         self.ticket = os.urandom(16).hex()
+        self._held = tty
         self._withdrawn_by = 0
         self._patient = True
         self._shown = contextlib.ExitStack()
@@ -91,7 +93,7 @@ class Call(session.Session):
             name: The session's name.
             tty: The process has a terminal.
         """
-        self._name, self._tty = name, tty
+        self._name, self._tty, self._held = name, tty, False
         try:
             return self.serve(signals)
         except errors.CallCancelledError:

@@ -95,7 +95,8 @@ class Raw:
     def __enter__(self) -> "Self":
         if os.isatty(self._fd):
             self._before = termios.tcgetattr(self._fd)
-            tty.setraw(self._fd)
+            # What was typed before stays.
+            tty.setraw(self._fd, termios.TCSADRAIN)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,6 +104,26 @@ class Raw:
             # It may be gone.
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+
+class Keys:
+    """What a person types, until they leave by Ctrl-P Ctrl-Q, as with other container tools.
+
+    Attributes:
+        detached: They have.
+    """
+
+    def __init__(self) -> None:
+        self.detached = False
+        self._held = b""
+
+    def typed(self, keys: bytes) -> bytes:
+        """What of it is for the process, now. The first of the two keys alone may be the beginning of both."""
+        data = self._held + keys
+        before, found, _ = data.partition(_DETACH)
+        self.detached = bool(found)
+        self._held = b"" if found or not data.endswith(_DETACH[:1]) else _DETACH[:1]
+        return before if found else data.removesuffix(self._held)
 
 
 class Session:
@@ -139,11 +160,12 @@ class Session:
         self._ours = ours
         self._name = name
         self._tty = tty
-        self._detachable = detachable
+        self._keys = Keys() if detachable else None
         self._hang_up_detaches = hang_up_detaches
-        self._held = b""
         self._asked = 0
         self._reading = ours.input is not None
+        #: Whether nothing is to be shown or read yet.
+        self._held = False
         #: Whether the last reply has come.
         self._over = False
         self.detached = False
@@ -201,13 +223,13 @@ class Session:
             watch(self._node.fileno(), select.POLLIN, self._node.ready)
         if self._asked:
             watch(self._control.fileno(), select.POLLIN, self._answered)
-        for output in self._ours.outputs:
+        for output in () if self._held else self._ours.outputs:
             if output.waits:
                 watch(output.writing, select.POLLOUT, output.write)
             else:
                 watch(output.pipe, select.POLLIN, output_shown(output))
         ours = self._ours.input
-        if ours is not None and ours.pipe >= 0:
+        if ours is not None and ours.pipe >= 0 and not self._held:
             if ours.waits:
                 watch(ours.pipe, select.POLLOUT, self._give)
             elif self._reading:
@@ -237,18 +259,12 @@ class Session:
         data = ours.read()
         if not data:
             self._reading = False
-        typed = self._undetached(data) if self._tty and self._detachable else data
-        if typed:
-            ours.give(typed)
+        if self._tty and self._keys is not None:
+            data = self._keys.typed(data)
+            self.detached = self._keys.detached
+        if data:
+            ours.give(data)
         self._give()
-
-    def _undetached(self, data: bytes) -> bytes:
-        """What was typed before Ctrl-P Ctrl-Q; the first key alone may be the beginning of both."""
-        data = self._held + data
-        before, found, _ = data.partition(_DETACH)
-        self.detached = bool(found)
-        self._held = b"" if found or not data.endswith(_DETACH[:1]) else _DETACH[:1]
-        return before if found else data.removesuffix(self._held)
 
     def _stop_reading(self) -> None:
         self._reading = False

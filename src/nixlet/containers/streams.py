@@ -25,6 +25,7 @@ from nixlet.containerd import client as containerd_client
 from nixlet.containerd import cri, tasks
 from nixlet.containers import clients, endings, logwriter, pipes
 from nixlet.host import files, uncut
+from nixlet.rpc.gen import cri_pb2
 
 #: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
 _PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*"
@@ -34,6 +35,9 @@ _ASIDE = ".aside"
 _OURS = ".nixlet"
 
 _OUTPUTS = ("stdout", "stderr")
+
+#: Seconds that the output of a container may take to its log that has ended while no node ran.
+_LAST_WORDS = 5.0
 
 T = TypeVar("T")
 
@@ -296,7 +300,7 @@ class Keeper:
         while self._found:
             directory, streams = self._found.pop()
             try:
-                _, texts = await self._runtime.container_details(streams.container)
+                status, texts = await self._runtime.container_details(streams.container)
             except errors.NotFoundError:
                 streams.close()
                 streams.forget()
@@ -307,6 +311,9 @@ class Keeper:
             if config.get("stdin_once") and not config.get("tty"):
                 # Whoever gave it is gone.
                 await streams.end_input()
+            if status.state == cri_pb2.CONTAINER_EXITED:
+                # CRI says so, so its log must be complete when the node is ready.
+                await asyncio.wait({streams.ended}, timeout=_LAST_WORDS)
 
     async def close(self) -> None:
         """Leave them alone; a next node goes on."""

@@ -142,7 +142,7 @@ class ExecutingService:
                         return None
                     if serving.cancelled():
                         raise errors.UnavailableError(
-                            f"the node ends; container {wanted.container} goes on",
+                            f"the node ends while container {wanted.container} is in front of you; it goes on",
                             hint=f"see nixlet logs {wanted.container}",
                         )
                     code = serving.result()

@@ -132,7 +132,8 @@ class RunService:
             return {"reader_gone": True}
         if serving.cancelled():
             raise errors.UnavailableError(
-                f"the node ends; container {running.pod.name} goes on", hint=f"see nixlet logs {running.pod.name}"
+                f"the node ends while container {running.pod.name} is in front of you; it goes on",
+                hint=f"see nixlet logs {running.pod.name}",
             )
         code = serving.result()
         if running.containers[0].exit_code is not None:

@@ -51,3 +51,19 @@ def test_signals_are_kept_for_somebody_else() -> None:
         assert not select.select([signals], [], [], 0)[0]
         assert signals.take() == []
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize(
+    ("pieces", "typed", "detached"),
+    [
+        ((b"ls\r",), b"ls\r", False),
+        ((b"ls\x10\x11rest",), b"ls", True),
+        ((b"ls\x10", b"\x11"), b"ls", True),
+        ((b"\x10", b"a", b"\x10", b"\x10", b"\x11"), b"\x10a\x10", True),
+        ((b"\x11\x10",), b"\x11", False),
+    ],
+)
+def test_two_keys_leave_it_alone(pieces: tuple[bytes, ...], typed: bytes, detached: bool) -> None:
+    keys = session.Keys()
+    assert b"".join(map(keys.typed, pieces)) == typed
+    assert keys.detached == detached
