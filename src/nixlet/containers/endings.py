@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from nixlet import errors
 from nixlet.containerd import client, cri
@@ -15,7 +15,7 @@ RETRY = 0.5
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.2
 
-#: How often stopping a pod is tried, and seconds between the tries.
+#: How often stopping a container or pod is tried, and seconds between the tries.
 _STOP_TRIES = 5
 _STOP_INTERVAL = 0.1
 
@@ -62,17 +62,43 @@ async def wait(
             await asyncio.sleep(RETRY)
 
 
-async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a pod's containers and give its network back.
+async def stop_container(runtime: cri.RuntimeClient, container: str, seconds: int) -> None:
+    """End a container.
 
-    containerd fails at this when a container ends by itself at the same moment; the next try finds it ended. A pod that
-    somebody else removed meanwhile is no error, though some versions say so.
+    Args:
+        runtime: The CRI.
+        container: The container.
+        seconds: Time for it to end by itself; 0: it is killed at once.
+
+    Raises:
+        NotFoundError: There is none.
+        NixletError: The runtime can't.
+    """
+    await _tried(lambda: runtime.stop_container(container, seconds))
+
+
+async def remove_container(runtime: cri.RuntimeClient, container: str) -> None:
+    """Remove a container, and end it before if it runs; as ``stop_container``."""
+    await _tried(lambda: runtime.remove_container(container))
+
+
+async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
+    """End a pod's containers and give its network back. A pod that somebody else removed meanwhile is no error, though some
+    versions say so.
+    """
+    with contextlib.suppress(errors.NotFoundError):
+        await _tried(lambda: runtime.stop_sandbox(sandbox))
+
+
+async def _tried(step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step that ends containers, some times: containerd fails at it when one ends by itself at the same moment, and the next
+    try finds it ended.
     """
     for tries_left in reversed(range(_STOP_TRIES)):
         try:
-            await runtime.stop_sandbox(sandbox)
+            await step()
         except errors.NotFoundError:
-            return
+            raise
         except errors.NixletError:
             if not tries_left:
                 raise

@@ -72,7 +72,7 @@ class Removals:
 
         async def stop() -> None:
             if container:
-                await self._runtime.stop_container(container, _seconds(sandbox, grace))
+                await endings.stop_container(self._runtime, container, _seconds(sandbox, grace))
             if await self._runtime.running(sandbox.id):
                 return
             if container:
@@ -117,7 +117,7 @@ class Removals:
 
         async def remove() -> None:
             if any(each.id != container for each in await self._runtime.containers(sandbox=sandbox.id)):
-                await self._runtime.remove_container(container)
+                await endings.remove_container(self._runtime, container)
                 # The others may have been removed at the same time.
                 if await self._runtime.containers(sandbox=sandbox.id):
                     return
@@ -163,7 +163,7 @@ class Removals:
         # Somebody else may remove them at the same time.
         with contextlib.suppress(errors.NotFoundError):
             running = await self._runtime.running(sandbox)
-            await asyncio.gather(*(self._runtime.stop_container(each, seconds) for each in running))
+            await asyncio.gather(*(endings.stop_container(self._runtime, each, seconds) for each in running))
 
 
 async def worked(task: "asyncio.Task[None] | None") -> bool:
