@@ -83,16 +83,18 @@ async def remove_container(runtime: cri.RuntimeClient, container: str) -> None:
 
 
 async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a pod's containers and give its network back. A pod that somebody else removed meanwhile is no error, though some
-    versions say so.
+    """End a pod's containers and give its network back.
+
+    A pod that somebody else removed meanwhile is no error, though some versions say so.
     """
     with contextlib.suppress(errors.NotFoundError):
         await _tried(lambda: runtime.stop_sandbox(sandbox))
 
 
 async def _tried(step: Callable[[], Awaitable[None]]) -> None:
-    """Take a step that ends containers, some times: containerd fails at it when one ends by itself at the same moment, and the next
-    try finds it ended.
+    """Take a step that ends containers, up to some times.
+
+    containerd fails at it when one ends by itself at the same moment; the next try finds it ended.
     """
     for tries_left in reversed(range(_STOP_TRIES)):
         try:
