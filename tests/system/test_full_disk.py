@@ -48,4 +48,4 @@ def test_a_node_whose_disk_gets_full(small_node: nodes.Node, store_images: dict[
     assert ask(node) == "ok"
     node.ok("image", "load", str(other.archive))
     assert node.ok("run", "--rm", image.reference, "--", "/bin/cat", image.link) == "a plain file\n"
-    assert node.crictl("pods", "-q") == ""
+    nodes.until(lambda: node.crictl("pods", "-q") == "", "nothing of it is left")

@@ -73,7 +73,7 @@ def test_a_pod_has_names_of_its_own(own: nodes.Node, store_images: dict[int, sto
     assert re.search(r"\tfront\n192\.0\.2\.1\tdb db\.example\n192\.0\.2\.2 more\n$", shared)
     refused = own.run("run", "--rm", "-p", "[2001:db8::1]:8080:80", image, *cat)
     assert (refused.returncode, b"pods have no IPv6 addresses here" in refused.stderr) == (125, True), refused.stderr
-    assert own.crictl("pods", "-q") == ""
+    nodes.until(lambda: own.crictl("pods", "-q") == "", "nothing of them is left")
 
 
 def test_a_full_bridge_is_told_in_words(own: nodes.Node, store_images: dict[int, storeimages.StoreImage]) -> None:
@@ -144,7 +144,7 @@ def test_every_containerd_runs_a_pod_by_another_runtime(
     done = own.run("run", "--rm", "--runtime", "kata", image, "--", "/bin/true")
     assert done.returncode == 125
     assert done.stderr.decode().startswith("error: the node's containerd has no runtime kata\n")
-    assert len(own.crictl("pods", "-q").split()) == 1
+    nodes.until(lambda: len(own.crictl("pods", "-q").split()) == 1, "nothing of the others is left")
 
 
 def runtime_of(node: nodes.Node, played: dict[str, Any]) -> tuple[str, str]:

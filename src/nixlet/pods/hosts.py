@@ -58,6 +58,17 @@ def write(path: str, text: str) -> None:
         file.write(text.encode(errors="surrogateescape"))
 
 
+def fill(path: str, text: str) -> None:
+    """Write a file that ``write`` has made and no container reads yet.
+
+    Raises:
+        NixletError: The file system refuses.
+    """
+    opening = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with files.refusing(f"{path} can't be written"), os.fdopen(os.open(path, opening), "wb") as file:
+        file.write(text.encode())
+
+
 def is_mounted_by(container: model.Container) -> bool:
     """Whether a container has something of its own there."""
     return any(posixpath.normpath(posixpath.join("/", mount.path)) == PLACE for mount in container.mounts)

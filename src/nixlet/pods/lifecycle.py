@@ -150,6 +150,16 @@ class Pods:
         """
         await self._removals.remove(await self._sandbox(sandbox), grace=grace)
 
+    async def empty(self, sandbox: str) -> None:
+        """Begin to remove a pod, and wait until nobody sees it any more: it has no container, and its name is free.
+
+        Raises:
+            NixletError: The runtime can't; it is tried again.
+        """
+        # It goes by itself when it has ended.
+        with contextlib.suppress(errors.NotFoundError):
+            await self._removals.empty(await self._sandbox(sandbox))
+
     async def named(self, name: str, namespace: str) -> list[cri_pb2.PodSandbox]:
         """The pods of a name that nixlet made."""
         return list(await player.find(self._runtime, name, namespace))

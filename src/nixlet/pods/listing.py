@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nixlet.containerd import cri
 from nixlet.pods import criconfig, lookup
@@ -58,15 +58,21 @@ def is_bare(container: cri_pb2.Container) -> bool:
     return container.id == container.pod_sandbox_id
 
 
-async def present(runtime: cri.RuntimeClient) -> Present:
+async def present(runtime: cri.RuntimeClient, leaving: Callable[[], Collection[str]]) -> Present:
     """What is there.
+
+    Args:
+        runtime: The CRI.
+        leaving: Tells which pods, by ID, are being removed: they are as good as gone once they have no container.
 
     Raises:
         NixletError: The runtime can't tell.
     """
+    hidden = set(leaving())
     # In this order: what is made meanwhile has its containers, and is left out.
     sandboxes = {each.id: each for each in await runtime.sandboxes()}
     containers = [each for each in await runtime.containers() if each.pod_sandbox_id in sandboxes]
+    hidden |= set(leaving())
     filled = {each.pod_sandbox_id for each in containers}
     bare = (
         cri_pb2.Container(
@@ -77,18 +83,20 @@ async def present(runtime: cri.RuntimeClient) -> Present:
             labels=each.labels,
         )
         for each in sandboxes.values()
-        if each.id not in filled and criconfig.MADE_BY.items() <= dict(each.labels).items()
+        if each.id not in filled and each.id not in hidden and criconfig.MADE_BY.items() <= dict(each.labels).items()
     )
     return Present([*containers, *bare], sandboxes)
 
 
-async def entries(runtime: cri.RuntimeClient, *, everything: bool) -> Sequence[Entry]:
-    """The containers that run, or all and our pods that have none; the latest first.
+async def entries(
+    runtime: cri.RuntimeClient, leaving: Callable[[], Collection[str]], *, everything: bool
+) -> Sequence[Entry]:
+    """The containers that run, or all and our pods that have none; the latest first. ``leaving`` is that of ``present``.
 
     Raises:
         NixletError: The runtime can't tell.
     """
-    found = (await present(runtime)).containers if everything else await runtime.containers(running=True)
+    found = (await present(runtime, leaving)).containers if everything else await runtime.containers(running=True)
     return [_entry(each) for each in sorted(found, key=lambda each: each.created_at, reverse=True)]
 
 

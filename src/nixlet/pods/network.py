@@ -16,10 +16,8 @@ _NO_ADDRESS = re.compile(r"no IP addresses available in (?:range set|network)")
 _REMOVE = "remove pods that are no longer needed: nixlet ps -a, nixlet rm"
 
 
-def addresses(pod: model.Pod, status: cri_pb2.PodSandboxStatus) -> tuple[str, ...]:
-    """A pod's own addresses; none on the host's network, and none for a pod that was left alone."""
-    if pod.host_network or pod.no_network:
-        return ()
+def addresses(status: cri_pb2.PodSandboxStatus) -> tuple[str, ...]:
+    """A pod's own addresses, where it is in the network of pods."""
     return tuple(filter(None, (status.network.ip, *(each.ip for each in status.network.additional_ips))))
 
 

@@ -62,6 +62,36 @@ class RunningPod:
     containers: tuple[RunningContainer, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sandbox:
+    """A pod whose sandbox is there, and what its containers are made from, by the references that it names."""
+
+    pod: model.Pod
+    id: str
+    config: cri_pb2.PodSandboxConfig
+    placement: criconfig.Placement
+    images: Mapping[str, str]
+
+
+class _Beside:
+    """What is done for a pod beside the steps that are taken one after the other."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def do(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Begin it."""
+        self._tasks.append(asyncio.create_task(work, name=name))
+        return self._tasks[-1]
+
+    async def ended(self) -> None:
+        """Wait for all of it, to its end, and raise what fails."""
+        done = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for each in done:
+            if isinstance(each, BaseException):
+                raise each
+
+
 class Player:
     """Runs pods on one node. What it begins it finishes or has undone."""
 
@@ -119,8 +149,10 @@ class Player:
         name = (pod.name, pod.namespace)
         self._claim(pod, name)
         try:
-            await self._check_name(pod)
-            await self._check_ports(pod)
+            # None of these waits for another.
+            _, _, containerd = await asyncio.gather(
+                self._check_name(pod), self._check_ports(pod), self._containerd.identity()
+            )
             # Before anything is made: a pod without its images would only have to be taken down again.
             images = await unless(given_up, _images(pod, obtain), pod)
             wanted = dataclasses.replace(
@@ -129,7 +161,6 @@ class Player:
                 containers=tuple(users.resolved(pod, each, images[each.image]) for each in pod.containers),
             )
             ids = {reference: image.id for reference, image in images.items()}
-            containerd = await self._containerd.identity()
             uid = str(uuid.uuid4())
             directory = criconfig.log_directory(self._pods_dir, pod, uid)
             try:
@@ -173,20 +204,28 @@ class Player:
         dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
         config = criconfig.sandbox_config(pod, placement, dns)
         check()
+        await asyncio.to_thread(
+            hosts.write, placement.hosts, hosts.of_the_host(pod.host_aliases) if pod.host_network else ""
+        )
         sandbox = await self._run_sandbox(config, pod.runtime)
-        if pod.no_network:
-            await self._take_network(sandbox)
-        await self._write_hosts(pod, sandbox, placement.hosts)
-        for each in pod.init_containers:
-            check()
-            container = await self._start(pod, each, images[each.image], placement, sandbox, config, around_start)
-            await self._await_init(pod, container, given_up)
-        containers = []
-        for each in pod.containers:
-            check()
-            containers.append(
-                await self._start(pod, each, images[each.image], placement, sandbox, config, around_start)
-            )
+        beside = _Beside()
+        try:
+            if pod.no_network:
+                await self._take_network(sandbox)
+                # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
+                beside.do(iptables.remove_rules(container=sandbox), "rules of a pod")
+            made = _Sandbox(pod, sandbox, config, placement, images)
+            # Containers can be made meanwhile.
+            ready = beside.do(self._fill_hosts(pod, sandbox, placement.hosts), "names of a pod")
+            for each in pod.init_containers:
+                check()
+                await self._await_init(pod, await self._start(made, each, ready, around_start), given_up)
+            containers = []
+            for each in pod.containers:
+                check()
+                containers.append(await self._start(made, each, ready, around_start))
+        finally:
+            await beside.ended()
         check()
         return RunningPod(pod, sandbox, tuple(containers))
 
@@ -205,14 +244,13 @@ class Player:
                 hint="mend what it complains of, and play the pod again; nothing of it is left",
             )
 
-    async def _write_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
+    async def _fill_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
         """Let a pod know its own address, and check that its ports arrive there."""
         if pod.host_network:
-            hosts.write(path, hosts.of_the_host(pod.host_aliases))
             return
-        own = network.addresses(pod, await self._runtime.sandbox_status(sandbox))
+        own = () if pod.no_network else network.addresses(await self._runtime.sandbox_status(sandbox))
         network.check_served(pod, own)
-        hosts.write(path, hosts.render(own, criconfig.hostname(pod), pod.host_aliases))
+        hosts.fill(path, hosts.render(own, criconfig.hostname(pod), pod.host_aliases))
 
     async def _run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str) -> str:
         try:
@@ -260,24 +298,17 @@ class Player:
                 "the runtime does not tell a pod's process, so its network can't be taken away"
             )
         await asyncio.to_thread(netns.leave_only_loopback, pid)
-        # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
-        await iptables.remove_rules(container=sandbox)
 
     async def _start(
-        self,
-        pod: model.Pod,
-        container: model.Container,
-        image_ref: str,
-        placement: criconfig.Placement,
-        sandbox: str,
-        sandbox_config: cri_pb2.PodSandboxConfig,
-        around_start: AroundStart,
+        self, made: _Sandbox, container: model.Container, ready: "asyncio.Task[None]", around_start: AroundStart
     ) -> RunningContainer:
-        config = criconfig.container_config(pod, container, image_ref, placement)
+        """Make a container, and start it as soon as all that it needs is ready."""
+        config = criconfig.container_config(made.pod, container, made.images[container.image], made.placement)
         try:
-            container_id = await self._runtime.create_container(sandbox, config, sandbox_config)
+            container_id = await self._runtime.create_container(made.id, config, made.config)
         except errors.NixletError as error:
             raise users.unknown(container, error) or error from error
+        await asyncio.shield(ready)
         exit_code = None
         try:
             async with self._containerd.exits(container_id) as exits:
@@ -288,7 +319,7 @@ class Player:
         except errors.NixletError as error:
             command = next(iter((*container.command, *container.args)), "its command")
             raise failures.start_failure(f"container {container.name} can't start", command, error) from error
-        log_path = os.path.join(placement.log_directory, config.log_path)
+        log_path = os.path.join(made.placement.log_directory, config.log_path)
         return RunningContainer(container.name, container_id, log_path, exit_code)
 
     async def _started(self, container: str, exits: client.Exits) -> int | None:

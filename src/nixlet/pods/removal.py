@@ -23,10 +23,12 @@ class _Removal:
     Attributes:
         task: Does it.
         kills_at: When it kills containers that have not ended by themselves, by the loop's clock.
+        emptied: Set when the pod has no container any more.
     """
 
     task: asyncio.Task[None]
     kills_at: float
+    emptied: asyncio.Event
 
 
 class Removals:
@@ -135,25 +137,47 @@ class Removals:
         Raises:
             NixletError: The runtime can't; the pod stays, and can be removed later.
         """
-        seconds = _seconds(sandbox, grace)
+        await asyncio.shield((await self._removal(sandbox, _seconds(sandbox, grace))).task)
+
+    async def empty(self, sandbox: cri_pb2.PodSandbox) -> None:
+        """Begin to remove a pod, and wait until it has no container any more; the rest goes on by itself.
+
+        Raises:
+            NixletError: The runtime can't.
+        """
+        removal = await self._removal(sandbox, 0)
+        emptied = asyncio.create_task(removal.emptied.wait(), name=f"{sandbox.id} is empty")
+        await asyncio.wait({removal.task, emptied}, return_when=asyncio.FIRST_COMPLETED)
+        emptied.cancel()
+        if not removal.emptied.is_set():
+            removal.task.result()
+
+    async def _removal(self, sandbox: cri_pb2.PodSandbox, seconds: int) -> _Removal:
+        """The removal of a pod, begun now or before."""
         kills_at = asyncio.get_running_loop().time() + seconds
         removal = self._removing.get(sandbox.id)
         if removal is None:
-            task = self._begun(f"remove {sandbox.id}", self._remove(sandbox, seconds))
-            removal = self._removing[sandbox.id] = _Removal(task, kills_at)
+            emptied = asyncio.Event()
+            task = self._begun(f"remove {sandbox.id}", self._remove(sandbox, seconds, emptied))
+            removal = self._removing[sandbox.id] = _Removal(task, kills_at, emptied)
             task.add_done_callback(lambda _: self._removing.pop(sandbox.id))
         elif kills_at < removal.kills_at:
             # Who is in a hurry doesn't wait for the time that somebody else gave.
             removal.kills_at = kills_at
             await asyncio.shield(self._begun(f"end {sandbox.id}", self._end(sandbox.id, seconds)))
-        await asyncio.shield(removal.task)
+        return removal
 
-    async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int) -> None:
+    async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int, emptied: asyncio.Event) -> None:
         if seconds:
             await self._end(sandbox.id, seconds)
         if releasing := self._releasing.get(sandbox.id):
             # Whether it can be released is seen in a moment.
             await asyncio.wait({releasing})
+        # What fails at this goes with the sandbox.
+        with contextlib.suppress(errors.NixletError):
+            for container in await self._runtime.containers(sandbox=sandbox.id):
+                await self._runtime.remove_container(container.id)
+            emptied.set()
         await remove_sandbox(self._runtime, sandbox.id)
         metadata = sandbox.metadata
         pod = model.Pod(metadata.name, metadata.namespace)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -30,14 +30,22 @@ class _One(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ContainersService:
     """Answers for one node."""
 
-    def __init__(self, runtime: cri.RuntimeClient, containerd: client.Containerd, service: tasks.Tasks) -> None:
+    def __init__(
+        self,
+        runtime: cri.RuntimeClient,
+        containerd: client.Containerd,
+        service: tasks.Tasks,
+        leaving: Callable[[], Collection[str]],
+    ) -> None:
         """Answer for a node.
 
         Args:
             runtime: The CRI.
             containerd: The containerd behind it.
             service: Its tasks.
+            leaving: Tells which pods, by ID, are being removed.
         """
+        self._leaving = leaving
         self._runtime = runtime
         self._containerd = containerd
         self._tasks = service
@@ -52,7 +60,7 @@ class ContainersService:
         }
 
     async def _list(self, call: server.Call[_Listed]) -> Mapping[str, object]:
-        return {"containers": await listing.entries(self._runtime, everything=call.parameters.all)}
+        return {"containers": await listing.entries(self._runtime, self._leaving, everything=call.parameters.all)}
 
     async def _found(self, wanted: Sequence[str]) -> Sequence[str]:
         """The IDs of containers by what a person calls them."""

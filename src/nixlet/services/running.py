@@ -139,8 +139,12 @@ class RunService:
         if running.containers[0].exit_code is not None:
             code = running.containers[0].exit_code
         if running.pod.remove_when_ended:
-            # Afterwards nothing of it is there.
-            await asyncio.wait({played.ended})
+            # Afterwards people see nothing of it; its network is given back meanwhile.
+            try:
+                await self._pods.empty(running.sandbox)
+            except errors.NixletError:
+                # It goes on by itself until it is done.
+                await asyncio.wait({played.ended})
         return {"ended": {"exit_code": process.exit_code(code)}}
 
     async def _end(self, played: lifecycle.Played) -> None:

@@ -78,7 +78,7 @@ class StoppingService:
         """Change all that is wanted at once, and tell of each in order."""
         if len(wanted) > 1 and not call.more:
             raise errors.InvalidArgumentError("each of several containers has a reply, which the call doesn't ask for")
-        present = await listing.present(self._runtime)
+        present = await listing.present(self._runtime, self._removals.leaving)
 
         async def changed(name: str) -> dict[str, object]:
             try:

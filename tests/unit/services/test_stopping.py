@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.cli import link
 from nixlet.containerd import cri
 from nixlet.host import unixsocket
-from nixlet.pods import criconfig, removal
+from nixlet.pods import criconfig, listing, removal
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as grpc_server
 from nixlet.rpc.gen import cri_pb2 as pb
@@ -182,7 +182,7 @@ async def test_nobody_waits_for_a_network_that_is_given_back_but_who_removes_its
         assert not removing.done()
         runtime.held.set()
         assert await removing == [{"container": "a"}]
-    assert runtime.asked == ["stop a 0", "stop-pod p", "stop-pod p", "remove-pod p"]
+    assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "stop-pod p", "remove-pod p"]
 
 
 async def test_a_failure_hides_nothing_of_the_others(tmp_path: Path) -> None:
@@ -256,3 +256,28 @@ async def test_several_are_not_changed_for_who_takes_one_reply(tmp_path: Path) -
         await asyncio.wait_for(asyncio.to_thread(call, state_dir), 20)
         await until(lambda: len(runtime.asked) == 2)
     assert runtime.asked == ["stop a 0", "stop-pod p"]
+
+
+async def test_a_pod_that_is_empty_is_not_seen_while_its_network_is_given_back(tmp_path: Path) -> None:
+    runtime = Runtime({"p": ["a"], "q": ["b"]})
+    runtime.held.clear()
+    address = str(tmp_path / "run" / "c.sock")
+    async with grpc_server.serve(unixsocket.listen(address), [runtime]), channels.connect(address) as channel:
+        asked = cri.RuntimeClient(channel, address)
+        removals = removal.Removals(asked, str(tmp_path))
+
+        async def seen() -> list[str]:
+            return [each.pod for each in await listing.entries(asked, removals.leaving, everything=True)]
+
+        sandbox = next(each for each in await asked.sandboxes() if each.id == "p")
+        await asyncio.wait_for(removals.empty(sandbox), 20)
+        try:
+            assert set(removals.leaving()) == {"p"}
+            assert {each.id for each in await asked.sandboxes()} == {"p", "q"}
+            assert len(await seen()) == 1
+        finally:
+            runtime.held.set()
+        await asyncio.wait_for(removals.remove(sandbox), 20)
+        assert [each.id for each in await asked.sandboxes()] == ["q"]
+        assert not removals.leaving()
+    assert runtime.asked == ["remove a", "stop-pod p", "remove-pod p"]
