@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nixlet import errors
 from nixlet.containerd import cni
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, mounts, network, sdnotify, signals, supervisor
+from nixlet.host import files, limits, mounts, network, sdnotify, signals, supervisor
 from nixlet.node import claims, containerd_child, listeners, marker, preflight, registries, snapshotters
 from nixlet.node import config as node_config
 from nixlet.rpc import server as rpc_server
@@ -45,6 +45,7 @@ async def run(settings: node_config.Settings) -> None:
     Raises:
         NixletError: It can't start, or containerd died for good.
     """
+    limits.raise_open_files()
     stop = signals.watched()
     living = asyncio.create_task(_live(settings, stop), name="node")
     stopping = asyncio.create_task(stop.requested.wait(), name="signal")
