@@ -1,5 +1,6 @@
 """The packet filter's rules that CNI plugins made, and that nobody else takes back."""
 
+import asyncio
 import contextlib
 import re
 import shlex
@@ -24,13 +25,30 @@ async def remove_rules(*, network: str = "", container: str = "") -> None:
         network: The network's name; empty: any.
         container: What the plugins know the container by, with containerd its sandbox's ID; empty: any.
     """
-    for program in ("iptables", "ip6tables"):
-        if process.find_program(f"{program}-save") is None:
-            continue
-        with contextlib.suppress(errors.CommandFailedError):
-            printed = (await process.run([f"{program}-save", "-t", "nat"], timeout=_TIMEOUT)).check().stdout.decode()
-            for command in removals(printed, network=network, container=container):
+    await asyncio.gather(*(_remove_rules(each, network, container) for each in ("iptables", "ip6tables")))
+
+
+async def _remove_rules(program: str, network: str, container: str) -> None:
+    if process.find_program(f"{program}-save") is None:
+        return
+    with contextlib.suppress(errors.CommandFailedError):
+        printed = (await process.run([f"{program}-save", "-t", "nat"], timeout=_TIMEOUT)).check().stdout.decode()
+        commands = removals(printed, network=network, container=container)
+        if not commands:
+            return
+        script = ["*nat", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
+        restore = [f"{program}-restore", "-w", "--noflush"]
+        done = await process.run(restore, stdin="\n".join(script).encode(), timeout=_TIMEOUT)
+        if done.returncode != 0:
+            # All or nothing, it says: somebody has removed some of it meanwhile, or uses a chain of it.
+            for command in commands:
                 await process.run([program, "-w", "-t", "nat", *command], timeout=_TIMEOUT)
+
+
+def _quoted(word: str) -> str:
+    """A word as iptables-restore reads it, which is not what a shell does."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"' if escaped != word or not word or any(letter.isspace() for letter in word) else word
 
 
 def removals(saved: str, *, network: str = "", container: str = "") -> list[list[str]]:
