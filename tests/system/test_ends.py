@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,3 +103,16 @@ def test_what_has_ended_holds_nothing_also_when_there_was_no_node(
     nodes.until(lambda: states(node) == ["exited", "exited"], "the other one has ended, too")
     nodes.until(lambda: addresses(node) == [], "it has given its address back")
     node.ok("rm", "short", "next")
+
+
+def test_a_pod_whose_own_process_was_killed_is_removed_with_its_network(node: nodes.Node, image: str) -> None:
+    rules, networks = node.packet_rules(), set(os.listdir("/run/netns"))
+    node.ok("run", "-d", "--name", "beheaded", image, "--", "/bin/sleep", "1000")
+    try:
+        (pod,) = node.crictl("pods", "-q").split()
+        os.kill(json.loads(node.crictl("inspectp", pod))["info"]["pid"], signal.SIGKILL)
+        nodes.until(lambda: node.crictl("pods", "-q", "--state", "NotReady") == pod, "containerd knows it")
+    finally:
+        node.ok("rm", "-f", "beheaded")
+    assert node.crictl("pods", "-q") == ""
+    assert (addresses(node), node.packet_rules(), set(os.listdir("/run/netns"))) == ([], rules, networks)

@@ -201,8 +201,15 @@ async def worked(task: "asyncio.Task[None] | None") -> bool:
 async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     """End a sandbox with its containers and remove it, if it is (still) there."""
     with contextlib.suppress(errors.NotFoundError):
-        await endings.stop_sandbox(runtime, sandbox)
-        await runtime.remove_sandbox(sandbox)
+        try:
+            # It ends it as well. To end it before would take its network down twice.
+            await runtime.remove_sandbox(sandbox)
+        except errors.NotFoundError:
+            raise
+        except errors.NixletError:
+            # A container may have ended by itself at the same moment; and containerd 1.6 and 1.7 don't end what has lost its process.
+            await endings.stop_sandbox(runtime, sandbox)
+            await runtime.remove_sandbox(sandbox)
 
 
 def _seconds(sandbox: cri_pb2.PodSandbox, grace: int) -> int:

@@ -98,6 +98,7 @@ class Runtime:
 
     async def _remove_pod(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         self.asked.append(f"remove-pod {request.pod_sandbox_id}")
+        await self.held.wait()
         self.pods.remove(request.pod_sandbox_id)
         self.containers = {each: at for each, at in self.containers.items() if at[0] != request.pod_sandbox_id}
         return pb.RemovePodSandboxResponse()
@@ -182,7 +183,7 @@ async def test_nobody_waits_for_a_network_that_is_given_back_but_who_removes_its
         assert not removing.done()
         runtime.held.set()
         assert await removing == [{"container": "a"}]
-    assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "stop-pod p", "remove-pod p"]
+    assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "remove-pod p"]
 
 
 async def test_a_failure_hides_nothing_of_the_others(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ async def test_a_pod_without_a_container_is_removed_by_its_name(tmp_path: Path) 
     async with node(tmp_path, runtime) as state_dir:
         assert await told(state_dir, "StopContainers", containers=["p"], grace=None) == [{"container": "p"}]
         assert await told(state_dir, "RemoveContainers", containers=["p"], force=False) == [{"container": "p"}]
-    assert runtime.asked == ["stop-pod p", "stop-pod p", "remove-pod p"]
+    assert runtime.asked == ["stop-pod p", "remove-pod p"]
 
 
 async def test_a_removal_goes_on_without_its_client(tmp_path: Path) -> None:
@@ -280,4 +281,4 @@ async def test_a_pod_that_is_empty_is_not_seen_while_its_network_is_given_back(t
         await asyncio.wait_for(removals.remove(sandbox), 20)
         assert [each.id for each in await asked.sandboxes()] == ["q"]
         assert not removals.leaving()
-    assert runtime.asked == ["remove a", "stop-pod p", "remove-pod p"]
+    assert runtime.asked == ["remove a", "remove-pod p"]
