@@ -17,7 +17,7 @@ _DURATION = (
 )
 
 #: Before the text of a whole line, with the newline before it: a single byte to look for is found fastest.
-_BEFORE_TEXT = {stream: re.compile(rb"\n([^ \n]+ )%s F " % stream.encode()) for stream in ("stdout", "stderr")}
+_BEFORE_TEXT = {stream: re.compile(rb"\n(\S+ )%s F " % stream.encode()) for stream in ("stdout", "stderr")}
 
 
 class Record(NamedTuple):

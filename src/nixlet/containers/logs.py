@@ -20,8 +20,7 @@ _INTERVAL = 0.01
 #: Seconds for the last words that go to a file that was put aside.
 _SETTLING = 0.05
 
-#: How much is read at once, forwards and backwards (bytes).
-_BLOCK = 1 << 20
+#: How much is read at once (bytes). More is slower: memory of that size is used again, larger pieces are given back each time.
 _CHUNK = 1 << 16
 
 #: What a log's name gets when it is put aside: the time, so that names are in the order of time.
@@ -196,7 +195,7 @@ def there(log: Log, *, lines: int | None = None) -> Iterator[bytes]:
     try:
         for file, size in zip(files, _skip_to_tail(files, lines), strict=True):
             cut, left = _Cut(), size - file.tell()
-            while data := file.read(max(0, min(left, _BLOCK))):
+            while data := file.read(max(0, min(left, _CHUNK))):
                 left -= len(data)
                 if whole := cut.whole(data):
                     yield whole
@@ -231,7 +230,7 @@ def follow(log: Log, ended: Callable[[], bool], *, lines: int | None = None) -> 
             if replaced and len(files) == 1:
                 # Who wrote to it may have a last word.
                 yield _SETTLING
-            while file is not None and (data := file.read(_BLOCK)):
+            while file is not None and (data := file.read(_CHUNK)):
                 if whole := cut.whole(data):
                     yield whole
             if (replaced or last) and (rest := cut.rest()):
