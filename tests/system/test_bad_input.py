@@ -45,7 +45,15 @@ def trace(node: nodes.Node) -> dict[str, object]:
 @pytest.fixture
 def unchanged(any_node: nodes.Node) -> Iterator[nodes.Node]:
     """A node that is afterwards as it was before."""
-    before = trace(any_node)
+    # What ran before gives back what it held in the background.
+    seen = [trace(any_node)]
+
+    def settled() -> bool:
+        seen.append(trace(any_node))
+        return seen[-1] == seen[-2] and seen[-1]["pods"] == ""
+
+    nodes.until(settled, f"the node comes to rest: {seen[-1]}")
+    before = seen[-1]
     yield any_node
     after = trace(any_node)
     for _ in range(100):
