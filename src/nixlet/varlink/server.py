@@ -1,6 +1,5 @@
 """A Varlink server on a unix socket, whose peers are its own user and root, and who may hand descriptors over."""
 
-import array
 import asyncio
 import contextlib
 import dataclasses
@@ -16,20 +15,13 @@ import msgspec
 import nixlet
 from nixlet import errors
 from nixlet.host import files
-from nixlet.varlink import wire
-
-_CHUNK = 1 << 16
-
-#: Calls that a client may be ahead; reading stops until they are answered.
-_AHEAD = 16
+from nixlet.varlink import connection, wire
 
 #: Seconds that calls get to end when the server stops, after they were told.
 _GRACE = 5.0
 
 #: Seconds without new connections after one could not be taken, as when no descriptor is free.
 _PAUSE = 0.2
-
-_DESCRIPTOR = array.array("i").itemsize
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -191,103 +183,38 @@ class _Service:
         return found.methods[method]
 
 
-class _Connection:
-    """One client."""
+class _Client:
+    """Answers one client's calls, one after the other, until it goes or breaks the protocol."""
 
-    def __init__(self, sock: socket.socket, service: _Service) -> None:
-        self._socket = sock
+    def __init__(self, connected: connection.Connection, service: _Service) -> None:
+        self._connection = connected
         self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._splitter = wire.Splitter()
-        self._received: list[int] = []
-        self._calls: asyncio.Queue[tuple[bytes, list[int]]] = asyncio.Queue()
-        self._reading = False
-        self._sending = asyncio.Lock()
-        self.gone = asyncio.Event()
 
     async def serve(self) -> None:
-        """Answer its calls, one after the other, until it goes or breaks the protocol."""
-        self._read_on()
-        leaving = asyncio.create_task(self.gone.wait(), name="client gone")
         try:
-            while not self.gone.is_set():
-                getting = asyncio.create_task(self._calls.get(), name="next call")
-                await asyncio.wait({getting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if not getting.done():
-                    getting.cancel()
-                    return
-                raw, descriptors = getting.result()
+            while (received := await self._connection.receive()) is not None:
+                raw, descriptors = received
                 try:
-                    await self._answer(raw, descriptors)
+                    if not self._connection.gone.is_set():
+                        await self._answer(raw, descriptors)
                 finally:
-                    _close_all(descriptors)
-                if not self._reading and not self.gone.is_set():
-                    self._read_on()
+                    connection.close_all(descriptors)
         finally:
-            leaving.cancel()
-            self.close()
+            self._connection.close()
 
-    def close(self) -> None:
-        """Close it; whoever answers a call learns that nobody listens."""
-        self.gone.set()
-        self._read_no_more()
-        _close_all(self._received)
-        while not self._calls.empty():
-            _close_all(self._calls.get_nowait()[1])
-        self._socket.close()
-
-    def _read_on(self) -> None:
-        self._loop.add_reader(self._socket, self._read)
-        self._reading = True
-
-    def _read_no_more(self) -> None:
-        if self._reading:
-            self._loop.remove_reader(self._socket)
-            self._reading = False
-
-    def _read(self) -> None:
-        try:
-            data, ancillary, flags, _ = self._socket.recvmsg(
-                _CHUNK, socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR), socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._end()
-            return
-        for level, kind, rights in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._received += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
-        if not data or flags & socket.MSG_CTRUNC or len(self._received) > wire.MAX_DESCRIPTORS:
-            self._end()
-            return
-        try:
-            messages = self._splitter.feed(data)
-        except errors.InvalidArgumentError as error:
-            _log.warning("a client is hung up on: %s", error)
-            self._end()
-            return
-        for message in messages:
-            # They came with the first message that ended since: a client sends them with its first byte.
-            self._calls.put_nowait((message, self._received))
-            self._received = []
-        if self._calls.qsize() >= _AHEAD:
-            self._read_no_more()
-
-    def _end(self) -> None:
-        self._read_no_more()
-        self.gone.set()
+    def abandon(self) -> None:
+        """Have it end; whoever answers a call learns that nobody listens."""
+        self._connection.abandon()
 
     async def _answer(self, raw: bytes, descriptors: Sequence[int]) -> None:
         try:
             message = msgspec.json.decode(raw, type=_Message)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            _log.warning("a client is hung up on: its message is not well-formed: %s", error)
-            self.gone.set()
+            self._connection.refuse(f"its message is not well-formed: {error}")
             return
         reply = await self._replied(message, descriptors)
         if not message.oneway:
-            await self._send(reply)
+            await self._connection.send(reply)
 
     async def _replied(self, message: _Message, descriptors: Sequence[int]) -> Mapping[str, object]:
         try:
@@ -299,7 +226,13 @@ class _Connection:
                 parameters = msgspec.convert(there, type=method.parameters)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
-            call = Call(parameters, more=message.more, descriptors=descriptors, gone=self.gone, reply=self._send)
+            call = Call(
+                parameters,
+                more=message.more,
+                descriptors=descriptors,
+                gone=self._connection.gone,
+                reply=self._connection.send,
+            )
             result = await method.handler(call)
         except _ProtocolError as error:
             return error.reply
@@ -314,38 +247,13 @@ class _Connection:
             return {"error": wire.FAILED, "parameters": wire.parameters_of(told)}
         return {"parameters": {} if result is None else result}
 
-    async def _send(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        data = memoryview(msgspec.json.encode(message) + b"\0")
-        # With the first byte.
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        async with self._sending:
-            while data and not self.gone.is_set():
-                try:
-                    data = data[self._socket.sendmsg([data], rights) :]
-                    rights = []
-                except (BlockingIOError, InterruptedError):
-                    await self._writable()
-                except OSError:
-                    self._end()
-
-    async def _writable(self) -> None:
-        writable = asyncio.Event()
-        self._loop.add_writer(self._socket, writable.set)
-        waits = [asyncio.create_task(each.wait()) for each in (writable, self.gone)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._loop.remove_writer(self._socket)
-            for each in waits:
-                each.cancel()
-
 
 class _Server:
     def __init__(self, sock: socket.socket, service: _Service) -> None:
         self._socket = sock
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self._serving: dict[asyncio.Task[None], _Connection] = {}
+        self._serving: dict[asyncio.Task[None], _Client] = {}
         self._pause: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -368,9 +276,9 @@ class _Server:
         if uid not in {0, os.geteuid()}:
             sock.close()
             return
-        connection = _Connection(sock, self._service)
-        task = asyncio.create_task(connection.serve(), name="varlink client")
-        self._serving[task] = connection
+        client = _Client(connection.Connection(sock), self._service)
+        task = asyncio.create_task(client.serve(), name="varlink client")
+        self._serving[task] = client
         task.add_done_callback(self._served)
 
     def _served(self, task: "asyncio.Task[None]") -> None:
@@ -383,8 +291,8 @@ class _Server:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
         self._socket.close()
-        for connection in self._serving.values():
-            connection.gone.set()
+        for client in self._serving.values():
+            client.abandon()
         if self._serving:
             await asyncio.wait(set(self._serving), timeout=_GRACE)
         left = set(self._serving)
@@ -407,8 +315,3 @@ async def serve(sock: socket.socket, interfaces: Sequence[Interface]) -> AsyncIt
         yield
     finally:
         await server.stop()
-
-
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())

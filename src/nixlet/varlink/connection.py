@@ -1,0 +1,163 @@
+"""One client of a Varlink server: its messages as they come, each with the descriptors that came beside it, and what it is sent."""
+
+import array
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from nixlet import errors
+from nixlet.varlink import wire
+
+_CHUNK = 1 << 16
+
+#: Messages that a client may be ahead; reading stops until they are taken.
+_AHEAD = 16
+
+_DESCRIPTOR = array.array("i").itemsize
+
+_log = logging.getLogger("nixlet.varlink")
+
+#: A message without its NUL, and its descriptors.
+Received = tuple[bytes, list[int]]
+
+
+class Connection:
+    """A connected socket, which it owns.
+
+    Attributes:
+        gone: Set when nobody will read a reply any more: the client went or broke the protocol, or the server is ending.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Read from now on, until ``close``.
+
+        Args:
+            sock: Non-blocking.
+        """
+        self.gone = asyncio.Event()
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._splitter = wire.Splitter()
+        self._begun: list[int] = []
+        self._whole: asyncio.Queue[Received | None] = asyncio.Queue()
+        self._reading = False
+        self._at_end = False
+        self._sending = asyncio.Lock()
+        self._read_on()
+
+    async def receive(self) -> Received | None:
+        """The next message, whose descriptors the caller closes; None: no more come.
+
+        What a client sent before it went is received all the same.
+        """
+        if not self._reading and not self._at_end and self._whole.qsize() < _AHEAD:
+            self._read_on()
+        return await self._whole.get()
+
+    def refuse(self, why: object) -> None:
+        """Hang up on a client that breaks the protocol."""
+        _log.warning("a client is hung up on: %s", why)
+        self._end()
+
+    def abandon(self) -> None:
+        """Take no more messages, those that came already included; whoever answers one learns that nobody listens."""
+        self._drop()
+        self._end()
+        self._whole.put_nowait(None)
+
+    def close(self) -> None:
+        """Close it."""
+        self._end()
+        self._drop()
+        close_all(self._begun)
+        self._socket.close()
+
+    def _read_on(self) -> None:
+        self._loop.add_reader(self._socket, self._read)
+        self._reading = True
+
+    def _read_no_more(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._socket)
+            self._reading = False
+
+    def _end(self) -> None:
+        self.gone.set()
+        self._read_no_more()
+        if not self._at_end:
+            self._at_end = True
+            self._whole.put_nowait(None)
+
+    def _drop(self) -> None:
+        while not self._whole.empty():
+            if (message := self._whole.get_nowait()) is not None:
+                close_all(message[1])
+
+    def _read(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _CHUNK, socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR), socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end()
+            return
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._begun += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
+        if not data or flags & socket.MSG_CTRUNC or len(self._begun) > wire.MAX_DESCRIPTORS:
+            self._end()
+            return
+        try:
+            messages = self._splitter.feed(data)
+        except errors.InvalidArgumentError as error:
+            self.refuse(error)
+            return
+        for message in messages:
+            # They came with the first message that ended since: a client sends them with its first byte.
+            self._whole.put_nowait((message, self._begun))
+            self._begun = []
+        if self._whole.qsize() >= _AHEAD:
+            self._read_no_more()
+
+    async def send(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Send a message whole; where the client is gone, it goes nowhere.
+
+        Args:
+            message: The message.
+            descriptors: Handed over with it; they stay the caller's as well.
+        """
+        data = memoryview(msgspec.json.encode(message) + b"\0")
+        # With the first byte.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        async with self._sending:
+            while data and not self.gone.is_set():
+                try:
+                    data = data[self._socket.sendmsg([data], rights) :]
+                    rights = []
+                except (BlockingIOError, InterruptedError):
+                    await self._writable()
+                except OSError:
+                    self._end()
+
+    async def _writable(self) -> None:
+        writable = asyncio.Event()
+        self._loop.add_writer(self._socket, writable.set)
+        waits = [asyncio.create_task(each.wait()) for each in (writable, self.gone)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._loop.remove_writer(self._socket)
+            for each in waits:
+                each.cancel()
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close descriptors that came with a message."""
+    while descriptors:
+        os.close(descriptors.pop())
