@@ -107,21 +107,35 @@ class Connection:
         except OSError:
             self._end()
             return
-        for level, kind, rights in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._begun += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
-        if not data or flags & socket.MSG_CTRUNC or len(self._begun) > wire.MAX_DESCRIPTORS:
-            self._end()
-            return
+        came = [
+            descriptor
+            for level, kind, rights in ancillary
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+            for descriptor in array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
+        ]
         try:
-            messages = self._splitter.feed(data)
+            if not data or flags & socket.MSG_CTRUNC:
+                self._end()
+                return
+            self._take(data, came)
         except errors.InvalidArgumentError as error:
             self.refuse(error)
-            return
-        for message in messages:
-            # They came with the first message that ended since: a client sends them with its first byte.
-            self._whole.put_nowait((message, self._begun))
-            self._begun = []
+        finally:
+            close_all(came)
+
+    def _take(self, data: bytes, came: list[int]) -> None:
+        owner = self._begun
+        for message in self._splitter.feed(data):
+            owner, self._begun = self._begun, []
+            self._whole.put_nowait((message, owner))
+        # The kernel gives bytes that came with descriptors together with those that were sent before them, and none after them (unix(7),
+        # SCM_RIGHTS): the descriptors belong to the last message of which something is here.
+        if not self._splitter.empty:
+            owner = self._begun
+        if len(owner) + len(came) > wire.MAX_DESCRIPTORS:
+            raise errors.InvalidArgumentError(f"a message brings more than {wire.MAX_DESCRIPTORS} descriptors")
+        owner += came
+        came.clear()
         if self._whole.qsize() >= _AHEAD:
             self._read_no_more()
 

@@ -1,7 +1,8 @@
 """Varlink's messages: JSON objects, each ended by a NUL (https://varlink.org/Method-Call).
 
-Descriptors travel beside a message (SCM_RIGHTS), as in systemd's implementation; a parameter names one by its index among those that came
-with the message. The command line reads this module: it imports nothing that takes time.
+Descriptors travel beside a message's bytes (SCM_RIGHTS), as in systemd's implementation; a parameter names one by its index among those
+that came with the message. What is sent with descriptors has bytes of one message only. The command line reads this module: it imports
+nothing that takes time.
 """
 
 import json

@@ -45,10 +45,18 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Service:
-    """Methods for tests; ``left`` counts clients that went while they were waited for."""
+    """Methods for tests.
+
+    Attributes:
+        left: How many clients went while they were waited for.
+        marks: How often ``Mark`` was called.
+        went: How often nobody listened to it from the start.
+    """
 
     def __init__(self) -> None:
         self.left = 0
+        self.marks = 0
+        self.went = 0
 
     async def double(self, call: server.Call[Number]) -> Mapping[str, object]:
         return {"number": call.parameters.number * 2}
@@ -76,6 +84,10 @@ class Service:
             await call.reply({}, [reading])
             os.close(reading)
 
+    async def mark(self, call: server.Call[server.Nothing]) -> None:
+        self.marks += 1
+        self.went += call.gone.is_set()
+
     async def hang(self, call: server.Call[server.Nothing]) -> None:
         await call.gone.wait()
         self.left += 1
@@ -95,6 +107,7 @@ async def path(tmp_path: Path, service: Service) -> AsyncIterator[str]:
         "Read": server.Method(File, service.read),
         "HandOver": server.Method(File, service.hand_over),
         "Hang": server.Method(server.Nothing, service.hang),
+        "Mark": server.Method(server.Nothing, service.mark),
     }
     place = str(tmp_path / "d" / "v.sock")
     async with server.serve(unixsocket.listen(place), [server.Interface("org.example.Test", DESCRIPTION, methods)]):
@@ -350,6 +363,53 @@ async def test_a_message_may_come_in_pieces(path: str) -> None:
             return raw.recv(1000)
 
     assert json.loads((await in_thread(use)).rstrip(b"\0")) == {"parameters": {"text": "whole"}}
+
+
+def called(method: str, **more: object) -> bytes:
+    """A call of a method of ours, as it stands on the wire."""
+    return wire.encoded({"method": f"org.example.Test.{method}", **more})
+
+
+def raw_socket(path: str) -> socket.socket:
+    raw = socket.socket(socket.AF_UNIX)
+    raw.settimeout(20)
+    raw.connect(path)
+    return raw
+
+
+def raw_replies(raw: socket.socket, count: int) -> list[Any]:
+    """So many replies, or those until the server hangs up."""
+    data = b""
+    while data.count(b"\0") < count and (piece := raw.recv(1 << 16)):
+        data += piece
+    return [json.loads(each) for each in data.split(b"\0")[:-1]]
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+async def test_descriptors_are_those_of_the_call_that_they_came_with(path: str, size: int) -> None:
+    """The kernel gives what was sent before, without descriptors, together with the first bytes of what has some."""
+    before = len(os.listdir("/proc/self/fd"))
+    with raw_socket(path) as raw:
+        # All of it is there before the server reads; with a timeout, sends would wait for room that they don't need.
+        raw.settimeout(None)
+        for text in (b"one", b"two"):
+            raw.sendall(called("Double", parameters={"number": 1}, passed_over="x" * size))
+            reading, writing = os.pipe()
+            os.write(writing, text)
+            os.close(writing)
+            data = called("Read", parameters={"file": 0}, passed_over="x" * size)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reading]))]
+            raw.sendall(data[raw.sendmsg([data], rights) :])
+            os.close(reading)
+        raw.settimeout(20)
+        replies = await in_thread(raw_replies, raw, 4)
+    assert [each.get("parameters") for each in replies] == [
+        {"number": 2},
+        {"text": "one"},
+        {"number": 2},
+        {"text": "two"},
+    ]
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 async def test_a_text_that_is_no_utf8_is_refused_before_it_is_sent() -> None:
