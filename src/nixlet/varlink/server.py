@@ -108,6 +108,10 @@ class Interface:
     methods: Mapping[str, Method]
 
 
+#: What msgspec raises for what can't be read; the last where it is nested too deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 class _Message(msgspec.Struct, frozen=True):
     """A call on the wire (https://varlink.org/Method-Call); ``upgrade`` is not offered."""
 
@@ -209,7 +213,7 @@ class _Client:
     async def _answer(self, raw: bytes, descriptors: Sequence[int]) -> None:
         try:
             message = msgspec.json.decode(raw, type=_Message)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             self._connection.refuse(f"its message is not well-formed: {error}")
             return
         reply = await self._replied(message, descriptors)
@@ -224,7 +228,7 @@ class _Client:
                 given = msgspec.json.decode(message.parameters, type=dict[str, Any])
                 there = {name: value for name, value in given.items() if value is not None}
                 parameters = msgspec.convert(there, type=method.parameters)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except _UNREADABLE as error:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
             call = Call(
                 parameters,

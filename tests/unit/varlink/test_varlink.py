@@ -412,6 +412,17 @@ async def test_descriptors_are_those_of_the_call_that_they_came_with(path: str, 
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+async def test_deep_parameters_are_no_internal_error(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    def use() -> list[Any]:
+        with raw_socket(path) as raw:
+            deep = b"[" * 200_000 + b"]" * 200_000
+            raw.sendall(b'{"method":"org.example.Test.Mark","parameters":' + deep + b"}\0")
+            return raw_replies(raw, 1)
+
+    assert await in_thread(use) == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 async def test_a_text_that_is_no_utf8_is_refused_before_it_is_sent() -> None:
     with pytest.raises(errors.InvalidArgumentError, match="is not UTF-8"):
         wire.encoded({"parameters": {"name": os.fsdecode(b"\xff")}})
