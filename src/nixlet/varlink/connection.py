@@ -30,6 +30,7 @@ class Connection:
 
     Attributes:
         gone: Set when nobody will read a reply any more: the client went or broke the protocol, or the server is ending.
+        abandoned: Set when the server is ending.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -39,6 +40,7 @@ class Connection:
             sock: Non-blocking.
         """
         self.gone = asyncio.Event()
+        self.abandoned = asyncio.Event()
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._splitter = wire.Splitter()
@@ -65,6 +67,7 @@ class Connection:
 
     def abandon(self) -> None:
         """Take no more messages, those that came already included; whoever answers one learns that nobody listens."""
+        self.abandoned.set()
         self._drop()
         self._end()
         self._whole.put_nowait(None)
@@ -157,7 +160,8 @@ class Connection:
                 except (BlockingIOError, InterruptedError):
                     await self._writable()
                 except OSError:
-                    self._end()
+                    # What it sent before is still to be read.
+                    self.gone.set()
 
     async def _writable(self) -> None:
         writable = asyncio.Event()

@@ -199,8 +199,7 @@ class _Client:
             while (received := await self._connection.receive()) is not None:
                 raw, descriptors = received
                 try:
-                    if not self._connection.gone.is_set():
-                        await self._answer(raw, descriptors)
+                    await self._answer(raw, descriptors)
                 finally:
                     connection.close_all(descriptors)
         finally:
@@ -215,6 +214,9 @@ class _Client:
             message = msgspec.json.decode(raw, type=_Message)
         except _UNREADABLE as error:
             self._connection.refuse(f"its message is not well-formed: {error}")
+            return
+        if self._connection.gone.is_set() and not message.oneway:
+            # It has not started, and nobody would learn what became of it.
             return
         reply = await self._replied(message, descriptors)
         if not message.oneway:
@@ -232,9 +234,10 @@ class _Client:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
             call = Call(
                 parameters,
-                more=message.more,
+                more=bool(message.more and not message.oneway),
                 descriptors=descriptors,
-                gone=self._connection.gone,
+                # Who wants no reply may go at once.
+                gone=self._connection.abandoned if message.oneway else self._connection.gone,
                 reply=self._connection.send,
             )
             result = await method.handler(call)

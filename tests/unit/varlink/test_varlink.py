@@ -412,6 +412,37 @@ async def test_descriptors_are_those_of_the_call_that_they_came_with(path: str, 
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+async def test_calls_that_want_no_reply_are_answered_though_their_client_has_hung_up(
+    path: str, service: Service
+) -> None:
+    for _ in range(20):
+        with raw_socket(path) as raw:
+            for _ in range(3):
+                raw.sendall(called("Mark", oneway=True))
+    await until(lambda: service.marks == 60)
+
+
+async def test_more_calls_than_are_read_ahead_are_answered_though_their_client_has_hung_up(
+    path: str, service: Service
+) -> None:
+    """Also where replies, which nobody will read, are between them."""
+    with raw_socket(path) as raw:
+        raw.sendall(called("Double", parameters={"number": 1}) + 100 * called("Mark", oneway=True))
+    await until(lambda: service.marks == 100)
+    assert service.went == 0
+
+
+async def test_whoever_wants_no_reply_is_sent_none(path: str) -> None:
+    def use() -> list[Any]:
+        with raw_socket(path) as raw:
+            raw.sendall(called("Count", parameters={"to": 3}, oneway=True, more=True))
+            raw.sendall(called("Double", parameters={"number": 2}, oneway=True))
+            raw.sendall(called("Double", parameters={"number": 4}))
+            return raw_replies(raw, 1)
+
+    assert await in_thread(use) == [{"parameters": {"number": 8}}]
+
+
 async def test_deep_parameters_are_no_internal_error(path: str, caplog: pytest.LogCaptureFixture) -> None:
     def use() -> list[Any]:
         with raw_socket(path) as raw:
