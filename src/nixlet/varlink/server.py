@@ -116,9 +116,9 @@ class _Message(msgspec.Struct, frozen=True):
     """A call on the wire (https://varlink.org/Method-Call); ``upgrade`` is not offered."""
 
     method: str
-    parameters: msgspec.Raw = msgspec.Raw(b"{}")
-    more: bool = False
-    oneway: bool = False
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    more: bool | None = None
+    oneway: bool | None = None
 
 
 class _InterfaceNamed(msgspec.Struct, frozen=True):
@@ -227,7 +227,7 @@ class _Client:
             method = self._service.method(message.method)
             try:
                 # What is null is what is not there.
-                given = msgspec.json.decode(message.parameters, type=dict[str, Any])
+                given = msgspec.json.decode(message.parameters, type=dict[str, Any] | None) or {}
                 there = {name: value for name, value in given.items() if value is not None}
                 parameters = msgspec.convert(there, type=method.parameters)
             except _UNREADABLE as error:

@@ -87,15 +87,17 @@ def error_of(name: str, parameters: "Mapping[str, Any]", peer: str) -> errors.Ni
         peer: What the other side is called, for errors that it doesn't explain.
     """
     if name == FAILED:
-        message, hint = str(parameters.get("message", "")), str(parameters.get("hint", ""))
-        found = getattr(errors, str(parameters.get("kind", "")), None)
+        # What is null is what is not there.
+        there = {key: value for key, value in parameters.items() if value is not None}
+        message, hint = str(there.get("message", "")), str(there.get("hint", ""))
+        found = getattr(errors, str(there.get("kind", "")), None)
         if found is errors.CommandFailedError:
-            code, output = int(parameters.get("returncode", 1)), str(parameters.get("output", ""))
+            code, output = int(there.get("returncode", 1)), str(there.get("output", ""))
             return errors.CommandFailedError(message, returncode=code, output=output, hint=hint)
         if not isinstance(found, type) or not issubclass(found, errors.NixletError):
             found = errors.NixletError
         error: errors.NixletError = found(message, hint=hint)
-        error.said_by = str(parameters.get("said_by", ""))
+        error.said_by = str(there.get("said_by", ""))
         return error
     if name in {METHOD_NOT_FOUND, INTERFACE_NOT_FOUND, INVALID_PARAMETER}:
         return errors.UnimplementedError(

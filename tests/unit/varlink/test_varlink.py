@@ -443,6 +443,24 @@ async def test_whoever_wants_no_reply_is_sent_none(path: str) -> None:
     assert await in_thread(use) == [{"parameters": {"number": 8}}]
 
 
+@pytest.mark.parametrize(
+    ("more", "reply"),
+    [
+        ({}, {"parameters": {}}),
+        ({"parameters": None, "more": None, "oneway": None, "upgrade": None}, {"parameters": {}}),
+        ({"parameters": []}, {"error": wire.INVALID_PARAMETER}),
+    ],
+)
+async def test_what_is_null_is_not_there(path: str, more: dict[str, object], reply: dict[str, object]) -> None:
+    def use() -> list[Any]:
+        with raw_socket(path) as raw:
+            raw.sendall(called("Mark", **more))
+            return raw_replies(raw, 1)
+
+    (got,) = await in_thread(use)
+    assert {key: got[key] for key in reply} == reply
+
+
 async def test_deep_parameters_are_no_internal_error(path: str, caplog: pytest.LogCaptureFixture) -> None:
     def use() -> list[Any]:
         with raw_socket(path) as raw:
@@ -452,6 +470,16 @@ async def test_deep_parameters_are_no_internal_error(path: str, caplog: pytest.L
 
     assert await in_thread(use) == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("kind", ["CommandFailedError", "UsageError", "OfALaterVersion"])
+def test_what_an_error_leaves_empty_may_be_null(kind: str) -> None:
+    told = {"kind": kind, "message": "so it is", "hint": None, "said_by": None, "returncode": None, "output": None}
+    error = wire.error_of(wire.FAILED, told, "the service")
+    assert (error.message, error.hint, error.said_by) == ("so it is", "", "")
+    assert type(error) is getattr(errors, kind, errors.NixletError)
+    if isinstance(error, errors.CommandFailedError):
+        assert (error.returncode, error.output) == (1, "")
 
 
 async def test_a_text_that_is_no_utf8_is_refused_before_it_is_sent() -> None:
