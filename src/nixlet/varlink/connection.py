@@ -61,16 +61,14 @@ class Connection:
         return await self._whole.get()
 
     def refuse(self, why: object) -> None:
-        """Hang up on a client that breaks the protocol."""
+        """Hang up on a client that breaks the protocol, whatever else it sent."""
         _log.warning("a client is hung up on: %s", why)
-        self._end()
+        self._break_off()
 
     def abandon(self) -> None:
         """Take no more messages, those that came already included; whoever answers one learns that nobody listens."""
         self.abandoned.set()
-        self._drop()
-        self._end()
-        self._whole.put_nowait(None)
+        self._break_off()
 
     def close(self) -> None:
         """Close it."""
@@ -94,6 +92,11 @@ class Connection:
         if not self._at_end:
             self._at_end = True
             self._whole.put_nowait(None)
+
+    def _break_off(self) -> None:
+        self._end()
+        self._drop()
+        self._whole.put_nowait(None)
 
     def _drop(self) -> None:
         while not self._whole.empty():

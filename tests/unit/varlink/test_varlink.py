@@ -443,6 +443,19 @@ async def test_whoever_wants_no_reply_is_sent_none(path: str) -> None:
     assert await in_thread(use) == [{"parameters": {"number": 8}}]
 
 
+async def test_what_follows_what_is_no_call_is_passed_over(
+    path: str, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    def use() -> list[Any]:
+        with raw_socket(path) as raw:
+            raw.sendall(b"\0" * 100 + called("Mark", oneway=True))
+            return raw_replies(raw, 1)
+
+    assert await in_thread(use) == []
+    assert service.marks == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 @pytest.mark.parametrize(
     ("more", "reply"),
     [
