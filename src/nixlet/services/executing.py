@@ -69,8 +69,8 @@ class ExecutingService:
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
         return {
-            "Exec": server.Method(ExecParameters, self._exec),
-            "Attach": server.Method(AttachParameters, self._attach),
+            "Exec": server.Method(ExecParameters, self._exec, several=True),
+            "Attach": server.Method(AttachParameters, self._attach, several=True),
         }
 
     async def _running(self, wanted: str) -> str:

@@ -69,8 +69,8 @@ class ManifestService:
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
         return {
-            "PlayManifest": server.Method(PlayParameters, self._play),
-            "DownManifest": server.Method(DownParameters, self._down),
+            "PlayManifest": server.Method(PlayParameters, self._play, several=True),
+            "DownManifest": server.Method(DownParameters, self._down, several=True),
         }
 
     async def _down(self, call: server.Call[DownParameters]) -> None:

@@ -48,7 +48,7 @@ class ImagesService:
         """Its methods."""
         return {
             "ListImages": server.Method(server.Nothing, self._list),
-            "LoadImage": server.Method(_Archive, self._load),
+            "LoadImage": server.Method(_Archive, self._load, several=True),
         }
 
     async def _list(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:

@@ -38,7 +38,7 @@ class LogService:
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
-        return {"OpenLog": server.Method(Wanted, self._open)}
+        return {"OpenLog": server.Method(Wanted, self._open, several=True)}
 
     async def _open(self, call: server.Call[Wanted]) -> None:
         wanted = call.parameters.container

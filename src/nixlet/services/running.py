@@ -60,7 +60,8 @@ class RunService:
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
-        return {"Run": server.Method(RunParameters, self._run)}
+        # Without streams it ends with the start; whoever takes several replies is told of the pull before.
+        return {"Run": server.Method(RunParameters, self._run, several=lambda wanted: wanted.streams is not None)}
 
     async def _run(self, call: server.Call[RunParameters]) -> Mapping[str, object] | None:
         wanted = call.parameters

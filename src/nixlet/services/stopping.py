@@ -26,6 +26,11 @@ class _Removed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+def _names_several(wanted: _Stopped | _Removed) -> bool:
+    """Each container that is named has a reply."""
+    return len(wanted.containers) > 1
+
+
 #: Changes what a person called so: a container or a pod without one, and the pod.
 _Change = Callable[[str, cri_pb2.Container, cri_pb2.PodSandbox], Awaitable[None]]
 
@@ -46,8 +51,8 @@ class StoppingService:
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
         return {
-            "StopContainers": server.Method(_Stopped, self._stop),
-            "RemoveContainers": server.Method(_Removed, self._remove),
+            "StopContainers": server.Method(_Stopped, self._stop, several=_names_several),
+            "RemoveContainers": server.Method(_Removed, self._remove, several=_names_several),
         }
 
     async def _stop(self, call: server.Call[_Stopped]) -> Mapping[str, object]:
@@ -76,8 +81,6 @@ class StoppingService:
         self, call: server.Call[_Stopped] | server.Call[_Removed], wanted: Sequence[str], change: _Change
     ) -> Mapping[str, object]:
         """Change all that is wanted at once, and tell of each in order."""
-        if len(wanted) > 1 and not call.more:
-            raise errors.InvalidArgumentError("each of several containers has a reply, which the call doesn't ask for")
         present = await listing.present(self._runtime, self._removals.leaving)
 
         async def changed(name: str) -> dict[str, object]:

@@ -76,12 +76,13 @@ class Call(Generic[P]):
     async def reply(self, parameters: object, descriptors: Sequence[int] = ()) -> None:
         """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere.
 
+        Only for methods that are declared to have several, and where ``more`` says so.
+
         Args:
             parameters: What it says.
             descriptors: Handed over with it; they stay the caller's as well.
         """
-        if not self.more:
-            raise errors.InvalidArgumentError("the method has several replies, which the call doesn't ask for")
+        assert self.more
         await self._reply({"parameters": parameters, "continues": True}, descriptors)
 
 
@@ -93,10 +94,22 @@ _Reply = Callable[[Mapping[str, object], Sequence[int]], Awaitable[None]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
-    """A method: the type of its parameters, which msgspec checks, and what answers it."""
+    """A method.
+
+    Attributes:
+        parameters: The type of its parameters, which msgspec checks.
+        handler: What answers it.
+        several: Whether it has several replies; or whether it has with given parameters. A call that takes a single reply is refused
+            then, before anything is done for it.
+    """
 
     parameters: type[Any]
     handler: Handler
+    several: bool | Callable[[Any], bool] = False
+
+    def has_several(self, parameters: object) -> bool:
+        """Whether it has several replies with these parameters."""
+        return self.several(parameters) if callable(self.several) else self.several
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,9 +245,12 @@ class _Client:
                 parameters = msgspec.convert(there, type=method.parameters)
             except _UNREADABLE as error:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
+            more = bool(message.more and not message.oneway)
+            if method.has_several(parameters) and not more:
+                raise _ProtocolError(wire.EXPECTED_MORE)
             call = Call(
                 parameters,
-                more=bool(message.more and not message.oneway),
+                more=more,
                 descriptors=descriptors,
                 # Who wants no reply may go at once.
                 gone=self._connection.abandoned if message.oneway else self._connection.gone,

@@ -99,12 +99,14 @@ def error_of(name: str, parameters: "Mapping[str, Any]", peer: str) -> errors.Ni
         error: errors.NixletError = found(message, hint=hint)
         error.said_by = str(there.get("said_by", ""))
         return error
-    if name in {METHOD_NOT_FOUND, INTERFACE_NOT_FOUND, INVALID_PARAMETER}:
+    shown = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    if name in {METHOD_NOT_FOUND, INTERFACE_NOT_FOUND, INVALID_PARAMETER, EXPECTED_MORE}:
+        said = ": ".join(filter(None, (name.rpartition(".")[2], shown)))
         return errors.UnimplementedError(
-            f"{peer} does not understand this command line's request ({name.rpartition('.')[2]}: {_shown(parameters)})",
+            f"{peer} does not understand this command line's request ({said})",
             hint="they are of different versions (nixlet version): start the node again with this one",
         )
-    return errors.NixletError(f"{peer} answered {name} {_shown(parameters)}")
+    return errors.NixletError(" ".join(filter(None, (f"{peer} answered {name}", shown))))
 
 
 def parameters_of(error: errors.NixletError) -> "dict[str, Any]":
@@ -117,7 +119,3 @@ def parameters_of(error: errors.NixletError) -> "dict[str, Any]":
     if isinstance(error, errors.CommandFailedError):
         told |= {"returncode": error.returncode, "output": error.output}
     return told
-
-
-def _shown(parameters: "Mapping[str, Any]") -> str:
-    return ", ".join(f"{key} {value}" for key, value in parameters.items())

@@ -49,6 +49,7 @@ class Service:
 
     Attributes:
         left: How many clients went while they were waited for.
+        counts: How often ``Count`` was called.
         marks: How often ``Mark`` was called.
         went: How often nobody listened to it from the start.
     """
@@ -56,12 +57,14 @@ class Service:
     def __init__(self) -> None:
         self.left = 0
         self.marks = 0
+        self.counts = 0
         self.went = 0
 
     async def double(self, call: server.Call[Number]) -> Mapping[str, object]:
         return {"number": call.parameters.number * 2}
 
     async def count(self, call: server.Call[To]) -> Mapping[str, object]:
+        self.counts += 1
         for number in range(call.parameters.to):
             await call.reply({"number": number})
         return {"number": call.parameters.to}
@@ -102,10 +105,10 @@ def service() -> Service:
 async def path(tmp_path: Path, service: Service) -> AsyncIterator[str]:
     methods = {
         "Double": server.Method(Number, service.double),
-        "Count": server.Method(To, service.count),
+        "Count": server.Method(To, service.count, several=lambda wanted: wanted.to > 0),
         "Fail": server.Method(Kind, service.fail),
         "Read": server.Method(File, service.read),
-        "HandOver": server.Method(File, service.hand_over),
+        "HandOver": server.Method(File, service.hand_over, several=True),
         "Hang": server.Method(server.Nothing, service.hang),
         "Mark": server.Method(server.Nothing, service.mark),
     }
@@ -157,10 +160,29 @@ async def test_several_replies(path: str) -> None:
     assert await in_thread(use) == list(range(1001))
 
 
-async def test_several_replies_are_for_who_asks_for_them(path: str) -> None:
+@pytest.mark.parametrize("oneway", [False, True])
+async def test_what_has_several_replies_is_not_begun_for_who_takes_one(
+    path: str, service: Service, *, oneway: bool
+) -> None:
+    def use() -> list[Any]:
+        with raw_socket(path) as raw:
+            raw.sendall(called("Count", parameters={"to": 3}, more=oneway, oneway=oneway))
+            raw.sendall(called("Count", parameters={"to": 0}))
+            return raw_replies(raw, 1 if oneway else 2)
+
+    refused = [] if oneway else [{"error": wire.EXPECTED_MORE, "parameters": {}}]
+    assert await in_thread(use) == [*refused, {"parameters": {"number": 0}}]
+    assert service.counts == 1
+
+
+async def test_a_client_that_takes_one_reply_of_several_is_of_another_version(path: str) -> None:
     def use() -> None:
-        with connected(path) as connection, pytest.raises(errors.InvalidArgumentError, match="several replies"):
+        with (
+            connected(path) as connection,
+            pytest.raises(errors.UnimplementedError, match=r"\(ExpectedMore\)$") as raised,
+        ):
             connection.call("org.example.Test.Count", {"to": 3})
+        assert "start the node again with this one" in raised.value.hint
 
     await in_thread(use)
 
