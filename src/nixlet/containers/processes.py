@@ -56,17 +56,18 @@ class Processes:
     """Adds processes to the containers of one node."""
 
     def __init__(self, containerd: containerd_client.Containerd, service: tasks.Tasks, state_dir: str) -> None:
-        """None yet.
+        """None yet, and those that an earlier node left.
 
         Args:
             containerd: The containerd.
             service: Its tasks.
-            state_dir: Where the pipes are made.
+            state_dir: Where the pipes are made. What is there by now is an earlier node's.
         """
         self._containerd = containerd
         self._tasks = service
         self._state_dir = state_dir
         self._running: set[Process] = set()
+        self._left = glob.glob(os.path.join(glob.escape(state_dir), f"{_DIRECTORIES}*"))
 
     async def _spec(self, container: str, command: Command) -> dict[str, Any]:
         """The process as the OCI runtime specification has it: the first one's, with what the command changes."""
@@ -120,7 +121,7 @@ class Processes:
 
     async def recover(self) -> None:
         """End what an earlier node left."""
-        for directory in glob.glob(os.path.join(glob.escape(self._state_dir), f"{_DIRECTORIES}*")):
+        for directory in self._left:
             name = os.path.basename(directory).removeprefix(_DIRECTORIES)
             await Process(self._tasks, _recorded(directory), self._state_dir, name).end()
 
