@@ -333,7 +333,7 @@ def open_archive(
         label: What errors call it; the path by default.
         scratch_dir: Where the temporary file goes; the system's directory by default.
         piped: Whether it may be a pipe, which is waited for and copied first.
-        stop: Ends all reading early when it is set.
+        stop: Ends all reading early when it is set, but a pipe's copying.
 
     Raises:
         NotFoundError: There is no such file.
@@ -348,7 +348,7 @@ def open_archive(
         else:
             fd = source
         if piped:
-            fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir, stop))
+            fd = stack.enter_context(archivefile.regular(fd, shown, scratch_dir))
         if expand.is_compressed(fd):
             fd = stack.enter_context(expand.expanded(fd, shown, scratch_dir, stop))
         yield Archive(tarball.Tarball(fd, shown, stop))

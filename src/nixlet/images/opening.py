@@ -1,4 +1,4 @@
-"""Opening archives in a node: in threads that end with their callers, and not too many being expanded at a time."""
+"""Opening archives in a node: in threads that end with their callers and wait for nobody, and not too many being expanded at a time."""
 
 import asyncio
 import contextlib
@@ -54,8 +54,7 @@ class Opener:
         with contextlib.ExitStack() as stack:
             file = fd
             if piped:
-                copying = archivefile.regular(fd, label, self._scratch_dir, stop)
-                file = await uncut.to_its_end(asyncio.to_thread(stack.enter_context, copying), stop.set)
+                file = await archivefile.received(stack, fd, label, self._scratch_dir)
 
             def open_and_read() -> tuple[archive.Archive, T]:
                 opening = archive.open_archive(file, label=label, scratch_dir=self._scratch_dir, stop=stop)

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import gzip
+import io
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -23,6 +25,12 @@ def scratch_files(directory: Path) -> list[int]:
             if os.readlink(place).startswith(f"{directory}/") and os.stat(place).st_nlink == 0:
                 found.append(os.stat(place).st_size)
     return found
+
+
+def write_all(file: io.RawIOBase, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def image_of(source: archive.Archive) -> archive.ArchiveImage:
@@ -71,6 +79,68 @@ async def test_whoever_gives_up_does_not_wait_for_a_pipe(tmp_path: Path, *, begu
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(opened, 20)
         assert scratch_files(tmp_path) == []
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_archives_that_bring_nothing_hold_no_thread(tmp_path: Path, kind: str) -> None:
+    """As many as the loop's own executor has threads; all of them come in the end."""
+    whole = made.tar(made.oci())
+    count = min(32, (os.cpu_count() or 1) + 4)
+    opener = opening.Opener(str(tmp_path))
+    with contextlib.ExitStack() as stack:
+        writers = []
+
+        async def load(fd: int) -> tuple[str, ...]:
+            async with opener.opened(fd, "it", image_of, piped=True) as (_, image):
+                return tuple(image.names)
+
+        loads = []
+        for _ in range(count):
+            ends = os.pipe() if kind == "pipe" else [each.detach() for each in socket.socketpair()]
+            stack.callback(os.close, ends[0])
+            writers.append(stack.enter_context(os.fdopen(ends[1], "wb", buffering=0)))
+            writers[-1].write(whole[:100])
+            loads.append(asyncio.create_task(load(ends[0])))
+        try:
+            async with asyncio.timeout(20):
+                while scratch_files(tmp_path) != [100] * count:
+                    await asyncio.sleep(0.001)
+                await asyncio.to_thread(lambda: None)
+                for writer in writers:
+                    await asyncio.to_thread(write_all, writer, whole[100:])
+                    writer.close()
+                assert len(set(await asyncio.gather(*loads))) == 1
+        finally:
+            for task in loads:
+                task.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+    assert scratch_files(tmp_path) == []
+
+
+async def test_an_archives_pipe_stays_as_blocking_as_it_is_and_may_have_other_readers(tmp_path: Path) -> None:
+    """One that is quicker takes what was there to be read: that makes nobody wait in a thread."""
+    reading, writing = os.pipe()
+    opener = opening.Opener(str(tmp_path))
+
+    async def load() -> None:
+        async with opener.opened(reading, "it", image_of, piped=True):
+            raise AssertionError
+
+    try:
+        loading = asyncio.create_task(load())
+        while not scratch_files(tmp_path):
+            await asyncio.sleep(0.001)
+        for _ in range(20):
+            os.write(writing, b"x")
+            assert os.read(reading, 1) == b"x"
+            await asyncio.sleep(0)
+        assert os.get_blocking(reading)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(loading, 20)
     finally:
         os.close(reading)
         os.close(writing)
