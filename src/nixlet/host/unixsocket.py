@@ -66,3 +66,9 @@ def listen(path: str, inherited: Sequence[socket.socket] = ()) -> socket.socket:
         sock.close()
         raise errors.FailedPreconditionError(f"can't listen on {path}: {error.strerror or error}") from error
     return sock
+
+
+def remove(path: str) -> None:
+    """Remove a socket's file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 
 import nixlet
@@ -86,7 +85,7 @@ class Assembly:
             served = await proxyplugin.serve_without_snapshotter(stack, self._place, observed, accepting)
         self._served = served
         control = unixsocket.listen(layout.control_socket)
-        stack.callback(_unlink, layout.control_socket)
+        stack.callback(unixsocket.remove, layout.control_socket)
         await stack.enter_async_context(varlink.serve(control, [self._faces.interface(served)]))
 
     async def answered(self) -> None:
@@ -275,8 +274,3 @@ async def _load_pause_image(program: str, layout: node_config.Layout, loads: loa
             raise errors.FailedPreconditionError(
                 f"the pause image can't be loaded: {error.message}", hint=error.hint or f"see {layout.containerd_log}"
             ) from error
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

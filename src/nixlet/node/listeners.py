@@ -24,10 +24,5 @@ def listen(stack: contextlib.AsyncExitStack, path: str) -> socket.socket:
             kept.close()
     # A manager that keeps the socket hands it to the next of us: calls wait for it meanwhile.
     if not sdnotify.Notifier(os.environ).keep(sock, anew=sock not in inherited):
-        stack.callback(_unlink, path)
+        stack.callback(unixsocket.remove, path)
     return sock
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
