@@ -36,6 +36,13 @@ def test_a_signal_gives_128_and_its_number(any_node: nodes.Node, image: str) -> 
         assert process.wait(30) == 137
 
 
+def test_what_has_ended_in_front_is_not_running_for_anybody(any_node: nodes.Node, image: str) -> None:
+    for _ in range(10):
+        assert any_node.run("run", "--name", "ended", image, "--", "/bin/true").returncode == 0
+        assert any_node.ok("ps", "-q") == ""
+        any_node.ok("rm", "ended")
+
+
 def test_a_missing_command_gives_127_and_one_that_cannot_run_126(any_node: nodes.Node, image: str) -> None:
     missing = any_node.run("run", "--rm", image, "--", "/bin/no-such-command")
     assert missing.returncode == 127

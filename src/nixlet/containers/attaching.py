@@ -76,7 +76,10 @@ class Attacher:
         own = self._keeper.find(attachment.container)
         if own is not None:
             own.join(client)
-            return await asyncio.shield(own.ended)
+            code = await asyncio.shield(own.ended)
+            # Who is told of the end may remove it at once.
+            await endings.wait_until_said(self._runtime, attachment.container)
+            return code
         await self._show(attachment, client)
         return (await endings.wait(self._runtime, self._containerd, attachment.container, patient=True)).exit_code
 

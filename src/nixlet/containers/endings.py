@@ -26,7 +26,6 @@ async def wait(
     container: str,
     *,
     patient: bool = False,
-    process_ended: Callable[[], None] = lambda: None,
 ) -> cri_pb2.ContainerStatus:
     """Wait until a container has ended and CRI knows it; its status.
 
@@ -35,30 +34,48 @@ async def wait(
         containerd: The containerd behind it.
         container: The container.
         patient: Outlast a runtime that is away.
-        process_ended: Called when its process has ended; its output may still be on the way to its log.
 
     Raises:
         NotFoundError: There is no such container (any more).
         NixletError: The runtime fails, and ``patient`` is not set.
     """
+
+    async def ended() -> cri_pb2.ContainerStatus:
+        # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
+        with contextlib.suppress(errors.NotFoundError):
+            await containerd.wait_task(container)
+        return await _said(runtime, container)
+
+    return await (_patiently(ended) if patient else ended())
+
+
+async def wait_until_said(runtime: cri.RuntimeClient, container: str) -> None:
+    """Wait until CRI says it, too, of a container whose process has ended, or has no such container any more.
+
+    Until then others see it running, and may not remove it. Outlasts a runtime that is away.
+    """
+    with contextlib.suppress(errors.NotFoundError):
+        await _patiently(lambda: _said(runtime, container))
+
+
+async def _said(runtime: cri.RuntimeClient, container: str) -> cri_pb2.ContainerStatus:
+    pause = _FIRST_LOOK
+    while True:
+        status = await runtime.container_status(container)
+        if status.state == cri_pb2.CONTAINER_EXITED:
+            return status
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_LOOK)
+
+
+async def _patiently(step: Callable[[], Awaitable[cri_pb2.ContainerStatus]]) -> cri_pb2.ContainerStatus:
+    """Take a step that the runtime may be away for, until it is taken."""
     while True:
         try:
-            # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
-            with contextlib.suppress(errors.NotFoundError):
-                await containerd.wait_task(container)
-            process_ended()
-            pause = _FIRST_LOOK
-            while True:
-                status = await runtime.container_status(container)
-                if status.state == cri_pb2.CONTAINER_EXITED:
-                    return status
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.2, _LONGEST_LOOK)
+            return await step()
         except errors.NotFoundError:
             raise
         except errors.NixletError:
-            if not patient:
-                raise
             await asyncio.sleep(RETRY)
 
 

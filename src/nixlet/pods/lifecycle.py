@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, model, streams
+from nixlet.containers import clients, endings, model, streams
 from nixlet.host import signals
 from nixlet.pods import ended, player, removal, undoing
 from nixlet.rpc.gen import cri_pb2
@@ -136,6 +136,10 @@ class Pods:
             with contextlib.suppress(errors.NixletError):
                 await self._processes.resize(running.containers[0].id, *size)
         return Played(running, serving, self._watcher.wait_for(running.sandbox))
+
+    async def wait_until_said(self, container: str) -> None:
+        """As ``endings.wait_until_said``."""
+        await endings.wait_until_said(self._runtime, container)
 
     def release(self, sandbox: str) -> None:
         """End a pod's containers and give back what it holds; it goes on by itself."""

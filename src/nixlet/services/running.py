@@ -119,7 +119,7 @@ class RunService:
         serving = played.serving[running.containers[0].id]
         await clientstreams.first(serving, withdrawn.wait(), client.gone.wait())
         if serving.done() and not serving.cancelled():
-            await clientstreams.first(client.finish(), call.gone.wait())
+            await clientstreams.first(self._finish(played, client), call.gone.wait())
         # A client that was killed left it alone, though its pipes have no reader any more.
         if call.gone.is_set() or (client.reader_gone and await clientstreams.has_hung_up(call)):
             return None
@@ -147,6 +147,13 @@ class RunService:
                 # It goes on by itself until it is done.
                 await asyncio.wait({played.ended})
         return {"ended": {"exit_code": process.exit_code(code)}}
+
+    async def _finish(self, played: lifecycle.Played, client: clients.Client) -> None:
+        """Hand the rest of the output on; whoever is told of the end then may remove the container at once."""
+        await client.finish()
+        container = played.running.containers[0].id
+        if played.serving[container].exception() is None and not played.running.pod.remove_when_ended:
+            await self._pods.wait_until_said(container)
 
     async def _end(self, played: lifecycle.Played) -> None:
         running = played.running

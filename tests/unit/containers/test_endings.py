@@ -1,4 +1,4 @@
-"""Ending containers: a runtime that fails because one ended by itself at the same moment."""
+"""Ending containers: a runtime that fails because one ended by itself at the same moment, or that says late that one has ended."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -24,6 +24,7 @@ class Runtime:
     def __init__(self, *failures: Status) -> None:
         self._failures = list(failures)
         self.asked = 0
+        self.states = [cri_pb2.CONTAINER_EXITED]
 
     async def _stop(self, stream: "server.Stream[cri_pb2.StopContainerRequest, cri_pb2.StopContainerResponse]") -> None:
         await server.request(stream)
@@ -32,10 +33,24 @@ class Runtime:
             raise GRPCError(self._failures.pop(0), "failed to stop container: ttrpc: closed: unknown")
         await stream.send_message(cri_pb2.StopContainerResponse())
 
+    async def _status(
+        self, stream: "server.Stream[cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse]"
+    ) -> None:
+        await server.request(stream)
+        self.asked += 1
+        if self._failures:
+            raise GRPCError(self._failures.pop(0), "it is started again")
+        state = self.states.pop(0) if self.states[1:] else self.states[0]
+        await stream.send_message(cri_pb2.ContainerStatusResponse(status=cri_pb2.ContainerStatus(state=state)))
+
     def __mapping__(self) -> dict[str, const.Handler]:
-        types = (cri_pb2.StopContainerRequest, cri_pb2.StopContainerResponse)
-        handler = const.Handler(self._stop, const.Cardinality.UNARY_UNARY, *types)
-        return {"/runtime.v1.RuntimeService/StopContainer": handler}
+        unary = const.Cardinality.UNARY_UNARY
+        stopping = (cri_pb2.StopContainerRequest, cri_pb2.StopContainerResponse)
+        asking = (cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse)
+        return {
+            "/runtime.v1.RuntimeService/StopContainer": const.Handler(self._stop, unary, *stopping),
+            "/runtime.v1.RuntimeService/ContainerStatus": const.Handler(self._status, unary, *asking),
+        }
 
 
 @contextlib.asynccontextmanager
@@ -65,4 +80,19 @@ async def test_a_container_that_is_not_there_is_not_tried_again(tmp_path: Path) 
     async with served(tmp_path, runtime) as connected:
         with pytest.raises(errors.NotFoundError):
             await endings.stop_container(connected, "c", 10)
+    assert runtime.asked == 1
+
+
+async def test_an_end_is_told_when_the_runtime_says_it_too(tmp_path: Path) -> None:
+    runtime = Runtime(Status.UNAVAILABLE)
+    runtime.states = [cri_pb2.CONTAINER_RUNNING, cri_pb2.CONTAINER_RUNNING, cri_pb2.CONTAINER_EXITED]
+    async with served(tmp_path, runtime) as connected:
+        await endings.wait_until_said(connected, "c")
+    assert (runtime.asked, runtime.states) == (4, [cri_pb2.CONTAINER_EXITED])
+
+
+async def test_a_container_that_was_removed_has_ended(tmp_path: Path) -> None:
+    runtime = Runtime(Status.NOT_FOUND)
+    async with served(tmp_path, runtime) as connected:
+        await endings.wait_until_said(connected, "c")
     assert runtime.asked == 1
