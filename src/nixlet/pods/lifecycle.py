@@ -131,11 +131,13 @@ class Pods:
             serving[container_id] = kept.ended
 
         running = await self._player.play(pod, obtain, given_up, started)
+        # From here on it is looked after, whatever fails.
+        ended = self._watcher.wait_for(running.sandbox)
         if all(size) and pod.containers[0].tty:
             # One that has ended has no size.
             with contextlib.suppress(errors.NixletError):
                 await self._processes.resize(running.containers[0].id, *size)
-        return Played(running, serving, self._watcher.wait_for(running.sandbox))
+        return Played(running, serving, ended)
 
     async def wait_until_said(self, container: str) -> None:
         """As ``endings.wait_until_said``."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +12,9 @@ from nixlet.varlink import server
 
 #: Seconds in which the end of a connection is heard of that ended with a descriptor.
 _MOMENT = 0.2
+
+#: Columns or rows of a terminal, as many as it can have (struct winsize in ioctl_tty(2)); 0: nobody knows.
+Cells = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 
 
 class Streams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,8 +27,8 @@ class ExecParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: Sequence[str] = ()
     user: str = ""
     workdir: str = ""
-    columns: int = 0
-    rows: int = 0
+    columns: clientstreams.Cells = 0
+    rows: clientstreams.Cells = 0
 
 
 class AttachParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +36,8 @@ class AttachParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     container: str
     streams: clientstreams.Streams
-    columns: int = 0
-    rows: int = 0
+    columns: clientstreams.Cells = 0
+    rows: clientstreams.Cells = 0
 
 
 class ExecutingService:

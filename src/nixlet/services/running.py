@@ -28,8 +28,8 @@ class RunParameters(single.Wanted, frozen=True, forbid_unknown_fields=True, kw_o
 
     ticket: str = ""
     streams: clientstreams.Streams | None = None
-    columns: int = 0
-    rows: int = 0
+    columns: clientstreams.Cells = 0
+    rows: clientstreams.Cells = 0
 
 
 class RunService:

@@ -14,6 +14,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import tasks
 from nixlet.host import procfs
+from nixlet.services import clientstreams
 from nixlet.varlink import server
 
 #: A container that goes on after it was asked so often to end is killed.
@@ -62,8 +63,8 @@ class FirstProcess:
 
 class _Resized(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: str
-    columns: int
-    rows: int
+    columns: clientstreams.Cells
+    rows: clientstreams.Cells
 
 
 class _Signalled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,9 @@ from nixlet.varlink import server, wire
 
 _Names = Annotated[Sequence[str], msgspec.Meta(min_length=1)]
 
+#: The longest time that containers get to end by themselves (seconds): some decades. containerd counts nanoseconds in 64 bits.
+_LONGEST_GRACE = 2**31 - 1
+
 
 class _Stopped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     containers: _Names
@@ -57,7 +60,7 @@ class StoppingService:
 
     async def _stop(self, call: server.Call[_Stopped]) -> Mapping[str, object]:
         given = call.parameters.grace
-        grace = -1 if given is None else max(given, 0)
+        grace = -1 if given is None else min(max(given, 0), _LONGEST_GRACE)
 
         async def stop(_: str, found: cri_pb2.Container, sandbox: cri_pb2.PodSandbox) -> None:
             await self._removals.stop(sandbox, "" if listing.is_bare(found) else found.id, grace)

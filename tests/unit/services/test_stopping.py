@@ -165,7 +165,7 @@ async def test_all_are_stopped_at_once(tmp_path: Path) -> None:
     assert not any(runs for _, runs in runtime.containers.values())
 
 
-@pytest.mark.parametrize(("grace", "seconds"), [(None, criconfig.DEFAULT_GRACE), (0, 0), (-5, 0)])
+@pytest.mark.parametrize(("grace", "seconds"), [(None, criconfig.DEFAULT_GRACE), (0, 0), (-5, 0), (10**30, 2**31 - 1)])
 async def test_the_time_that_a_container_gets(tmp_path: Path, grace: int | None, seconds: int) -> None:
     runtime = Runtime({"p": ["a"]})
     async with node(tmp_path, runtime) as state_dir:
