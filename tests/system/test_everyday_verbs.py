@@ -137,6 +137,19 @@ def test_a_port_is_free_for_the_next_as_soon_as_its_container_is_stopped(any_nod
     any_node.ok("rm", "first", "second", "third")
 
 
+def test_a_port_and_a_name_are_free_for_the_next_as_soon_as_their_container_has_ended(
+    any_node: nodes.Node, image: str
+) -> None:
+    names = [f"ended-{number}" for number in range(5)]
+    for name in names:
+        any_node.ok("run", "--name", name, "-p", "127.0.0.1:18934:80", image, "--", "/bin/true")
+    any_node.ok("rm", *names)
+    for _ in range(5):
+        any_node.ok("run", "-d", "--rm", "--name", "again", image, "--", "/bin/sleep", "1000")
+        any_node.ok("stop", "-t", "0", "again")
+    nodes.until(lambda: any_node.ok("ps", "-a", "-q") == "", "the last one goes")
+
+
 def test_inspect(any_node: nodes.Node, image: str, tmp_path: Path) -> None:
     any_node.run(
         "run", "--name", "looked-at", "-e", "A=1", "-v", f"{tmp_path}:/x:ro", image, "--", "/bin/sh", "-c", "exit 3"

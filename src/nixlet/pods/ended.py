@@ -32,7 +32,7 @@ class Watcher:
     async def adopt(self) -> None:
         """Wait for the pods that there are: an earlier node did until now. Some may have ended while there was none."""
         for sandbox in await self._runtime.sandboxes(criconfig.MADE_BY):
-            if sandbox.state == cri_pb2.SANDBOX_READY or _is_marked(sandbox):
+            if sandbox.state == cri_pb2.SANDBOX_READY or removal.is_marked(sandbox):
                 self.wait_for(sandbox.id)
 
     def wait_for(self, sandbox: str) -> "asyncio.Task[None]":
@@ -57,8 +57,8 @@ class Watcher:
                     with contextlib.suppress(errors.NotFoundError):
                         await endings.wait(self._runtime, self._containerd, running[0], patient=True)
                 for found in await self._runtime.sandboxes(criconfig.MADE_BY):
-                    if found.id == sandbox:
-                        await self._end(found)
+                    if found.id == sandbox and (settling := await self._removals.settle(found)) is not None:
+                        await asyncio.shield(settling)
                 return
             except errors.NixletError as error:
                 if not told:
@@ -69,13 +69,3 @@ class Watcher:
                     _log.exception("pod %s can't be looked after at the moment", sandbox)
                     told = True
             await asyncio.sleep(endings.RETRY)
-
-    async def _end(self, sandbox: cri_pb2.PodSandbox) -> None:
-        if _is_marked(sandbox):
-            await self._removals.remove(sandbox)
-        elif sandbox.state == cri_pb2.SANDBOX_READY:
-            await asyncio.shield(self._removals.release(sandbox.id))
-
-
-def _is_marked(sandbox: cri_pb2.PodSandbox) -> bool:
-    return criconfig.AUTO_REMOVE.items() <= dict(sandbox.labels).items()

@@ -267,7 +267,10 @@ class Player:
     async def _check_name(self, pod: model.Pod) -> None:
         leaving = self._removals.leaving()
         for sandbox in await find(self._runtime, pod.name, pod.namespace):
-            if not await removal.worked(leaving.get(sandbox.id)):
+            going = leaving.get(sandbox.id)
+            if going is None and removal.is_marked(sandbox):
+                going = await self._removals.settle_ended(sandbox)
+            if not await removal.worked(going):
                 raise _there_is(pod)
 
     async def _check_ports(self, pod: model.Pod) -> None:
@@ -281,7 +284,9 @@ class Player:
             if sandbox.state != cri_pb2.SANDBOX_READY:
                 continue
             port = _collision(wanted, criconfig.ports_of(sandbox.annotations))
-            if port is not None and not await removal.worked(releasing.get(sandbox.id)):
+            if port is None:
+                continue
+            if not await removal.worked(releasing.get(sandbox.id) or await self._removals.settle_ended(sandbox)):
                 raise _offered(port, sandbox.metadata.name)
         for port in wanted:
             if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):

@@ -110,6 +110,26 @@ class Removals:
         """The pods that are being removed, or give back what they hold, and what does it."""
         return {**self._releasing, **self.leaving()}
 
+    async def settle(self, sandbox: cri_pb2.PodSandbox) -> "asyncio.Task[None] | None":
+        """Begin what becomes of a pod in which nothing runs any more, if it has not begun: it gives back what it holds, or goes.
+
+        Args:
+            sandbox: The pod, as it was a moment ago.
+
+        Returns:
+            What does it; None where there is nothing to be done.
+        """
+        if is_marked(sandbox):
+            return (await self._removal(sandbox, 0)).task
+        return self.release(sandbox.id) if sandbox.state == cri_pb2.SANDBOX_READY else None
+
+    async def settle_ended(self, sandbox: cri_pb2.PodSandbox) -> "asyncio.Task[None] | None":
+        """As ``settle``, a moment before the node sees by itself that nothing runs in a pod any more; None where something does.
+
+        One that is only being played looks as if it had ended: who plays pods keeps an account of those.
+        """
+        return None if await self._runtime.running(sandbox.id) else await self.settle(sandbox)
+
     async def remove_container(self, sandbox: cri_pb2.PodSandbox, container: str) -> None:
         """Remove a container, running or not, and its pod with it when it was the last one.
 
@@ -210,6 +230,11 @@ async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
             # A container may have ended by itself at the same moment; and containerd 1.6 and 1.7 don't end what has lost its process.
             await endings.stop_sandbox(runtime, sandbox)
             await runtime.remove_sandbox(sandbox)
+
+
+def is_marked(sandbox: cri_pb2.PodSandbox) -> bool:
+    """Whether a pod goes when it has ended."""
+    return criconfig.AUTO_REMOVE.items() <= dict(sandbox.labels).items()
 
 
 def _seconds(sandbox: cri_pb2.PodSandbox, grace: int) -> int:

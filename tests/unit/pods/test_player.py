@@ -1,9 +1,10 @@
-"""Containers that end before the runtime has said that they started; pods that are played at once."""
+"""Containers that end before the runtime has said that they started; pods that are played at once, or after one that has ended."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import any_pb2, empty_pb2
@@ -15,7 +16,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import model
 from nixlet.host import unixsocket
-from nixlet.pods import player, removal, undoing
+from nixlet.pods import criconfig, player, removal, undoing
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
 from nixlet.rpc.gen import containerd_events_grpc, cri_pb2
@@ -89,14 +90,38 @@ async def test_other_failures_are_failures(tmp_path: Path) -> None:
 
 
 class SlowRuntime:
-    """Has no pods, and makes none as long as it is asked to."""
+    """Makes no pod as long as it is asked to.
+
+    Attributes:
+        pods: Those that it has.
+        runs: Whether a container runs in them.
+        asked: What it was asked for besides: "stop" and "remove", with a pod's ID.
+        making: The names of pods that it was asked for.
+    """
 
     def __init__(self) -> None:
+        self.pods: list[cri_pb2.PodSandbox] = []
+        self.runs = False
+        self.asked: list[str] = []
         self.making: asyncio.Queue[str] = asyncio.Queue()
 
-    async def _list(self, stream: "server.Stream[object, cri_pb2.ListPodSandboxResponse]") -> None:
-        await server.request(stream)
-        await stream.send_message(cri_pb2.ListPodSandboxResponse())
+    async def _list(self, stream: "server.Stream[cri_pb2.ListPodSandboxRequest, object]") -> None:
+        wanted = (await server.request(stream)).filter.label_selector.items()
+        found = [each for each in self.pods if wanted <= dict(each.labels).items()]
+        await stream.send_message(cri_pb2.ListPodSandboxResponse(items=found))
+
+    async def _list_containers(self, stream: "server.Stream[cri_pb2.ListContainersRequest, object]") -> None:
+        pod = (await server.request(stream)).filter.pod_sandbox_id
+        found = [cri_pb2.Container(id=f"of-{pod}", pod_sandbox_id=pod)] if self.runs else []
+        await stream.send_message(cri_pb2.ListContainersResponse(containers=found))
+
+    async def _stop(self, stream: "server.Stream[cri_pb2.StopPodSandboxRequest, object]") -> None:
+        self.asked.append(f"stop {(await server.request(stream)).pod_sandbox_id}")
+        await stream.send_message(cri_pb2.StopPodSandboxResponse())
+
+    async def _remove(self, stream: "server.Stream[cri_pb2.RemovePodSandboxRequest, object]") -> None:
+        self.asked.append(f"remove {(await server.request(stream)).pod_sandbox_id}")
+        await stream.send_message(cri_pb2.RemovePodSandboxResponse())
 
     async def _identify(self, stream: "server.Stream[object, introspection_pb2.ServerResponse]") -> None:
         await server.request(stream)
@@ -109,24 +134,34 @@ class SlowRuntime:
 
     def __mapping__(self) -> dict[str, const.Handler]:
         unary = const.Cardinality.UNARY_UNARY
-        listing = (cri_pb2.ListPodSandboxRequest, cri_pb2.ListPodSandboxResponse)
         identifying = (empty_pb2.Empty, introspection_pb2.ServerResponse)
-        running = (cri_pb2.RunPodSandboxRequest, cri_pb2.RunPodSandboxResponse)
+        answers = {
+            "ListPodSandbox": self._list,
+            "ListContainers": self._list_containers,
+            "StopPodSandbox": self._stop,
+            "RemovePodSandbox": self._remove,
+            "RunPodSandbox": self._run,
+        }
+        types = {each: (getattr(cri_pb2, f"{each}Request"), getattr(cri_pb2, f"{each}Response")) for each in answers}
         return {
-            "/runtime.v1.RuntimeService/ListPodSandbox": const.Handler(self._list, unary, *listing),
             "/containerd.services.introspection.v1.Introspection/Server": const.Handler(
                 self._identify, unary, *identifying
             ),
-            "/runtime.v1.RuntimeService/RunPodSandbox": const.Handler(self._run, unary, *running),
+            **{
+                f"/runtime.v1.RuntimeService/{name}": const.Handler(answer, unary, *types[name])
+                for name, answer in answers.items()
+            },
         }
 
 
-async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Path) -> None:
-    path = str(tmp_path / "run" / "c.sock")
-    runtime = SlowRuntime()
+@contextlib.asynccontextmanager
+async def playing_at(directory: Path, runtime: SlowRuntime) -> AsyncIterator[Callable[[str, int], "asyncio.Task[Any]"]]:
+    """Gives what begins to play a pod of a name that offers a port."""
+    path = str(directory / "run" / "c.sock")
+    begun: list[asyncio.Task[Any]] = []
     async with server.serve(unixsocket.listen(path), [runtime]), channels.connect(path) as channel:
         connection = client.Containerd(channel, path)
-        asked, pods_dir = cri.RuntimeClient(channel, path), str(tmp_path / "pods")
+        asked, pods_dir = cri.RuntimeClient(channel, path), str(directory / "pods")
         undoings = undoing.Undoings(asked, connection, pods_dir=pods_dir, leases="")
         removals = removal.Removals(asked, pods_dir)
         plays = player.Player(asked, connection, undoings, removals, pods_dir=pods_dir)
@@ -134,20 +169,77 @@ async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Pat
         async def obtain(_: model.Container) -> cri_pb2.Image:
             return cri_pb2.Image(id="x")
 
-        def begin(name: str, port: int) -> "asyncio.Task[player.RunningPod]":
+        def begin(name: str, port: int) -> "asyncio.Task[Any]":
             # Whether a program has a port of SCTP is not looked at.
             container = model.Container("c", "x", "Never", ports=(model.Port(80, port, protocol="SCTP"),))
-            return asyncio.create_task(plays.play(model.Pod(name, containers=(container,)), obtain, asyncio.Event()))
+            playing = plays.play(model.Pod(name, containers=(container,)), obtain, asyncio.Event())
+            begun.append(asyncio.create_task(playing))
+            return begun[-1]
 
-        # None waits for another: what is refused is refused before the runtime knows of any.
-        playing = [begin("one", 7000), begin("two", 7000), begin("other", 7001)]
         try:
             async with asyncio.timeout(30):
-                assert {await runtime.making.get(), await runtime.making.get()} == {"one", "other"}
-            assert [each.done() for each in playing] == [False, True, False]
-            with pytest.raises(errors.FailedPreconditionError, match=r"^port 7000 .* is offered for pod one already"):
-                await playing[1]
+                yield begin
         finally:
-            for each in playing:
+            for each in begun:
                 each.cancel()
-            await asyncio.gather(*playing, return_exceptions=True)
+            await asyncio.gather(*begun, return_exceptions=True)
+
+
+async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Path) -> None:
+    runtime = SlowRuntime()
+    async with playing_at(tmp_path, runtime) as begin:
+        # None waits for another: what is refused is refused before the runtime knows of any.
+        playing = [begin("one", 7000), begin("two", 7000), begin("other", 7001)]
+        assert {await runtime.making.get(), await runtime.making.get()} == {"one", "other"}
+        assert [each.done() for each in playing] == [False, True, False]
+        with pytest.raises(errors.FailedPreconditionError, match=r"^port 7000 .* is offered for pod one already"):
+            await playing[1]
+
+
+def present(name: str, *, marked: bool) -> cri_pb2.PodSandbox:
+    """A pod that nobody has seen the end of yet; it offers port 7000."""
+    labels = {criconfig.POD_NAME: name, criconfig.POD_NAMESPACE: "default", **criconfig.MADE_BY}
+    return cri_pb2.PodSandbox(
+        id=name,
+        metadata=cri_pb2.PodSandboxMetadata(name=name, namespace="default", uid="u"),
+        labels={**labels, **(criconfig.AUTO_REMOVE if marked else {})},
+        annotations={criconfig.PORTS: "0.0.0.0:7000->80/sctp"},
+    )
+
+
+@pytest.mark.parametrize("marked", [False, True])
+async def test_a_pod_that_has_ended_gives_its_port_to_the_next(tmp_path: Path, marked: bool) -> None:
+    runtime = SlowRuntime()
+    runtime.pods = [present("old", marked=marked)]
+    async with playing_at(tmp_path, runtime) as begin:
+        begin("new", 7000)
+        assert await runtime.making.get() == "new"
+    assert runtime.asked == ["remove old" if marked else "stop old"]
+
+
+async def test_a_pod_that_goes_when_it_has_ended_gives_its_name_to_the_next(tmp_path: Path) -> None:
+    runtime = SlowRuntime()
+    runtime.pods = [present("name", marked=True)]
+    async with playing_at(tmp_path, runtime) as begin:
+        begin("name", 7001)
+        assert await runtime.making.get() == "name"
+    assert runtime.asked == ["remove name"]
+
+
+@pytest.mark.parametrize(
+    ("marked", "runs", "name", "port", "reason"),
+    [
+        (True, True, "old", 7001, "there is a pod old already"),
+        (False, False, "old", 7001, "there is a pod old already"),
+        (True, True, "new", 7000, "port 7000 of the host is offered for pod old already"),
+    ],
+)
+async def test_what_runs_or_stays_gives_nothing_away(
+    tmp_path: Path, marked: bool, runs: bool, name: str, port: int, reason: str
+) -> None:
+    runtime = SlowRuntime()
+    runtime.pods, runtime.runs = [present("old", marked=marked)], runs
+    async with playing_at(tmp_path, runtime) as begin:
+        with pytest.raises(errors.NixletError, match=reason):
+            await begin(name, port)
+    assert runtime.asked == []
