@@ -139,7 +139,7 @@ class Call(session.Session):
     def withdraw(self) -> None:
         """Have what was asked for undone, or ended; the answer tells when that is done."""
         self._control.send("Withdraw", {"ticket": self.ticket})
-        self._asked += 1
+        self._asked.append(0)
 
     def _tell(self, step: "dict[str, Any]") -> None:
         from nixlet.cli import progress

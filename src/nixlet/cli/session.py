@@ -9,7 +9,7 @@ import termios
 import tty
 
 from nixlet import errors
-from nixlet.cli import ends
+from nixlet.cli import ends, streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ class Session:
         self._tty = tty
         self._keys = Keys() if detachable else None
         self._hang_up_detaches = hang_up_detaches
-        self._asked = 0
+        #: What the control connection owes an answer to: the signals' numbers, and zeros for the rest.
+        self._asked: list[int] = []
         self._reading = ours.input is not None
         #: Whether nothing is to be shown or read yet.
         self._held = False
@@ -274,25 +275,29 @@ class Session:
     def _forward(self, numbers: list[int]) -> None:
         for number in numbers:
             if number == signal.SIGWINCH:
-                if self._tty:
+                if self._tty and not self._over:
                     self._ask("Resize", dict(zip(("columns", "rows"), size(), strict=True)))
+            elif self._over:
+                # There is nobody else for it: whoever reads the rest of the output takes too long.
+                raise streams.Exit(128 + number)
             elif number == signal.SIGHUP and self._hang_up_detaches:
                 self.detached = True
             else:
-                self._ask("Signal", {"signal": int(number)})
+                self._ask("Signal", {"signal": int(number)}, number)
 
-    def _ask(self, method: str, parameters: "dict[str, Any]") -> None:
+    def _ask(self, method: str, parameters: "dict[str, Any]", number: int = 0) -> None:
         self._control.send(method, {"session": self._name, **parameters})
-        self._asked += 1
+        self._asked.append(number)
 
     def _answered(self) -> None:
         self._control.ready()
         while self._control.has_reply():
-            self._asked -= 1
+            number = self._asked.pop(0)
             try:
                 self._control.receive()
             except errors.NotFoundError:
-                # It has ended.
-                pass
+                # It has ended, and the node waits for whoever reads its output.
+                if number:
+                    raise streams.Exit(128 + number) from None
             except errors.NixletError as error:
                 print(f"a signal is not handed on: {error}", file=sys.stderr)

@@ -96,7 +96,7 @@ class ExecutingService:
         try:
             container = await self._running(wanted.container)
             process = await self._processes.start(container, command, client, stdin=wanted.interactive)
-            with self._sessions.opened(process) as session:
+            with self._sessions.opened(process, process.ended) as session:
                 await call.reply({"started": {"session": session}})
                 await clientstreams.first(process.ended, client.gone.wait(), call.gone.wait())
                 if client.failure is not None:
@@ -124,9 +124,9 @@ class ExecutingService:
         try:
             attachment = await self._attacher.find(await self._running(wanted.container))
             process = sessions.FirstProcess(self._tasks, attachment.container)
-            with self._sessions.opened(process) as session:
-                serving = asyncio.create_task(attachment.serve(client), name=f"attach {attachment.container}")
-                try:
+            serving = asyncio.create_task(attachment.serve(client), name=f"attach {attachment.container}")
+            try:
+                with self._sessions.opened(process, serving) as session:
                     if attachment.tty and wanted.columns and wanted.rows:
                         # One that has ended has no size.
                         with contextlib.suppress(errors.NixletError):
@@ -148,8 +148,8 @@ class ExecutingService:
                     code = serving.result()
                     await clientstreams.first(client.finish(), call.gone.wait())
                     return {"ended": {"exit_code": process.exit_code(code)}}
-                finally:
-                    serving.cancel()
-                    await asyncio.gather(serving, return_exceptions=True)
+            finally:
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
         finally:
             client.leave()

@@ -73,8 +73,9 @@ class RunService:
             client = clientstreams.client(call, streams)
             try:
                 played = await self._play(call, pod, withdrawn, client)
-                process = sessions.FirstProcess(self._tasks, played.running.containers[0].id)
-                with self._sessions.opened(process) as session:
+                container = played.running.containers[0].id
+                process = sessions.FirstProcess(self._tasks, container)
+                with self._sessions.opened(process, played.serving[container]) as session:
                     if withdrawn.is_set() and not call.gone.is_set():
                         # Too late for the player, and before anybody knew of it.
                         await self._pods.remove(played.running.sandbox, 0)
@@ -119,7 +120,7 @@ class RunService:
         serving = played.serving[running.containers[0].id]
         await clientstreams.first(serving, withdrawn.wait(), client.gone.wait())
         if serving.done() and not serving.cancelled():
-            await clientstreams.first(self._finish(played, client), call.gone.wait())
+            await clientstreams.first(self._finish(played, client), withdrawn.wait(), call.gone.wait())
         # A client that was killed left it alone, though its pipes have no reader any more.
         if call.gone.is_set() or (client.reader_gone and await clientstreams.has_hung_up(call)):
             return None
@@ -145,7 +146,7 @@ class RunService:
                 await self._pods.empty(running.sandbox)
             except errors.NixletError:
                 # It goes on by itself until it is done.
-                await asyncio.wait({played.ended})
+                await clientstreams.first(played.ended, withdrawn.wait(), call.gone.wait())
         return {"ended": {"exit_code": process.exit_code(code)}}
 
     async def _finish(self, played: lifecycle.Played, client: clients.Client) -> None:

@@ -3,6 +3,7 @@
 A client that is given a process asks for these over another connection while its first one waits for the end.
 """
 
+import asyncio
 import contextlib
 import secrets
 import signal
@@ -79,14 +80,25 @@ class Sessions:
         self._open: dict[str, Process] = {}
 
     @contextlib.contextmanager
-    def opened(self, process: Process) -> Iterator[str]:
-        """Let a client reach a process for the time of the context, by the name that it gives."""
+    def opened(self, process: Process, ended: "asyncio.Future[int]") -> Iterator[str]:
+        """Let a client reach a process for the time of the context, by the name that it gives.
+
+        Args:
+            process: The process.
+            ended: Done when it has ended: the client is told so then, also while it still gets what the process has printed.
+        """
         name = secrets.token_hex(16)
         self._open[name] = process
+
+        def close(_: object) -> None:
+            self._open.pop(name, None)
+
+        ended.add_done_callback(close)
         try:
             yield name
         finally:
-            del self._open[name]
+            ended.remove_done_callback(close)
+            close(ended)
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
