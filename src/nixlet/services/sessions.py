@@ -21,6 +21,20 @@ from nixlet.varlink import server
 #: A container that goes on after it was asked so often to end is killed.
 _PATIENCE = 3
 
+#: What ends no process by its default effect: that is nothing, or to stop (signal(7)).
+_HARMLESS = frozenset(
+    {
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    }
+)
+
 
 class Process(Protocol):
     """What a client can have in front of it."""
@@ -47,11 +61,16 @@ class FirstProcess:
         self._asked += number in {signal.SIGINT, signal.SIGTERM}
         # The first process of a namespace gets only signals that it asked for (pid_namespaces(7)): Ctrl-C would do nothing
         # to most programs. What it doesn't ask for has the effect here that it has elsewhere: it ends.
-        if self._asked < _PATIENCE and procfs.heeds_signal(pid, number):
+        if number in _HARMLESS or (self._asked < _PATIENCE and procfs.heeds_signal(pid, number)):
             await self._tasks.kill(self._container, number)
-        else:
-            self._ended_by = self._ended_by or number
+            return
+        before, self._ended_by = self._ended_by, self._ended_by or number
+        try:
             await self._tasks.kill(self._container, signal.SIGKILL)
+        except errors.NotFoundError:
+            # It had ended by itself.
+            self._ended_by = before
+            raise
 
     async def resize(self, columns: int, rows: int) -> None:
         """Tell the size of its terminal."""

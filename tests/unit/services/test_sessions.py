@@ -1,9 +1,115 @@
-"""What clients have in front of them: sizes."""
+"""What clients have in front of them: sizes and signals, for real processes behind a containerd that can be away."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
+from google.protobuf import empty_pb2
+from grpclib import const
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
-from nixlet.services import executing, running
+from nixlet import errors
+from nixlet.containerd import tasks
+from nixlet.host import unixsocket
+from nixlet.rpc import channel as channels
+from nixlet.rpc import server as grpc_server
+from nixlet.rpc.gen import containerd_tasks_pb2 as pb
+from nixlet.services import executing, running, sessions
+
+
+class Tasks:
+    """The Tasks service of a containerd with one container.
+
+    Attributes:
+        pid: Its first process.
+        killed: The signals that it was sent.
+        away: So many calls are not answered.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.killed: list[int] = []
+        self.away = 0
+
+    def _check(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise GRPCError(Status.UNAVAILABLE, "it is started again")
+
+    async def _get(self, stream: "grpc_server.Stream[pb.GetRequest, pb.GetResponse]") -> None:
+        await grpc_server.request(stream)
+        self._check()
+        response = pb.GetResponse()
+        response.process.pid = self.pid
+        await stream.send_message(response)
+
+    async def _kill(self, stream: "grpc_server.Stream[pb.KillRequest, empty_pb2.Empty]") -> None:
+        number = (await grpc_server.request(stream)).signal
+        self._check()
+        self.killed.append(number)
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError as error:
+            raise GRPCError(Status.NOT_FOUND, "process already finished: not found") from error
+        await stream.send_message(empty_pb2.Empty())
+
+    def __mapping__(self) -> dict[str, const.Handler]:
+        unary = const.Cardinality.UNARY_UNARY
+        return {
+            "/containerd.services.tasks.v1.Tasks/Get": const.Handler(self._get, unary, pb.GetRequest, pb.GetResponse),
+            "/containerd.services.tasks.v1.Tasks/Kill": const.Handler(
+                self._kill, unary, pb.KillRequest, empty_pb2.Empty
+            ),
+        }
+
+
+@contextlib.asynccontextmanager
+async def first_process(directory: Path, service: Tasks) -> AsyncIterator[sessions.FirstProcess]:
+    path = str(directory / "run" / "c.sock")
+    async with grpc_server.serve(unixsocket.listen(path), [service]), channels.connect(path) as channel:
+        yield sessions.FirstProcess(tasks.Tasks(channel, path), "c")
+
+
+@pytest.fixture
+def sleeping() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that leaves all signals to their default effects."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_signal_that_ends_nothing_elsewhere_ends_nothing(
+    tmp_path: Path, sleeping: "subprocess.Popen[bytes]"
+) -> None:
+    harmless = [signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT]
+    service = Tasks(sleeping.pid)
+    async with first_process(tmp_path, service) as process:
+        for number in harmless:
+            await process.send_signal(number)
+        assert (service.killed, sleeping.poll(), process.exit_code(5)) == (harmless, None, 5)
+        await process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(sleeping.wait, 20) == -signal.SIGKILL
+        assert process.exit_code(137) == 128 + signal.SIGTERM
+
+
+async def test_a_signal_that_comes_too_late_is_not_what_ended_it(
+    tmp_path: Path, sleeping: "subprocess.Popen[bytes]"
+) -> None:
+    sleeping.kill()
+    sleeping.wait()
+    async with first_process(tmp_path, Tasks(sleeping.pid)) as process:
+        with pytest.raises(errors.NotFoundError):
+            await process.send_signal(signal.SIGTERM)
+        assert process.exit_code(5) == 5
 
 
 @pytest.mark.parametrize("cells", [-1, 65536, 2**40])
