@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from nixlet import errors
 from nixlet.containerd import tasks
+from nixlet.containers import endings
 from nixlet.host import procfs
 from nixlet.services import clientstreams
 from nixlet.varlink import server
@@ -58,11 +59,13 @@ class FirstProcess:
     async def send_signal(self, number: int) -> None:
         """Send it a signal, with the effect that it would have outside of a container."""
         pid = await self._tasks.pid(self._container)
-        self._asked += number in {signal.SIGINT, signal.SIGTERM}
+        asks = number in {signal.SIGINT, signal.SIGTERM}
         # The first process of a namespace gets only signals that it asked for (pid_namespaces(7)): Ctrl-C would do nothing
         # to most programs. What it doesn't ask for has the effect here that it has elsewhere: it ends.
-        if number in _HARMLESS or (self._asked < _PATIENCE and procfs.heeds_signal(pid, number)):
+        if number in _HARMLESS or (self._asked + asks < _PATIENCE and procfs.heeds_signal(pid, number)):
             await self._tasks.kill(self._container, number)
+            # Only now: what can't be handed on is tried again.
+            self._asked += asks
             return
         before, self._ended_by = self._ended_by, self._ended_by or number
         try:
@@ -129,13 +132,23 @@ class Sessions:
             raise errors.NotFoundError("the process has ended")
         return found
 
+    async def _reach(self, call: server.Call[Any], name: str, reach: Callable[[Process], Awaitable[None]]) -> None:
+        """Reach a process; where containerd is being started again, as soon as it is back."""
+        while not call.gone.is_set():
+            try:
+                await reach(self._find(name))
+            except errors.UnavailableError:
+                await asyncio.sleep(endings.RETRY)
+            else:
+                return
+
     async def _resize(self, call: server.Call[_Resized]) -> None:
         wanted = call.parameters
-        await self._find(wanted.session).resize(wanted.columns, wanted.rows)
+        await self._reach(call, wanted.session, lambda process: process.resize(wanted.columns, wanted.rows))
 
     async def _signal(self, call: server.Call[_Signalled]) -> None:
         try:
             number = signal.Signals(call.parameters.signal)
         except ValueError as error:
             raise errors.InvalidArgumentError(f"there is no signal {call.parameters.signal}") from error
-        await self._find(call.parameters.session).send_signal(number)
+        await self._reach(call, call.parameters.session, lambda process: process.send_signal(number))

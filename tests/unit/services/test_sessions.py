@@ -16,12 +16,15 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from nixlet import errors
+from nixlet.cli import link
 from nixlet.containerd import tasks
+from nixlet.containers import endings
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as grpc_server
 from nixlet.rpc.gen import containerd_tasks_pb2 as pb
-from nixlet.services import executing, running, sessions
+from nixlet.services import executing, nodeaddress, running, sessions
+from nixlet.varlink import server
 
 
 class Tasks:
@@ -110,6 +113,49 @@ async def test_a_signal_that_comes_too_late_is_not_what_ended_it(
         with pytest.raises(errors.NotFoundError):
             await process.send_signal(signal.SIGTERM)
         assert process.exit_code(5) == 5
+
+
+@contextlib.asynccontextmanager
+async def in_front(directory: Path, process: sessions.Process) -> AsyncIterator[tuple[str, "asyncio.Future[int]"]]:
+    """A node with a process in front of somebody, below a state directory: its session, and what is done when it has ended."""
+    opened = sessions.Sessions()
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    listening = unixsocket.listen(str(directory / nodeaddress.SOCKET))
+    async with server.serve(listening, [server.Interface(nodeaddress.INTERFACE, "", opened.methods())]):
+        with opened.opened(process, ended) as session:
+            yield session, ended
+
+
+async def asked(directory: Path, method: str, **parameters: object) -> object:
+    def ask() -> object:
+        with link.connected(str(directory)) as node:
+            return node.call(method, parameters)
+
+    return await asyncio.wait_for(asyncio.to_thread(ask), 20)
+
+
+async def test_a_signal_waits_for_a_containerd_that_is_started_again(
+    tmp_path: Path, sleeping: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "RETRY", 0.01)
+    service = Tasks(sleeping.pid)
+    async with first_process(tmp_path, service) as process, in_front(tmp_path, process) as (session, _):
+        service.away = 5
+        assert await asked(tmp_path, "Signal", session=session, signal=signal.SIGINT) == {}
+        assert await asyncio.to_thread(sleeping.wait, 20) == -signal.SIGKILL
+    assert (service.away, service.killed, process.exit_code(137)) == (0, [signal.SIGKILL], 128 + signal.SIGINT)
+
+
+async def test_who_has_ended_is_told_so_while_its_output_is_still_wanted(
+    tmp_path: Path, sleeping: "subprocess.Popen[bytes]"
+) -> None:
+    service = Tasks(sleeping.pid)
+    async with first_process(tmp_path, service) as process, in_front(tmp_path, process) as (session, ended):
+        assert await asked(tmp_path, "Signal", session=session, signal=signal.SIGCONT) == {}
+        ended.set_result(0)
+        with pytest.raises(errors.NotFoundError, match="the process has ended"):
+            await asked(tmp_path, "Signal", session=session, signal=signal.SIGTERM)
+    assert service.killed == [signal.SIGCONT]
 
 
 @pytest.mark.parametrize("cells", [-1, 65536, 2**40])
