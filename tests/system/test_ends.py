@@ -82,6 +82,20 @@ def test_who_is_in_a_hurry_does_not_wait_for_the_time_that_somebody_else_gave(an
     assert states(any_node) == []
 
 
+def test_a_pods_directory_goes_when_nothing_is_mounted_there_any_more(any_node: nodes.Node, image: str) -> None:
+    any_node.ok("run", "-d", "--rm", "--name", "held", image, "--", "/bin/sleep", "1000")
+    (directory,) = (any_node.data_dir / "agent" / "pods").glob("*_held_*")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(directory)], check=True)
+    try:
+        any_node.ok("stop", "-t", "0", "held")
+        nodes.until(lambda: f"{directory} is still mounted" in any_node.log.read_text(), "the node says so")
+        assert states(any_node) == []
+        assert directory.exists()
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+    nodes.until(lambda: not directory.exists(), "it goes")
+
+
 def test_what_has_ended_holds_nothing_also_when_there_was_no_node(
     own_node: nodes.Node, image: str, tmp_path: Path
 ) -> None:

@@ -15,6 +15,9 @@ from nixlet.rpc.gen import cri_pb2
 
 _log = logging.getLogger("nixlet.pods")
 
+#: Seconds until the next try to delete a directory in which something is mounted.
+_DELETE_INTERVAL = 2.0
+
 
 @dataclasses.dataclass(slots=True)
 class _Removal:
@@ -46,10 +49,14 @@ class Removals:
         self._removing: dict[str, _Removal] = {}
         self._releasing: dict[str, asyncio.Task[None]] = {}
         self._going_on: set[asyncio.Task[None]] = set()
+        self._deleting: set[asyncio.Task[None]] = set()
 
     async def close(self, ending: signals.Ending) -> None:
         """Wait a moment for what goes on; what is not done then can be asked for again."""
-        await ending.wait(set(self._going_on))
+        for task in self._deleting:
+            # A next node deletes it.
+            task.cancel()
+        await ending.wait({*self._going_on, *self._deleting})
 
     def _begun(self, what: str, doing: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(doing, name=what)
@@ -201,7 +208,23 @@ class Removals:
         await remove_sandbox(self._runtime, sandbox.id)
         metadata = sandbox.metadata
         pod = model.Pod(metadata.name, metadata.namespace)
-        await asyncio.to_thread(directories.remove, criconfig.log_directory(self._pods_dir, pod, metadata.uid))
+        directory = criconfig.log_directory(self._pods_dir, pod, metadata.uid)
+        try:
+            await asyncio.to_thread(directories.remove, directory)
+        except errors.FailedPreconditionError:
+            # The pod is gone, so nobody could ask for it again.
+            task = asyncio.create_task(self._delete(directory), name=f"delete {directory}")
+            self._deleting.add(task)
+            task.add_done_callback(self._deleting.discard)
+            raise
+
+    async def _delete(self, directory: str) -> None:
+        """Delete a pod's directory as soon as nothing is mounted in there any more."""
+        while True:
+            await asyncio.sleep(_DELETE_INTERVAL)
+            with contextlib.suppress(errors.FailedPreconditionError):
+                await asyncio.to_thread(directories.remove, directory)
+                return
 
     async def _end(self, sandbox: str, seconds: int) -> None:
         # Somebody else may remove them at the same time.
