@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from nixlet import errors
 from nixlet.varlink import server
 
 
@@ -31,7 +32,12 @@ class Withdrawals:
         Args:
             call: The call. When its client is gone, it is withdrawn as well.
             ticket: What the client calls it; empty: the client can only go.
+
+        Raises:
+            AlreadyExistsError: A call that goes on is called so.
         """
+        if ticket in self._calls:
+            raise errors.AlreadyExistsError("another call that goes on has this ticket", hint="give each call its own")
         withdrawn = asyncio.Event()
 
         async def leave() -> None:
@@ -46,8 +52,7 @@ class Withdrawals:
         finally:
             withdrawn.set()
             leaving.cancel()
-            if self._calls.get(ticket) is withdrawn:
-                del self._calls[ticket]
+            self._calls.pop(ticket, None)
 
     async def _withdraw(self, call: server.Call[_Withdrawn]) -> None:
         # What has ended meanwhile can't be withdrawn, and its answer is on the way.

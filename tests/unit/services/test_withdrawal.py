@@ -72,6 +72,19 @@ async def test_a_call_that_is_withdrawn_is_answered(service: Service, tmp_path: 
     assert not service.withdrawals._calls
 
 
+async def test_a_ticket_is_one_calls(service: Service, tmp_path: Path) -> None:
+    with connected(tmp_path) as first, connected(tmp_path) as second:
+        first.send("org.example.Test.Work", {"ticket": "mine"})
+        await service.working.wait()
+        with pytest.raises(errors.AlreadyExistsError, match="another call that goes on has this ticket"):
+            await asyncio.to_thread(second.call, "org.example.Test.Work", {"ticket": "mine"})
+        # The first one still has it.
+        await asyncio.to_thread(second.call, "org.example.Test.Withdraw", {"ticket": "mine"})
+        with pytest.raises(errors.CallCancelledError):
+            await asyncio.to_thread(first.receive)
+    assert (service.withdrawn, service.withdrawals._calls) == (1, {})
+
+
 async def test_a_client_that_goes_withdraws_its_call(service: Service, tmp_path: Path) -> None:
     with connected(tmp_path) as connection:
         connection.send("org.example.Test.Work")
