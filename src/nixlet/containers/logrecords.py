@@ -97,16 +97,17 @@ class Printer:
 
 
 def parse_tail(text: str) -> int | None:
-    """A number of lines, or None for "all".
+    """A number of lines; None for all of them: "all", or a number below 0, as other container tools have it.
 
     Raises:
         UsageError: It is neither.
     """
     if text == "all":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
         raise errors.UsageError(f"--tail {text[:40]!r} is neither a number of lines nor all")
-    return int(text)
+    return None if text != digits and int(digits) else int(digits)
 
 
 def parse_since(text: str, now: datetime.datetime) -> datetime.datetime:

@@ -21,8 +21,9 @@ def texts(path: Path, lines: int) -> list[bytes]:
 
 
 def test_tails() -> None:
-    assert (logrecords.parse_tail("all"), logrecords.parse_tail("0"), logrecords.parse_tail("12")) == (None, 0, 12)
-    for text in ("", "-1", "1.5", "x", "9" * 20, "²"):
+    said = {"all": None, "-1": None, "-12": None, "0": 0, "-0": 0, "12": 12}
+    assert {text: logrecords.parse_tail(text) for text in said} == said
+    for text in ("", "-", "--1", "-x", "1.5", "x", "9" * 20, "²"):
         with pytest.raises(errors.UsageError, match="--tail"):
             logrecords.parse_tail(text)
 
