@@ -52,15 +52,24 @@ def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
 
 
 def _beside_containerd(socket: str, name: str) -> str | None:
-    """A program that came with the containerd at a socket: of the same version, unlike perhaps that on PATH."""
+    """A program that came with the containerd at a socket: of the same version, unlike perhaps that on PATH.
+
+    Anybody may listen at a socket of theirs, with what they like beside their program: that only counts where nobody but root
+    and we can change it.
+    """
     from nixlet import errors
     from nixlet.host import process, unixsocket
+    from nixlet.node import trusted
 
     try:
         containerd = os.readlink(f"/proc/{unixsocket.peer_of(socket)}/exe")
-    except (OSError, errors.UnavailableError):
+        found = process.find_program(os.path.join(os.path.dirname(containerd), name))
+        if found is not None:
+            with trusted.opened(found, name):
+                pass
+    except (OSError, errors.NixletError):
         return None
-    return process.find_program(os.path.join(os.path.dirname(containerd), name))
+    return found
 
 
 def _become(name: str, arguments: tuple[str, ...], own: "Mapping[str, str]", program: str | None = None) -> "NoReturn":
