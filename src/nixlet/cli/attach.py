@@ -18,16 +18,14 @@ def attach(container: str, state_dir: str) -> int:
         ends.Ends(stdin=True) as ours,
         session.Signals() as signals,
     ):
+        process = session.Session(node, control, ours, detachable=True, hang_up_detaches=True)
         wanted = {"container": container, "streams": ours.streams, "columns": columns, "rows": rows}
         node.send("Attach", wanted, ours.descriptors, more=True)
         ours.handed_over()
-        started = node.receive()[0]["started"]
+        started = process.reply(signals)[0]["started"]
         tty = started["tty"]
         if tty:
             session.check_terminal(stdin=started["interactive"])
         if not started["interactive"]:
             ours.without_input()
-        front = session.Session(
-            node, control, ours, started["session"], tty=tty, detachable=True, hang_up_detaches=True
-        )
-        return front.serve(signals)
+        return process.front(signals, started["session"], tty=tty)

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from nixlet.cli import link
 
-#: Seconds without a sign of the node after which a person is told who is waited for.
-_PATIENCE = 3.0
-
 
 class Call(session.Session):
     """A call, before and while what it asks for is in front of us.
@@ -25,20 +22,21 @@ class Call(session.Session):
         ticket: By which the node knows the call: a parameter of it.
     """
 
-    def __init__(self, node: "link.Node", control: "link.Node", ours: ends.Ends, *, tty: bool = False) -> None:
+    def __init__(self, node: "link.Node", control: "link.Node", ours: ends.Ends, *, held: bool = True) -> None:
         """A call that will be sent.
 
         Args:
             node: The connection that it will be sent over.
             control: Another one.
             ours: Our ends of the streams that will be handed over with it.
-            tty: What it asks for has a terminal, which shows nothing before ours hands on what is typed in answer to it.
+            held: Nothing is shown or read before there is one process in front: its terminal shows nothing before ours hands on
+                what is typed in answer to it, and what can't be shown ends the process.
         """
-        super().__init__(node, control, ours, "", tty=False, detachable=True)
+        super().__init__(node, control, ours, detachable=True)
         self.ticket = os.urandom(16).hex()
-        self._held = tty
+        self._held = held
+        self._withdrawn = False
         self._withdrawn_by = 0
-        self._patient = True
         self._shown = contextlib.ExitStack()
         self._sinks: dict[str, Any] = {}
 
@@ -58,12 +56,8 @@ class Call(session.Session):
         """
         goes_on = True
         while goes_on:
-            while not self._node.has_reply():
-                if not self._wait(signals, ended=False, timeout=_PATIENCE if self._patient else None):
-                    self._patient = False
-                    self._node.tell_who_is_silent()
             try:
-                reply, goes_on = self._node.receive()
+                reply, goes_on = self.reply(signals)
             except errors.NixletError:
                 if self._withdrawn_by:
                     raise streams.Exit(128 + self._withdrawn_by) from None
@@ -86,16 +80,9 @@ class Call(session.Session):
                 return
 
     def front(self, signals: session.Signals, name: str, *, tty: bool) -> int:
-        """Be in front of the process that the node has started until it has ended; its exit status.
-
-        Args:
-            signals: What we get; from now on it is for the process.
-            name: The session's name.
-            tty: The process has a terminal.
-        """
-        self._name, self._tty, self._held = name, tty, False
+        """As in front of any process: from now on the signals are for it."""
         try:
-            return self.serve(signals)
+            return super().front(signals, name, tty=tty)
         except errors.CallCancelledError:
             if not self._withdrawn_by:
                 raise
@@ -124,22 +111,27 @@ class Call(session.Session):
             raise
 
     def end(self, signals: session.Signals) -> None:
-        """Withdraw it, without its output, and wait until that is done."""
+        """Withdraw it, without its output, and wait until that is done, or somebody is in a hurry.
+
+        Raises:
+            Exit: Somebody is.
+        """
         self._stop_reading()
         while self._ours.outputs:
             self._ours.outputs.pop().close()
+        # No signal is for the process any more.
+        self._name = ""
         with contextlib.suppress(errors.NixletError):
             self.withdraw()
             goes_on = True
             while goes_on:
-                while not self._node.has_reply():
-                    self._wait(signals, ended=False)
-                _, goes_on = self._node.receive()
+                _, goes_on = self.reply(signals)
 
     def withdraw(self) -> None:
         """Have what was asked for undone, or ended; the answer tells when that is done."""
-        self._control.send("Withdraw", {"ticket": self.ticket})
-        self._asked.append(0)
+        if not self._withdrawn:
+            self._withdrawn = True
+            self._ask("Withdraw", {"ticket": self.ticket})
 
     def _tell(self, step: "dict[str, Any]") -> None:
         from nixlet.cli import progress

@@ -46,6 +46,7 @@ def exec(  # noqa: A001 (the verb's name)
         ends.Ends(stdin=interactive, stderr=not tty) as ours,
         session.Signals() as signals,
     ):
+        process = session.Session(node, control, ours)
         wanted = {
             "container": container,
             "command": words,
@@ -60,5 +61,5 @@ def exec(  # noqa: A001 (the verb's name)
         }
         node.send("Exec", wanted, ours.descriptors, more=True)
         ours.handed_over()
-        name = node.receive()[0]["started"]["session"]
-        return session.Session(node, control, ours, name, tty=tty).serve(signals)
+        name = process.reply(signals)[0]["started"]["session"]
+        return process.front(signals, name, tty=tty)

@@ -52,7 +52,7 @@ def play(file: str, state_dir: str, output: str, *, replace: bool, wait: bool, s
             link.connected(state_dir) as control,
             ends.Ends(stdin=False, stdout=wait, stderr=wait) as ours,
             session.Signals() as signals,
-            calls.Call(node, control, ours) as call,
+            calls.Call(node, control, ours, held=False) as call,
         ):
             wanted |= {"ticket": call.ticket, "replace": replace, "wait": wait, "streams": ours.streams}
             node.send("PlayManifest", {**wanted, "summary": summary}, ours.descriptors, more=True)

@@ -106,7 +106,7 @@ def run(
         link.connected(state_dir) as control,
         ends.Ends(stdin=interactive and not detach, stdout=not detach, stderr=not detach and not tty) as ours,
         session.Signals() as signals,
-        calls.Call(node, control, ours, tty=tty) as call,
+        calls.Call(node, control, ours) as call,
     ):
         wanted = {
             "ticket": call.ticket,

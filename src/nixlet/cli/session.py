@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 import termios
+import time
 import tty
 
 from nixlet import errors
@@ -28,6 +29,18 @@ TERMINAL_GONE = 128 + signal.SIGHUP
 #: What ends, interrupts or concerns a program.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
+#: Those that whoever sends them wants an end by.
+_ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
+#: Seconds in which a signal has an effect where all is well: who sends another one later has waited for it.
+_MOMENT = 2.0
+
+#: Calls without an answer that a connection always has room for.
+_MOST = 16
+
+#: Seconds without a sign of the node after which a person is told who is waited for.
+_PATIENCE = 3.0
+
 
 def check_terminal(*, stdin: bool) -> None:
     """Make sure that there is a terminal to hand on.
@@ -48,11 +61,34 @@ def size() -> tuple[int, int]:
     return 0, 0
 
 
+class Hurry:
+    """Whether somebody who wants an end has waited for it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def asks(self) -> bool:
+        """They ask for it; whether they did more than a moment ago as well, and nothing has come of it."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        return now - self._since > _MOMENT
+
+    def is_heeded(self) -> None:
+        """Something has come of it."""
+        self._since = None
+
+
 class Signals:
-    """The signals that we get, kept for whoever they are for, for the time of the context; they do nothing else meanwhile."""
+    """The signals that we get, kept for whoever they are for, for the time of the context.
+
+    They do nothing else meanwhile, besides this: where they aren't taken for a moment, since a call waits for somebody who stands
+    still, the next one that asks for an end ends the verb in the middle of that call (``streams.Exit``).
+    """
 
     def __init__(self) -> None:
         self.pending: list[int] = []
+        self._hurry = Hurry()
         self._before: dict[int, Any] = {}
         self._reader = self._writer = -1
 
@@ -75,12 +111,15 @@ class Signals:
         os.close(self._writer)
 
     def _keep(self, number: int, _: object) -> None:
+        if number in _ENDING and self._hurry.asks():
+            raise streams.Exit(128 + number)
         self.pending.append(number)
 
     def take(self) -> list[int]:
         """Those that came since."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 1 << 10)
+        self._hurry.is_heeded()
         taken, self.pending = self.pending, []
         return taken
 
@@ -127,7 +166,7 @@ class Keys:
 
 
 class Session:
-    """A process that the node has put in front of us.
+    """A process that the node is asked to put in front of us, and then has.
 
     Attributes:
         detached: We have left it; it goes on.
@@ -138,49 +177,70 @@ class Session:
         node: "link.Node",
         control: "link.Node",
         ours: ends.Ends,
-        name: str,
         *,
-        tty: bool,
         detachable: bool = False,
         hang_up_detaches: bool = False,
     ) -> None:
-        """A process whose start the node has told.
+        """A process that will be asked for.
 
         Args:
-            node: The connection that the call was sent over, whose next replies tell of its end.
+            node: The connection that the call is sent over, whose replies tell of its start and its end.
             control: Another one, for signals and sizes.
             ours: Our ends of its streams.
-            name: The session's name.
-            tty: It has a terminal.
-            detachable: Ctrl-P Ctrl-Q leaves it alone.
+            detachable: Ctrl-P Ctrl-Q leaves it alone, if it has a terminal.
             hang_up_detaches: So does the end of our terminal; otherwise it is told.
         """
         self._node = node
         self._control = control
         self._ours = ours
-        self._name = name
-        self._tty = tty
+        #: The session's, as soon as there is one.
+        self._name = ""
+        self._tty = False
         self._keys = Keys() if detachable else None
         self._hang_up_detaches = hang_up_detaches
-        #: What the control connection owes an answer to: the signals' numbers, and zeros for the rest.
+        #: Signals that are to be handed on to the process, and SIGWINCH for a size.
+        self._due: dict[int, None] = {}
+        #: What the control connection owes an answer to: the numbers of these, and zeros for the rest.
         self._asked: list[int] = []
+        self._hurry = Hurry()
         self._reading = ours.input is not None
         #: Whether nothing is to be shown or read yet.
-        self._held = False
+        self._held = True
+        self._patient = True
         #: Whether the last reply has come.
         self._over = False
         self.detached = False
 
-    def serve(self, signals: Signals) -> int:
-        """Be in front of it until it has ended or we are detached; its exit status, or 0.
-
-        Args:
-            signals: What we get.
+    def reply(self, signals: Signals) -> "tuple[dict[str, Any], bool]":
+        """The next reply to the call, and whether more will follow.
 
         Raises:
+            Exit: It isn't waited for any more.
             UnavailableError: The node went away.
             NixletError: What the node says.
         """
+        while not self._node.has_reply():
+            if not self._wait(signals, ended=False, timeout=_PATIENCE if self._patient else None):
+                self._patient = False
+                self._node.tell_who_is_silent()
+        return self._node.receive()
+
+    def front(self, signals: Signals, name: str, *, tty: bool) -> int:
+        """Be in front of the process that the node has started until it has ended or we are detached; its exit status, or 0.
+
+        Args:
+            signals: What we get.
+            name: The session's name.
+            tty: The process has a terminal.
+
+        Raises:
+            Exit: Somebody wants us to end, and the node doesn't take that for the process.
+            UnavailableError: The node went away.
+            NixletError: What the node says.
+        """
+        self._name, self._tty, self._held = name, tty, False
+        # What came before it had started.
+        self._hand_on()
         try:
             with Raw() if self._tty and self._ours.input is not None else contextlib.nullcontext():
                 return self._serve(signals)
@@ -276,28 +336,51 @@ class Session:
         for number in numbers:
             if number == signal.SIGWINCH:
                 if self._tty and not self._over:
-                    self._ask("Resize", dict(zip(("columns", "rows"), size(), strict=True)))
+                    self._hand_on(number)
             elif self._over:
                 # There is nobody else for it: whoever reads the rest of the output takes too long.
                 raise streams.Exit(128 + number)
             elif number == signal.SIGHUP and self._hang_up_detaches:
+                if not self._name:
+                    raise streams.Exit(TERMINAL_GONE)
                 self.detached = True
+            elif number in _ENDING and self._hurry.asks():
+                print(f"{self._node.peer} does not answer; what runs there is left alone", file=sys.stderr)
+                raise streams.Exit(128 + number)
             else:
-                self._ask("Signal", {"signal": int(number)}, number)
+                self._hand_on(number)
+
+    def _hand_on(self, *numbers: int) -> None:
+        """Hand signals and sizes on to the process, as soon as it has started and few calls are without an answer."""
+        self._due.update(dict.fromkeys(numbers))
+        for number in list(self._due):
+            # Of many sizes the last one counts.
+            waits = number == signal.SIGWINCH and number in self._asked
+            if not self._name or waits or len(self._asked) >= _MOST:
+                continue
+            del self._due[number]
+            if number == signal.SIGWINCH:
+                columns, rows = size()
+                self._ask("Resize", {"session": self._name, "columns": columns, "rows": rows}, number)
+            else:
+                self._ask("Signal", {"session": self._name, "signal": int(number)}, number)
 
     def _ask(self, method: str, parameters: "dict[str, Any]", number: int = 0) -> None:
-        self._control.send(method, {"session": self._name, **parameters})
+        self._control.send(method, parameters)
         self._asked.append(number)
 
     def _answered(self) -> None:
         self._control.ready()
         while self._control.has_reply():
             number = self._asked.pop(0)
+            if number in _FORWARDED:
+                self._hurry.is_heeded()
             try:
                 self._control.receive()
             except errors.NotFoundError:
                 # It has ended, and the node waits for whoever reads its output.
-                if number:
+                if number in _FORWARDED:
                     raise streams.Exit(128 + number) from None
             except errors.NixletError as error:
                 print(f"a signal is not handed on: {error}", file=sys.stderr)
+        self._hand_on()

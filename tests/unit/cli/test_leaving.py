@@ -1,4 +1,4 @@
-"""Signals that come when a process has ended and whoever reads its output stands still: nobody else is there for them.
+"""Signals that nobody takes end the verb: whoever reads the output of a process that has ended stands still, or the node does.
 
 The verb runs as a process of its own, at a node of which a test says what it answers.
 """
@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from nixlet import errors
+from nixlet.cli import ends, link, session
 from nixlet.host import unixsocket
 from nixlet.services import nodeaddress
 from nixlet.varlink import server
@@ -110,3 +111,127 @@ async def test_a_signal_after_the_end_ends_a_verb_whose_reader_stands_still(tmp_
             with executing(tmp_path, writer.fileno()) as process:
                 await asyncio.wait_for(service.started.wait(), 30)
                 assert await until_it_ends(process, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+class Silent:
+    """A node that is stopped, as far as its clients can tell: a listener of whom nothing comes but what a test sends.
+
+    Attributes:
+        connections: Those of the clients, in the order in which they were made.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._listening.settimeout(30)
+        self.connections: list[socket.socket] = []
+
+    def accept(self) -> socket.socket:
+        self.connections.append(self._listening.accept()[0])
+        return self.connections[-1]
+
+
+@contextlib.contextmanager
+def silent(directory: Path) -> Iterator[Silent]:
+    with unixsocket.listen(str(directory / nodeaddress.SOCKET)) as listening:
+        node = Silent(listening)
+        try:
+            yield node
+        finally:
+            for each in node.connections:
+                each.close()
+
+
+@contextlib.contextmanager
+def verb(directory: Path, *arguments: str, stdout: int = subprocess.DEVNULL) -> Iterator["subprocess.Popen[bytes]"]:
+    name, *rest = arguments
+    words = name.split()
+    argv = [sys.executable, "-P", "-m", "nixlet", *words, "--state-dir", str(directory), *rest]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+STARTED = {
+    "parameters": {"started": {"session": "s", "tty": False, "interactive": False, "id": "i", "name": "n"}},
+    "continues": True,
+}
+
+
+def called(connection: socket.socket, *, printing: bytes = b"") -> str:
+    """The method that is called over a connection; what comes with the call is closed, and the first of it written to before."""
+    data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 8)
+    if printing:
+        os.write(descriptors[0], printing)
+    for each in descriptors:
+        os.close(each)
+    return str(msgspec.json.decode(data.partition(b"\0")[0])["method"]).rpartition(".")[2]
+
+
+def send(connection: socket.socket, message: Mapping[str, object]) -> None:
+    connection.sendall(msgspec.json.encode(message) + b"\0")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("exec", "c", "true"), ("attach", "c"), ("run", "image")], ids=lambda each: each[0]
+)
+async def test_a_verb_whose_node_never_answers_can_be_ended(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with silent(tmp_path) as node, verb(tmp_path, *arguments) as process:
+        assert called(node.accept()) == arguments[0].capitalize()
+        assert await until_it_ends(process, signal.SIGTERM) == 128 + signal.SIGTERM
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("exec", "c", "true"), ("attach", "c"), ("run", "image")], ids=lambda each: each[0]
+)
+async def test_a_process_whose_node_takes_no_signals_can_be_left(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    reader, writer = socket.socketpair()
+    with reader, writer, silent(tmp_path) as node, verb(tmp_path, *arguments, stdout=writer.fileno()) as process:
+        connection, control = node.accept(), node.accept()
+        called(connection, printing=b"x")
+        send(connection, STARTED)
+        # Shown as soon as it is in front.
+        assert reader.recv(1) == b"x"
+        assert await until_it_ends(process, signal.SIGINT) == 128 + signal.SIGINT
+        assert called(control) == "Signal"
+        assert process.stderr is not None
+        assert b"does not answer; what runs there is left alone" in process.stderr.read()
+
+
+async def test_an_undoing_that_never_ends_can_be_left(tmp_path: Path) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        silent(tmp_path) as node,
+        verb(tmp_path, "run", "image", stdout=full.fileno()) as process,
+    ):
+        connection, control = node.accept(), node.accept()
+        called(connection, printing=b"x")
+        send(connection, STARTED)
+        assert called(control) == "Withdraw"
+        assert await until_it_ends(process, signal.SIGINT) == 128 + signal.SIGINT
+
+
+async def test_a_call_that_the_node_does_not_take_can_be_ended(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_bytes(b"#" * (1 << 20))
+    with silent(tmp_path) as node, verb(tmp_path, "kube play", str(manifest)) as process:
+        assert node.accept().recv(1) == b"{"
+        assert await until_it_ends(process, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+def test_of_many_sizes_the_last_one_is_told(tmp_path: Path) -> None:
+    with silent(tmp_path) as stopped, link.connected(str(tmp_path)) as node, link.connected(str(tmp_path)) as control:
+        stopped.accept()
+        told = stopped.accept()
+        with ends.Ends(stdin=False, stdout=False, stderr=False) as ours, session.Signals() as signals:
+            process = session.Session(node, control, ours)
+            send(stopped.connections[0], {**STARTED, "continues": False})
+            process.reply(signals)
+            send(stopped.connections[0], {"parameters": {"ended": {"exit_code": 7}}})
+            signals.pending += [signal.SIGWINCH] * 5000
+            os.kill(os.getpid(), signal.SIGWINCH)
+            assert process.front(signals, "s", tty=True) == 7
+        assert called(told) == "Resize"
