@@ -4,6 +4,8 @@ import os
 import pty
 import select
 import signal
+import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 
@@ -67,3 +69,26 @@ def test_two_keys_leave_it_alone(pieces: tuple[bytes, ...], typed: bytes, detach
     keys = session.Keys()
     assert b"".join(map(keys.typed, pieces)) == typed
     assert keys.detached == detached
+
+
+#: Ctrl-C at the moment in which a module is looked for.
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+module = sys.argv.pop()
+sys.meta_path.insert(0, Finder())
+from nixlet import __main__
+sys.argv += ["ps", "--state-dir", "/no/such"]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["nixlet.cli.streams", "nixlet.cli.containers", "nixlet.varlink.client"])
+def test_an_interrupted_import_is_no_fault(module: str) -> None:
+    argv = [sys.executable, "-P", "-c", INTERRUPTED, module]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
