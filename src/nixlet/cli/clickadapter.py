@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nixlet import errors
-from nixlet.cli import completion, grammar, streams, verbs
+from nixlet.cli import completion, grammar, parser, streams, verbs
 
 #: How much an option that is meant has in common with what was written.
 _ALIKE = 0.7
@@ -87,6 +87,16 @@ class _Verb(click.Command):
             raise errors.UsageError(f"{ctx.command_path} has no {error.option_name}", hint=hint) from error
 
 
+class _Number(click.ParamType[int]):
+    """The parser's numbers; click's own are all that int() takes."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401 (click's)
+        found = parser.number(str(value))
+        return self.fail(f"{str(value)[:80]!r} is no whole number", param, ctx) if found is None else found
+
+
 def _verb(name: str, verb: grammar.Verb) -> click.Command:
     def parsed(**values: object) -> grammar.Parsed:
         outermost = click.get_current_context().find_root()
@@ -119,7 +129,7 @@ def _option(option: grammar.Option) -> click.Option:
         more["default"] = option.default
     return click.Option(
         [*option.flags, option.name],
-        type=None if flag else click.INT if isinstance(option, grammar.Number) else _text(option.choices),
+        type=None if flag else _Number() if isinstance(option, grammar.Number) else _text(option.choices),
         metavar=option.metavar,
         multiple=isinstance(option, grammar.Values),
         envvar=option.variable or None,

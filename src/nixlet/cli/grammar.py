@@ -62,7 +62,7 @@ class Value(Option):
 
 
 class Number(Option):
-    """As ``Value``, a whole number."""
+    """As ``Value``, a whole number of at most 18 digits without a sign: seconds, for one."""
 
 
 class Values(Option):

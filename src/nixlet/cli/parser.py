@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+#: Of a number; with so many it has its place in 64 bits.
+_MOST_DIGITS = 18
+
+
 class _Declined(Exception):
     """This is not for us to tell."""
 
@@ -154,8 +158,13 @@ def _arguments(verb: grammar.Verb, words: list[str]) -> "dict[str, Any]":
 
 
 def _number(text: str) -> int:
-    digits = text.removeprefix("-")
-    # int() takes more than people mean, and click what int() takes.
-    if not (digits.isascii() and digits.isdigit()):
+    found = number(text)
+    if found is None:
         raise _Declined
-    return int(text)
+    return found
+
+
+def number(text: str) -> int | None:
+    """What a text says of a ``grammar.Number``; None: it is none."""
+    # int() takes more than people mean (1_0, other alphabets), and not all that has only digits.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None

@@ -129,11 +129,24 @@ def test_what_is_well_formed_needs_no_click(arguments: list[str]) -> None:
         ["stop"],
         ["stop", "a", "-t", "five"],
         ["stop", "a", "-t", "1_000"],
+        ["stop", "a", "-t", "-1"],
+        ["stop", "a", "-t", "9" * 19],
         ["image", "build", "archive"],
     ],
 )
 def test_what_click_has_to_tell_is_left_to_it(arguments: list[str]) -> None:
     assert parser.parse(arguments, {}) is None
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1_0", "\uff11\uff10", " 5 ", "1.5", "five", "9" * 19, "9" * 5000])
+def test_what_is_no_number_is_a_mistake_of_the_command_line(text: str) -> None:
+    with pytest.raises(errors.UsageError, match="is no whole number"):
+        app.parse(["stop", "--state-dir", "/x", "-t", text, "a"])
+
+
+@pytest.mark.parametrize("text", ["0", "007", "9" * 18])
+def test_a_number(text: str) -> None:
+    assert app.parse(["stop", "--state-dir", "/x", "-t", text, "a"]).values["grace"] == int(text)
 
 
 @pytest.mark.parametrize("name", ["NIXLET_DEBUG", "_NIXLET_COMPLETE"])
