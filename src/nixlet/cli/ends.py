@@ -42,18 +42,18 @@ class Output:
         self.pipe = pipe
         self._data = memoryview(b"")
         self._own = -1
+        self._socket: socket.socket | None = None
         self._name = "standard error" if ours == 2 else "standard output"
         self._terminal = os.isatty(ours)
         #: What is waited for until it can be written.
         self.writing = ours
         self._put: Callable[[memoryview], int] = lambda data: os.write(ours, data)
         if stat.S_ISSOCK(os.fstat(ours).st_mode):
-            own = socket.socket(fileno=os.dup(ours))
+            own = self._socket = socket.socket(fileno=os.dup(ours))
             self._put = lambda data: own.send(data, socket.MSG_DONTWAIT)
             return
         try:
-            # Anew, since what others have open too must not be made non-blocking.
-            self._own = os.open(f"/proc/self/fd/{ours}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            self._own = _opened_anew(ours, os.O_WRONLY)
         except OSError:
             # Somebody else's terminal, after su(1): we wait when it does.
             return
@@ -66,6 +66,8 @@ class Output:
             if fd >= 0:
                 os.close(fd)
         self.pipe = self._own = -1
+        if self._socket is not None:
+            self._socket.close()
 
     @property
     def waits(self) -> bool:
@@ -103,10 +105,25 @@ class Output:
 class Input:
     """Our standard input, for a pipe that the node reads."""
 
-    def __init__(self, pipe: int) -> None:
+    def __init__(self, pipe: int, ours: int = 0) -> None:
         self.pipe = pipe
         self._data = memoryview(b"")
         os.set_blocking(pipe, False)
+        #: What is waited for until something can be read.
+        self.reading = ours
+        self._own = -1
+        self._socket: socket.socket | None = None
+        self._get: Callable[[], bytes] = lambda: os.read(ours, _CHUNK)
+        # Others may read it too, and have been quicker: then there is nothing, and it must not be waited for.
+        mode = os.fstat(ours).st_mode
+        if stat.S_ISSOCK(mode):
+            own = self._socket = socket.socket(fileno=os.dup(ours))
+            self._get = lambda: own.recv(_CHUNK, socket.MSG_DONTWAIT)
+        elif stat.S_ISFIFO(mode) or os.isatty(ours):
+            # Not a file: opened anew, that would be read from its beginning. Somebody else's can't be: we wait when they do.
+            with contextlib.suppress(OSError):
+                self._own = _opened_anew(ours, os.O_RDONLY)
+                self._get = lambda: os.read(self._own, _CHUNK)
 
     @property
     def waits(self) -> bool:
@@ -115,18 +132,19 @@ class Input:
 
     def close(self) -> None:
         """Let the node see the end of it."""
-        if self.pipe >= 0:
-            os.close(self.pipe)
-            self.pipe = -1
+        for fd in (self.pipe, self._own):
+            if fd >= 0:
+                os.close(fd)
+        self.pipe = self._own = -1
+        if self._socket is not None:
+            self._socket.close()
 
-    def read(self) -> bytes:
-        """What our input gives next; empty at its end, and when the terminal is gone."""
+    def read(self) -> bytes | None:
+        """What our input gives now; empty at its end, and when the terminal is gone; None: somebody else has taken what was there."""
         try:
-            return os.read(0, _CHUNK)
+            return self._get()
         except BlockingIOError:
-            # Somebody else made it non-blocking, and took what was there.
-            os.set_blocking(0, True)
-            return os.read(0, _CHUNK)
+            return None
         except OSError:
             return b""
 
@@ -213,6 +231,11 @@ class Ends:
             output.close()
         if self.input is not None:
             self.input.close()
+
+
+def _opened_anew(fd: int, flags: int) -> int:
+    """A descriptor of our own for the same file: what others have open too must not be made non-blocking."""
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def _pipe() -> tuple[int, int]:

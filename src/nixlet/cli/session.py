@@ -33,7 +33,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 _ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 
 #: Seconds in which a signal has an effect where all is well: who sends another one later has waited for it.
-_MOMENT = 2.0
+_MOMENT = 1.0
 
 #: Calls without an answer that a connection always has room for.
 _MOST = 16
@@ -294,7 +294,7 @@ class Session:
             if ours.waits:
                 watch(ours.pipe, select.POLLOUT, self._give)
             elif self._reading:
-                watch(0, select.POLLIN, self._read)
+                watch(ours.reading, select.POLLIN, self._read)
         happened = poll.poll(None if timeout is None else timeout * 1000)
         for fd, _ in happened:
             watched[fd]()
@@ -318,6 +318,8 @@ class Session:
         ours = self._ours.input
         assert ours is not None
         data = ours.read()
+        if data is None:
+            return
         if not data:
             self._reading = False
         if self._tty and self._keys is not None:

@@ -120,6 +120,39 @@ def test_input_waits_for_room_and_loses_nothing() -> None:
         assert seen == data
 
 
+def test_input_that_somebody_else_has_taken_is_not_waited_for() -> None:
+    person, program = pty.openpty()
+    ours, theirs = socket.socketpair()
+    with pipes.pipe() as given, ours, theirs, pipes.pipe() as to_node:
+        for writer, source in ((given.writer, given.reader), (theirs.fileno(), ours.fileno()), (person, program)):
+            taken = ends.Input(os.dup(to_node.writer), source)
+            try:
+                assert taken.read() is None
+                os.write(writer, b"x\n")
+                assert taken.read() == b"x\n"
+                assert taken.read() is None
+                # It is theirs as well.
+                assert os.get_blocking(source)
+            finally:
+                taken.close()
+        given.write_end.close()
+        taken = ends.Input(os.dup(to_node.writer), given.reader)
+        assert taken.read() == b""
+        taken.close()
+    os.close(person)
+    os.close(program)
+
+
+def test_a_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(b"read, and not")
+    with (tmp_path / "input").open("rb", buffering=0) as file, pipes.pipe() as to_node:
+        file.read(6)
+        taken = ends.Input(os.dup(to_node.writer), file.fileno())
+        assert taken.read() == b"and not"
+        assert taken.read() == b""
+        taken.close()
+
+
 def test_input_that_nobody_reads_any_more_is_over() -> None:
     with pipes.pipe() as pipe:
         given = ends.Input(os.dup(pipe.writer))
