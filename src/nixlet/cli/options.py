@@ -2,8 +2,8 @@
 
 import os
 
-from nixlet import errors
 from nixlet.cli import grammar
+from nixlet.encoding import utf8
 from nixlet.node import names
 
 TYPE_CHECKING = False
@@ -77,18 +77,13 @@ STATE_DIR = _directory("state_dir", "Sockets and running state.")
 OUTPUT = grammar.Value("--output", "-o", choices=("table", "json"), default="table", text="The form of the answer.")
 
 
-def working_directory() -> str:
-    """Where relative paths begin that a person writes.
-
-    Raises:
-        FailedPreconditionError: It was removed.
-    """
+def working_directory() -> str | None:
+    """Where relative paths begin that a person writes; None: nowhere that could be said, since it was removed or is not UTF-8."""
     try:
-        return os.getcwd()
-    except FileNotFoundError as error:
-        raise errors.FailedPreconditionError(
-            "the working directory is gone, and paths begin there", hint="go to another one (cd)"
-        ) from error
+        found = os.getcwd()
+    except FileNotFoundError:
+        return None
+    return found if utf8.is_valid(found) else None
 
 
 def asynchronous(function: "Callable[..., Coroutine[Any, Any, int | None]]") -> "Callable[..., int | None]":

@@ -81,12 +81,14 @@ def ports(texts: Iterable[str]) -> tuple[model.Port, ...]:
     return tuple(found)
 
 
-def volumes(texts: Sequence[str], directory: str) -> tuple[tuple[model.Volume, ...], tuple[model.VolumeMount, ...]]:
+def volumes(
+    texts: Sequence[str], directory: str | None
+) -> tuple[tuple[model.Volume, ...], tuple[model.VolumeMount, ...]]:
     """Directories and files of the host, ``HOST:CONTAINER[:ro]``; a directory of the host that isn't there is made.
 
     Args:
         texts: What was written.
-        directory: Where relative paths of the host begin.
+        directory: Where relative paths of the host begin; None: that isn't known.
 
     Raises:
         UsageError: One is malformed, or two are at the same place.
@@ -112,7 +114,7 @@ def volumes(texts: Sequence[str], directory: str) -> tuple[tuple[model.Volume, .
             )
         if place in {mount.path for mount in mounts}:
             raise errors.UsageError(f"--volume {text[:80]!r}: something else is to be at {place} already")
-        path = os.path.normpath(os.path.join(directory, host))
+        path = os.path.normpath(_joined(directory, host))
         name = f"volume-{number}"
         made.append(model.Volume(name, path, "" if os.path.exists(path) else "DirectoryOrCreate"))
         mounts.append(model.VolumeMount(name, place, mode == "ro"))
@@ -171,7 +173,7 @@ def host_aliases(options: Iterable[str]) -> tuple[model.HostAlias, ...]:
 
 def security(
     options: Iterable[str],
-    directory: str,
+    directory: str | None,
     *,
     add: Iterable[str] = (),
     drop: Iterable[str] = (),
@@ -183,7 +185,7 @@ def security(
 
     Args:
         options: ``--security-opt``.
-        directory: Where a profile's relative path begins.
+        directory: Where a profile's relative path begins; None: that isn't known.
         add: ``--cap-add``.
         drop: ``--cap-drop``.
         privileged: It may do all that root may.
@@ -216,9 +218,18 @@ def security(
     )
 
 
-def _profile(path: str, directory: str) -> str:
+def _joined(directory: str | None, path: str) -> str:
+    if directory is None and not path.startswith("/"):
+        raise errors.UsageError(
+            f"where the path {path[:80]!r} begins is not known: the working directory is gone, or is not UTF-8",
+            hint="go to another one (cd), or write the path from / on",
+        )
+    return os.path.join(directory or "/", path)
+
+
+def _profile(path: str, directory: str | None) -> str:
     """A seccomp profile, as an absolute path: containerd reads it when it makes the container."""
-    place = os.path.normpath(os.path.join(directory, path))
+    place = os.path.normpath(_joined(directory, path))
     try:
         with open(place, "rb") as file:
             parsed = json.loads(file.read(_MAX_PROFILE))
@@ -262,13 +273,16 @@ def variables(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def image(text: str, directory: str) -> str:
+def image(text: str, directory: str | None) -> str:
     """An image's reference: a path stands for the archive there, also through links such as nix-build's ``result``.
 
     Args:
         text: What was written.
-        directory: Where the person is.
+        directory: Where the person is; None: that isn't known.
+
+    Raises:
+        UsageError: It is a path that begins there, and that isn't known.
     """
     if text.startswith(("/", "./", "../")) or text == "result":
-        return f"nix:0{os.path.realpath(os.path.join(directory, text))}"
+        return f"nix:0{os.path.realpath(_joined(directory, text))}"
     return text

@@ -17,7 +17,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What is asked for; texts are as people write them, unless it says something else.
 
     Attributes:
-        directory: Where relative paths begin: of the host's volumes, of profiles, of an archive.
+        directory: Where relative paths begin: of the host's volumes, of profiles, of an archive; None: there are none.
         image: The image's reference, or an archive's path.
         name: The container's name; None: a random one.
         command: Takes the place of the image's own arguments.
@@ -42,8 +42,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         remove: It goes when it has ended.
     """
 
-    directory: str
     image: str
+    directory: str | None = None
     name: str | None = None
     command: tuple[str, ...] = ()
     entrypoint: str | None = None
@@ -77,7 +77,7 @@ def pod(wanted: Wanted, *, attached: bool) -> model.Pod:
     Raises:
         UsageError: Something of it is malformed, or can't be had together.
     """
-    if not wanted.directory.startswith("/"):
+    if wanted.directory is not None and not wanted.directory.startswith("/"):
         raise errors.UsageError(f"the directory {wanted.directory[:80]!r} is no absolute path")
     if wanted.ports and wanted.network != "bridge":
         raise errors.UsageError(f"--publish needs the network of pods, not --network {wanted.network}")

@@ -59,6 +59,9 @@ def test_the_program(
         ({"name": "Web"}, "--name 'Web' must have lower-case letters"),
         ({"env": ("A",)}, "--env 'A' is not NAME=VALUE"),
         ({"directory": "home"}, "the directory 'home' is no absolute path"),
+        ({"directory": None, "volumes": ("./here:/there",)}, r"where the path './here' begins is not known"),
+        ({"directory": None, "security_opts": ("seccomp=own.json",)}, r"where the path 'own.json' begins is not known"),
+        ({"directory": None, "image": "result"}, r"where the path 'result' begins is not known"),
     ],
 )
 def test_what_cant_be_had(values: dict[str, object], problem: str) -> None:
