@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -19,8 +20,10 @@ from nixlet.host import procfs
 from nixlet.services import clientstreams
 from nixlet.varlink import server
 
-#: A container that goes on after it was asked so often to end is killed.
+#: A container that goes on after it was asked so often to end is killed: so often in this time (seconds), since to many programs that
+#: heed it SIGINT only says to leave what they are doing.
 _PATIENCE = 3
+_PATIENT_FOR = 10.0
 
 #: What ends no process by its default effect: that is nothing, or to stop (signal(7)).
 _HARMLESS = frozenset(
@@ -50,22 +53,27 @@ class Process(Protocol):
 class FirstProcess:
     """A container's first process, as a client has it in front of it: remembers what the client ended it by."""
 
-    def __init__(self, service: tasks.Tasks, container: str) -> None:
+    def __init__(self, service: tasks.Tasks, container: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._tasks = service
         self._container = container
-        self._asked = 0
+        self._clock = clock
+        #: When it was asked to end.
+        self._asked: list[float] = []
         self._ended_by = 0
 
     async def send_signal(self, number: int) -> None:
         """Send it a signal, with the effect that it would have outside of a container."""
         pid = await self._tasks.pid(self._container)
         asks = number in {signal.SIGINT, signal.SIGTERM}
+        now = self._clock()
+        self._asked = [each for each in self._asked if now - each < _PATIENT_FOR]
         # The first process of a namespace gets only signals that it asked for (pid_namespaces(7)): Ctrl-C would do nothing
         # to most programs. What it doesn't ask for has the effect here that it has elsewhere: it ends.
-        if number in _HARMLESS or (self._asked + asks < _PATIENCE and procfs.heeds_signal(pid, number)):
+        if number in _HARMLESS or (len(self._asked) + asks < _PATIENCE and procfs.heeds_signal(pid, number)):
             await self._tasks.kill(self._container, number)
             # Only now: what can't be handed on is tried again.
-            self._asked += asks
+            if asks:
+                self._asked.append(now)
             return
         before, self._ended_by = self._ended_by, self._ended_by or number
         try:

@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,10 +75,12 @@ class Tasks:
 
 
 @contextlib.asynccontextmanager
-async def first_process(directory: Path, service: Tasks) -> AsyncIterator[sessions.FirstProcess]:
+async def first_process(
+    directory: Path, service: Tasks, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[sessions.FirstProcess]:
     path = str(directory / "run" / "c.sock")
     async with grpc_server.serve(unixsocket.listen(path), [service]), channels.connect(path) as channel:
-        yield sessions.FirstProcess(tasks.Tasks(channel, path), "c")
+        yield sessions.FirstProcess(tasks.Tasks(channel, path), "c", clock)
 
 
 @pytest.fixture
@@ -113,6 +116,38 @@ async def test_a_signal_that_comes_too_late_is_not_what_ended_it(
         with pytest.raises(errors.NotFoundError):
             await process.send_signal(signal.SIGTERM)
         assert process.exit_code(5) == 5
+
+
+@pytest.fixture
+def heeding() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that heeds SIGINT, and goes on."""
+    argv = ["sh", "-c", "trap : INT; echo up; while :; do sleep 0.1; done"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("times", "sent"),
+    [
+        ((0, 1, 9), [signal.SIGINT, signal.SIGINT, signal.SIGKILL]),
+        ((0, 6, 12, 18), [signal.SIGINT] * 4),
+        ((0, 60, 3600, 3601), [signal.SIGINT] * 4),
+        ((0, 60, 3600, 3601, 3602), [*[signal.SIGINT] * 4, signal.SIGKILL]),
+    ],
+)
+async def test_who_asks_three_times_in_a_row_wants_an_end(
+    tmp_path: Path, heeding: "subprocess.Popen[bytes]", times: Sequence[int], sent: Sequence[int]
+) -> None:
+    service, clock = Tasks(heeding.pid), iter(times)
+    async with first_process(tmp_path, service, lambda: next(clock)) as process:
+        for _ in times:
+            await process.send_signal(signal.SIGINT)
+    assert service.killed == sent
 
 
 @contextlib.asynccontextmanager
