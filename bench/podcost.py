@@ -19,7 +19,7 @@ import alone
 import commands
 import measure
 from nixlet import errors
-from nixlet.containerd import client, cri
+from nixlet.containerd import client, cri, namespaces
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_containers_grpc, cri_pb2
 from nixlet.rpc.gen import containerd_containers_pb2 as pb
@@ -106,7 +106,7 @@ class Pods:
         request = pb.UpdateContainerRequest(
             container=pb.Container(id=container, spec=value), update_mask=field_mask_pb2.FieldMask(paths=["spec"])
         )
-        await self._containers.Update(request, metadata={"containerd-namespace": client.CRI_NAMESPACE})
+        await self._containers.Update(request, metadata={"containerd-namespace": namespaces.CRI})
 
 
 @contextlib.contextmanager

@@ -5,15 +5,13 @@ import sys
 
 from nixlet import errors
 from nixlet.cli import grammar, options
+from nixlet.containerd import namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _STANDARD_INPUT = "-"
-
-#: containerd's namespace for what kubelets see.
-_CRI_NAMESPACE = "k8s.io"
 
 
 @grammar.verb(
@@ -50,7 +48,7 @@ def build(archive: str, output: str, **inputs: str | None) -> None:
         "--address", variable="CONTAINERD_ADDRESS", default_text="the node's", text="Another containerd's socket."
     ),
     grammar.Value(
-        "--namespace", variable="CONTAINERD_NAMESPACE", default_text="k8s.io", text="containerd's namespace."
+        "--namespace", variable="CONTAINERD_NAMESPACE", default_text=namespaces.CRI, text="containerd's namespace."
     ),
     grammar.Value(
         "--snapshotter", variable="CONTAINERD_SNAPSHOTTER", default_text="the node's; nix for another containerd"
@@ -69,7 +67,7 @@ def load(
     names: list[str] = []
     try:
         # Another containerd is none of the node's business, and neither is another namespace.
-        if address is None and namespace in {None, _CRI_NAMESPACE}:
+        if address is None and namespace in {None, namespaces.CRI}:
             _let_load(fd, label, paths, state_dir, snapshotter, ref, names)
         else:
             from nixlet.cli import loading

@@ -78,14 +78,14 @@ def _notice(reply: "dict[str, Any]") -> None:
 
 
 def _run_to_their_end(call: "calls.Call", signals: "session.Signals") -> int:
-    from nixlet.cli import ends, session
+    from nixlet.cli import ends, streams
 
     status = 0
     try:
         for reply in call.replies(signals):
             _notice(reply)
             if reply.get("reader_gone"):
-                return session.READER_GONE
+                return streams.READER_GONE
             if (ended := reply.get("ended")) is not None:
                 status = ended["exit_code"] or status
                 if (summary := ended.get("summary")) is not None:
@@ -94,7 +94,7 @@ def _run_to_their_end(call: "calls.Call", signals: "session.Signals") -> int:
         call.show_output(signals, until_its_end=True)
     except ends.Gone as gone:
         call.end(signals)
-        return session.TERMINAL_GONE if gone.terminal else session.READER_GONE
+        return streams.TERMINAL_GONE if gone.terminal else streams.READER_GONE
     return status
 
 

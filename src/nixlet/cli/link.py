@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: Seconds that a reply may take before it is looked who is waited for, and seconds in which everybody answers who can.
-_PATIENCE = 3.0
+PATIENCE = 3.0
 _ANSWER = 5.0
 
 
@@ -44,7 +44,7 @@ class Node(client.Connection):
         """Wait for the next reply; as ``client.Connection.receive``."""
         if timeout is None and self._patient:
             try:
-                return super().receive(_PATIENCE)
+                return super().receive(PATIENCE)
             except TimeoutError:
                 self._patient = False
                 self.tell_who_is_silent()

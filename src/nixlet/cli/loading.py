@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from nixlet.cli import link, progress
-from nixlet.containerd import client, imagestore
+from nixlet.containerd import imagestore, namespaces
 from nixlet.images import archive as archives
 from nixlet.images import importing, loader
 from nixlet.node import config
@@ -41,7 +41,7 @@ def load(
     # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
     with archives.open_archive(fd, label=label, piped=True) as source:
         found = importing.Wanted(paths, ref, store.store_dir).read(source)
-        asyncio.run(_load(source, found, label, socket, namespace or client.CRI_NAMESPACE, snapshotter, bringer, names))
+        asyncio.run(_load(source, found, label, socket, namespace or namespaces.CRI, snapshotter, bringer, names))
 
 
 def _snapshotter_of(state_dir: str) -> str:

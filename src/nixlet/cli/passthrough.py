@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 )
 def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
     """Run the real ctr against the node's containerd, in Kubernetes' namespace unless another is asked for."""
-    from nixlet.containerd import client
+    from nixlet.containerd import namespaces
     from nixlet.node import config
 
     layout = config.Layout("", os.path.abspath(state_dir))
-    namespace = os.environ.get("CONTAINERD_NAMESPACE") or client.CRI_NAMESPACE
+    namespace = os.environ.get("CONTAINERD_NAMESPACE") or namespaces.CRI
     own = {"CONTAINERD_ADDRESS": layout.containerd_socket, "CONTAINERD_NAMESPACE": namespace}
     _become("ctr", arguments, own, _beside_containerd(layout.containerd_socket, "ctr"))
 

@@ -10,21 +10,15 @@ import time
 import tty
 
 from nixlet import errors
-from nixlet.cli import ends, streams
+from nixlet.cli import ends, link, streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self
 
-    from nixlet.cli import link
-
 #: Ctrl-P Ctrl-Q.
 _DETACH = b"\x10\x11"
-
-#: The exit statuses of programs that these signals end.
-READER_GONE = 128 + signal.SIGPIPE
-TERMINAL_GONE = 128 + signal.SIGHUP
 
 #: What ends, interrupts or concerns a program.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -37,9 +31,6 @@ _MOMENT = 1.0
 
 #: Calls without an answer that a connection always has room for.
 _MOST = 16
-
-#: Seconds without a sign of the node after which a person is told who is waited for.
-_PATIENCE = 3.0
 
 
 def check_terminal(*, stdin: bool) -> None:
@@ -220,7 +211,7 @@ class Session:
             NixletError: What the node says.
         """
         while not self._node.has_reply():
-            if not self._wait(signals, ended=False, timeout=_PATIENCE if self._patient else None):
+            if not self._wait(signals, ended=False, timeout=link.PATIENCE if self._patient else None):
                 self._patient = False
                 self._node.tell_who_is_silent()
         return self._node.receive()
@@ -245,7 +236,7 @@ class Session:
             with Raw() if self._tty and self._ours.input is not None else contextlib.nullcontext():
                 return self._serve(signals)
         except ends.Gone as gone:
-            return TERMINAL_GONE if gone.terminal else READER_GONE
+            return streams.TERMINAL_GONE if gone.terminal else streams.READER_GONE
 
     def _serve(self, signals: Signals) -> int:
         code: int | None = None
@@ -344,7 +335,7 @@ class Session:
                 raise streams.Exit(128 + number)
             elif number == signal.SIGHUP and self._hang_up_detaches:
                 if not self._name:
-                    raise streams.Exit(TERMINAL_GONE)
+                    raise streams.Exit(streams.TERMINAL_GONE)
                 self.detached = True
             elif number in _ENDING and self._hurry.asks():
                 print(f"{self._node.peer} does not answer; what runs there is left alone", file=sys.stderr)

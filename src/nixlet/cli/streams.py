@@ -8,8 +8,8 @@ import sys
 from nixlet import errors
 
 #: The exit statuses of a program that SIGPIPE ends, and SIGHUP (the module that has their names takes time to import).
-_READER_GONE = 128 + 13
-_TERMINAL_GONE = 128 + 1
+READER_GONE = 128 + 13
+TERMINAL_GONE = 128 + 1
 
 
 class Exit(Exception):
@@ -109,11 +109,11 @@ def write(stream: str, data: bytes) -> None:
             # Somebody else made the file non-blocking; it is shared with them.
             os.set_blocking(fd, True)
         except BrokenPipeError:
-            raise Exit(_READER_GONE) from None
+            raise Exit(READER_GONE) from None
         except OSError as error:
             if error.errno == errno.EIO and os.isatty(fd):
                 # The terminal is gone.
-                raise Exit(_TERMINAL_GONE) from None
+                raise Exit(TERMINAL_GONE) from None
             from nixlet.host import files
 
             raise files.refused(

@@ -11,6 +11,7 @@ from grpclib import client
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from nixlet import errors
+from nixlet.containerd import namespaces
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_containers_grpc,
@@ -26,14 +27,11 @@ from nixlet.rpc.gen import (
 
 _Envelopes = client.Stream[containerd_events_pb2.SubscribeRequest, containerd_events_pb2.Envelope]
 
-#: The namespace of everything that Kubernetes' runtime interface sees.
-CRI_NAMESPACE = "k8s.io"
-
 
 class Containerd:
     """A containerd, seen from one of its namespaces."""
 
-    def __init__(self, channel: channels.Channel, address: str, namespace: str = CRI_NAMESPACE) -> None:
+    def __init__(self, channel: channels.Channel, address: str, namespace: str = namespaces.CRI) -> None:
         self._peer = f"containerd at {address}"
         self.namespace = namespace
         self._metadata = {"containerd-namespace": namespace}

@@ -12,7 +12,7 @@ from grpclib import client as grpc_client
 from grpclib import exceptions
 
 from nixlet import errors
-from nixlet.containerd import client, leases
+from nixlet.containerd import client, leases, namespaces
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,
@@ -63,7 +63,7 @@ class Record:
 class ImageStore(client.Containerd):
     """A containerd's images, seen from one of its namespaces."""
 
-    def __init__(self, channel: channels.Channel, address: str, namespace: str = client.CRI_NAMESPACE) -> None:
+    def __init__(self, channel: channels.Channel, address: str, namespace: str = namespaces.CRI) -> None:
         super().__init__(channel, address, namespace)
         self._images = containerd_images_grpc.ImagesStub(channel)
         self._content = containerd_content_grpc.ContentStub(channel)

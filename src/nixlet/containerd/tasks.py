@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import any_pb2
 
 from nixlet import errors
-from nixlet.containerd import client
+from nixlet.containerd import namespaces
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import containerd_tasks_grpc
 from nixlet.rpc.gen import containerd_tasks_pb2 as pb
@@ -34,7 +34,7 @@ class Streams:
 class Tasks:
     """The processes of one containerd's containers, in one of its namespaces."""
 
-    def __init__(self, channel: channels.Channel, address: str, namespace: str = client.CRI_NAMESPACE) -> None:
+    def __init__(self, channel: channels.Channel, address: str, namespace: str = namespaces.CRI) -> None:
         self._peer = f"containerd at {address}"
         self._metadata = {"containerd-namespace": namespace}
         self._stub = containerd_tasks_grpc.TasksStub(channel)

@@ -43,7 +43,7 @@ def service() -> Service:
 
 @pytest.fixture
 async def state_dir(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    monkeypatch.setattr(link, "_PATIENCE", 0.05)
+    monkeypatch.setattr(link, "PATIENCE", 0.05)
     methods = {
         "Late": server.Method(server.Nothing, service.late),
         "GetSilent": server.Method(server.Nothing, service.get_silent),
