@@ -89,17 +89,15 @@ class Call(session.Session):
             return 128 + self._withdrawn_by
 
     def _forward(self, numbers: list[int]) -> None:
-        if self._name:
-            super()._forward(numbers)
-            return
         for number in numbers:
-            if number == signal.SIGWINCH:
-                continue
-            if self._withdrawn_by:
+            if self._name or number == signal.SIGWINCH:
+                super()._forward([number])
+            elif self._withdrawn_by:
                 # Somebody is in a hurry: the node goes on with the undoing.
                 raise streams.Exit(128 + number)
-            self._withdrawn_by = number
-            self.withdraw()
+            else:
+                self._withdrawn_by = number
+                self.withdraw()
 
     def _serve(self, signals: session.Signals) -> int:
         try:

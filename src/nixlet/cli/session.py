@@ -231,6 +231,8 @@ class Session:
         """
         self._name, self._tty, self._held = name, tty, False
         # What came before it had started.
+        if not tty:
+            self._due.pop(signal.SIGWINCH, None)
         self._hand_on()
         try:
             with Raw() if self._tty and self._ours.input is not None else contextlib.nullcontext():
@@ -328,7 +330,7 @@ class Session:
     def _forward(self, numbers: list[int]) -> None:
         for number in numbers:
             if number == signal.SIGWINCH:
-                if self._tty and not self._over:
+                if (self._tty or not self._name) and not self._over:
                     self._hand_on(number)
             elif self._over:
                 # There is nobody else for it: whoever reads the rest of the output takes too long.

@@ -228,6 +228,8 @@ def test_of_many_sizes_the_last_one_is_told(tmp_path: Path) -> None:
         told = stopped.accept()
         with ends.Ends(stdin=False, stdout=False, stderr=False) as ours, session.Signals() as signals:
             process = session.Session(node, control, ours)
+            # Also when they come before it has started.
+            os.kill(os.getpid(), signal.SIGWINCH)
             send(stopped.connections[0], {**STARTED, "continues": False})
             process.reply(signals)
             send(stopped.connections[0], {"parameters": {"ended": {"exit_code": 7}}})
