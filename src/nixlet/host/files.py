@@ -151,6 +151,27 @@ def new_directory(path: str, mode: int = 0o755) -> None:
     os.chmod(path, mode)
 
 
+def own_directory(path: str, mode: int = 0o755) -> bool:
+    """Have one directory of our own, with exactly this mode; whether it was not there yet.
+
+    Raises:
+        OSError: As ``os.mkdir``; also when something else has that name.
+    """
+    try:
+        new_directory(path, mode)
+    except FileExistsError:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # Whoever made it may have been killed before it had its mode.
+            status = os.fstat(fd)
+            if stat.S_IMODE(status.st_mode) != mode and status.st_uid == os.geteuid():
+                os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
+        return False
+    return True
+
+
 def new_directories(path: str, mode: int = 0o755) -> None:
     """Make a directory, and its parents with mode 0755; what is there stays as it is, since it may be somebody else's.
 

@@ -1,5 +1,6 @@
-"""Unix sockets: listening at ones that only their owner can open; whether anybody listens at others', and who."""
+"""Unix sockets: listening at ones that only their owner can open; connecting to others', whether anybody listens there, and who."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -10,6 +11,30 @@ from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.host import files
+
+#: Seconds between two tries at a socket whose queue is full.
+_RETRY_INTERVAL = 0.02
+
+
+async def connected(path: str) -> socket.socket:
+    """A connection to a unix socket; whoever listens there and is too busy to take it is waited for, without limit.
+
+    The kernel has those wait for room in the queue who may block. All others get EAGAIN (connect(2)), which asyncio takes for a
+    connection and uvloop for an error.
+
+    Raises:
+        OSError: As ``socket.connect``, of the kind that fits.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        while (number := sock.connect_ex(path)) == errno.EAGAIN:
+            await asyncio.sleep(_RETRY_INTERVAL)
+        if number:
+            raise OSError(number, os.strerror(number), path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def peer_of(path: str) -> int:

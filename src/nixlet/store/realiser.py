@@ -67,8 +67,17 @@ class _MissingFromDiskError(errors.FailedPreconditionError):
     """A path that Nix believes valid isn't there."""
 
 
+#: What is said against a wish by what Nix tells of paths.
+_REFUSALS = (
+    errors.NotFoundError,
+    errors.FailedPreconditionError,
+    errors.InvalidArgumentError,
+    errors.PermissionDeniedError,
+)
+
+
 class _OutdatedError(errors.FailedPreconditionError):
-    """The same, by what Nix may only remember: over one connection it doesn't look again at what it told before."""
+    """A refusal by what Nix may only remember: over one connection it doesn't look again at what it found, or told, before."""
 
 
 class _Wanted(NamedTuple):
@@ -226,7 +235,7 @@ class Realiser:
             session = await stack.enter_async_context(self._store.session(anew=anew))
             try:
                 done = await work(session, sink)
-            except _MissingFromDiskError as error:
+            except _REFUSALS as error:
                 if session.reused:
                     raise _OutdatedError(error.message, hint=error.hint) from error
                 raise

@@ -129,15 +129,16 @@ class Roots:
             # Another owner's last root may take the common directory away at any of these steps.
             with contextlib.suppress(FileNotFoundError):
                 files.new_directories(gcroots)
+                # All may read them: users ask Nix who holds a path.
                 for place in (common, self._directory):
-                    if _new_directory(place):
+                    if files.own_directory(place):
                         self._durable = False
                 if not self._durable:
                     # Also where they were there: whoever made them may have been killed before this.
                     files.sync_directory(gcroots)
                     files.sync_directory(common)
                     self._durable = True
-                _new_directory(target)
+                files.own_directory(target)
                 return
         raise FileNotFoundError(2, "the directory vanishes again and again", self._directory)
 
@@ -158,12 +159,3 @@ class Roots:
             f"can't change the GC roots in {self._directory}: {path} is none of them, and stays as it is",
             hint="move it to another place below Nix's gcroots",
         )
-
-
-def _new_directory(path: str) -> bool:
-    """Make a directory for all to read, since users ask Nix who holds a path; whether it wasn't there."""
-    try:
-        files.new_directory(path)
-    except FileExistsError:
-        return False
-    return True

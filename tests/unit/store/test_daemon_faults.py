@@ -1,13 +1,18 @@
 """What a Nix daemon won't do on command: break off, talk nonsense, fail in the middle. A fake one on a real socket."""
 
 import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.store import closures, paths, policy, realiser
-from nixlet.store.daemon import wire
+from nixlet.store.daemon import client, wire
 from nixlet.telemetry import progress
 from support.nixpeer import LAST, Peer, daemon, failure
 
@@ -186,6 +191,117 @@ async def test_a_handshake_that_fails_says_why(
         with pytest.raises(kind, match=message):
             async with store.session():
                 pass
+
+
+async def test_a_daemon_that_never_sets_the_options_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_OPEN_TIMEOUT", 0.2)
+
+    async def script(peer: Peer) -> None:
+        monkeypatch.setattr(peer, "asked_for_options", peer.ended)
+        await peer.greet()
+
+    async with daemon(tmp_path, script) as store, asyncio.timeout(10):
+        with pytest.raises(errors.UnavailableError, match=r"^the Nix daemon does not answer$"):
+            async with store.session():
+                pass
+
+
+@contextlib.contextmanager
+def busy(path: Path) -> Iterator[socket.socket]:
+    """A listening socket whose queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(path))
+        listening.listen(0)
+        while True:
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            if waiting.connect_ex(str(path)):
+                break
+        yield listening
+
+
+async def test_a_daemon_that_is_too_busy_to_take_a_connection_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = asyncio.Event()
+    waiting = unixsocket.asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        tried.set()
+        await waiting(seconds)
+
+    served: list[bool] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):  # those who only fill the queue
+            await peer.greet()
+            await peer.valid_paths(PRESENT)
+            served.append(await peer.ended())
+        writer.close()
+
+    path = tmp_path / "socket"
+    store = client.DaemonStore(client.DaemonSettings(socket=str(path), stdio=("no-nix-daemon",)))
+
+    async def ask() -> set[paths.StorePath]:
+        async with store.session() as session:
+            return await session.present([PRESENT])
+
+    with busy(path) as listening:
+        monkeypatch.setattr(client, "_OPEN_TIMEOUT", 0.1)
+        with pytest.raises(errors.UnavailableError, match=r"^the Nix daemon does not answer$"):
+            await ask()
+        monkeypatch.setattr(client, "_OPEN_TIMEOUT", 10)
+        monkeypatch.setattr(unixsocket.asyncio, "sleep", sleep)
+        async with asyncio.timeout(10):
+            asking = asyncio.create_task(ask())
+            await tried.wait()
+            async with await asyncio.start_unix_server(serve, sock=listening.dup()):
+                assert await asking == {PRESENT}
+                while not served:
+                    await waiting(0.01)
+    assert served == [True]
+
+
+async def test_a_socket_that_cannot_be_opened_is_not_blamed_on_rights(tmp_path: Path) -> None:
+    path = str(tmp_path / ("x" * 120))
+    store = client.DaemonStore(client.DaemonSettings(socket=path, stdio=("no-nix-daemon",)))
+    with pytest.raises(errors.UnavailableError, match="can't be opened: AF_UNIX path too long") as caught:
+        async with store.session():
+            pass
+    assert caught.value.hint == ""
+
+
+#: A daemon on standard streams, of protocol 1.27, that dies in its first request.
+DIES = f"""#!{sys.executable}
+import struct, sys
+def read(count):
+    sys.stdin.buffer.read(count)
+def say(*numbers):
+    sys.stdout.buffer.write(struct.pack(f"<{{len(numbers)}}Q", *numbers))
+    sys.stdout.flush()
+read(16)
+say({wire.SERVER_MAGIC}, {1 << 8 | 27})
+read(16)
+say({wire.STDERR_LAST})
+read(8 + 12 * 8 + 8)
+say({wire.STDERR_LAST})
+read(8)
+sys.exit("error: the database is damaged\n       and can't be read")
+"""
+
+
+async def test_what_a_child_says_when_it_dies_is_told(tmp_path: Path) -> None:
+    program = tmp_path / "nix-daemon"
+    program.write_text(DIES)
+    program.chmod(0o755)
+    store = client.DaemonStore(client.DaemonSettings(socket=str(tmp_path / "none"), stdio=(str(program),)))
+    why = r"^the Nix daemon closed the connection: the database is damaged and can't be read$"
+    async with store.session() as session:
+        with pytest.raises(errors.UnavailableError, match=why):
+            await session.present([PRESENT])
 
 
 async def test_who_wants_nothing_fetched_waits_for_nix_some_seconds_only(

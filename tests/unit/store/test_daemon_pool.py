@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nixlet import errors
 from nixlet.store import closures, paths, policy, realiser
 from nixlet.store.daemon import client, pool, wire
+from nixlet.store.daemon import session as session_module
 from support.nixpeer import LAST, Peer, Script, daemon, failure
 
 PRESENT = paths.from_name("0" * 32 + "-present")
@@ -186,6 +188,83 @@ async def test_one_whose_daemon_says_more_than_it_was_asked_is_not_kept(tmp_path
         assert [await used(store) for _ in range(2)] == [False, False]
 
 
+@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("rested", [False, True])
+async def test_what_came_late_is_not_the_next_users_answer(tmp_path: Path, turns: int, rested: bool) -> None:
+    """Wherever it is by then: with the kernel, with the event loop, or found by who watches a kept connection."""
+    unused, late = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        await peer.valid_paths(PRESENT)
+        await unused.wait()
+        os.write(peer.writer.get_extra_info("socket").fileno(), LAST)
+        late.set()
+        assert await peer.ended()
+
+    async def comes_late() -> None:
+        unused.set()
+        await late.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async with daemon(tmp_path, script, once) as store, store.keeping():
+        async with store.session() as session:
+            assert await session.present([PRESENT]) == {PRESENT}
+            if not rested:
+                await comes_late()
+        if rested:
+            await asyncio.sleep(0.01)
+            await comes_late()
+        assert not await used(store)
+
+
+async def test_who_leaves_one_waits_for_no_daemon_that_does_not_end(tmp_path: Path) -> None:
+    """But for where none is kept: then nobody else would."""
+    ended = asyncio.Event()
+    left: list[str] = []
+
+    async with daemon(tmp_path, once, once, once) as store:
+
+        async def opened(stack: contextlib.AsyncExitStack) -> session_module.DaemonSession:
+            stack.push_async_callback(ended.wait)
+            return await store._open(stack)
+
+        own = pool.Pool(opened)
+
+        async def fails() -> None:
+            with contextlib.suppress(errors.NotFoundError):
+                async with own.session(anew=True) as session:
+                    await session.present([PRESENT])
+                    raise errors.NotFoundError("it is not there")
+            left.append("failed")
+
+        async def takes_long(patch: pytest.MonkeyPatch) -> None:
+            patch.setattr(pool, "_AGE", 0.0)
+            async with own.session(anew=True) as session:
+                await session.present([PRESENT])
+            left.append("well")
+
+        async def keeps() -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                async with own.keeping():
+                    await fails()
+                    await takes_long(patch)
+                    left.append("kept no more")
+
+        async with asyncio.timeout(10):
+            keeping = asyncio.create_task(keeps())
+            while "kept no more" not in left:
+                await asyncio.sleep(0.01)
+            failing = asyncio.create_task(fails())
+            await asyncio.wait([keeping, failing], timeout=0.05)
+            assert not keeping.done()
+            assert not failing.done()
+            ended.set()
+            await asyncio.gather(keeping, failing)
+        assert left == ["failed", "well", "kept no more", "failed"]
+
+
 async def test_one_whose_user_gave_up_in_the_middle_is_used_by_nobody(tmp_path: Path) -> None:
     asked = asyncio.Event()
 
@@ -285,6 +364,64 @@ async def test_what_a_kept_one_says_against_the_disk_is_asked_again(
         async with bringer.realised(closures.ClosureReference(None, (PRESENT,))) as closure:
             assert closure.members == (PRESENT,)
             closure.check_held()
+
+
+async def cannot_be_fetched(peer: Peer) -> None:
+    assert (await peer.integer(), await peer.string()) == (11, PRESENT)
+    peer.send(LAST, wire.integer(1))
+    await peer.valid_paths()
+    assert (await peer.integer(), await peer.strings()) == (40, [PRESENT])
+    peer.send(failure("no plan"))
+    assert (await peer.integer(), await peer.strings(), await peer.integer()) == (46, [PRESENT], 0)
+    peer.send(failure("no substituter has it"))
+    await peer.valid_paths()
+
+
+async def is_not_there(peer: Peer) -> None:
+    assert (await peer.integer(), await peer.string()) == (11, PRESENT)
+    peer.send(LAST, wire.integer(1))
+    await peer.valid_paths()
+
+
+@pytest.mark.parametrize(("says", "fetch"), [(cannot_be_fetched, True), (is_not_there, False)])
+async def test_what_a_kept_one_did_not_find_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Script, fetch: bool
+) -> None:
+    """Once: a daemon remembers it for the connection, and for no other one."""
+    disk = tmp_path / "store"
+    disk.mkdir()
+    (disk / PRESENT.name).touch()
+
+    async def remembers(peer: Peer) -> None:
+        await peer.greet()
+        await peer.valid_paths(PRESENT)
+        await peer.asked_for_options()
+        peer.send(LAST)
+        await says(peer)
+        assert await peer.ended()
+
+    async def has_it(peer: Peer) -> None:
+        await peer.greet()
+        await held(peer, PRESENT)
+        await told(peer, PRESENT)
+        assert await peer.ended()
+
+    async def has_it_not(peer: Peer) -> None:
+        await peer.greet()
+        await says(peer)
+        assert await peer.ended()
+
+    monkeypatch.setattr(client.DaemonStore, "real_dir", str(disk))
+    reference = closures.ClosureReference(None, (PRESENT,))
+    async with daemon(tmp_path, remembers, has_it, has_it_not) as store:
+        bringer = realiser.Realiser(store, policy.Policy())
+        async with store.keeping():
+            await used(store)
+            async with bringer.realised(reference, fetch=fetch) as closure:
+                assert closure.members == (PRESENT,)
+        with pytest.raises((errors.NotFoundError, errors.FailedPreconditionError), match="not in the Nix store"):
+            async with bringer.realised(reference, fetch=fetch):
+                pass
 
 
 async def test_a_closure_whose_connection_broke_is_not_taken_for_held(

@@ -203,6 +203,33 @@ def test_an_interrupted_change_leaves_the_old_roots(
     shutil.rmtree(tmp_path / "nixlet")
 
 
+@pytest.mark.parametrize("killed_at", range(3))
+def test_whoever_makes_a_directory_and_is_killed_hides_it_from_nobody(
+    gc_roots: roots.Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """It has the mode that the umask leaves, until it is used again."""
+    chmod, left = os.chmod, [None] * killed_at
+
+    def killed(path: str, mode: int) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        chmod(path, mode)
+
+    umask = os.umask(0o077)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "chmod", killed)
+            gc_roots.set("layer", [made(1)])
+        made_so_far = [tmp_path / "nixlet", tmp_path / "nixlet/node", tmp_path / "nixlet/node/layer"][: killed_at + 1]
+        assert made_so_far[-1].stat().st_mode & 0o777 == 0o700
+        roots.Roots(str(tmp_path), "node").set("layer", [made(1)])
+    finally:
+        os.umask(umask)
+    for place in ("nixlet", "nixlet/node", "nixlet/node/layer"):
+        assert (tmp_path / place).stat().st_mode & 0o7777 == 0o755
+
+
 @pytest.mark.parametrize("place", ["nixlet", "nixlet/node", "nixlet/node/layer", "nixlet/node/layer/own"])
 def test_what_is_somebodys_own_is_neither_entered_nor_removed(
     gc_roots: roots.Roots, tmp_path: Path, place: str

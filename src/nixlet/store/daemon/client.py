@@ -3,24 +3,31 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import grp
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from nixlet import errors
-from nixlet.host import process, procfs
+from nixlet.host import process, procfs, unixsocket
 from nixlet.store import paths
 from nixlet.store.daemon import connection as connections
 from nixlet.store.daemon import pool
 from nixlet.store.daemon import session as sessions
 
+T = TypeVar("T")
+
 _DEFAULT_STATE_DIR = "/nix/var/nix"
 
-#: Seconds for a daemon to take part in the handshake.
+#: Seconds for a daemon to take the connection, to take part in the handshake and to set the options.
 _OPEN_TIMEOUT = 30.0
 
 #: How much is kept of what a ``--stdio`` child complains about (bytes).
 _KEPT_COMPLAINTS = 4096
+
+#: Seconds for a child that serves no more to end, and to say why.
+_ENDING = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class DaemonStore:
 
     def __init__(self, settings: DaemonSettings) -> None:
         self.settings = settings
-        self._pool = pool.Pool(self._open, settings.store_dir, settings.overrides)
+        self._pool = pool.Pool(self._open)
 
     @property
     def store_dir(self) -> str:
@@ -110,20 +117,28 @@ class DaemonStore:
         """
         return self._pool.session(anew=anew)
 
-    async def _open(self, stack: contextlib.AsyncExitStack) -> connections.Connection:
+    async def _open(self, stack: contextlib.AsyncExitStack) -> sessions.DaemonSession:
         try:
-            reader, writer = await asyncio.open_unix_connection(self.settings.socket)
+            return await self._in_time(self._open_socket(stack))
         except (FileNotFoundError, ConnectionRefusedError):
             return await self._open_stdio(stack)
         except OSError as error:
             raise errors.UnavailableError(
-                f"the Nix daemon's socket {self.settings.socket} can't be opened: {error.strerror}",
-                hint=_who_may(self.settings.socket),
+                f"the Nix daemon's socket {self.settings.socket} can't be opened: {error.strerror or error}",
+                hint=_who_may(self.settings.socket) if isinstance(error, PermissionError) else "",
             ) from error
-        stack.callback(writer.close)
-        return await self._handshake(connections.Connection(reader, writer))
 
-    async def _open_stdio(self, stack: contextlib.AsyncExitStack) -> connections.Connection:
+    async def _open_socket(self, stack: contextlib.AsyncExitStack) -> sessions.DaemonSession:
+        sock = await unixsocket.connected(self.settings.socket)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        stack.callback(writer.close)
+        return await self._agreed(connections.Connection(reader, writer))
+
+    async def _open_stdio(self, stack: contextlib.AsyncExitStack) -> sessions.DaemonSession:
         program = process.find_program(self.settings.stdio[0], self.settings.environment.get("PATH"))
         if program is None:
             raise errors.UnavailableError(
@@ -144,39 +159,46 @@ class DaemonStore:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stderr is not None
-        # What it complains about must not fill its pipe; some of it says why a handshake failed.
+        # What it complains about must not fill its pipe; some of it says why it doesn't serve, or ended.
         complaints = asyncio.create_task(_last_words(child.stderr), name="stderr of nix-daemon")
         stack.callback(complaints.cancel)
+        said = functools.partial(_said, complaints)
         try:
-            return await self._handshake(connections.Connection(child.stdout, child.stdin))
+            return await self._in_time(self._agreed(connections.Connection(child.stdout, child.stdin, said)))
         except errors.UnavailableError as error:
             child.stdin.close()
-            with contextlib.suppress(TimeoutError):
-                text = (await asyncio.wait_for(complaints, 2)).decode(errors="replace").strip()
-                raise errors.UnavailableError(f"{program} --stdio does not serve: {text or error}") from error
-            raise
+            raise errors.UnavailableError(f"{program} --stdio does not serve: {await said() or error}") from error
 
-    async def _handshake(self, connection: connections.Connection) -> connections.Connection:
+    async def _in_time(self, opening: Coroutine[Any, Any, T]) -> T:
+        """Wait for a daemon that answers; one that waits for a lock answers when it has it: that isn't broken.
+
+        Raises:
+            UnavailableError: It is silent, and waits for nobody.
+        """
+        task = asyncio.create_task(opening, name="opening a connection to the Nix daemon")
         try:
-            # A daemon that waits for a lock answers when it has it: that isn't broken.
-            agreeing = asyncio.create_task(connection.handshake(), name="handshake with the Nix daemon")
-            try:
-                awaited = ""
-                while not agreeing.done():
-                    await asyncio.wait([agreeing], timeout=_OPEN_TIMEOUT)
-                    # Who had the lock a while ago may have given it back just now.
-                    awaited, before = await asyncio.to_thread(self.awaited), awaited
-                    if not (agreeing.done() or awaited or before):
-                        raise errors.UnavailableError("the Nix daemon does not answer")
-                await agreeing
-            finally:
-                agreeing.cancel()
-                await asyncio.wait([agreeing])
+            awaited = ""
+            while not task.done():
+                await asyncio.wait([task], timeout=_OPEN_TIMEOUT)
+                # Who had the lock a while ago may have given it back just now.
+                awaited, before = await asyncio.to_thread(self.awaited), awaited
+                if not (task.done() or awaited or before):
+                    raise errors.UnavailableError("the Nix daemon does not answer")
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _agreed(self, connection: connections.Connection) -> sessions.DaemonSession:
+        try:
+            await connection.handshake()
         except connections.DaemonError as error:
             raise errors.PermissionDeniedError(
                 f"the Nix daemon refuses the connection: {error}", hint="look at allowed-users in nix.conf"
             ) from error
-        return connection
+        session = sessions.DaemonSession(connection, self.settings.store_dir, self.settings.overrides)
+        await session.set_options()
+        return session
 
 
 def _who_may(socket: str) -> str:
@@ -196,6 +218,12 @@ def _who_may(socket: str) -> str:
         group = str(status.st_gid)
     what = "the socket" if step == socket else f"the directory {step}"
     return f"{what} is for group {group} (mode {status.st_mode & 0o7777:04o}): join it, or run nixlet as root"
+
+
+async def _said(complaints: asyncio.Task[bytes]) -> str:
+    """What a child that ends has complained about, on one line; empty where its end takes too long."""
+    await asyncio.wait([complaints], timeout=_ENDING)
+    return connections.plain(complaints.result().decode(errors="replace")) if complaints.done() else ""
 
 
 async def _last_words(stream: asyncio.StreamReader) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from nixlet import errors
@@ -38,7 +38,14 @@ class DaemonError(errors.NixletError):
 class Connection:
     """A connection, good for one request after the other. What cuts a request short closes it."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        last_words: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """Speak over a pair of streams; ``last_words`` tells what a daemon that ended has said of it elsewhere."""
+        self._last_words = last_words
         self._stream = reader
         self._writer = writer
         self._reader = wire.Reader()
@@ -122,14 +129,14 @@ class Connection:
                 raise errors.UnavailableError("the connection to the Nix daemon broke in an earlier request")
             if self._writer.is_closing():
                 # uvloop takes what is written then for a mistake of ours.
-                raise errors.UnavailableError("the Nix daemon closed the connection")
+                raise await self._broken()
             try:
                 yield
             except DaemonError:
                 raise
             except OSError as error:
                 self.close()
-                raise errors.UnavailableError("the Nix daemon closed the connection") from error
+                raise await self._broken() from error
             except BaseException:
                 self.close()
                 raise
@@ -144,6 +151,20 @@ class Connection:
         """Whether it is good for another request, and nothing is under way."""
         return self.alive and not self._lock.locked() and not self._reader.pending
 
+    async def is_undisturbed(self) -> bool:
+        """Whether it is at rest, and nothing has come until now that nobody asked for; who waits in ``disturbed`` has stopped."""
+        # What waits in the kernel is taken in during the first turn, and seen in the second at the latest.
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(0):
+                    await self.disturbed()
+            except TimeoutError:
+                continue
+            except OSError:
+                pass
+            return False
+        return self.at_rest
+
     async def disturbed(self) -> None:
         """Wait until the daemon ends, or says something, while nobody asks it."""
         await self._stream.read(1)
@@ -152,6 +173,10 @@ class Connection:
         """Close it; the daemon gives up what it does for us."""
         self._closed = True
         self._writer.close()
+
+    async def _broken(self) -> errors.UnavailableError:
+        why = await self._last_words() if self._last_words is not None else ""
+        return errors.UnavailableError(f"the Nix daemon closed the connection{f': {why}' if why else ''}")
 
     async def _reply(self, parser: Callable[[wire.Reader], T], sink: LogSink | None) -> T:
         await self._read_log(sink)
@@ -167,7 +192,7 @@ class Connection:
     async def _receive(self) -> bytes:
         data = await self._stream.read(_CHUNK)
         if not data:
-            raise errors.UnavailableError("the Nix daemon closed the connection")
+            raise ConnectionResetError
         return data
 
     async def _read_log(self, sink: LogSink | None) -> None:

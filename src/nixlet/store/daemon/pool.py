@@ -6,10 +6,9 @@ by the time that it is kept.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nixlet import errors
-from nixlet.store.daemon import connection as connections
 from nixlet.store.daemon import session as sessions
 
 #: Seconds that a connection is kept without a user: from a pull to its layers' Prepares it is used again within moments.
@@ -25,17 +24,14 @@ _MOST = 4
 #: Seconds for a kept connection to answer: who doesn't isn't waited for, since a new one may do better.
 _ANSWER = 1.0
 
-#: Opens a connection, of which the stack then owns all that there is.
-Opener = Callable[[contextlib.AsyncExitStack], Awaitable[connections.Connection]]
+#: Opens a connection and sets its options; the stack then owns all that there is of it.
+Opener = Callable[[contextlib.AsyncExitStack], Awaitable[sessions.DaemonSession]]
 
 
 class _Kept:
     """A connection, and all that it stands on."""
 
-    def __init__(
-        self, connection: connections.Connection, session: sessions.DaemonSession, stack: contextlib.AsyncExitStack
-    ) -> None:
-        self.connection = connection
+    def __init__(self, session: sessions.DaemonSession, stack: contextlib.AsyncExitStack) -> None:
         self.session = session
         self._stack = stack
         self.kept_until = asyncio.get_running_loop().time() + _AGE
@@ -43,25 +39,17 @@ class _Kept:
 
     @property
     def may_stay(self) -> bool:
-        return self.connection.at_rest and asyncio.get_running_loop().time() < self.kept_until
+        return self.session.connection.at_rest and asyncio.get_running_loop().time() < self.kept_until
 
     async def close(self) -> None:
         await self._stack.aclose()
 
 
 class Pool:
-    """The connections of one store.
+    """The connections of one store, each of which ``opener`` opens."""
 
-    Args:
-        opener: Opens one.
-        store_dir: The directory that its paths begin with.
-        overrides: Settings of Nix for the connections.
-    """
-
-    def __init__(self, opener: Opener, store_dir: str, overrides: Mapping[str, str]) -> None:
+    def __init__(self, opener: Opener) -> None:
         self._open = opener
-        self._store_dir = store_dir
-        self._overrides = overrides
         self._keeps = 0
         self._idle: list[_Kept] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -98,20 +86,18 @@ class Pool:
         try:
             yield kept.session
         except BaseException:
-            await kept.close()
+            await self._give_up(kept)
             raise
         if not (self._keeps and kept.may_stay and len(self._idle) < _MOST):
-            await kept.close()
+            await self._give_up(kept)
             return
         kept.resting = asyncio.create_task(self._rest(kept), name="a kept connection to the Nix daemon")
         self._idle.append(kept)
 
     async def _made(self) -> _Kept:
         async with contextlib.AsyncExitStack() as stack:
-            connection = await self._open(stack)
-            session = sessions.DaemonSession(connection, self._store_dir)
-            await session.set_options(self._overrides)
-            return _Kept(connection, session, stack.pop_all())
+            session = await self._open(stack)
+            return _Kept(session, stack.pop_all())
 
     async def _take(self) -> _Kept | None:
         """The kept connection that was used last, if it still answers."""
@@ -121,9 +107,9 @@ class Pool:
             try:
                 await asyncio.wait([kept.resting])
                 # What it says without being asked would be taken for an answer.
-                if kept.resting.cancelled() and kept.may_stay:
+                if kept.resting.cancelled() and kept.may_stay and await kept.session.connection.is_undisturbed():
                     async with asyncio.timeout(_ANSWER):
-                        await kept.session.set_options(self._overrides)
+                        await kept.session.set_options()
                     kept.session.reused = True
                     return kept
             except (errors.NixletError, TimeoutError):
@@ -138,11 +124,18 @@ class Pool:
         """Give up a connection that nobody takes for some seconds, or whose daemon ends or says something unasked."""
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(_IDLE):
-                await kept.connection.disturbed()
+                await kept.session.connection.disturbed()
         # Who has taken it in this very moment sees that it is disturbed.
         if kept in self._idle:
             self._idle.remove(kept)
             self._dismiss(kept)
+
+    async def _give_up(self, kept: _Kept) -> None:
+        """Close a connection whose user leaves it: who keeps connections waits for a daemon that doesn't end, or else its user."""
+        if self._keeps:
+            self._dismiss(kept)
+        else:
+            await kept.close()
 
     def _dismiss(self, kept: _Kept) -> None:
         """Close a connection that nobody uses; a daemon that doesn't end keeps nobody waiting."""

@@ -25,25 +25,32 @@ _NAMED = 3
 
 
 class DaemonSession:
-    """A connection to a Nix daemon; implements ``interface.StoreSession``."""
+    """A connection to a Nix daemon; implements ``interface.StoreSession``.
 
-    def __init__(self, conn: connection.Connection, store_dir: str) -> None:
-        self._connection = conn
+    Args:
+        conn: The connection, whose handshake is done.
+        store_dir: The directory that the store's paths begin with.
+        overrides: Settings of Nix for the connection.
+    """
+
+    def __init__(self, conn: connection.Connection, store_dir: str, overrides: Mapping[str, str]) -> None:
+        self.connection = conn
         self._store_dir = store_dir
+        self._overrides = overrides
         #: Whether somebody else used the connection before.
         self.reused = False
 
     @property
     def alive(self) -> bool:
         """Whether what it holds was held all the time."""
-        return self._connection.alive
+        return self.connection.alive
 
     @property
     def requests(self) -> int:
         """How many requests went over the wire."""
-        return self._connection.requests
+        return self.connection.requests
 
-    async def set_options(self, overrides: Mapping[str, str]) -> None:
+    async def set_options(self) -> None:
         """Set the connection's options: go on after a failure, fetch in parallel, and settings by name."""
         numbers = (
             0,  # keep failed builds
@@ -59,20 +66,20 @@ class DaemonSession:
             0,  # all cores
             1,  # fetch
         )
-        body = b"".join(map(wire.integer, numbers)) + wire.integer(len(overrides))
-        for name, value in overrides.items():
+        body = b"".join(map(wire.integer, numbers)) + wire.integer(len(self._overrides))
+        for name, value in self._overrides.items():
             body += wire.string(name) + wire.string(value)
-        await self._connection.request(_SET_OPTIONS, body, lambda _: None)
+        await self.connection.request(_SET_OPTIONS, body, lambda _: None)
 
     async def present(self, wanted: Collection[paths.StorePath]) -> set[paths.StorePath]:
         """Those that are valid, in one request."""
         body = wire.strings(wanted) + wire.integer(0)
-        return self._paths(await self._connection.request(_QUERY_VALID_PATHS, body, wire.Reader.strings))
+        return self._paths(await self.connection.request(_QUERY_VALID_PATHS, body, wire.Reader.strings))
 
     async def hold(self, wanted: Collection[paths.StorePath]) -> None:
         """Register temporary roots, which last as long as the connection."""
         bodies = [wire.string(path) for path in wanted]
-        for reply in await self._connection.requests_in_a_row(_ADD_TEMP_ROOT, bodies, wire.Reader.integer):
+        for reply in await self.connection.requests_in_a_row(_ADD_TEMP_ROOT, bodies, wire.Reader.integer):
             if isinstance(reply, connection.DaemonError):
                 raise reply
 
@@ -83,7 +90,7 @@ class DaemonSession:
             sets = [frozenset(self._paths(reader.strings())) for _ in range(3)]
             return interface.Plan(sets[0], sets[1], sets[2], reader.integer(), reader.integer())
 
-        return await self._connection.request(_QUERY_MISSING, wire.strings(wanted), parse, sink)
+        return await self.connection.request(_QUERY_MISSING, wire.strings(wanted), parse, sink)
 
     async def realise(
         self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink = progress.ignore
@@ -119,10 +126,10 @@ class DaemonSession:
         """Have the daemon realise paths; its reasons for those where it failed."""
         body = wire.strings(sorted(missing)) + wire.integer(0)
         try:
-            if self._connection.minor < 34:
-                await self._connection.request(_BUILD_PATHS, body, wire.Reader.integer, log)
+            if self.connection.minor < 34:
+                await self.connection.request(_BUILD_PATHS, body, wire.Reader.integer, log)
                 return {}
-            results = await self._connection.request(_BUILD_PATHS_WITH_RESULTS, body, wire.Reader.build_results, log)
+            results = await self.connection.request(_BUILD_PATHS_WITH_RESULTS, body, wire.Reader.build_results, log)
         except connection.DaemonError as error:
             return dict.fromkeys(missing, error.message)
         return {result.path: connection.plain(result.error) for result in results if result.error}
@@ -131,7 +138,7 @@ class DaemonSession:
         """What is known of valid paths; all requests are under way at once."""
         asked = list(wanted)
         bodies = [wire.string(path) for path in asked]
-        replies = await self._connection.requests_in_a_row(_QUERY_PATH_INFO, bodies, self._parse_known_info)
+        replies = await self.connection.requests_in_a_row(_QUERY_PATH_INFO, bodies, self._parse_known_info)
         infos = {}
         for path, reply in zip(asked, replies, strict=True):
             if isinstance(reply, connection.DaemonError):
