@@ -208,7 +208,7 @@ async def test_what_came_late_is_not_the_next_users_answer(tmp_path: Path, turns
         for _ in range(turns):
             await asyncio.sleep(0)
 
-    async with daemon(tmp_path, script, once) as store, store.keeping():
+    async with daemon(tmp_path, script, once) as store, store.keeping(), asyncio.timeout(10):
         async with store.session() as session:
             assert await session.present([PRESENT]) == {PRESENT}
             if not rested:
@@ -324,12 +324,12 @@ async def held(peer: Peer, path: str) -> None:
     assert await peer.valid_paths(path) == [path]
 
 
-async def told(peer: Peer, path: str) -> None:
+async def told(peer: Peer, path: str, *signatures: str) -> None:
     """What is known of a path without references."""
     assert (await peer.integer(), await peer.string()) == (26, path)
     texts = wire.string("") + wire.string("0" * 64) + wire.strings([])
-    peer.send(LAST, wire.integer(1), texts, wire.integer(0), wire.integer(0), wire.integer(0), wire.strings([]))
-    peer.send(wire.string(""))
+    peer.send(LAST, wire.integer(1), texts, wire.integer(0), wire.integer(0), wire.integer(0))
+    peer.send(wire.strings(signatures), wire.string(""))
 
 
 async def test_what_a_kept_one_says_against_the_disk_is_asked_again(
@@ -422,6 +422,36 @@ async def test_what_a_kept_one_did_not_find_is_asked_again(
         with pytest.raises((errors.NotFoundError, errors.FailedPreconditionError), match="not in the Nix store"):
             async with bringer.realised(reference, fetch=fetch):
                 pass
+
+
+async def test_what_a_policy_refuses_by_what_a_kept_one_remembers_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a path that has been signed since then."""
+    disk = tmp_path / "store"
+    disk.mkdir()
+    (disk / PRESENT.name).touch()
+
+    async def remembers(peer: Peer) -> None:
+        await peer.greet()
+        await peer.valid_paths(PRESENT)
+        await peer.asked_for_options()
+        peer.send(LAST)
+        await held(peer, PRESENT)
+        await told(peer, PRESENT)
+        assert await peer.ended()
+
+    async def knows(peer: Peer) -> None:
+        await peer.greet()
+        await held(peer, PRESENT)
+        await told(peer, PRESENT, "key:signature")
+        assert await peer.ended()
+
+    monkeypatch.setattr(client.DaemonStore, "real_dir", str(disk))
+    async with daemon(tmp_path, remembers, knows) as store, store.keeping():
+        await used(store)
+        async with realiser.Realiser(store, policy.Policy("deny")).holding([PRESENT]) as found:
+            assert found.infos[PRESENT].signatures == {"key:signature"}
 
 
 async def test_a_closure_whose_connection_broke_is_not_taken_for_held(

@@ -218,16 +218,16 @@ def test_whoever_makes_a_directory_and_is_killed_hides_it_from_nobody(
 
     umask = os.umask(0o077)
     try:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "chmod", killed)
-            gc_roots.set("layer", [made(1)])
-        made_so_far = [tmp_path / "nixlet", tmp_path / "nixlet/node", tmp_path / "nixlet/node/layer"][: killed_at + 1]
-        assert made_so_far[-1].stat().st_mode & 0o777 == 0o700
+            with pytest.raises(KeyboardInterrupt):
+                gc_roots.set("layer", [made(1)])
+        places = [tmp_path / "nixlet", tmp_path / "nixlet/node", tmp_path / "nixlet/node/layer"]
+        assert places[killed_at].stat().st_mode & 0o7777 == 0o700
         roots.Roots(str(tmp_path), "node").set("layer", [made(1)])
     finally:
         os.umask(umask)
-    for place in ("nixlet", "nixlet/node", "nixlet/node/layer"):
-        assert (tmp_path / place).stat().st_mode & 0o7777 == 0o755
+    assert [place.stat().st_mode & 0o7777 for place in places] == [0o755] * 3
 
 
 @pytest.mark.parametrize("place", ["nixlet", "nixlet/node", "nixlet/node/layer", "nixlet/node/layer/own"])
