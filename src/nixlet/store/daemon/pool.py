@@ -33,16 +33,13 @@ class _Kept:
 
     def __init__(self, session: sessions.DaemonSession, stack: contextlib.AsyncExitStack) -> None:
         self.session = session
-        self._stack = stack
+        self.stack = stack
         self.kept_until = asyncio.get_running_loop().time() + _AGE
         self.resting: asyncio.Task[None]
 
     @property
     def may_stay(self) -> bool:
         return self.session.connection.at_rest and asyncio.get_running_loop().time() < self.kept_until
-
-    async def close(self) -> None:
-        await self._stack.aclose()
 
 
 class Pool:
@@ -66,7 +63,7 @@ class Pool:
                 while self._idle:
                     kept = self._idle.pop()
                     kept.resting.cancel()
-                    self._dismiss(kept)
+                    self._dismiss(kept.stack)
                 while self._closing:
                     await asyncio.wait(self._closing)
 
@@ -86,18 +83,21 @@ class Pool:
         try:
             yield kept.session
         except BaseException:
-            await self._give_up(kept)
+            await self._give_up(kept.stack)
             raise
         if not (self._keeps and kept.may_stay and len(self._idle) < _MOST):
-            await self._give_up(kept)
+            await self._give_up(kept.stack)
             return
         kept.resting = asyncio.create_task(self._rest(kept), name="a kept connection to the Nix daemon")
         self._idle.append(kept)
 
     async def _made(self) -> _Kept:
-        async with contextlib.AsyncExitStack() as stack:
-            session = await self._open(stack)
-            return _Kept(session, stack.pop_all())
+        stack = contextlib.AsyncExitStack()
+        try:
+            return _Kept(await self._open(stack), stack)
+        except BaseException:
+            await self._give_up(stack)
+            raise
 
     async def _take(self) -> _Kept | None:
         """The kept connection that was used last, if it still answers."""
@@ -115,9 +115,9 @@ class Pool:
             except (errors.NixletError, TimeoutError):
                 pass
             except BaseException:
-                self._dismiss(kept)
+                self._dismiss(kept.stack)
                 raise
-            self._dismiss(kept)
+            self._dismiss(kept.stack)
         return None
 
     async def _rest(self, kept: _Kept) -> None:
@@ -128,17 +128,17 @@ class Pool:
         # Who has taken it in this very moment sees that it is disturbed.
         if kept in self._idle:
             self._idle.remove(kept)
-            self._dismiss(kept)
+            self._dismiss(kept.stack)
 
-    async def _give_up(self, kept: _Kept) -> None:
+    async def _give_up(self, stack: contextlib.AsyncExitStack) -> None:
         """Close a connection whose user leaves it: who keeps connections waits for a daemon that doesn't end, or else its user."""
         if self._keeps:
-            self._dismiss(kept)
+            self._dismiss(stack)
         else:
-            await kept.close()
+            await stack.aclose()
 
-    def _dismiss(self, kept: _Kept) -> None:
+    def _dismiss(self, stack: contextlib.AsyncExitStack) -> None:
         """Close a connection that nobody uses; a daemon that doesn't end keeps nobody waiting."""
-        closing = asyncio.create_task(kept.close(), name="closing a connection to the Nix daemon")
+        closing = asyncio.create_task(stack.aclose(), name="closing a connection to the Nix daemon")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
