@@ -162,6 +162,23 @@ async def test_what_somebody_deleted_behind_nixs_back_is_fetched_again(
     assert 1 <= len(started.pids) <= 2
 
 
+async def test_what_somebody_signed_meanwhile_is_taken_for_signed(
+    store: PrivateStore, started: nixdaemons.Started, daemon: client.DaemonStore
+) -> None:
+    """Whatever Nix remembers of it over the connection."""
+    [imported] = store.texts({"imported": "imported"})
+    key = store.directory / "key"
+    async with daemon.keeping():
+        async with realiser.Realiser(daemon, policy.Policy()).holding([imported]) as held:
+            assert not held.infos[imported].signatures
+        store.nix("nix-store", "--generate-binary-cache-key", "test-1", str(key), f"{key}.pub")
+        store.nix("nix", "store", "sign", "--key-file", str(key), imported)
+        async with realiser.Realiser(daemon, policy.Policy("deny")).holding([imported]) as held:
+            assert len(held.infos[imported].signatures) == 1
+    # Some versions of Nix remember, and are asked anew over another connection.
+    assert 1 <= len(started.pids) <= 2
+
+
 async def test_many_at_once_of_whom_some_give_up(
     store: PrivateStore, started: nixdaemons.Started, daemon: client.DaemonStore
 ) -> None:

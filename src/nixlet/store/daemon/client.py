@@ -187,7 +187,7 @@ class DaemonStore:
             return await task
         finally:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _agreed(self, connection: connections.Connection) -> sessions.DaemonSession:
         try:
