@@ -97,7 +97,7 @@ class Call(session.Session):
                 raise streams.Exit(128 + number)
             else:
                 self._withdrawn_by = number
-                self.withdraw()
+                self.withdraw(number)
 
     def _serve(self, signals: session.Signals) -> int:
         try:
@@ -125,11 +125,15 @@ class Call(session.Session):
             while goes_on:
                 _, goes_on = self.reply(signals)
 
-    def withdraw(self) -> None:
-        """Have what was asked for undone, or ended; the answer tells when that is done."""
+    def withdraw(self, number: int | None = None) -> None:
+        """Have what was asked for undone, or ended; the answer tells when that is done.
+
+        Args:
+            number: The signal that it is withdrawn by. A process that has started gets that, and goes on with it.
+        """
         if not self._withdrawn:
-            self._withdrawn = True
-            self._ask("Withdraw", {"ticket": self.ticket})
+            self._withdrawn = number is None
+            self._ask("Withdraw", {"ticket": self.ticket, "signal": number})
 
     def _tell(self, step: "dict[str, Any]") -> None:
         from nixlet.cli import progress

@@ -131,6 +131,10 @@ class _Play:
                 return image
 
             played = await asyncio.shield(self._pods.play(self._pod, obtain, self._withdrawn, listeners=listeners))
+        if self._withdrawn.is_set() and not self._call.gone.is_set():
+            # Too late for the player, and before anybody knew of it.
+            await self._remove(played.running.sandbox)
+            raise self._not_wanted()
         await self._call.reply({"started": _described(played)})
         return played
 
@@ -163,7 +167,7 @@ class _Play:
                     if client.reader_gone:
                         return False
                     if self._withdrawn.is_set():
-                        raise errors.CallCancelledError(f"pod {self._pod.name} is not wanted any more")
+                        raise self._not_wanted()
                     summary = await self._summary(containerd, played, start)
         finally:
             client.leave()
@@ -171,6 +175,9 @@ class _Play:
         code = next((code for code in codes if code), 0)
         await self._call.reply({"ended": {"name": self._pod.name, "exit_code": code, "summary": summary}})
         return True
+
+    def _not_wanted(self) -> errors.CallCancelledError:
+        return errors.CallCancelledError(f"pod {self._pod.name} is not wanted any more")
 
     async def _remove(self, sandbox: str) -> None:
         with contextlib.suppress(errors.NotFoundError):

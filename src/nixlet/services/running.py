@@ -68,7 +68,9 @@ class RunService:
         pod = single.pod(wanted, attached=wanted.streams is not None)
         with self._withdrawals.possible(call, wanted.ticket) as withdrawn:
             if wanted.streams is None:
-                return {"started": _described(await self._play(call, pod, withdrawn, None))}
+                played = await self._play(call, pod, withdrawn, None)
+                await self._check_wanted(call, played, withdrawn)
+                return {"started": _described(played)}
             streams = wanted.streams if wanted.interactive else msgspec.structs.replace(wanted.streams, stdin=None)
             client = clientstreams.client(call, streams)
             try:
@@ -76,21 +78,27 @@ class RunService:
                 container = played.running.containers[0].id
                 process = sessions.FirstProcess(self._tasks, container)
                 with self._sessions.opened(process, played.serving[container]) as session:
-                    if withdrawn.is_set() and not call.gone.is_set():
-                        # Too late for the player, and before anybody knew of it.
-                        await self._pods.remove(played.running.sandbox, 0)
-                        raise _not_wanted(pod)
+                    await withdrawn.hand_over(process)
+                    await self._check_wanted(call, played, withdrawn)
                     await call.reply({"started": {**_described(played), "session": session}})
                     return await self._follow(call, played, process, client, withdrawn)
             finally:
                 # What has started goes on without it.
                 client.leave()
 
+    async def _check_wanted(
+        self, call: server.Call[RunParameters], played: lifecycle.Played, withdrawn: asyncio.Event
+    ) -> None:
+        """Undo what was withdrawn too late for the player, and before anybody knew of it."""
+        if withdrawn.is_set() and not call.gone.is_set():
+            await self._pods.remove(played.running.sandbox, 0)
+            raise _not_wanted(played.running.pod)
+
     async def _play(
         self,
         call: server.Call[RunParameters],
         pod: model.Pod,
-        withdrawn: asyncio.Event,
+        withdrawn: withdrawal.Withdrawal,
         client: clients.Client | None,
     ) -> lifecycle.Played:
         async with pullprogress.told(call) as tell:

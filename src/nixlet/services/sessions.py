@@ -155,8 +155,17 @@ class Sessions:
         await self._reach(call, wanted.session, lambda process: process.resize(wanted.columns, wanted.rows))
 
     async def _signal(self, call: server.Call[_Signalled]) -> None:
-        try:
-            number = signal.Signals(call.parameters.signal)
-        except ValueError as error:
-            raise errors.InvalidArgumentError(f"there is no signal {call.parameters.signal}") from error
+        number = known(call.parameters.signal)
         await self._reach(call, call.parameters.session, lambda process: process.send_signal(number))
+
+
+def known(number: int) -> signal.Signals:
+    """A signal by its number.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    try:
+        return signal.Signals(number)
+    except ValueError as error:
+        raise errors.InvalidArgumentError(f"there is no signal {number}") from error

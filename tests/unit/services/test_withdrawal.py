@@ -110,3 +110,56 @@ async def test_who_takes_one_reply_gets_no_steps(service: Service, tmp_path: Pat
     del service
     with connected(tmp_path) as connection:
         assert await asyncio.to_thread(connection.call, "org.example.Test.Pull") == {"pulled": True}
+
+
+class Process:
+    """Gets signals."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    async def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    async def resize(self, columns: int, rows: int) -> None:
+        raise AssertionError(f"nobody asks for {columns} by {rows}")
+
+
+async def test_a_signal_is_for_the_process_that_has_started_meanwhile(tmp_path: Path) -> None:
+    """What it prints is seen before its client hears that it has started."""
+    process, begun, go_on = Process(), asyncio.Event(), asyncio.Event()
+    withdrawals = withdrawal.Withdrawals()
+
+    async def work(call: server.Call[Ticket]) -> Mapping[str, object]:
+        with withdrawals.possible(call, call.parameters.ticket) as withdrawn:
+            begun.set()
+            await go_on.wait()
+            assert withdrawn.is_set()
+            await withdrawn.hand_over(process)
+            assert not withdrawn.is_set()
+            while len(process.signals) < 2:
+                await asyncio.sleep(0.01)
+            assert not withdrawn.is_set()
+            await withdrawn.wait()
+            return {}
+
+    interface = server.Interface(
+        "org.example.Test",
+        "interface org.example.Test\n",
+        {"Work": server.Method(Ticket, work), **withdrawals.methods()},
+    )
+    async with server.serve(unixsocket.listen(str(tmp_path / "s")), [interface]):
+        with connected(tmp_path) as first, connected(tmp_path) as second:
+            answer = asyncio.create_task(asyncio.to_thread(first.call, "org.example.Test.Work", {"ticket": "mine"}))
+            await begun.wait()
+
+            async def withdraw(**more: int) -> None:
+                await asyncio.to_thread(second.call, "org.example.Test.Withdraw", {"ticket": "mine", **more})
+
+            await withdraw(signal=2)
+            go_on.set()
+            await withdraw(signal=15)
+            while process.signals != [2, 15]:
+                await asyncio.sleep(0.01)
+            await withdraw()
+            assert await answer == {}
