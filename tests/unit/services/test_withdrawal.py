@@ -158,6 +158,8 @@ async def test_a_signal_is_for_the_process_that_has_started_meanwhile(tmp_path: 
 
             await withdraw(signal=2)
             go_on.set()
+            while process.signals != [2]:
+                await asyncio.sleep(0.01)
             await withdraw(signal=15)
             while process.signals != [2, 15]:
                 await asyncio.sleep(0.01)
