@@ -92,7 +92,12 @@ class Removals:
         await asyncio.shield(self._begun(f"stop {container or sandbox.id}", stop()))
 
     def release(self, sandbox: str) -> "asyncio.Task[None]":
-        """End a pod's containers and give its network and its process back; the pod itself stays. The task does that."""
+        """End a pod's containers and give its network and its process back; the pod itself stays. The task does that.
+
+        One that is being removed gives them back with that: two at once would do it by halves, and the removal would be over first.
+        """
+        if removal := self._removing.get(sandbox):
+            return removal.task
         task = self._releasing.get(sandbox)
         if task is None:
             task = self._begun(f"release {sandbox}", endings.stop_sandbox(self._runtime, sandbox))
