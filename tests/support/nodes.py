@@ -212,6 +212,9 @@ def cleaned_up(node: Node) -> Iterator[Node]:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 node.remove_all_pods()
                 left = node.packet_rules()
+                # What verbs began to give back goes on by itself.
+                until(lambda: not node.packet_rules(), "rules are gone")
+                left = []
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(30)
