@@ -1,8 +1,8 @@
 """A client's connection: HTTP/2 (RFC 9113) as a gRPC server speaks it on a unix socket, without encryption.
 
 What a client can make us keep has a limit everywhere: frames (MAX_FRAME), header fields (MAX_HEADERS, also in many frames), calls at
-once (MAX_STREAMS), what nobody has read yet of each (stream.WINDOW), messages (transport.MAX_MESSAGE). A client that doesn't read is
-not read from either, so that nothing that it asks for piles up.
+once (MAX_STREAMS), what nobody has read yet of each (receiving.WINDOW), messages (transport.MAX_MESSAGE), large ones that come in on
+all of a server's connections (receiving.LARGE). A client that doesn't read is not read from either, so that nothing that it asks for piles up.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 
 import hpack
 
-from nixlet.rpc import frames, headers, sending
+from nixlet.rpc import frames, headers, receiving, sending
 from nixlet.rpc import stream as stream_module
 
 Stream = stream_module.Stream[Any, Any]
@@ -40,7 +40,7 @@ _MANY_SIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3
 _GREETING: Final = frames.settings(
     {
         frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-        frames.INITIAL_WINDOW_SIZE: stream_module.WINDOW,
+        frames.INITIAL_WINDOW_SIZE: receiving.WINDOW,
         frames.MAX_HEADER_LIST_SIZE: MAX_HEADERS,
     }
 ) + frames.window_update(0, _WINDOW - frames.DEFAULT_WINDOW)
@@ -61,15 +61,19 @@ class _Block:
 class Connection(asyncio.Protocol):
     """One client's connection."""
 
-    def __init__(self, answer: "Callable[[Connection, Stream], None]", closed: "Callable[[Connection], None]") -> None:
+    def __init__(
+        self, answer: Callable[[Stream], None], closed: "Callable[[Connection], None]", room: receiving.Room
+    ) -> None:
         """A connection that is about to be made.
 
         Args:
             answer: Begins to answer a call, in a task.
             closed: Is told when the connection is closed.
+            room: Where large messages find room.
         """
         self._answer = answer
         self._closed = closed
+        self._room = room
         self._transport: asyncio.Transport | None = None
         self._decoder = hpack.Decoder(max_header_list_size=MAX_HEADERS)
         self._known: dict[bytes, headers.Head] = {}
@@ -187,9 +191,9 @@ class Connection(asyncio.Protocol):
         stream = self._stream(number)
         if stream is None:
             return
-        if stream.ended:
+        if stream.receiver.ended:
             self._reset(stream, frames.STREAM_CLOSED, "data after the end")
-        elif not stream.feed(payload, size, ended=bool(flags & frames.END_STREAM)):
+        elif not stream.receiver.feed(payload, size, ended=bool(flags & frames.END_STREAM)):
             self._reset(stream, frames.FLOW_CONTROL_ERROR, "more data than the window allows")
 
     def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
@@ -223,10 +227,10 @@ class Connection(asyncio.Protocol):
         stream = self._streams.get(number)
         if stream is not None:
             # Trailers: of a client's nobody has a use.
-            if stream.ended or not ended or head.begins_call or head.malformed:
+            if stream.receiver.ended or not ended or head.begins_call or head.malformed:
                 self._reset(stream, frames.PROTOCOL_ERROR, "trailers that are none")
             else:
-                stream.feed(b"", 0, ended=True)
+                stream.receiver.feed(b"", 0, ended=True)
             return
         if number <= self._last:
             if head.begins_call:
@@ -243,11 +247,13 @@ class Connection(asyncio.Protocol):
             if not ended:
                 self._replies.append(frames.reset(number, frames.NO_ERROR))
         else:
-            self._sender.begin(number)
-            stream = stream_module.Stream(self._sender, number, head, self._streams.pop, ended=ended)
+            receiver = receiving.Receiver(self._sender, number, self._room, ended=ended)
+            stream = stream_module.Stream(
+                self._sender, receiver, number, head, forget=self._streams.pop, left=self._left
+            )
             self._streams[number] = stream
             self._answering += 1
-            self._answer(self, stream)
+            self._answer(stream)
 
     def _decode(self, block: bytes) -> headers.Head:
         if _MANY_SIZES.match(block):
@@ -266,14 +272,22 @@ class Connection(asyncio.Protocol):
         return head
 
     def _on_priority(self, _flags: int, number: int, payload: bytes) -> None:
-        if not number or len(payload) != 5:
-            raise frames.ConnectionFault(frames.PROTOCOL_ERROR, "a priority that is none")
+        if not number:
+            raise frames.ConnectionFault(frames.PROTOCOL_ERROR, "a priority of the connection")
+        if len(payload) == 5:
+            return
+        stream = self._streams.get(number)
+        if stream is not None:
+            self._reset(stream, frames.FRAME_SIZE_ERROR, "a priority of a wrong length")
+        elif number > self._last:
+            # What hasn't begun can't be reset.
+            raise frames.ConnectionFault(frames.FRAME_SIZE_ERROR, "a priority of a wrong length")
 
     def _on_reset(self, _flags: int, number: int, payload: bytes) -> None:
         frames.number_in(payload)
         stream = self._stream(number)
         if stream is not None:
-            self._drop(stream, "the client gave up")
+            stream.terminate("the client gave up")
 
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
         if number:
@@ -299,8 +313,10 @@ class Connection(asyncio.Protocol):
 
     def _on_go_away(self, _flags: int, number: int, payload: bytes) -> None:
         # The client begins no more calls; it closes the connection when it has its answers.
-        if number or len(payload) < 8:
-            raise frames.ConnectionFault(frames.PROTOCOL_ERROR, "GOAWAY that is none")
+        if number:
+            raise frames.ConnectionFault(frames.PROTOCOL_ERROR, "GOAWAY of a stream")
+        if len(payload) < 8:
+            raise frames.ConnectionFault(frames.FRAME_SIZE_ERROR, "GOAWAY that is cut off")
 
     def _on_window_update(self, _flags: int, number: int, payload: bytes) -> None:
         increment = frames.number_in(payload) & frames.MAX_WINDOW
@@ -326,12 +342,11 @@ class Connection(asyncio.Protocol):
 
     def _reset(self, stream: Stream, code: int, reason: str) -> None:
         self._replies.append(frames.reset(stream.number, code))
-        self._drop(stream, reason)
-
-    def _drop(self, stream: Stream, reason: str) -> None:
-        del self._streams[stream.number]
         stream.terminate(reason)
-        self._sender.drop(stream.number, reason)
+
+    def _left(self) -> None:
+        """A call's task has ended."""
+        self._answering -= 1
 
     _RECEIVERS: ClassVar[dict[int, Callable[["Connection", int, int, bytes], None]]] = {
         frames.DATA: _on_data,
@@ -347,10 +362,6 @@ class Connection(asyncio.Protocol):
     }
 
     # What the server asks for.
-
-    def answered(self) -> None:
-        """A call's task has ended."""
-        self._answering -= 1
 
     def go_away(self) -> None:
         """Ask the client to make its next calls on a new connection (RFC 9113, 6.8); those under way go on."""
@@ -379,4 +390,4 @@ class Connection(asyncio.Protocol):
 
     def _terminate(self, reason: str) -> None:
         for stream in list(self._streams.values()):
-            self._drop(stream, reason)
+            stream.terminate(reason)

@@ -182,6 +182,9 @@ _CONTENT_TYPE: Final = _field(b"content-type", b"application/grpc+proto")
 PLAIN: Final = _NO_TABLE + _STATUS_200 + _CONTENT_TYPE
 WELL: Final = _field(b"grpc-status", b"0")
 
+#: Stands beside UNIMPLEMENTED, which compressed messages are answered with: only messages as they are.
+_UNCOMPRESSED: Final = _field(b"grpc-accept-encoding", b"identity")
+
 
 def initial(metadata: MetadataLike | None) -> bytes:
     """The head of an answer.
@@ -215,6 +218,8 @@ def trailers(
         block += _field(b"grpc-message", text.encode())
     if details is not None:
         block += _field(b"grpc-status-details-bin", _in_base64(details))
+    if status is Status.UNIMPLEMENTED:
+        block += _UNCOMPRESSED
     return block + _written(metadata)
 
 

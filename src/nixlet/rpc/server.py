@@ -15,7 +15,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from nixlet import errors
 from nixlet.host import files
 from nixlet.rpc import connection as connection_module
-from nixlet.rpc import headers, status
+from nixlet.rpc import headers, receiving, status
 from nixlet.rpc import stream as stream_module
 
 #: A call as a handler sees it.
@@ -23,9 +23,8 @@ Stream = stream_module.Stream
 
 Request = TypeVar("Request")
 
-#: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes; returns the status
-#: that it sent itself, or None.
-Fallback = Callable[[str, Stream[bytes, bytes]], Awaitable[const.Status | None]]
+#: Answers a method that no handler serves: gets the method's path and the call, whose messages are bytes.
+Fallback = Callable[[str, Stream[bytes, bytes]], Awaitable[None]]
 
 #: Learns of each call that was answered: the method's path, the status's name ("NOT_FOUND"), and the seconds that it took.
 Observer = Callable[[str, str, float], None]
@@ -63,22 +62,25 @@ class Servable(Protocol):
         ...
 
 
-async def _unknown_method(path: str, stream: Stream[bytes, bytes]) -> const.Status | None:
+async def _unknown_method(path: str, stream: Stream[bytes, bytes]) -> None:
     # Some clients see the end of the stream before the status while they still send.
     await stream.recv_message()
     raise GRPCError(const.Status.UNIMPLEMENTED, f"unknown method {path}")
 
 
-def _failure(path: str, error: Exception) -> GRPCError:
-    """The status that tells the peer of what a handler raised; what is unexpected is logged here and told in one word."""
-    if isinstance(error, GRPCError):
-        return error
+def _failure(path: str, error: Exception) -> tuple[const.Status, bytes]:
+    """The status of what a handler raised, and the trailers that tell the peer of it; what is unexpected is logged here and told in one word."""
     if isinstance(error, errors.NixletError):
-        return status.from_error(error)
+        error = status.from_error(error)
+    if isinstance(error, GRPCError):
+        try:
+            return error.status, headers.trailers(error.status, error.message, error.details)
+        except Exception as unwritten:  # noqa: BLE001 (it may hold anything, and the peer is to hear something)
+            error = unwritten
     _log.error("%s failed", path, exc_info=error)
     if isinstance(error, OSError) and (told := files.exhausted(error)):
-        return status.from_error(told)
-    return GRPCError(const.Status.INTERNAL, f"internal error: {type(error).__name__}")
+        return _failure(path, told)
+    return const.Status.INTERNAL, headers.trailers(const.Status.INTERNAL, f"internal error: {type(error).__name__}")
 
 
 async def _ending(path: str, _stream: Stream[bytes, bytes]) -> None:
@@ -109,9 +111,9 @@ class _Calls:
         if not self._told.is_set():
             self.tell({}, _ending, _ignore)
 
-    def begin(self, connection: connection_module.Connection, stream: Stream[Any, Any]) -> None:
+    def begin(self, stream: Stream[Any, Any]) -> None:
         """Answer a call, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._answer(connection, stream))
+        task = asyncio.get_running_loop().create_task(self._answer(stream))
         self._tasks.add(task)
         stream.answered_by(task)
 
@@ -127,51 +129,36 @@ class _Calls:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _answer(self, connection: connection_module.Connection, stream: Stream[Any, Any]) -> None:
+    async def _answer(self, stream: Stream[Any, Any]) -> None:
+        began = time.perf_counter()
         try:
             if stream.begin():
-                await self._observed(stream)
-        finally:
-            stream.left()
-            connection.answered()
-            self._tasks.discard(asyncio.current_task())
-
-    async def _observed(self, stream: Stream[Any, Any]) -> None:
-        began = time.perf_counter()
-        # What it stays at where the client gave up.
-        answered = const.Status.CANCELLED
-        try:
-            answered = await self._handle(stream)
+                await self._handle(stream)
         except asyncio.CancelledError:
-            if stream.overdue:
-                answered = const.Status.DEADLINE_EXCEEDED
-            stream.fail(headers.trailers(answered), answered)
+            stream.fail(headers.trailers(const.Status.CANCELLED), const.Status.CANCELLED)
             raise
         except Exception as error:  # noqa: BLE001 (a server answers whatever happens)
             # Whoever sends something to a client that is gone fails by that.
             if not (stream.gone and isinstance(error, StreamTerminatedError)):
-                failure = _failure(stream.path, error)
-                stream.fail(headers.trailers(failure.status, failure.message, failure.details), failure.status)
-                answered = answered if stream.gone else failure.status
+                answered, block = _failure(stream.path, error)
+                stream.fail(block, answered)
         finally:
-            self._observe(stream.path, answered.name, time.perf_counter() - began)
+            stream.left()
+            self._tasks.discard(asyncio.current_task())
+            # A client that gave up has no status.
+            self._observe(stream.path, (stream.status or const.Status.CANCELLED).name, time.perf_counter() - began)
 
-    async def _handle(self, stream: Stream[Any, Any]) -> const.Status:
+    async def _handle(self, stream: Stream[Any, Any]) -> None:
         if not self._told.is_set():
             await self._told.wait()
-        if stream.overdue:
-            raise asyncio.CancelledError
         handler = self._known.get(stream.path)
         if handler is not None:
             stream.method = handler
-            answered = await handler.func(stream)
+            await handler.func(stream)
         else:
-            answered = await self._fallback(stream.path, stream)
-        if stream.overdue:
-            raise asyncio.CancelledError
-        if not stream.done:
+            await self._fallback(stream.path, stream)
+        if stream.open:
             await stream.send_trailing_metadata()
-        return answered or const.Status.OK
 
 
 class Server:
@@ -181,9 +168,10 @@ class Server:
         self._calls = _Calls()
         self._server: asyncio.Server | None = None
         self._connections: set[connection_module.Connection] = set()
+        self._room = receiving.Room()
 
     def _connect(self) -> connection_module.Connection:
-        made = connection_module.Connection(self._calls.begin, self._connections.discard)
+        made = connection_module.Connection(self._calls.begin, self._connections.discard, self._room)
         self._connections.add(made)
         return made
 
@@ -205,7 +193,11 @@ class Server:
             await self.stop()
 
     async def stop(self) -> None:
-        """Take no more connections, let running calls end, and send the clients elsewhere; then close what is left."""
+        """Take no more connections, let running calls end, and send the clients elsewhere; then close what is left.
+
+        Calls that go on after their time are cancelled, and waited for as long as they have something to put away: without a limit,
+        since what they use ends next.
+        """
         assert self._server is not None
         self._server.close()
         self._calls.refuse()

@@ -1,8 +1,9 @@
 """One call as its handler sees it: messages in, messages out, metadata, a deadline."""
 
 import asyncio
+import enum
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.message import DecodeError
 from grpclib import const
@@ -10,13 +11,30 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import Deadline
 
-from nixlet.rpc import frames, headers, sending, transport
+from nixlet.rpc import frames, headers, receiving, sending, transport
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-#: What a client may send of a call before somebody has read it (bytes).
-WINDOW = 256 << 10
+
+class _State(enum.Enum):
+    """How far a call is; each state goes on to a later one only."""
+
+    WAITING = enum.auto()
+    """The task that answers it is about to begin."""
+    ANSWERING = enum.auto()
+    """That task has begun."""
+    ANSWERED = enum.auto()
+    """The answer was sent to its end."""
+    GONE = enum.auto()
+    """Nobody waits for an answer any more; the task was told so, once, by being cancelled."""
+
+
+#: States of a call that is not over.
+_OPEN: Final = (_State.WAITING, _State.ANSWERING)
+
+#: Why nothing more can be done in a call that was answered.
+_ENDED: Final = "the call was ended already"
 
 
 class Stream(Generic[Request, Response]):
@@ -25,63 +43,64 @@ class Stream(Generic[Request, Response]):
     Attributes:
         path: The method.
         deadline: Until when it is to be answered; None: at any time.
-        gone: Why nobody waits for an answer any more; empty: somebody does.
-        overdue: The deadline has passed.
+        status: What it was answered with; None: it wasn't, or not to its end.
+        receiver: Takes up what the client sends.
     """
 
     __slots__ = (
-        "_arrival",
-        "_began",
-        "_buffer",
-        "_done",
-        "_ended",
         "_forget",
         "_head",
-        "_head_sent",
+        "_left",
         "_message",
-        "_owed",
+        "_reason",
         "_sender",
+        "_state",
         "_task",
         "_timer",
         "deadline",
-        "gone",
         "method",
         "number",
-        "overdue",
         "path",
+        "receiver",
+        "status",
     )
 
     def __init__(
-        self, sender: sending.Sender, number: int, head: headers.Head, forget: Callable[[int], object], *, ended: bool
+        self,
+        sender: sending.Sender,
+        receiver: receiving.Receiver,
+        number: int,
+        head: headers.Head,
+        *,
+        forget: Callable[[int], object],
+        left: Callable[[], None],
     ) -> None:
         """A call that a client has begun.
 
         Args:
             sender: Sends on the connection that it came on.
+            receiver: Takes up what comes of it there.
             number: The stream's number there.
             head: Its header fields.
-            forget: Is told the number when the call was answered to its end.
-            ended: The client sends nothing more.
+            forget: Is told the number when the call is over for the client.
+            left: Is told when the task that answered it has ended.
         """
         self._sender = sender
+        self.receiver = receiver
         self._forget = forget
+        self._left = left
         self.number = number
         self._head = head
         self.path = head.path
         self.method: const.Handler = const.Handler(None, const.Cardinality.STREAM_STREAM, bytes, bytes)
         self.deadline: Deadline | None = None
-        self.gone = ""
-        self.overdue = False
-        self._buffer = bytearray()
-        self._owed = 0
-        self._ended = ended
-        self._arrival: asyncio.Future[None] | None = None
+        self.status: Status | None = None
+        self._state = _State.WAITING
+        self._reason = ""
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._began = False
-        self._head_sent = False
         self._message: bytes | None = None
-        self._done = False
+        sender.begin(number)
 
     # What the handler calls.
 
@@ -99,19 +118,15 @@ class Stream(Generic[Request, Response]):
 
         Raises:
             GRPCError: It is too large, compressed, or none.
-            StreamTerminatedError: The client has given up, or is gone.
+            ProtocolError: The call was ended, or somebody else waits for its next message.
+            StreamTerminatedError: The client has given up, or is gone, or the deadline has passed.
         """
-        while (data := self._take()) is None:
-            if self.gone:
-                raise StreamTerminatedError(self.gone)
-            if self._ended:
-                if self._buffer:
-                    raise GRPCError(Status.INTERNAL, "the call ended inside a message")
+        self._check()
+        while (data := self.receiver.take()) is None:
+            if self.receiver.exhausted:
                 return None
-            if self._arrival is not None and not self._arrival.done():
-                raise ProtocolError("two wait for one message")
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
+            await self.receiver.arrival()
+            self._check()
         kind = self.method.request_type
         if kind is bytes:
             return data  # type: ignore[return-value]  # what Request is then
@@ -135,12 +150,9 @@ class Stream(Generic[Request, Response]):
 
         Raises:
             ProtocolError: It was sent.
-            StreamTerminatedError: The client has given up, or is gone.
+            StreamTerminatedError: The client has given up, or is gone, or the deadline has passed.
         """
         self._check()
-        if self._head_sent:
-            raise ProtocolError("the initial metadata was sent already")
-        self._head_sent = True
         self._sender.send_head(self.number, headers.initial(metadata))
 
     async def send_message(self, message: Response) -> None:
@@ -148,8 +160,8 @@ class Stream(Generic[Request, Response]):
 
         Raises:
             GRPCError: It is too large.
-            ProtocolError: It is one too many.
-            StreamTerminatedError: The client has given up, or is gone.
+            ProtocolError: It is one too many, or the one before it wasn't sent to its end.
+            StreamTerminatedError: The client has given up, or is gone, or the deadline has passed.
         """
         self._check()
         if isinstance(message, bytes) and self.method.reply_type is bytes:
@@ -166,7 +178,7 @@ class Stream(Generic[Request, Response]):
                 raise ProtocolError("the message was sent already")
             self._message = data
             return
-        await self._sender.send_message(self.number, self._take_head(), data)
+        await self._sender.send_message(self.number, data)
 
     async def send_trailing_metadata(
         self,
@@ -185,59 +197,57 @@ class Stream(Generic[Request, Response]):
             metadata: The server's own.
 
         Raises:
-            ProtocolError: It was ended already, or there is no message though all went well.
-            StreamTerminatedError: The client has given up, or is gone.
+            ProtocolError: It was ended already, or all went well though there is no message, or one that wasn't sent to its end.
+            StreamTerminatedError: The client has given up, or is gone, or the deadline has passed.
         """
         self._check()
         block = headers.trailers(status, status_message, status_details, metadata)
-        if status is not Status.OK:
-            self.fail(block, status)
-            return
-        if self._message is not None:
-            message, self._message = self._message, None
-            head = self._take_head()
-            if self._sender.answer(self.number, head, message, block):
-                self._forget(self.number)
-                self._done = True
-                return
-            await self._sender.send_message(self.number, head, message)
-        elif not self.method.cardinality.server_streaming:
-            raise ProtocolError(f"{self.path} ended well without its message")
+        if status is Status.OK:
+            if self._message is not None:
+                message, self._message = self._message, None
+                if self._sender.answer(self.number, message, block, heard=self.receiver.ended):
+                    self._close(_State.ANSWERED, _ENDED, status)
+                    return
+                await self._sender.send_message(self.number, message)
+                self._check()
+            elif not self.method.cardinality.server_streaming:
+                raise ProtocolError(f"{self.path} ended well without its message")
         self._end(block, status)
 
-    def _take_head(self) -> bytes:
-        if self._head_sent:
-            return b""
-        self._head_sent = True
-        return headers.PLAIN
+    def _end(self, block: bytes, status: Status) -> None:
+        self._sender.end(self.number, block, status, heard=self.receiver.ended)
+        self._close(_State.ANSWERED, _ENDED, status)
 
     def _check(self) -> None:
-        if self.gone:
-            raise StreamTerminatedError(self.gone)
-        if self._done:
-            raise ProtocolError("the call was ended already")
+        if self._state is _State.GONE:
+            raise StreamTerminatedError(self._reason)
+        if self._state is _State.ANSWERED:
+            raise ProtocolError(self._reason)
+
+    def _close(self, state: _State, reason: str, status: Status | None = None) -> None:
+        """The call is over: its sender has heard so, the rest does here."""
+        self._state, self._reason, self.status = state, reason, status
+        self._forget(self.number)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.receiver.close(reason)
 
     # What the server calls.
 
     @property
-    def done(self) -> bool:
-        """Whether the call was answered to its end."""
-        return self._done
+    def open(self) -> bool:
+        """Whether somebody waits for an answer, or for the rest of it."""
+        return self._state in _OPEN
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more, though it wasn't sent to its end."""
+        return self._state is _State.GONE
 
     def fail(self, block: bytes, status: Status) -> None:
-        """End the call with trailers that tell of a failure; what was not sent of the answer isn't."""
-        if not self.gone and not self._done:
+        """End the call with trailers that tell of a failure; what was not sent of the answer isn't. One that is over is left alone."""
+        if self.open:
             self._end(block, status)
-
-    def _end(self, block: bytes, status: Status) -> None:
-        self._forget(self.number)
-        self._done = True
-        self._sender.end(self.number, self._take_head() + block, status, heard=self._ended)
-
-    def begin(self) -> bool:
-        """The task that answers it begins; False: nobody waits for it any more."""
-        self._began = True
-        return not self.gone
 
     def answered_by(self, task: "asyncio.Task[Any]") -> None:
         """Take note of the task that answers it, and begin to watch its deadline."""
@@ -246,79 +256,37 @@ class Stream(Generic[Request, Response]):
             self.deadline = Deadline.from_timeout(self._head.timeout)
             self._timer = asyncio.get_running_loop().call_later(self._head.timeout, self._expire)
 
+    def begin(self) -> bool:
+        """The task that answers it begins; False: nobody waits for that any more."""
+        if self._state is _State.WAITING:
+            self._state = _State.ANSWERING
+        return self._state is _State.ANSWERING
+
     def left(self) -> None:
         """The task that answered it has ended."""
         self._task = None
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.open:
+            # As no exception does that a handler should raise.
+            self._sender.reset(self.number, frames.INTERNAL_ERROR, "nobody answers the call any more")
+            self._close(_State.GONE, "nobody answers the call any more")
+        self._left()
 
     def _expire(self) -> None:
-        self.overdue = True
+        # The client hears of it now: the handler may have much to put away.
         self._cancel()
+        status = Status.DEADLINE_EXCEEDED
+        self._sender.end(self.number, headers.trailers(status), status, heard=self.receiver.ended)
+        self._close(_State.GONE, "the deadline has passed", status)
 
     def _cancel(self) -> None:
-        # A task that was not begun yet must begin: it is what answers. It sees for itself that the time is over.
-        if self._task is not None and self._began:
+        # A task that was not begun yet must begin: it is what ends the call's use of the connection.
+        if self._state is _State.ANSWERING and self._task is not None:
             self._task.cancel()
 
     # What the connection calls.
 
-    @property
-    def ended(self) -> bool:
-        """Whether the client sends nothing more."""
-        return self._ended
-
-    def feed(self, data: bytes, size: int, *, ended: bool) -> bool:
-        """Take up what the client sent; False when it had no right to send that much.
-
-        Args:
-            data: The content.
-            size: What it counts for flow control: with padding.
-            ended: It is the last.
-        """
-        self._owed += size
-        if self._owed > WINDOW:
-            return False
-        self._buffer += data
-        self._ended = ended
-        if self._arrival is not None:
-            arrival, self._arrival = self._arrival, None
-            if not arrival.done():
-                arrival.set_result(None)
-        return True
-
     def terminate(self, reason: str) -> None:
         """Nobody waits for an answer any more: whoever makes one is told."""
-        self.gone = reason
         self._cancel()
-        if self._arrival is not None and not self._arrival.done():
-            # In a task beside the handler's.
-            self._arrival.set_exception(StreamTerminatedError(reason))
-
-    def _take(self) -> bytes | None:
-        """The next message's bytes, if it is there; the client may send as much more as was read."""
-        buffer = self._buffer
-        unread = len(buffer)
-        if unread >= frames.MESSAGE.size:
-            compressed, length = frames.MESSAGE.unpack_from(buffer)
-            if compressed:
-                raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not supported")
-            # The length comes before the content: a message that is too large is refused before it is received.
-            if length > transport.MAX_MESSAGE:
-                raise transport.too_large(length)
-            end = frames.MESSAGE.size + length
-            if unread >= end:
-                message = bytes(memoryview(buffer)[frames.MESSAGE.size : end])
-                del buffer[:end]
-                self._give_back(len(buffer))
-                return message
-            # All of it is wanted.
-            unread = 0
-        self._give_back(unread)
-        return None
-
-    def _give_back(self, unread: int) -> None:
-        size = self._owed - unread
-        if size >= WINDOW // 2 and not self._ended:
-            self._owed = unread
-            self._sender.give_back(self.number, size)
+        self._sender.drop(self.number, reason)
+        self._close(_State.GONE, reason)

@@ -139,19 +139,19 @@ class ImageService:
             "ListImages": self._list,
         }
 
-    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> Status:
+    async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> None:
         """Answer a call; for use as a server's fallback."""
         if not path.startswith(_PREFIXES):
             raise errors.UnimplementedError(f"unknown method {path}")
         request = await server.request(stream)
         if path.rpartition("/")[2] != "PullImage":
-            return await self._dispatch(path, stream, request)
+            await self._dispatch(path, stream, request)
+            return
         wanted = pb.PullImageRequest.FromString(request).image.image
         with self._observed.pull("nix" if reference.is_archive(wanted) else "registry") as succeed:
             status = await self._dispatch(path, stream, request)
             if status is Status.OK:
                 succeed()
-            return status
 
     async def _dispatch(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
         handle = self._handlers.get(path.rpartition("/")[2])

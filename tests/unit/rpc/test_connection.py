@@ -13,7 +13,7 @@ from hyperframe import frame as frames
 
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
-from nixlet.rpc import connection, server, stream, transport
+from nixlet.rpc import connection, receiving, server, transport
 from support import http2peer
 from support.http2peer import block, call, data, fields, headers, message, raw
 
@@ -165,7 +165,7 @@ async def test_a_large_request_gets_a_window(limits: Limits, path: str) -> None:
     content = message(b"y" * transport.MAX_MESSAGE)
     async with http2peer.connected(path) as peer:
         peer.send(headers(1, block(fields(COUNT))))
-        window, sent, counted = stream.WINDOW, 0, 0
+        window, sent, counted = receiving.WINDOW, 0, 0
         while sent < len(content):
             while sent < len(content) and window >= 16000:
                 piece = content[sent : sent + 16000]
@@ -177,12 +177,12 @@ async def test_a_large_request_gets_a_window(limits: Limits, path: str) -> None:
             counted = len(updates)
         peer.send(data(1, b"", "END_STREAM"))
         assert (await peer.answer(1)).messages == [b"%d" % transport.MAX_MESSAGE]
-        assert counted <= 2 * transport.MAX_MESSAGE // stream.WINDOW
+        assert counted <= 2 * transport.MAX_MESSAGE // receiving.WINDOW
 
 
 async def test_what_nobody_reads_is_not_kept_without_end(path: str) -> None:
     async with http2peer.connected(path) as peer:
-        peer.send(headers(1, block(fields(HANG))), data(1, bytes(16384)) * (stream.WINDOW // 16384))
+        peer.send(headers(1, block(fields(HANG))), data(1, bytes(16384)) * (receiving.WINDOW // 16384))
         await peer.settled()
         assert not peer.answers[0].ended
         assert 1 not in peer.answers
@@ -196,7 +196,7 @@ async def test_what_nobody_reads_is_not_kept_without_end(path: str) -> None:
 async def test_padding_counts(path: str) -> None:
     async with http2peer.connected(path) as peer:
         peer.send(headers(1, block(fields(HANG))))
-        peer.send(data(1, b"", "PADDED", pad_length=255) * (stream.WINDOW // 256 + 1))
+        peer.send(data(1, b"", "PADDED", pad_length=255) * (receiving.WINDOW // 256 + 1))
         assert (await peer.answer(1)).reset == 3
 
 
@@ -353,7 +353,7 @@ async def test_a_connection_keeps_nothing_of_calls_that_have_ended(made: list[An
                 await peer.answer(each)
         kept = made[0].get_protocol()
         await settles(lambda: kept._answering == 0)
-        assert (kept._streams, kept._sender._windows, kept._sender._waiting) == ({}, {}, {})
+        assert (kept._streams, kept._sender._calls) == ({}, {})
         assert len(kept._known) <= 64
 
 

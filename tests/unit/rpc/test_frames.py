@@ -92,7 +92,8 @@ FAULTS: list[tuple[str, bytes, int]] = [
     ("headers of a server's stream", GREETED + raw(1, 4, 2, block(fields(ECHO))), PROTOCOL_ERROR),
     ("a stream that was passed over", GREETED + call(5, ECHO) + call(3, ECHO), PROTOCOL_ERROR),
     ("a priority that is cut off", GREETED + raw(1, 0x24, 1, bytes(4)), FRAME_SIZE_ERROR),
-    ("a priority of a wrong length", GREETED + raw(2, 0, 1, bytes(4)), PROTOCOL_ERROR),
+    ("a priority of a wrong length", GREETED + raw(2, 0, 1, bytes(4)), FRAME_SIZE_ERROR),
+    ("a priority of the connection", GREETED + raw(2, 0, 0, bytes(5)), PROTOCOL_ERROR),
     ("a continuation of nothing", GREETED + raw(9, 4, 1, b""), PROTOCOL_ERROR),
     ("a continuation of another", GREETED + raw(1, 0, 1, b"") + raw(9, 4, 3, b""), PROTOCOL_ERROR),
     ("a frame between headers", GREETED + raw(1, 0, 1, b"") + raw(0xF, 0, 0, b""), PROTOCOL_ERROR),
@@ -112,7 +113,8 @@ FAULTS: list[tuple[str, bytes, int]] = [
     ("a table that is too large", GREETED + raw(1, 4, 1, b"\x3f\xe2\x1f"), COMPRESSION_ERROR),
     ("sizes of tables without end", GREETED + raw(1, 4, 1, b"\x3f\xe1\x1f\x20\x3e"), COMPRESSION_ERROR),
     ("a push", GREETED + raw(5, 4, 1, bytes(4)), PROTOCOL_ERROR),
-    ("a farewell that is cut off", GREETED + raw(7, 0, 0, bytes(7)), PROTOCOL_ERROR),
+    ("a farewell that is cut off", GREETED + raw(7, 0, 0, bytes(7)), FRAME_SIZE_ERROR),
+    ("a farewell of a stream", GREETED + raw(7, 0, 1, bytes(8)), PROTOCOL_ERROR),
 ]
 
 
@@ -122,15 +124,18 @@ async def test_who_breaks_the_rules_of_connections_is_told_and_left(
     path: str, content: bytes, code: int, dribbled: bool
 ) -> None:
     async with http2peer.connected(path, greeting=False) as peer:
+        reading = asyncio.create_task(peer.end())
         piece = 1 if dribbled and len(content) < 2000 else len(content)
         for begin in range(0, len(content), piece):
             peer.send(content[begin : begin + piece])
-            await asyncio.sleep(0)
-        farewell = await peer.end()
-        # Who still sends when the connection is closed doesn't get to read it.
-        assert farewell is not None or piece == 1
-        if farewell is not None:
-            assert farewell.error_code == code, farewell.additional_data
+            # Who still sends when the connection is closed doesn't get to read why.
+            for _ in range(10):
+                await asyncio.sleep(0)
+            if any(isinstance(each, frames.GoAwayFrame) for each in peer.seen):
+                break
+        farewell = await reading
+        assert farewell is not None
+        assert farewell.error_code == code, farewell.additional_data
     assert await echoes(path)
 
 
@@ -197,10 +202,13 @@ async def test_what_comes_after_the_end_of_a_call(path: str) -> None:
         assert (await peer.answer(5)).reset == PROTOCOL_ERROR
         peer.send(call(7, HANG), raw(8, 0, 7, b"\x7f\xff\xff\xff"))
         assert (await peer.answer(7)).reset == FLOW_CONTROL_ERROR
+        peer.send(call(9, HANG), raw(2, 0, 9, bytes(4)))
+        assert (await peer.answer(9)).reset == FRAME_SIZE_ERROR
         # Of one that has ended it may have been on its way.
         late = [data(1, b"x"), headers(1, block([("x", "y")]), "END_HEADERS", "END_STREAM"), raw(8, 0, 1, b"\0\0\0\1")]
-        peer.send(*late, raw(3, 0, 1, bytes(4)), raw(3, 0, 1, bytes(4)), call(9, ECHO, b"y"))
-        assert (await peer.answer(9)).messages == [b"re:y"]
+        peer.send(*late, raw(3, 0, 1, bytes(4)), raw(3, 0, 1, bytes(4)), raw(2, 0, 1, bytes(4)))
+        peer.send(call(11, ECHO, b"y"))
+        assert (await peer.answer(11)).messages == [b"re:y"]
 
 
 async def test_all_that_the_rules_allow(path: str) -> None:

@@ -232,7 +232,7 @@ async def test_an_answer_beyond_the_limit_is_not_handed_on(tmp_path: Path) -> No
             await stream.recv_message()
             await stream.send_initial_metadata()
             size = transport.MAX_MESSAGE + 1
-            await stream._sender.send_message(stream.number, b"", bytes(size))
+            await stream._sender.send_message(stream.number, bytes(size))
 
     async with (
         serving(tmp_path / "d" / "b.sock", Huge()) as channel,
