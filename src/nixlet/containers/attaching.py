@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
 from nixlet.containerd import cri
-from nixlet.containers import clients, endings, pipes, streams
+from nixlet.containers import clients, endings, keeping, pipes
 
 #: Seconds until the runtime is taken to listen to a container whose output it was asked for: it answers before it does, and what
 #: the container writes in between is lost to us. A person's first key comes later anyway.
@@ -48,7 +48,7 @@ class Attacher:
     """Attaches clients to the containers of one node."""
 
     def __init__(
-        self, runtime: cri.RuntimeClient, containerd: containerd_client.Containerd, keeper: streams.Keeper
+        self, runtime: cri.RuntimeClient, containerd: containerd_client.Containerd, keeper: keeping.Keeper
     ) -> None:
         """For one node.
 

@@ -13,31 +13,19 @@ over (``clients``), and our pipes keep a name by which a next node finds them. W
 
 import asyncio
 import contextlib
-import glob
-import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
 
-from nixlet import errors
-from nixlet.containerd import client as containerd_client
-from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, endings, logwriter, pipes
+from nixlet.containers import clients, logwriter, pipes
 from nixlet.host import files, uncut
-from nixlet.rpc.gen import cri_pb2
-
-#: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
-_PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*"
 
 #: What containerd's own pipe is called while ours has its name, and what ours is called afterwards.
 _ASIDE = ".aside"
-_OURS = ".nixlet"
+OURS: Final = ".nixlet"
 
 _OUTPUTS = ("stdout", "stderr")
-
-#: Seconds that the output of a container may take to its log that has ended while no node ran.
-_LAST_WORDS = 5.0
 
 T = TypeVar("T")
 
@@ -110,7 +98,7 @@ class Streams:
                 path = self._place(directory, stream)
                 os.rename(path, path + _ASIDE)
                 stack.callback(_put_back, path)
-                self._names.append(path + _OURS)
+                self._names.append(path + OURS)
                 files.new_pipe(path)
                 if stream != "stdin":
                     self._outputs[stream] = pipes.open_reader(path)
@@ -122,14 +110,14 @@ class Streams:
     def take_up(self, directory: str) -> None:
         """Be in between again, where an earlier node was: what waits in the pipes is kept from now on."""
         for stream in _OUTPUTS:
-            path = self._place(directory, stream) + _OURS
+            path = self._place(directory, stream) + OURS
             if os.path.lexists(path):
                 self._names.append(path)
                 self._outputs[stream] = pipes.open_reader(path)
 
     def take_up_the_rest(self, directory: str) -> None:
         """Take up the input too, which other clients can give, and containerd's own pipes, now that there is a containerd."""
-        path = self._place(directory, "stdin") + _OURS
+        path = self._place(directory, "stdin") + OURS
         with contextlib.suppress(FileNotFoundError):
             self._stdin = pipes.open_writer(path)
             self._names.append(path)
@@ -227,170 +215,9 @@ class Streams:
             self._told = False
 
 
-class Keeper:
-    """The streams of all containers that a node has started."""
-
-    def __init__(
-        self,
-        containerd: containerd_client.Containerd,
-        service: tasks.Tasks,
-        runtime: cri.RuntimeClient,
-        state_dirs: Sequence[str],
-    ) -> None:
-        """None yet.
-
-        Args:
-            containerd: The containerd.
-            service: Its tasks.
-            runtime: Its CRI.
-            state_dirs: Where its state may be.
-        """
-        self._containerd = containerd
-        self._tasks = service
-        self._runtime = runtime
-        self._state_dirs = state_dirs
-        self._streams: dict[str, Streams] = {}
-        self._found: list[tuple[str, Streams]] = []
-        self._peeker = pipes.Peeker()
-
-    def find(self, container: str) -> Streams | None:
-        """The streams of a container, if they are the node's."""
-        return self._streams.get(container)
-
-    @contextlib.contextmanager
-    def started(
-        self, container: str, client: clients.Client | None = None, *, stdin_ends: bool = False
-    ) -> Iterator[None]:
-        """Have a container's streams, which must be started in the context; afterwards ``find`` has them until it has ended.
-
-        Args:
-            container: The container, which has been made.
-            client: Listens from the first byte on.
-            stdin_ends: As in ``Streams.interposed``.
-
-        Raises:
-            UnsupportedError: containerd keeps its pipes elsewhere.
-        """
-        directory = next((found for found, _ in self._pipes(container, "stdout")), "")
-        if not directory:
-            raise errors.UnsupportedError(
-                "containerd's pipes for the container are at none of the usual places, so the node can't have its output",
-                hint="look into the node's log, and report it with containerd's version",
-            )
-        with contextlib.ExitStack() as stack:
-            streams = self._new(container)
-            stack.callback(streams.forget)
-            stack.callback(streams.close)
-            with streams.interposed(directory, stdin_ends=stdin_ends):
-                yield
-            stack.pop_all()
-        if client is not None:
-            streams.join(client)
-        self._serve(streams)
-
-    def look(self) -> None:
-        """Look for containers whose streams were an earlier node's; before containerd starts, which forgets those that have ended."""
-        for directory, name in self._pipes("*", "stdout" + _OURS):
-            streams = self._new(name.removesuffix("-stdout" + _OURS))
-            streams.take_up(directory)
-            self._found.append((directory, streams))
-
-    async def adopt(self) -> None:
-        """Go on with the containers that were found: their output waits for us."""
-        while self._found:
-            directory, streams = self._found.pop()
-            try:
-                status, texts = await self._runtime.container_details(streams.container)
-            except errors.NotFoundError:
-                streams.close()
-                streams.forget()
-                continue
-            config = json.loads(texts.get("info", "{}")).get("config", {})
-            streams.take_up_the_rest(directory)
-            self._serve(streams)
-            if config.get("stdin_once") and not config.get("tty"):
-                # Whoever gave it is gone.
-                await streams.end_input()
-            if status.state == cri_pb2.CONTAINER_EXITED:
-                # CRI says so, so its log must be complete when the node is ready.
-                await asyncio.wait({streams.ended}, timeout=_LAST_WORDS)
-
-    async def close(self) -> None:
-        """Leave them alone; a next node goes on."""
-        for _, streams in self._found:
-            streams.close()
-        ended = [each.ended for each in self._streams.values()]
-        for task in ended:
-            task.cancel()
-        await asyncio.gather(*ended, return_exceptions=True)
-        self._peeker.close()
-
-    def _pipes(self, container: str, ending: str) -> Iterator[tuple[str, str]]:
-        """The directories of pipes and the pipes' names there."""
-        pattern = os.path.join(_PIPES.format(container=container), f"{container}-{ending}")
-        for state_dir in self._state_dirs:
-            for path in glob.iglob(os.path.join(glob.escape(state_dir), pattern)):
-                yield os.path.split(path)
-
-    def _new(self, container: str) -> Streams:
-        async def close_stdin() -> None:
-            # Nobody would say it again, and the container may wait for it.
-            while True:
-                try:
-                    await self._tasks.close_stdin(container)
-                except errors.NixletError:
-                    await asyncio.sleep(endings.RETRY)
-                else:
-                    return
-
-        return Streams(container, self._peeker, close_stdin)
-
-    def _serve(self, streams: Streams) -> None:
-        async def serve() -> int:
-            code = await streams.serve(self._process_ended(streams), await self._log_path(streams.container))
-            streams.forget()
-            if code is None:
-                code = (await endings.wait(self._runtime, self._containerd, streams.container, patient=True)).exit_code
-            return code
-
-        def done(task: "asyncio.Task[int]") -> None:
-            # Not at the end of the coroutine: one that is cancelled at once never begins.
-            del self._streams[streams.container]
-            streams.close()
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("the streams of container %s are given up: %s", streams.container, error)
-
-        self._streams[streams.container] = streams
-        streams.ended = asyncio.create_task(serve(), name=f"streams of {streams.container}")
-        streams.ended.add_done_callback(done)
-
-    async def _log_path(self, container: str) -> str:
-        while True:
-            try:
-                return (await self._runtime.container_status(container)).log_path
-            except errors.NotFoundError:
-                return ""
-            except errors.NixletError:
-                # containerd is being started again.
-                await asyncio.sleep(endings.RETRY)
-
-    async def _process_ended(self, streams: Streams) -> int | None:
-        """Wait for the end of a container's process; its exit status, None where containerd has forgotten it."""
-        while True:
-            try:
-                code = await self._containerd.wait_task(streams.container)
-            except errors.NotFoundError:
-                code = None
-            except errors.NixletError:
-                await asyncio.sleep(endings.RETRY)
-                continue
-            streams.hurry()
-            return code
-
-
 def _put_back(path: str) -> None:
     # containerd takes the pipes of a container away that did not start.
     with contextlib.suppress(FileNotFoundError):
-        os.rename(path, path + _OURS)
+        os.rename(path, path + OURS)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path + _ASIDE, path)

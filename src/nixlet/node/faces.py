@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import attaching, processes, streams
+from nixlet.containers import attaching, keeping, processes
 from nixlet.host import signals, supervisor
 from nixlet.images import obtaining
 from nixlet.node import config as node_config
@@ -106,7 +106,7 @@ class Faces:
         runtime, containerd, pods_dir = served.runtime, served.containerd, self._status.pod_log_dir
         service = tasks.Tasks(served.channel, self._status.containerd_address)
         # It looks for what an earlier node left, and containerd forgets the containers that have ended.
-        keeper = streams.Keeper(containerd, service, runtime, [self._layout.containerd_state, _CONTAINERD_STATE])
+        keeper = keeping.Keeper(containerd, service, runtime, [self._layout.containerd_state, _CONTAINERD_STATE])
         keeper.look()
         removals = removal.Removals(runtime, pods_dir)
         undoings = undoing.Undoings(runtime, containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir)

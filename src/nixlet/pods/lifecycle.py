@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from nixlet import errors
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, endings, model, streams
+from nixlet.containers import clients, endings, keeping, model
 from nixlet.host import signals
 from nixlet.pods import ended, player, removal, undoing
 from nixlet.rpc.gen import cri_pb2
@@ -38,7 +38,7 @@ class Pods:
         undoings: undoing.Undoings,
         removals: removal.Removals,
         watcher: ended.Watcher,
-        keeper: streams.Keeper,
+        keeper: keeping.Keeper,
         processes: tasks.Tasks,
     ) -> None:
         """None yet.

@@ -18,7 +18,7 @@ from grpclib.exceptions import GRPCError
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, logs, pipes, streams
+from nixlet.containers import clients, keeping, logs, pipes
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
@@ -100,8 +100,8 @@ class World:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._waiting: list[asyncio.Task[None]] = []
 
-    def new_keeper(self) -> streams.Keeper:
-        return streams.Keeper(
+    def new_keeper(self) -> keeping.Keeper:
+        return keeping.Keeper(
             containerd_client.Containerd(self._channel, self._address),
             tasks.Tasks(self._channel, self._address),
             cri.RuntimeClient(self._channel, self._address),
@@ -136,7 +136,7 @@ class World:
             os.close(self._input)
             self._input = -1
 
-    async def ended(self, keeper: streams.Keeper | None = None) -> int:
+    async def ended(self, keeper: keeping.Keeper | None = None) -> int:
         held = (keeper or self.keeper).find("c")
         assert held is not None
         return await asyncio.wait_for(asyncio.shield(held.ended), 20)

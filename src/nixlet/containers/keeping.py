@@ -1,0 +1,184 @@
+"""Who has the streams of which containers: a node's, as they start and end, and those of an earlier node, which go on."""
+
+import asyncio
+import contextlib
+import glob
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+from nixlet import errors
+from nixlet.containerd import client as containerd_client
+from nixlet.containerd import cri, tasks
+from nixlet.containers import clients, endings, pipes, streams
+from nixlet.rpc.gen import cri_pb2
+
+#: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
+_PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*"
+
+#: Seconds that the output of a container may take to its log that has ended while no node ran.
+_LAST_WORDS = 5.0
+
+_log = logging.getLogger("nixlet.pods")
+
+
+class Keeper:
+    """The streams of all containers that a node has started."""
+
+    def __init__(
+        self,
+        containerd: containerd_client.Containerd,
+        service: tasks.Tasks,
+        runtime: cri.RuntimeClient,
+        state_dirs: Sequence[str],
+    ) -> None:
+        """None yet.
+
+        Args:
+            containerd: The containerd.
+            service: Its tasks.
+            runtime: Its CRI.
+            state_dirs: Where its state may be.
+        """
+        self._containerd = containerd
+        self._tasks = service
+        self._runtime = runtime
+        self._state_dirs = state_dirs
+        self._held: dict[str, streams.Streams] = {}
+        self._found: list[tuple[str, streams.Streams]] = []
+        self._peeker = pipes.Peeker()
+
+    def find(self, container: str) -> streams.Streams | None:
+        """The streams of a container, if they are the node's."""
+        return self._held.get(container)
+
+    @contextlib.contextmanager
+    def started(
+        self, container: str, client: clients.Client | None = None, *, stdin_ends: bool = False
+    ) -> Iterator[None]:
+        """Have a container's streams, which must be started in the context; afterwards ``find`` has them until it has ended.
+
+        Args:
+            container: The container, which has been made.
+            client: Listens from the first byte on.
+            stdin_ends: As in ``Streams.interposed``.
+
+        Raises:
+            UnsupportedError: containerd keeps its pipes elsewhere.
+        """
+        directory = next((found for found, _ in self._pipes(container, "stdout")), "")
+        if not directory:
+            raise errors.UnsupportedError(
+                "containerd's pipes for the container are at none of the usual places, so the node can't have its output",
+                hint="look into the node's log, and report it with containerd's version",
+            )
+        with contextlib.ExitStack() as stack:
+            held = self._new(container)
+            stack.callback(held.forget)
+            stack.callback(held.close)
+            with held.interposed(directory, stdin_ends=stdin_ends):
+                yield
+            stack.pop_all()
+        if client is not None:
+            held.join(client)
+        self._serve(held)
+
+    def look(self) -> None:
+        """Look for containers whose streams were an earlier node's; before containerd starts, which forgets those that have ended."""
+        for directory, name in self._pipes("*", "stdout" + streams.OURS):
+            held = self._new(name.removesuffix("-stdout" + streams.OURS))
+            held.take_up(directory)
+            self._found.append((directory, held))
+
+    async def adopt(self) -> None:
+        """Go on with the containers that were found: their output waits for us."""
+        while self._found:
+            directory, held = self._found.pop()
+            try:
+                status, texts = await self._runtime.container_details(held.container)
+            except errors.NotFoundError:
+                held.close()
+                held.forget()
+                continue
+            config = json.loads(texts.get("info", "{}")).get("config", {})
+            held.take_up_the_rest(directory)
+            self._serve(held)
+            if config.get("stdin_once") and not config.get("tty"):
+                # Whoever gave it is gone.
+                await held.end_input()
+            if status.state == cri_pb2.CONTAINER_EXITED:
+                # CRI says so, so its log must be complete when the node is ready.
+                await asyncio.wait({held.ended}, timeout=_LAST_WORDS)
+
+    async def close(self) -> None:
+        """Leave them alone; a next node goes on."""
+        for _, held in self._found:
+            held.close()
+        ended = [each.ended for each in self._held.values()]
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        self._peeker.close()
+
+    def _pipes(self, container: str, ending: str) -> Iterator[tuple[str, str]]:
+        """The directories of pipes and the pipes' names there."""
+        pattern = os.path.join(_PIPES.format(container=container), f"{container}-{ending}")
+        for state_dir in self._state_dirs:
+            for path in glob.iglob(os.path.join(glob.escape(state_dir), pattern)):
+                yield os.path.split(path)
+
+    def _new(self, container: str) -> streams.Streams:
+        async def close_stdin() -> None:
+            # Nobody would say it again, and the container may wait for it.
+            while True:
+                try:
+                    await self._tasks.close_stdin(container)
+                except errors.NixletError:
+                    await asyncio.sleep(endings.RETRY)
+                else:
+                    return
+
+        return streams.Streams(container, self._peeker, close_stdin)
+
+    def _serve(self, held: streams.Streams) -> None:
+        async def serve() -> int:
+            code = await held.serve(self._process_ended(held), await self._log_path(held.container))
+            held.forget()
+            if code is None:
+                code = (await endings.wait(self._runtime, self._containerd, held.container, patient=True)).exit_code
+            return code
+
+        def done(task: "asyncio.Task[int]") -> None:
+            # Not at the end of the coroutine: one that is cancelled at once never begins.
+            del self._held[held.container]
+            held.close()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("the streams of container %s are given up: %s", held.container, error)
+
+        self._held[held.container] = held
+        held.ended = asyncio.create_task(serve(), name=f"streams of {held.container}")
+        held.ended.add_done_callback(done)
+
+    async def _log_path(self, container: str) -> str:
+        while True:
+            try:
+                return (await self._runtime.container_status(container)).log_path
+            except errors.NotFoundError:
+                return ""
+            except errors.NixletError:
+                # containerd is being started again.
+                await asyncio.sleep(endings.RETRY)
+
+    async def _process_ended(self, held: streams.Streams) -> int | None:
+        """Wait for the end of a container's process; its exit status, None where containerd has forgotten it."""
+        while True:
+            try:
+                code = await self._containerd.wait_task(held.container)
+            except errors.NotFoundError:
+                code = None
+            except errors.NixletError:
+                await asyncio.sleep(endings.RETRY)
+                continue
+            held.hurry()
+            return code
