@@ -163,14 +163,28 @@ class Client:
         for output in self._outputs.values():
             output.hurry()
 
+    def fail(self, what: str, error: OSError) -> None:
+        """It can't be served, which is its own trouble and nobody else's: it is told so, and is gone.
+
+        Args:
+            what: The sentence up to the reason ("/x can't be written").
+            error: The reason.
+        """
+        self.failure = files.refused(what, error)
+        self.leave()
+
     async def give(self, stream: str, data: bytes) -> None:
         """Hand it a piece of output that has been logged."""
         output = self._outputs.get(stream)
         if output is None or self.gone.is_set():
             return
         if stream not in self._filled:
+            try:
+                reader, writer = pipes.new_pipe()
+            except OSError as error:
+                self.fail("the output can't be handed on", error)
+                return
             self._filled.add(stream)
-            reader, writer = pipes.new_pipe()
             self._fds.callback(os.close, reader)
             writing = self._fds.enter_context(contextlib.ExitStack())
             writing.callback(os.close, writer)
@@ -208,8 +222,7 @@ class Client:
             self.reader_gone = True
             self.leave()
         except OSError as error:
-            self.failure = files.refused("the output can't be written", error)
-            self.leave()
+            self.fail("the output can't be written", error)
 
     async def _feed(self, source: pipes.Source, pipe: int) -> None:
         # Several clients may have the same pipe; each waits for room by a number of its own.

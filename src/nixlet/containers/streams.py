@@ -27,6 +27,9 @@ OURS: Final = ".nixlet"
 
 _OUTPUTS = ("stdout", "stderr")
 
+#: Seconds until output is read again that could not be read or handed on.
+_RETRY = 0.5
+
 T = TypeVar("T")
 
 _log = logging.getLogger("nixlet.pods")
@@ -181,18 +184,37 @@ class Streams:
 
     async def _read(self, name: str, fd: int) -> None:
         try:
-            while data := await self._peeker.see(fd):
-                self._busy += 1
-                try:
-                    await uncut.to_its_end(self._keep(name, data, fd))
-                    self._clients = [each for each in self._clients if not each.gone.is_set()]
-                    await asyncio.gather(*(each.give(name, data) for each in self._clients))
-                finally:
-                    self._busy -= 1
+            while await self._read_piece(name, fd):
+                pass
         finally:
             # containerd says that the container has ended when it sees this.
             if (theirs := self._theirs.pop(name, None)) is not None:
                 os.close(theirs)
+
+    async def _read_piece(self, name: str, fd: int) -> bool:
+        """Take a piece of output where it belongs; False at its end."""
+        try:
+            data = await self._peeker.see(fd)
+            if not data:
+                return False
+            self._busy += 1
+            try:
+                await uncut.to_its_end(self._keep(name, data, fd))
+                self._clients = [each for each in self._clients if not each.gone.is_set()]
+                await asyncio.gather(*(self._give(each, name, data) for each in self._clients))
+            finally:
+                self._busy -= 1
+        except Exception as error:  # noqa: BLE001 (whatever it is, the container must not wait for a reader for ever)
+            self._tell(error)
+            await asyncio.sleep(_RETRY)
+        return True
+
+    async def _give(self, client: clients.Client, name: str, data: bytes) -> None:
+        try:
+            await client.give(name, data)
+        except Exception:  # noqa: BLE001 (it is logged, and is one client's trouble)
+            _log.exception("a client of container %s gets no more of its output", self.container)
+            client.leave()
 
     async def _keep(self, stream: str, data: bytes, fd: int) -> None:
         """Write to the log, and only then take it from the pipe: where the node is killed in between, the next one writes it again."""
@@ -208,11 +230,17 @@ class Streams:
                 await asyncio.to_thread(keep)
         except OSError as error:
             # The process must go on; how much is missing will stand in the log.
-            if not self._told:
-                self._told = True
-                _log.warning("a part of what a container prints is missing in %s: %s", self._log.path, error.strerror)
+            self._tell(error)
         else:
             self._told = False
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            reason = error.strerror if isinstance(error, OSError) else repr(error)
+            _log.warning(
+                "a part of what a container prints is missing in %s, or comes later: %s", self._log.path, reason
+            )
 
 
 def _put_back(path: str) -> None:

@@ -3,6 +3,7 @@ and a containerd that can be away, which a real one is at no moment that a test 
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from grpclib.exceptions import GRPCError
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, keeping, logs, pipes
+from nixlet.containers import clients, keeping, logs, pipes, streams
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
@@ -190,6 +191,54 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
     # The names are containerd's again, and nothing else is there.
     assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
     assert world.keeper.find("c") is None
+
+
+async def test_a_client_that_no_pipe_can_be_made_for_is_the_only_one_that_is_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world.keeper.started("c"):
+        world.run("read word; echo $word; seq 50000; exit 3")
+    held = world.keeper.find("c")
+    assert held is not None
+    with pipe() as first:
+        client = clients.Client({"stdout": first.writer})
+        held.join(client)
+
+        def refuse() -> tuple[int, int]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        # Only for a moment: no limit would spare the node's other files.
+        with monkeypatch.context() as patched:
+            patched.setattr(pipes, "new_pipe", refuse)
+            with open(world.pipes / "c-stdin.nixlet", "wb", buffering=0) as keys:
+                keys.write(b"word\n")
+            await asyncio.wait_for(client.gone.wait(), 10)
+        assert client.failure is not None
+        assert "Too many open files" in str(client.failure)
+        assert await world.ended() == 3
+        await client.finish()
+    assert world.logged() == b"word\n" + b"".join(b"%d\n" % number for number in range(1, 50001))
+
+
+async def test_what_goes_wrong_with_a_piece_of_output_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread or a descriptor that isn't there at the moment must not take the container its only reader."""
+    monkeypatch.setattr(streams, "_RETRY", 0.01)
+    failures = [RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "Cannot allocate memory")]
+    seen = pipes.Peeker.see
+
+    async def see(peeker: pipes.Peeker, fd: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return await seen(peeker, fd)
+
+    monkeypatch.setattr(pipes.Peeker, "see", see)
+    with world.keeper.started("c"):
+        world.run("echo all of it; exit 3")
+    assert await world.ended() == 3
+    assert failures == []
+    assert world.logged() == b"all of it\n"
 
 
 async def test_the_end_of_input_arrives_although_containerd_was_away_at_that_moment(world: World) -> None:
