@@ -9,6 +9,9 @@ from nixlet.host import files
 #: As containerd makes them.
 _MODE = 0o640
 
+#: How much of a log's end is looked at at once (bytes).
+_BLOCK = 1 << 16
+
 
 class LogWriter:
     """Writes one container's log.
@@ -36,6 +39,7 @@ class LogWriter:
         try:
             fd = files.open_for_appending(self.path, _MODE)
             try:
+                _cut_back(fd)
                 self._append(fd, self._gap(stream, missing) + records(stream, data))
             finally:
                 os.close(fd)
@@ -65,6 +69,21 @@ class LogWriter:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, before)
             raise
+
+
+def _cut_back(fd: int) -> None:
+    """Take the beginning of a record away that a writer left who was killed in it: its piece is still in the pipe, and is written again."""
+    size = end = os.fstat(fd).st_size
+    if not size or os.pread(fd, 1, size - 1) == b"\n":
+        return
+    while end:
+        begin = max(0, end - _BLOCK)
+        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    os.ftruncate(fd, end)
 
 
 def records(stream: str, data: bytes) -> bytes:

@@ -214,7 +214,7 @@ def new_file(path: str, mode: int = 0o644) -> int:
 
 
 def open_for_appending(path: str, mode: int) -> int:
-    """A descriptor for writing to a file's end; a file that is not there is made with exactly this mode.
+    """A descriptor for writing to a file's end, and for reading; a file that is not there is made with exactly this mode.
 
     Raises:
         OSError: As ``os.open``.
@@ -222,7 +222,7 @@ def open_for_appending(path: str, mode: int) -> int:
     with contextlib.suppress(FileExistsError):
         os.close(new_file(path, mode))
     # Without O_CREAT: a symlink that leads to nothing is none of ours to make something of.
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
 
 
 def new_pipe(path: str) -> None:

@@ -56,3 +56,25 @@ def test_a_gap_is_counted_and_stands_where_it_is(tmp_path: Path) -> None:
     told = b"nixlet: 15 bytes are missing here: the log could not be written\n"
     assert text(path) == b"begun, \n" + told + b"found\nagain\n"
     assert text(path, "stderr") == b"other\n"
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 300_000])
+def test_half_a_record_goes_that_a_writer_left_who_was_killed(tmp_path: Path, length: int) -> None:
+    """What it was writing is still in the pipe, and is written again."""
+    path = tmp_path / "0.log"
+    logwriter.LogWriter(str(path)).write("stdout", b"first\n")
+    whole = path.stat().st_size
+    logwriter.LogWriter(str(path)).write("stdout", b"s" * 300_000 + b"\n")
+    os.truncate(path, whole + length)
+    next_one = logwriter.LogWriter(str(path))
+    next_one.write("stdout", b"second\n")
+    next_one.write("stdout", b"third\n")
+    assert text(path) == b"first\nsecond\nthird\n"
+    assert [line.split(b" ")[1:3] for line in path.read_bytes().splitlines()] == [[b"stdout", b"F"]] * 3
+
+
+def test_a_log_that_is_half_a_record_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    path.write_bytes(b"2026-01-01T00:00:00Z stdo")
+    logwriter.LogWriter(str(path)).write("stdout", b"first\n")
+    assert text(path) == b"first\n"
