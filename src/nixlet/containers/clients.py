@@ -157,6 +157,10 @@ class Client:
         # A descriptor that is waited for must not be closed: its number may be another's when the wait is given up.
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fds.close()
+        for output in self._outputs.values():
+            await output.destination.closed()
+        if self._source is not None:
+            await self._source.closed()
 
     def hurry(self) -> None:
         """Wait for it no more: the process has ended, and what is left of its output is small."""

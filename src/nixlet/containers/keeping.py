@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
@@ -19,6 +20,9 @@ _PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*"
 
 #: Seconds that the output of a container may take to its log that has ended while no node ran.
 _LAST_WORDS = 5.0
+
+#: How many logs are written at once.
+_THREADS = 4
 
 _log = logging.getLogger("nixlet.pods")
 
@@ -48,6 +52,8 @@ class Keeper:
         self._held: dict[str, streams.Streams] = {}
         self._found: list[tuple[str, streams.Streams]] = []
         self._peeker = pipes.Peeker()
+        # Their own: whatever else is done in threads, and takes long, must keep no container waiting.
+        self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="logs")
 
     def find(self, container: str) -> streams.Streams | None:
         """The streams of a container, if they are the node's."""
@@ -120,6 +126,7 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
         self._peeker.close()
+        self._threads.shutdown(wait=False)
 
     def _pipes(self, container: str, ending: str) -> Iterator[tuple[str, str]]:
         """The directories of pipes and the pipes' names there."""
@@ -139,7 +146,7 @@ class Keeper:
                 else:
                     return
 
-        return streams.Streams(container, self._peeker, close_stdin)
+        return streams.Streams(container, self._peeker, self._threads, close_stdin)
 
     def _serve(self, held: streams.Streams) -> None:
         async def serve() -> int:

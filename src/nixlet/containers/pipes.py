@@ -1,7 +1,8 @@
 """Bytes between named pipes and the descriptors of clients, moved by the kernel where it can; nothing here blocks the event loop.
 
 A client shares its descriptors with others, so none is ever made non-blocking: O_NONBLOCK belongs to what all of them have open.
-splice(2) can be told not to block whatever the descriptor says, files are written in threads, and devices are opened anew.
+splice(2) can be told not to block whatever the descriptor says, a file has a thread of its own that is left behind where it doesn't
+come back, and devices are opened anew.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from nixlet import errors
-from nixlet.host import tee, uncut
+from nixlet.host import filethread, tee
 
 #: As much as a pipe of ours holds (bytes), and as is moved at once: the most that an ordinary user may ask for
 #: (/proc/sys/fs/pipe-max-size). What a container prints while nobody reads waits here.
@@ -161,6 +162,17 @@ async def drain(fd: int) -> None:
         pass
 
 
+def _file_thread(fd: int) -> filethread.FileThread:
+    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    try:
+        return filethread.FileThread(own)
+    except RuntimeError as error:
+        os.close(own)
+        raise errors.ResourceExhaustedError(
+            f"a file that was handed over can't be served: {error}", hint="hand a pipe over"
+        ) from error
+
+
 class Destination:
     """Where bytes go: a descriptor of whatever kind, duplicated, so that whoever handed it over may close theirs."""
 
@@ -168,12 +180,13 @@ class Destination:
         """Take a descriptor.
 
         Raises:
-            InvalidArgumentError: It can't be written to.
+            InvalidArgumentError: It can't be written to, or might block whoever writes.
         """
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE not in _WRITABLE:
             raise errors.InvalidArgumentError("a descriptor for output can't be written to")
         mode = os.fstat(fd).st_mode
         self._put: Callable[[memoryview], Awaitable[int]] | None = None
+        self._file: filethread.FileThread | None = None
         self._fds = contextlib.ExitStack()
         if stat.S_ISSOCK(mode):
             own = self._fds.enter_context(socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)))
@@ -188,18 +201,28 @@ class Destination:
                 ) from error
             self._put = lambda data: self._when_able(lambda: os.write(self.fd, data))
             self._fds.callback(os.close, self.fd)
-        else:
+        elif stat.S_ISFIFO(mode):
             self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
             self._fds.callback(os.close, self.fd)
-            if not stat.S_ISFIFO(mode):
-                # The thread is waited for: when it has gone on, the number may be another file's.
-                self._put = lambda data: uncut.to_its_end(asyncio.to_thread(os.write, self.fd, data))
+        elif stat.S_ISREG(mode):
+            file = self._file = _file_thread(fd)
+            self._put = lambda data: file.call(lambda own: os.write(own, data))
+            self._fds.callback(file.close)
+        else:
+            raise errors.InvalidArgumentError(
+                "a descriptor for output is neither a pipe nor a file, a socket or a device", hint="hand a pipe over"
+            )
         #: Whether it has bytes in hand that are in no pipe any more.
         self.busy = False
 
     def close(self) -> None:
-        """Close it."""
+        """Close it; a file is closed a little later."""
         self._fds.close()
+
+    async def closed(self) -> None:
+        """Wait until it is closed."""
+        if self._file is not None:
+            await self._file.closed()
 
     async def move(self, source: int) -> None:
         """Take all that a pipe of ours gives, until its end.
@@ -268,18 +291,30 @@ class Source:
             InvalidArgumentError: It can't be read, or not without waiting.
         """
         mode = os.fstat(fd).st_mode
-        self._is_pipe = stat.S_ISFIFO(mode)
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY or not (self._is_pipe or stat.S_ISREG(mode)):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY or not (
+            stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+        ):
             raise errors.InvalidArgumentError(
                 "a descriptor for input is neither a pipe nor a file that can be read", hint="hand a pipe over"
             )
-        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        self._fds = contextlib.ExitStack()
+        self._pipe = -1
+        self._file: filethread.FileThread | None = None
+        if stat.S_ISREG(mode):
+            self._file = _file_thread(fd)
+            self._fds.callback(self._file.close)
+        else:
+            self._pipe = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+            self._fds.callback(os.close, self._pipe)
 
     def close(self) -> None:
-        """Close it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close it; a file is closed a little later."""
+        self._fds.close()
+
+    async def closed(self) -> None:
+        """Wait until it is closed."""
+        if self._file is not None:
+            await self._file.closed()
 
     async def feed(self, pipe: int) -> None:
         """Hand all that it gives to a pipe of ours, until its end.
@@ -288,16 +323,16 @@ class Source:
             BrokenPipeError: Nobody reads the pipe any more.
             OSError: The file can't be read.
         """
-        if not self._is_pipe:
-            while data := await uncut.to_its_end(asyncio.to_thread(os.read, self._fd, CHUNK)):
+        if self._file is not None:
+            while data := await self._file.call(lambda own: os.read(own, CHUNK)):
                 await write(pipe, data)
             return
         moved = 1
         while moved:
-            await ready(self._fd)
+            await ready(self._pipe)
             try:
-                moved = os.splice(self._fd, pipe, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+                moved = os.splice(self._pipe, pipe, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 # Where somebody else has read it first, the next turn waits for more.
-                if unread(self._fd):
+                if unread(self._pipe):
                     await ready(pipe, writing=True)

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent import futures
 from typing import Final, TypeVar
 
 from nixlet.containers import clients, logwriter, pipes
@@ -46,16 +47,24 @@ class Streams:
 
     ended: "asyncio.Task[int]"
 
-    def __init__(self, container: str, peeker: pipes.Peeker, close_stdin: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        container: str,
+        peeker: pipes.Peeker,
+        threads: futures.Executor,
+        close_stdin: Callable[[], Awaitable[None]],
+    ) -> None:
         """A container that is started, or was.
 
         Args:
             container: Its ID.
             peeker: Reads its output.
+            threads: Write logs.
             close_stdin: Makes the shim forget its own end of the input, so that the container sees that ours is closed.
         """
         self.container = container
         self._peeker = peeker
+        self._threads = threads
         self._close_stdin = close_stdin
         self._stdin: int | None = None
         self._stdin_ends = False
@@ -227,7 +236,7 @@ class Streams:
 
         try:
             async with self._logging:
-                await asyncio.to_thread(keep)
+                await asyncio.get_running_loop().run_in_executor(self._threads, keep)
         except OSError as error:
             # The process must go on; how much is missing will stand in the log.
             self._tell(error)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pty
 import socket
+import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +233,61 @@ async def test_what_is_of_no_use_is_refused_in_words(pipe: Pipe) -> None:
         clients.Client({"stdout": pipe.reader})
     with pytest.raises(errors.InvalidArgumentError):
         clients.Client(stdin=pipe.writer)
+    # Whose write(2) may wait for ever, and can't be told not to.
+    counter = os.eventfd(0)
+    try:
+        with pytest.raises(errors.InvalidArgumentError):
+            clients.Client({"stdout": counter})
+    finally:
+        os.close(counter)
+
+
+async def test_files_that_take_for_ever_keep_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a network file system whose server is gone do, which no test can have."""
+    come_back, write, read = threading.Event(), os.write, os.read
+    waiting: set[int] = set()
+
+    def hang(fd: int) -> None:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith("hangs"):
+            waiting.add(fd)
+            come_back.wait()
+
+    def writes(fd: int, data: bytes) -> int:
+        hang(fd)
+        return write(fd, data)
+
+    def reads(fd: int, size: int) -> bytes:
+        hang(fd)
+        return read(fd, size)
+
+    reader, writer = pipes.new_pipe()
+    left = []
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", writes)
+            patched.setattr(os, "read", reads)
+            # More than threads that all share.
+            for number in range(40):
+                fd = os.open(tmp_path / f"hangs{number}", os.O_RDWR | os.O_CREAT)
+                client = clients.Client({"stdout": fd}, fd)
+                os.close(fd)
+                await client.give("stdout", b"some")
+                left.append((client, asyncio.create_task(client.feed(writer))))
+            async with asyncio.timeout(10):
+                while len(waiting) < 80:
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(os.getpid)
+            for client, feeding in left:
+                client.leave()
+                await asyncio.wait_for(feeding, 10)
+    finally:
+        come_back.set()
+        for client, _ in left:
+            await client.finish()
+        os.close(reader)
+        os.close(writer)
 
 
 async def test_what_was_seen_stays_in_its_pipe_until_it_is_taken() -> None:

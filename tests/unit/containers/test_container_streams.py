@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -356,4 +358,20 @@ async def test_a_container_goes_on_when_its_log_can_not_be_written(world: World)
     world.log.symlink_to("/dev/full")
     with world.keeper.started("c"):
         world.run("seq 100000; exit 3")
+    assert await world.ended() == 3
+
+
+async def test_a_log_is_written_although_all_threads_that_are_shared_are_busy(world: World) -> None:
+    come_back = threading.Event()
+    asyncio.get_running_loop().set_default_executor(futures.ThreadPoolExecutor(1))
+    busy = asyncio.create_task(asyncio.to_thread(come_back.wait))
+    try:
+        with world.keeper.started("c"):
+            world.run("echo all of it; exit 3")
+        async with asyncio.timeout(10):
+            while not world.log.exists() or world.logged() != b"all of it\n":
+                await asyncio.sleep(0.01)
+    finally:
+        come_back.set()
+    await busy
     assert await world.ended() == 3
