@@ -6,7 +6,7 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent import futures
 
 from nixlet import errors
@@ -35,7 +35,7 @@ class Keeper:
         containerd: containerd_client.Containerd,
         service: tasks.Tasks,
         runtime: cri.RuntimeClient,
-        state_dirs: Sequence[str],
+        state_dir: str,
     ) -> None:
         """None yet.
 
@@ -43,12 +43,12 @@ class Keeper:
             containerd: The containerd.
             service: Its tasks.
             runtime: Its CRI.
-            state_dirs: Where its state may be.
+            state_dir: Where its state is. Another containerd's pipes are another node's.
         """
         self._containerd = containerd
         self._tasks = service
         self._runtime = runtime
-        self._state_dirs = state_dirs
+        self._state_dir = state_dir
         self._held: dict[str, streams.Streams] = {}
         self._found: list[tuple[str, streams.Streams]] = []
         self._peeker = pipes.Peeker()
@@ -76,7 +76,7 @@ class Keeper:
         directory = next((found for found, _ in self._pipes(container, "stdout")), "")
         if not directory:
             raise errors.UnsupportedError(
-                "containerd's pipes for the container are at none of the usual places, so the node can't have its output",
+                "containerd's pipes for the container are not at the usual place, so the node can't have its output",
                 hint="look into the node's log, and report it with containerd's version",
             )
         with contextlib.ExitStack() as stack:
@@ -104,8 +104,8 @@ class Keeper:
             try:
                 status, texts = await self._runtime.container_details(held.container)
             except errors.NotFoundError:
+                # Its containerd takes the directory away when it starts; one that doesn't know it has no say.
                 held.close()
-                held.forget()
                 continue
             config = json.loads(texts.get("info", "{}")).get("config", {})
             held.take_up_the_rest(directory)
@@ -131,9 +131,8 @@ class Keeper:
     def _pipes(self, container: str, ending: str) -> Iterator[tuple[str, str]]:
         """The directories of pipes and the pipes' names there."""
         pattern = os.path.join(_PIPES.format(container=container), f"{container}-{ending}")
-        for state_dir in self._state_dirs:
-            for path in glob.iglob(os.path.join(glob.escape(state_dir), pattern)):
-                yield os.path.split(path)
+        for path in glob.iglob(os.path.join(glob.escape(self._state_dir), pattern)):
+            yield os.path.split(path)
 
     def _new(self, container: str) -> streams.Streams:
         async def close_stdin() -> None:

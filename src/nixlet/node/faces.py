@@ -106,7 +106,7 @@ class Faces:
         runtime, containerd, pods_dir = served.runtime, served.containerd, self._status.pod_log_dir
         service = tasks.Tasks(served.channel, self._status.containerd_address)
         # It looks for what an earlier node left, and containerd forgets the containers that have ended.
-        keeper = keeping.Keeper(containerd, service, runtime, [self._layout.containerd_state, _CONTAINERD_STATE])
+        keeper = keeping.Keeper(containerd, service, runtime, self._containerd_state())
         keeper.look()
         removals = removal.Removals(runtime, pods_dir)
         undoings = undoing.Undoings(runtime, containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir)
@@ -133,6 +133,10 @@ class Faces:
             executing.ExecutingService(runtime, service, adds, attacher, fronts),
         )
         return nodeinterface.interface(*(each.methods() for each in services))
+
+    def _containerd_state(self) -> str:
+        own = self._status.containerd_address == self._layout.containerd_socket
+        return self._layout.containerd_state if own else _CONTAINERD_STATE
 
     async def ready(self, containerd: Containerd) -> None:
         """Go on with what an earlier node began, and tell whoever asks that the node is ready: what its children are."""

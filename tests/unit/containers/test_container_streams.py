@@ -62,7 +62,9 @@ class Containerd:
     async def _status(
         self, stream: "server.Stream[cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse]"
     ) -> None:
-        await server.request(stream)
+        request = await server.request(stream)
+        if request.container_id != "c":
+            raise GRPCError(Status.NOT_FOUND, "there is no such container")
         ended = self.code.done()
         status = cri_pb2.ContainerStatus(
             state=cri_pb2.CONTAINER_EXITED if ended else cri_pb2.CONTAINER_RUNNING,
@@ -108,7 +110,7 @@ class World:
             containerd_client.Containerd(self._channel, self._address),
             tasks.Tasks(self._channel, self._address),
             cri.RuntimeClient(self._channel, self._address),
-            [str(self._directory)],
+            str(self._directory),
         )
 
     def run(self, command: str) -> "subprocess.Popen[bytes]":
@@ -340,6 +342,19 @@ async def test_after_a_restart_input_that_was_one_clients_ends_but_not_a_termina
     else:
         assert await world.ended() == 7
     assert world.logged() == (b"read typed\n" if tty else b"read\n")
+
+
+async def test_a_node_keeps_its_hands_off_pipes_of_a_container_that_its_containerd_does_not_know(world: World) -> None:
+    """It may be another node's, of another containerd."""
+    others = world.pipes.parents[2] / "other" / "io" / "1"
+    others.mkdir(parents=True)
+    for name in ("stdout", "stdout.nixlet", "stderr", "stderr.nixlet"):
+        os.mkfifo(others / f"other-{name}")
+    before = sorted(path.name for path in others.iterdir())
+    world.keeper.look()
+    await world.keeper.adopt()
+    assert world.keeper.find("other") is None
+    assert sorted(path.name for path in others.iterdir()) == before
 
 
 async def test_a_container_that_does_not_start_leaves_the_pipes_as_they_were(world: World) -> None:
