@@ -101,7 +101,7 @@ class Streams:
 
         Args:
             directory: Where containerd has its pipes.
-            stdin_ends: Its input ends with that of the first client. A terminal's has no end: others may have it later.
+            stdin_ends: Its input ends with that of the first client that has any. A terminal's has no end: others may have it later.
         """
         self._stdin_ends = stdin_ends
         found = [each for each in ("stdin", *_OUTPUTS) if os.path.lexists(self._place(directory, each))]
@@ -150,17 +150,24 @@ class Streams:
             client.hurry()
         self._clients.append(client)
         if client.has_input and self._stdin is not None:
-            task = asyncio.create_task(self._feed(client, self._stdin), name="input")
+            ends, self._stdin_ends = self._stdin_ends, False
+            task = asyncio.create_task(self._feed(client, self._stdin, ends=ends), name="input")
             self._feeding.add(task)
             task.add_done_callback(self._feeding.discard)
 
-    async def _feed(self, client: clients.Client, pipe: int) -> None:
+    async def _feed(self, client: clients.Client, pipe: int, *, ends: bool) -> None:
         await client.feed(pipe)
-        if self._stdin_ends:
+        if ends:
             await self.end_input()
 
     async def end_input(self) -> None:
-        """Let the container see the end of its input."""
+        """Let the container see the end of its input, whoever else has some for it."""
+        if self._stdin is None:
+            return
+        others = self._feeding - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         if self._stdin is not None:
             os.close(self._stdin)
             self._stdin = None

@@ -278,6 +278,38 @@ async def test_input_that_does_not_end_is_the_next_clients(world: World) -> None
     assert world.containerd.asked_to_close == 0
 
 
+async def test_input_ends_with_that_of_the_first_client_and_with_no_others(world: World) -> None:
+    with pipe() as keys:
+        front = clients.Client(stdin=keys.reader)
+        with world.keeper.started("c", front, stdin_ends=True):
+            world.run("cat; exit 5")
+        held = world.keeper.find("c")
+        assert held is not None
+        said = b""
+        for text in (b"one\n", b"two\n"):
+            with pipe() as others:
+                beside = clients.Client(stdin=others.reader)
+                held.join(beside)
+                os.write(others.writer, text)
+                said += text
+                while not world.log.exists() or world.logged() != said:
+                    await asyncio.sleep(0.01)
+                beside.leave()
+                await beside.finish()
+        assert world.containerd.asked_to_close == 0
+        with pipe() as others:
+            # One that is still there, and says nothing.
+            beside = clients.Client(stdin=others.reader)
+            held.join(beside)
+            os.write(keys.writer, b"end\n")
+            keys.write_end.close()
+            assert await world.ended() == 5
+            beside.leave()
+            await beside.finish()
+        await front.finish()
+    assert world.logged() == b"one\ntwo\nend\n"
+
+
 async def test_what_a_container_leaves_running_is_not_waited_for(world: World) -> None:
     with world.keeper.started("c"):
         process = world.run("sleep 1000 & echo $!; exit 0")
