@@ -1,5 +1,6 @@
 """Writing a container's log, in the form that ``logrecords`` reads: in the node's hands, whoever listens beside it."""
 
+import collections
 import contextlib
 import datetime
 import os
@@ -24,39 +25,59 @@ class LogWriter:
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self._missing: dict[str, int] = {}
+        self._missing: collections.Counter[str] = collections.Counter()
         self._unfinished: set[str] = set()
 
     def write(self, stream: str, data: bytes) -> None:
-        """Write a piece of output. A log that is gone for good (its container was removed) is written no more.
+        """Write a piece of output, after what is to be told of gaps. A log that is gone for good (its container was removed) is written no more.
 
         Raises:
             OSError: It can't be written. How much is missing will stand in the log where it is.
         """
+        try:
+            self._put(self._gaps() + records(stream, data))
+        except OSError:
+            self._missing[stream] += len(data)
+            raise
+        self._close_gaps()
+        (self._unfinished.discard if data.endswith(b"\n") else self._unfinished.add)(stream)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether something is missing that the log doesn't tell yet."""
+        return bool(self._missing)
+
+    def tell_gaps(self) -> None:
+        """Write how much is missing, without waiting for more output: there may be none.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        self._put(self._gaps())
+        self._close_gaps()
+
+    def _gaps(self) -> bytes:
+        return b"".join(self._gap(stream, missing) for stream, missing in self._missing.items())
+
+    def _gap(self, stream: str, missing: int) -> bytes:
+        told = f"nixlet: {missing} bytes are missing here: the log could not be written\n".encode()
+        return records(stream, b"\n" + told if stream in self._unfinished else told)
+
+    def _close_gaps(self) -> None:
+        self._unfinished -= self._missing.keys()
+        self._missing.clear()
+
+    def _put(self, data: bytes) -> None:
         if not self.path:
             return
-        missing = self._missing.get(stream, 0)
-        try:
+        # Its directory goes with the container.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             fd = files.open_for_appending(self.path, _MODE)
             try:
                 _cut_back(fd)
-                self._append(fd, self._gap(stream, missing) + records(stream, data))
+                self._append(fd, data)
             finally:
                 os.close(fd)
-        except (FileNotFoundError, NotADirectoryError):
-            # Its directory goes with the container.
-            return
-        except OSError:
-            self._missing[stream] = missing + len(data)
-            raise
-        self._missing.pop(stream, None)
-        (self._unfinished.discard if data.endswith(b"\n") else self._unfinished.add)(stream)
-
-    def _gap(self, stream: str, missing: int) -> bytes:
-        if not missing:
-            return b""
-        told = f"nixlet: {missing} bytes are missing here: the log could not be written\n".encode()
-        return records(stream, b"\n" + told if stream in self._unfinished else told)
 
     def _append(self, fd: int, data: bytes) -> None:
         before = os.fstat(fd).st_size

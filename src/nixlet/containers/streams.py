@@ -31,6 +31,9 @@ _OUTPUTS = ("stdout", "stderr")
 #: Seconds until output is read again that could not be read or handed on.
 _RETRY = 0.5
 
+#: How often it is tried, after the last output, to say in the log what is missing there.
+_LAST_TRIES = 4
+
 T = TypeVar("T")
 
 _log = logging.getLogger("nixlet.pods")
@@ -191,12 +194,26 @@ class Streams:
         readers = {fd: asyncio.create_task(self._read(name, fd), name=name) for name, fd in self._outputs.items()}
         try:
             await pipes.complete(waiting, readers, lambda: self._busy > 0)
+            for _ in range(_LAST_TRIES):
+                if not await self._tell_gaps():
+                    break
+                await asyncio.sleep(_RETRY)
             return waiting.result()
         finally:
             ours = [waiting, *readers.values(), *self._feeding]
             for task in ours:
                 task.cancel()
             await asyncio.gather(*ours, return_exceptions=True)
+            # A next node doesn't know what is missing.
+            await uncut.to_its_end(self._tell_gaps())
+
+    async def _tell_gaps(self) -> bool:
+        """Have it told in the log what is missing there; whether that is still to be done."""
+        with contextlib.suppress(OSError):
+            async with self._logging:
+                if self._log.has_gaps:
+                    await asyncio.get_running_loop().run_in_executor(self._threads, self._log.tell_gaps)
+        return self._log.has_gaps
 
     async def _read(self, name: str, fd: int) -> None:
         try:

@@ -401,11 +401,34 @@ async def test_pipes_at_other_places_are_told(world: World) -> None:
         pass
 
 
-async def test_a_container_goes_on_when_its_log_can_not_be_written(world: World) -> None:
+async def test_a_container_goes_on_when_its_log_can_not_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_RETRY", 0.01)
     world.log.symlink_to("/dev/full")
     with world.keeper.started("c"):
         world.run("seq 100000; exit 3")
     assert await world.ended() == 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_what_is_missing_stands_in_the_log_although_nothing_comes_after_it(world: World, stopped: bool) -> None:
+    world.log.symlink_to("/dev/full")
+    with world.keeper.started("c"):
+        world.run("echo lost; read word; exit 3")
+    held = world.keeper.find("c")
+    assert held is not None
+    async with asyncio.timeout(10):
+        while not held._log.has_gaps:
+            await asyncio.sleep(0.01)
+    world.log.unlink()
+    if stopped:
+        await world.keeper.close()
+    with open(world.pipes / "c-stdin.nixlet", "wb", buffering=0) as keys:
+        keys.write(b"word\n")
+    if not stopped:
+        assert await world.ended() == 3
+    assert world.logged() == b"nixlet: 5 bytes are missing here: the log could not be written\n"
 
 
 async def test_a_log_is_written_although_all_threads_that_are_shared_are_busy(world: World) -> None:
