@@ -203,7 +203,11 @@ class Client:
             await _ended(self._run(self._move(output.destination, source), f"move {stream}"))
 
     async def feed(self, pipe: int) -> None:
-        """Hand all of its input to a pipe, until its end, or until the client is gone or the pipe's reader is."""
+        """Hand all of its input to a pipe, until its end, or until the client is gone or the pipe's reader is.
+
+        Args:
+            pipe: A descriptor that nobody else waits for, and that is closed when this is done, at the earliest.
+        """
         if self._source is not None and not self.gone.is_set():
             self._feeding = self._run(self._feed(self._source, pipe), "input")
             await _ended(self._feeding)
@@ -229,13 +233,8 @@ class Client:
             self.fail("the output can't be written", error)
 
     async def _feed(self, source: pipes.Source, pipe: int) -> None:
-        # Several clients may have the same pipe; each waits for room by a number of its own.
-        own = os.dup(pipe)
-        try:
-            with contextlib.suppress(OSError):
-                await source.feed(own)
-        finally:
-            os.close(own)
+        with contextlib.suppress(OSError):
+            await source.feed(pipe)
 
     def _run(self, work: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)

@@ -152,11 +152,24 @@ class Streams:
         if self._hurried:
             client.hurry()
         self._clients.append(client)
-        if client.has_input and self._stdin is not None:
-            ends, self._stdin_ends = self._stdin_ends, False
-            task = asyncio.create_task(self._feed(client, self._stdin, ends=ends), name="input")
-            self._feeding.add(task)
-            task.add_done_callback(self._feeding.discard)
+        if not client.has_input or self._stdin is None:
+            return
+        # Several clients have the same pipe; each waits for room by a number of its own, which stays its own when others end the input.
+        try:
+            own = os.dup(self._stdin)
+        except OSError as error:
+            client.fail("the container's input can't be opened", error)
+            return
+        ends, self._stdin_ends = self._stdin_ends, False
+        task = asyncio.create_task(self._feed(client, own, ends=ends), name="input")
+        self._feeding.add(task)
+
+        def done(_: object) -> None:
+            # Not at the end of the coroutine: one that is cancelled at once never begins.
+            self._feeding.discard(task)
+            os.close(own)
+
+        task.add_done_callback(done)
 
     async def _feed(self, client: clients.Client, pipe: int, *, ends: bool) -> None:
         await client.feed(pipe)

@@ -310,6 +310,33 @@ async def test_input_ends_with_that_of_the_first_client_and_with_no_others(world
     assert world.logged() == b"one\ntwo\nend\n"
 
 
+async def test_input_goes_into_nobody_elses_file_when_it_has_just_ended(world: World, tmp_path: Path) -> None:
+    with world.keeper.started("c"):
+        world.run("read word; exit 5")
+    held = world.keeper.find("c")
+    assert held is not None
+    with pipe() as keys:
+        os.write(keys.writer, b"secret\n")
+        keys.write_end.close()
+        client = clients.Client(stdin=keys.reader)
+        others: list[int] = []
+        try:
+            held.join(client)
+            ending = asyncio.create_task(held.end_input())
+            while held._stdin is not None:
+                await asyncio.sleep(0)
+            # The numbers that were free are others' now.
+            others += [os.open(tmp_path / f"other{number}", os.O_RDWR | os.O_CREAT) for number in range(3)]
+            await ending
+            assert await world.ended() == 5
+            client.leave()
+            await client.finish()
+            assert [os.pread(other, 10, 0) for other in others] == [b""] * 3
+        finally:
+            for other in others:
+                os.close(other)
+
+
 async def test_what_a_container_leaves_running_is_not_waited_for(world: World) -> None:
     with world.keeper.started("c"):
         process = world.run("sleep 1000 & echo $!; exit 0")
