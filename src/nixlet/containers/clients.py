@@ -124,6 +124,7 @@ class Client:
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeding: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._leaving: list[Callable[[], None]] = []
         with contextlib.ExitStack() as stack:
             if stdin is not None:
                 self._source = pipes.Source(stdin)
@@ -144,10 +145,19 @@ class Client:
         """Whether output is on its way to it that is in no pipe any more."""
         return any(output.destination.busy for output in self._outputs.values())
 
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have a function called as soon as it is gone, which it may be."""
+        if self.gone.is_set():
+            tell()
+        else:
+            self._leaving.append(tell)
+
     def leave(self) -> None:
         """It is gone, or has all that it wants: nothing more is given to it, and its descriptors are closed."""
         if self._closing is None:
             self.gone.set()
+            while self._leaving:
+                self._leaving.pop()()
             self.hurry()
             for task in self._tasks:
                 task.cancel()

@@ -75,7 +75,7 @@ class Streams:
         #: containerd's own pipes, which are held open.
         self._theirs: dict[str, int] = {}
         self._names: list[str] = []
-        self._clients: list[clients.Client] = []
+        self._clients: set[clients.Client] = set()
         self._feeding: set[asyncio.Task[None]] = set()
         self._busy = 0
         self._log = logwriter.LogWriter()
@@ -151,7 +151,8 @@ class Streams:
         """Have a client listen, and speak, from now on; who has it finishes it when ``ended`` is done."""
         if self._hurried:
             client.hurry()
-        self._clients.append(client)
+        self._clients.add(client)
+        client.when_gone(lambda: self._clients.discard(client))
         if not client.has_input or self._stdin is None:
             return
         # Several clients have the same pipe; each waits for room by a number of its own, which stays its own when others end the input.
@@ -246,7 +247,6 @@ class Streams:
             self._busy += 1
             try:
                 await uncut.to_its_end(self._keep(name, data, fd))
-                self._clients = [each for each in self._clients if not each.gone.is_set()]
                 await asyncio.gather(*(self._give(each, name, data) for each in self._clients))
             finally:
                 self._busy -= 1

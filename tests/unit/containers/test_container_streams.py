@@ -4,10 +4,12 @@ and a containerd that can be away, which a real one is at no moment that a test 
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import subprocess
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent import futures
 from pathlib import Path
@@ -195,6 +197,28 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
     # The names are containerd's again, and nothing else is there.
     assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
     assert world.keeper.find("c") is None
+
+
+async def test_a_container_that_prints_nothing_keeps_nothing_of_clients_that_left(world: World) -> None:
+    with world.keeper.started("c"):
+        world.run("read word; exit 3")
+    held = world.keeper.find("c")
+    assert held is not None
+    left = []
+    for _ in range(10):
+        with pipe() as output, pipe() as keys:
+            client = clients.Client({"stdout": output.writer}, keys.reader)
+            held.join(client)
+            client.leave()
+            await client.finish()
+            left.append(weakref.ref(client))
+    del client
+    while any(asyncio.current_task() is not each and each.get_name() == "input" for each in asyncio.all_tasks()):
+        await asyncio.sleep(0.01)
+    gc.collect()
+    assert [each() for each in left] == [None] * 10
+    await held.end_input()
+    assert await world.ended() == 3
 
 
 async def test_a_client_that_no_pipe_can_be_made_for_is_the_only_one_that_is_left(
