@@ -59,6 +59,11 @@ class Keeper:
         """The streams of a container, if they are the node's."""
         return self._held.get(container)
 
+    def writes(self, log_path: str) -> bool:
+        """Whether the log of this path is written here."""
+        path = os.path.normpath(log_path)
+        return any(each.log_path == path for each in self._held.values())
+
     @contextlib.contextmanager
     def started(
         self, container: str, client: clients.Client | None = None, *, stdin_ends: bool = False

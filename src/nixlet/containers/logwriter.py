@@ -92,6 +92,15 @@ class LogWriter:
             raise
 
 
+def begin(path: str) -> None:
+    """Make a log that isn't there yet.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    os.close(files.open_for_appending(path, _MODE))
+
+
 def _cut_back(fd: int) -> None:
     """Take the beginning of a record away that a writer left who was killed in it: its piece is still in the pipe, and is written again."""
     size = end = os.fstat(fd).st_size

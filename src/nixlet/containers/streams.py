@@ -83,6 +83,11 @@ class Streams:
         self._told = False
         self._hurried = False
 
+    @property
+    def log_path(self) -> str:
+        """The log that is written; empty: none, or not yet."""
+        return self._log.path
+
     def close(self) -> None:
         """Close what is open; a next node can go on."""
         for fd in (*self._outputs.values(), *self._theirs.values()):

@@ -153,7 +153,7 @@ class Assembly:
         if served.snapshotter is not None:
             proxyplugin.check_mount_namespace(self._place.containerd_socket)
         limit, kept_files = quantity.parse(settings.container_log_max_size), int(settings.container_log_max_files)
-        logs = rotation.Rotator(served.runtime, layout.pods, limit=limit, files=kept_files)
+        logs = rotation.Rotator(served.runtime, layout.pods, self._faces.writes_log, limit=limit, files=kept_files)
         await stack.enter_async_context(rotation.kept(logs))
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(self._faces.close, signals.Ending(hastened=hastened))

@@ -99,6 +99,7 @@ class Faces:
         self._images = images
         self._closing: list[Callable[[signals.Ending], Awaitable[None]]] = []
         self._recovering: list[Callable[[], Awaitable[None]]] = []
+        self._keeper: keeping.Keeper | None = None
         self.containerd: Containerd | None = None
 
     def interface(self, served: proxyplugin.Served) -> varlink.Interface:
@@ -108,6 +109,7 @@ class Faces:
         # It looks for what an earlier node left, and containerd forgets the containers that have ended.
         keeper = keeping.Keeper(containerd, service, runtime, self._containerd_state())
         keeper.look()
+        self._keeper = keeper
         removals = removal.Removals(runtime, pods_dir)
         undoings = undoing.Undoings(runtime, containerd, pods_dir=pods_dir, leases=self._layout.cni_data_dir)
         resolv_conf = self._status.resolv_conf
@@ -133,6 +135,10 @@ class Faces:
             executing.ExecutingService(runtime, service, adds, attacher, fronts),
         )
         return nodeinterface.interface(*(each.methods() for each in services))
+
+    def writes_log(self, path: str) -> bool:
+        """Whether the node itself writes the log of this path."""
+        return self._keeper is not None and self._keeper.writes(path)
 
     def _containerd_state(self) -> str:
         own = self._status.containerd_address == self._layout.containerd_socket

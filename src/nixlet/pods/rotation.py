@@ -6,11 +6,11 @@ import datetime
 import glob
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nixlet import errors
 from nixlet.containerd import cri
-from nixlet.containers import logs
+from nixlet.containers import logs, logwriter
 from nixlet.pods import begun, criconfig
 from nixlet.rpc.gen import cri_pb2
 
@@ -23,17 +23,27 @@ _log = logging.getLogger("nixlet.pods")
 class Rotator:
     """Puts the logs of a node's pods aside when they are full."""
 
-    def __init__(self, runtime: cri.RuntimeClient, pods_dir: str, *, limit: int, files: int) -> None:
+    def __init__(
+        self,
+        runtime: cri.RuntimeClient,
+        pods_dir: str,
+        is_ours: Callable[[str], bool],
+        *,
+        limit: int,
+        files: int,
+    ) -> None:
         """For all pods of one node.
 
         Args:
-            runtime: What writes the logs.
+            runtime: Writes the logs that the node doesn't write.
             pods_dir: The directory of the pods' directories.
+            is_ours: Whether the node itself writes the log of this path.
             limit: Bytes that a log may have.
             files: How many files a log may have, the one that is written included.
         """
         self._runtime = runtime
         self._pods_dir = pods_dir
+        self._is_ours = is_ours
         self._limit = limit
         self._files = files
         self._told: set[str] = set()
@@ -87,28 +97,41 @@ class Rotator:
         return None
 
     async def _rotate(self, path: str) -> None:
-        container = await self._running(path)
-        if container is None:
+        begin_anew = await self._who_begins_anew(path)
+        if begin_anew is None:
             return
         aside = logs.aside(path, datetime.datetime.now(datetime.UTC))
         os.rename(path, aside)
         try:
-            await self._runtime.reopen_log(container)
+            await begin_anew()
         except BaseException:
             # It is written on under either name; one that the runtime has made nevertheless is not overwritten.
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
                 os.unlink(aside)
             raise
-        self._drop_oldest(path)
+        finally:
+            self._drop_oldest(path)
 
     async def _complete(self, path: str) -> None:
-        container = await self._running(path)
-        if container is None:
+        begin_anew = await self._who_begins_anew(path)
+        if begin_anew is None:
             self._ended.add(path)
             return
-        await self._runtime.reopen_log(container)
+        await begin_anew()
         self._drop_oldest(path)
+
+    async def _who_begins_anew(self, path: str) -> Callable[[], Awaitable[None]] | None:
+        """How a log gets a new file after one that was put aside; None: nobody writes it any more."""
+        if self._is_ours(path):
+
+            async def begin() -> None:
+                # The node opens it anew for each piece of output, so nobody has to be told.
+                logwriter.begin(path)
+
+            return begin
+        container = await self._running(path)
+        return None if container is None else lambda: self._runtime.reopen_log(container)
 
     def _drop_oldest(self, path: str) -> None:
         with logs.at(path) as log:

@@ -187,6 +187,9 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
         held = world.keeper.find("c")
         assert held is not None
         held.join(other)
+        async with asyncio.timeout(10):
+            while not world.keeper.writes(str(world.log)):
+                await asyncio.sleep(0.01)
         reading = [asyncio.create_task(read_all(each.reader)) for each in (first, second)]
         assert await world.ended() == 3
         await one.finish()
@@ -197,6 +200,7 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
     # The names are containerd's again, and nothing else is there.
     assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
     assert world.keeper.find("c") is None
+    assert not world.keeper.writes(str(world.log))
 
 
 async def test_a_container_that_prints_nothing_keeps_nothing_of_clients_that_left(world: World) -> None:
@@ -212,7 +216,7 @@ async def test_a_container_that_prints_nothing_keeps_nothing_of_clients_that_lef
             client.leave()
             await client.finish()
             left.append(weakref.ref(client))
-    del client
+            del client
     while any(asyncio.current_task() is not each and each.get_name() == "input" for each in asyncio.all_tasks()):
         await asyncio.sleep(0.01)
     gc.collect()

@@ -12,7 +12,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from nixlet.containerd import cri
-from nixlet.containers import logs
+from nixlet.containers import logs, logwriter
 from nixlet.host import unixsocket
 from nixlet.pods import rotation
 from nixlet.rpc import channel as channels
@@ -28,6 +28,7 @@ class Runtime:
         self._state = state
         self._fails = fails
         self.asked = 0
+        self.reopened = 0
         self.done = asyncio.Event()
 
     async def _list(self, stream: "server.Stream[object, cri_pb2.ListContainersResponse]") -> None:
@@ -39,6 +40,7 @@ class Runtime:
 
     async def _reopen(self, stream: "server.Stream[object, cri_pb2.ReopenContainerLogResponse]") -> None:
         await server.request(stream)
+        self.reopened += 1
         self._log.write_text("new\n")
         self.done.set()
         if self._fails:
@@ -63,10 +65,11 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def rotating(tmp_path: Path, runtime: Runtime) -> AsyncIterator[rotation.Rotator]:
+async def rotating(tmp_path: Path, runtime: Runtime, ours: str = "") -> AsyncIterator[rotation.Rotator]:
     path = str(tmp_path / "run" / "c.sock")
+    pods = str(tmp_path / "pods")
     async with server.serve(unixsocket.listen(path), [runtime]), channels.connect(path) as channel:
-        yield rotation.Rotator(cri.RuntimeClient(channel, path), str(tmp_path / "pods"), limit=10, files=2)
+        yield rotation.Rotator(cri.RuntimeClient(channel, path), pods, lambda each: each == ours, limit=10, files=2)
 
 
 async def test_a_rotation_that_was_cut_off_is_completed(
@@ -104,3 +107,34 @@ async def test_a_rotation_that_fails_overwrites_no_new_log(tmp_path: Path, log: 
     with logs.at(str(log)) as opened:
         names = opened.names()
     assert [log.with_name(each).read_text() for each in names] == ["all the words so far\n", "new\n"]
+
+
+async def test_rotations_that_fail_keep_no_more_files_than_others(tmp_path: Path, log: Path) -> None:
+    async with rotating(tmp_path, Runtime(log, cri_pb2.CONTAINER_RUNNING, fails=True)) as rotator:
+        for number in range(5):
+            log.write_text(f"{number}: more than the limit\n")
+            with pytest.raises(Exception, match="it is lost"):
+                await rotator._rotate(str(log))
+    with logs.at(str(log)) as opened:
+        names = opened.names()
+    assert [log.with_name(each).read_text() for each in names] == ["4: more than the limit\n", "new\n"]
+
+
+async def test_nobody_is_asked_for_a_log_that_the_node_writes(tmp_path: Path, log: Path) -> None:
+    runtime = Runtime(log, cri_pb2.CONTAINER_RUNNING, fails=True)
+    writer = logwriter.LogWriter(str(log))
+    async with rotating(tmp_path, runtime, ours=str(log)) as rotator:
+        for number in range(5):
+            writer.write("stdout", b"%d\n" % number)
+            await rotator._rotate(str(log))
+            assert log.read_bytes() == b""
+        writer.write("stdout", b"end\n")
+        # One that was cut off between its two steps.
+        log.rename(logs.aside(str(log), datetime.datetime.now(datetime.UTC)))
+        assert rotator._look() == (set(), {str(log)})
+        await rotator._complete(str(log))
+        assert rotator._look() == (set(), set())
+    assert (runtime.asked, runtime.reopened) == (0, 0)
+    assert len(list(log.parent.iterdir())) == 2
+    assert [each.text for each in logs.records(str(log))] == [b"end\n"]
+    assert log.stat().st_mode & 0o777 == 0o640
