@@ -3,8 +3,8 @@
 Two rules hold, by where the output is kept:
 
 - What has no log (``exec``) is piped: a client that doesn't read holds the process up, as any reader of a pipe does, until it is gone.
-- What has a log is handed out beside it. A client may be some pieces behind; then the container waits for it, as long as it takes
-  anything. One that has taken nothing for a while is waited for no more: what it has no room for is left out, counted, and
+- What has a log is handed out beside it. A client may be some pieces behind; then the container waits for it, as long as it takes a
+  piece in a while. One that doesn't is waited for no more until it has caught up: what it has no room for is left out, counted, and
   told in the stream when it reads again. The log has all of it.
 
 A client that is gone is passed over.
@@ -23,7 +23,7 @@ from nixlet.host import files
 #: Pieces of output that a client may be behind before it is waited for.
 _AHEAD = 16
 
-#: Seconds for which a client may take nothing before it is waited for no more.
+#: Seconds that a client may take for a piece before it is waited for no more.
 PATIENCE = 10.0
 
 
@@ -39,31 +39,28 @@ class _Output:
         self._finished = False
         self._hurried = False
         self._left_out = 0
-        self._taken = 0
-        self._stalled_at = -1
-
-    def _count(self, taken: int) -> None:
-        self._taken += taken
+        self._stalled = False
 
     def hurry(self) -> None:
         self._hurried = True
         self._room.set()
 
     async def give(self, data: bytes) -> None:
-        while len(self._pieces) >= _AHEAD and not self._hurried:
-            before = self._taken
-            if self._stalled_at == before:
-                self._left_out += len(data)
-                return
+        if self._is_full() and not self._stalled:
             self._room.clear()
             try:
                 await asyncio.wait_for(self._room.wait(), self._patience)
             except TimeoutError:
-                # Nothing more went into the full pipe, so nobody took anything out of it.
-                self._stalled_at = before
+                self._stalled = True
+        if self._is_full():
+            self._left_out += len(data)
+            return
         self._tell_gap()
         self._pieces.append(data)
         self._more.set()
+
+    def _is_full(self) -> bool:
+        return len(self._pieces) >= _AHEAD and not self._hurried
 
     def _tell_gap(self) -> None:
         if self._left_out:
@@ -75,9 +72,10 @@ class _Output:
         """Hand the pieces on into a pipe, until the last; then it is closed."""
         while not self._finished or self._pieces:
             while self._pieces:
-                await pipes.write(writer, self._pieces[0], self._count)
+                await pipes.write(writer, self._pieces[0])
                 self._pieces.popleft()
                 self._room.set()
+            self._stalled = False
             self._more.clear()
             if not self._finished:
                 await self._more.wait()
@@ -110,7 +108,7 @@ class Client:
         Args:
             outputs: Where it wants the streams, by their names ("stdout", "stderr"); others it does without.
             stdin: Where its input comes from.
-            patience: Seconds for which it may take nothing of what has a log.
+            patience: Seconds that it may take for a piece of what has a log.
 
         Raises:
             InvalidArgumentError: A descriptor is of no use for that.

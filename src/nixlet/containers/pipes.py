@@ -259,13 +259,12 @@ class Destination:
                 await ready(self.fd, writing=True)
 
 
-async def write(fd: int, data: bytes, written: Callable[[int], None] = lambda _: None) -> None:
+async def write(fd: int, data: bytes) -> None:
     """Write all of it to a pipe of ours.
 
     Args:
         fd: The pipe.
         data: What is written.
-        written: Told of each part, in bytes.
 
     Raises:
         BrokenPipeError: Nobody reads it any more.
@@ -278,7 +277,6 @@ async def write(fd: int, data: bytes, written: Callable[[int], None] = lambda _:
             await ready(fd, writing=True)
         else:
             view = view[count:]
-            written(count)
 
 
 class Source:

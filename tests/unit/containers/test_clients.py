@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 import socket
 import threading
 import tty
@@ -96,6 +97,32 @@ async def test_a_client_that_reads_again_after_the_end_is_told_what_it_missed(pi
     missing, _, after = rest.partition(b" bytes are left out here: nobody read them for 0.05 s\n")
     assert len(before) + int(missing) == 500 * len(PIECE)
     assert after == b""
+
+
+async def test_a_client_that_takes_little_by_little_is_not_waited_for_without_end(pipe: Pipe) -> None:
+    client = clients.Client({"stdout": pipe.writer}, patience=0.05)
+    pipe.write_end.close()
+    seen = b""
+
+    async def trickle() -> None:
+        nonlocal seen
+        while True:
+            if pipes.unread(pipe.reader):
+                seen += os.read(pipe.reader, 4096)
+            await asyncio.sleep(0.02)
+
+    trickling = asyncio.create_task(trickle())
+    await asyncio.wait_for(fill(client, 500), 10)
+    trickling.cancel()
+    await asyncio.gather(trickling, return_exceptions=True)
+    client.hurry()
+    finishing = asyncio.create_task(client.finish())
+    seen += await asyncio.to_thread(Path(f"/proc/self/fd/{pipe.reader}").read_bytes)
+    await asyncio.wait_for(finishing, 10)
+    counts = [int(each) for each in re.findall(rb"\nnixlet: (\d+) bytes are left out here[^\n]*\n", seen)]
+    shown = re.sub(rb"\nnixlet: \d+ bytes are left out here[^\n]*\n", b"", seen)
+    assert len(shown) + sum(counts) == 500 * len(PIECE)
+    assert sum(counts) > 400 * len(PIECE)
 
 
 async def test_a_client_that_goes_while_it_is_waited_for_is_passed_over(pipe: Pipe) -> None:
