@@ -1,11 +1,22 @@
 """The Kubernetes Container Runtime Interface, from a client's side."""
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import client
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import cri_grpc, cri_pb2
+
+
+def container_config(info: Mapping[str, str]) -> Mapping[str, Any]:
+    """What a container was made from, a ContainerConfig as Go writes it in JSON; empty where the runtime doesn't say.
+
+    Args:
+        info: What ``RuntimeClient.container_details`` has besides.
+    """
+    return json.loads(info.get("info", "{}")).get("config") or {}
 
 
 class RuntimeClient:

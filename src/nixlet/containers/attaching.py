@@ -6,7 +6,6 @@ CRI's own Attach, whose every client gets a copy as well.
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import AsyncIterator
 
@@ -68,7 +67,7 @@ class Attacher:
             NotFoundError: There is no such container.
         """
         _, texts = await self._runtime.container_details(container)
-        config = json.loads(texts.get("info", "{}")).get("config", {})
+        config = cri.container_config(texts)
         return Attachment(self, container, tty=bool(config.get("tty")), interactive=bool(config.get("stdin")))
 
     async def serve(self, attachment: Attachment, client: clients.Client) -> int:

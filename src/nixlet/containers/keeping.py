@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import glob
-import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 
 from nixlet import errors
@@ -18,7 +17,8 @@ from nixlet.rpc.gen import cri_pb2
 #: Where CRI keeps a container's pipes below containerd's state directory: the same from 1.6 to 2.4.
 _PIPES = "io.containerd.grpc.v1.cri/containers/{container}/io/*"
 
-#: Seconds that the output of a container may take to its log that has ended while no node ran.
+#: Seconds for which a start waits for containers whose streams were an earlier node's: until the logs of those that have ended
+#: are complete.
 _LAST_WORDS = 5.0
 
 #: How many logs are written at once.
@@ -51,6 +51,7 @@ class Keeper:
         self._state_dir = state_dir
         self._held: dict[str, streams.Streams] = {}
         self._found: list[tuple[str, streams.Streams]] = []
+        self._adopting: dict[asyncio.Task[None], streams.Streams] = {}
         self._peeker = pipes.Peeker()
         # Their own: whatever else is done in threads, and takes long, must keep no container waiting.
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="logs")
@@ -99,36 +100,72 @@ class Keeper:
         """Look for containers whose streams were an earlier node's; before containerd starts, which forgets those that have ended."""
         for directory, name in self._pipes("*", "stdout" + streams.OURS):
             held = self._new(name.removesuffix("-stdout" + streams.OURS))
-            held.take_up(directory)
-            self._found.append((directory, held))
+            try:
+                held.take_up(directory)
+            except OSError as error:
+                # The others are none the worse for it.
+                _log.warning("the streams of container %s can't be taken up: %s", held.container, error)
+                held.close()
+            else:
+                self._found.append((directory, held))
 
     async def adopt(self) -> None:
-        """Go on with the containers that were found: their output waits for us."""
+        """Go on with the containers that were found: their output waits for us. One that takes long goes on by itself."""
         while self._found:
             directory, held = self._found.pop()
-            try:
-                status, texts = await self._runtime.container_details(held.container)
-            except errors.NotFoundError:
-                # Its containerd takes the directory away when it starts; one that doesn't know it has no say.
-                held.close()
-                continue
-            config = json.loads(texts.get("info", "{}")).get("config", {})
+            task = asyncio.create_task(self._adopt(directory, held), name=f"adopt {held.container}")
+            self._adopting[task] = held
+            task.add_done_callback(self._adopted)
+        if self._adopting:
+            await asyncio.wait(set(self._adopting), timeout=_LAST_WORDS)
+
+    async def _adopt(self, directory: str, held: streams.Streams) -> None:
+        try:
+            status, texts = await self._details(held.container)
+        except errors.NotFoundError:
+            # Its containerd takes the directory away when it starts; one that doesn't know it has no say.
+            return
+        try:
             held.take_up_the_rest(directory)
-            self._serve(held)
-            if config.get("stdin_once") and not config.get("tty"):
-                # Whoever gave it is gone.
-                await held.end_input()
-            if status.state == cri_pb2.CONTAINER_EXITED:
-                # CRI says so, so its log must be complete when the node is ready.
-                await asyncio.wait({held.ended}, timeout=_LAST_WORDS)
+        except OSError as error:
+            # Its output is read in any case: nothing else keeps it from waiting for ever.
+            _log.warning("container %s gets no input: %s", held.container, error)
+        self._serve(held, status.log_path)
+        config = cri.container_config(texts)
+        if config.get("stdin_once") and not config.get("tty"):
+            # Whoever gave it is gone.
+            await held.end_input()
+        if status.state == cri_pb2.CONTAINER_EXITED:
+            # CRI says so, so its log must be complete when the node is ready.
+            await asyncio.wait({held.ended})
+
+    async def _details(self, container: str) -> tuple[cri_pb2.ContainerStatus, Mapping[str, str]]:
+        while True:
+            try:
+                return await self._runtime.container_details(container)
+            except errors.NotFoundError:
+                raise
+            except errors.NixletError:
+                await asyncio.sleep(endings.RETRY)
+
+    def _adopted(self, task: "asyncio.Task[None]") -> None:
+        held = self._adopting.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("the streams of container %s can't be taken up: %s", held.container, error)
+        if held.container not in self._held:
+            held.close()
 
     async def close(self) -> None:
         """Leave them alone; a next node goes on."""
         for _, held in self._found:
             held.close()
-        ended = [each.ended for each in self._held.values()]
-        for task in ended:
+        adopting = list(self._adopting)
+        for task in adopting:
             task.cancel()
+        await asyncio.gather(*adopting, return_exceptions=True)
+        ended = [each.ended for each in self._held.values()]
+        for serving in ended:
+            serving.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
         self._peeker.close()
         self._threads.shutdown(wait=False)
@@ -152,9 +189,10 @@ class Keeper:
 
         return streams.Streams(container, self._peeker, self._threads, close_stdin)
 
-    def _serve(self, held: streams.Streams) -> None:
+    def _serve(self, held: streams.Streams, log_path: str | None = None) -> None:
         async def serve() -> int:
-            code = await held.serve(self._process_ended(held), await self._log_path(held.container))
+            log = await self._log_path(held.container) if log_path is None else log_path
+            code = await held.serve(self._process_ended(held), log)
             held.forget()
             if code is None:
                 code = (await endings.wait(self._runtime, self._containerd, held.container, patient=True)).exit_code

@@ -23,7 +23,7 @@ from grpclib.exceptions import GRPCError
 from nixlet import errors
 from nixlet.containerd import client as containerd_client
 from nixlet.containerd import cri, tasks
-from nixlet.containers import clients, keeping, logs, pipes, streams
+from nixlet.containers import clients, endings, keeping, logs, pipes, streams
 from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server
@@ -37,6 +37,7 @@ class Containerd:
 
     Attributes:
         away: It answers nobody.
+        refuses: It doesn't say how the container is, and how often it was asked.
         closed: Called when it is told to forget its end of the input.
     """
 
@@ -45,6 +46,8 @@ class Containerd:
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.away = False
         self.asked_to_close = 0
+        self.refused = 0
+        self.refuses = False
         self.config: dict[str, bool] = {}
         self.close_input: Callable[[], None] = lambda: None
 
@@ -67,6 +70,9 @@ class Containerd:
         request = await server.request(stream)
         if request.container_id != "c":
             raise GRPCError(Status.NOT_FOUND, "there is no such container")
+        if self.refuses:
+            self.refused += 1
+            raise GRPCError(Status.UNKNOWN, "it is out of order")
         ended = self.code.done()
         status = cri_pb2.ContainerStatus(
             state=cri_pb2.CONTAINER_EXITED if ended else cri_pb2.CONTAINER_RUNNING,
@@ -398,6 +404,33 @@ async def test_a_next_node_goes_on_also_with_what_ended_meanwhile(world: World) 
     # Its log is complete by now, since CRI says that it has ended.
     assert world.keeper.find("c") is None
     assert world.logged() == b"first\nsecond word\n"
+
+
+async def test_a_container_that_containerd_says_nothing_of_keeps_no_node_from_starting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_LAST_WORDS", 0.01)
+    monkeypatch.setattr(endings, "RETRY", 0.01)
+    with world.keeper.started("c"):
+        world.run("read word; echo $word; exit 6")
+    for answers in (False, True):
+        await world.keeper.close()
+        world.containerd.refuses = True
+        before = world.containerd.refused
+        world.keeper = world.new_keeper()
+        world.keeper.look()
+        await asyncio.wait_for(world.keeper.adopt(), 10)
+        assert world.keeper.find("c") is None
+        async with asyncio.timeout(10):
+            while world.containerd.refused < before + 3:
+                await asyncio.sleep(0.01)
+            world.containerd.refuses = not answers
+            while answers and world.keeper.find("c") is None:
+                await asyncio.sleep(0.01)
+    with open(world.pipes / "c-stdin.nixlet", "wb", buffering=0) as keys:
+        keys.write(b"word\n")
+    assert await world.ended() == 6
+    assert world.logged() == b"word\n"
 
 
 def _waits(path: Path) -> bool:
