@@ -23,6 +23,10 @@ from nixlet.host import files
 #: Pieces of output that a client may be behind before it is waited for.
 _AHEAD = 16
 
+#: Bytes that a client may be behind when the process has ended: more than all pipes on the way hold. What goes on printing nevertheless
+#: must not fill our memory.
+_LEFT = 8 << 20
+
 #: Seconds that a client may take for a piece before it is waited for no more.
 PATIENCE = 10.0
 
@@ -34,6 +38,7 @@ class _Output:
         self.destination = destination
         self._patience = patience
         self._pieces: deque[bytes] = deque()
+        self._bytes = 0
         self._more = asyncio.Event()
         self._room = asyncio.Event()
         self._finished = False
@@ -46,7 +51,7 @@ class _Output:
         self._room.set()
 
     async def give(self, data: bytes) -> None:
-        if self._is_full() and not self._stalled:
+        if self._is_full() and not self._stalled and not self._hurried:
             self._room.clear()
             try:
                 await asyncio.wait_for(self._room.wait(), self._patience)
@@ -56,16 +61,22 @@ class _Output:
             self._left_out += len(data)
             return
         self._tell_gap()
-        self._pieces.append(data)
+        self._append(data)
         self._more.set()
 
+    def _append(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._bytes += len(data)
+
     def _is_full(self) -> bool:
-        return len(self._pieces) >= _AHEAD and not self._hurried
+        if self._hurried:
+            return self._bytes >= _LEFT
+        return len(self._pieces) >= _AHEAD
 
     def _tell_gap(self) -> None:
         if self._left_out:
             told = f"\nnixlet: {self._left_out} bytes are left out here: nobody read them for {self._patience:g} s\n"
-            self._pieces.append(told.encode())
+            self._append(told.encode())
             self._left_out = 0
 
     async def fill(self, writer: int, close: Callable[[], None]) -> None:
@@ -73,7 +84,7 @@ class _Output:
         while not self._finished or self._pieces:
             while self._pieces:
                 await pipes.write(writer, self._pieces[0])
-                self._pieces.popleft()
+                self._bytes -= len(self._pieces.popleft())
                 self._room.set()
             self._stalled = False
             self._more.clear()

@@ -154,6 +154,20 @@ async def test_after_the_end_of_the_process_nobody_is_waited_for_and_nothing_is_
     await asyncio.wait_for(finishing, 5)
 
 
+async def test_what_goes_on_printing_after_the_end_fills_no_memory(pipe: Pipe) -> None:
+    client = clients.Client({"stdout": pipe.writer}, patience=60)
+    pipe.write_end.close()
+    client.hurry()
+    await asyncio.wait_for(fill(client, 1000), 10)
+    held = client._outputs["stdout"]._pieces
+    assert sum(map(len, held)) <= 9 << 20
+    finishing = asyncio.create_task(client.finish())
+    seen = await asyncio.to_thread(Path(f"/proc/self/fd/{pipe.reader}").read_bytes)
+    await asyncio.wait_for(finishing, 10)
+    before, _, rest = seen.partition(b"\nnixlet: ")
+    assert len(before) + int(rest.split(b" ")[0]) == 1000 * len(PIECE)
+
+
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
 async def test_files_are_written_where_they_stand(tmp_path: Path, flags: int) -> None:
     place = tmp_path / "output"
