@@ -159,17 +159,23 @@ class Process:
 
     async def begin(self, spec: dict[str, Any], client: clients.Client, *, stdin: bool) -> None:
         """Start it; see ``Processes.start``."""
+        may_run = False
         try:
             with files.refusing(f"the pipes of a process can't be made in {self._directory}"):
                 streams = self._make_pipes(stdin=stdin, tty=spec["terminal"])
             await self._tasks.add(self._container, self._name, spec, streams)
+            may_run = True
             try:
                 await self._tasks.start(self._container, self._name)
             except errors.NixletError as error:
                 raise failures.start_failure("the process can't start", spec["args"][0], error) from error
             if stdin:
-                self._stdin = pipes.open_writer(streams.stdin)
+                with files.refusing("the process's input can't be opened"):
+                    self._stdin = pipes.open_writer(streams.stdin)
         except BaseException:
+            if may_run:
+                # Nobody would read what it prints.
+                await self._kill()
             await self._close()
             await self._remove()
             raise
@@ -242,15 +248,18 @@ class Process:
 
     async def end(self) -> None:
         """End it for good, and take away what is there of it."""
-        with contextlib.suppress(errors.NixletError, TimeoutError):
-            async with asyncio.timeout(_KILL_PATIENCE):
-                await self.send_signal(signal.SIGKILL)
-                await self._tasks.wait(self._container, self._name)
+        await self._kill()
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
         await self._close()
         await self._remove()
+
+    async def _kill(self) -> None:
+        with contextlib.suppress(errors.NixletError, TimeoutError):
+            async with asyncio.timeout(_KILL_PATIENCE):
+                await self.send_signal(signal.SIGKILL)
+                await self._tasks.wait(self._container, self._name)
 
     async def _close(self) -> None:
         for fd in (*self._outputs.values(), *(() if self._stdin is None else (self._stdin,))):
