@@ -233,8 +233,12 @@ def follow(log: Log, ended: Callable[[], bool], *, lines: int | None = None) -> 
             while file is not None and (data := file.read(_CHUNK)):
                 if whole := cut.whole(data):
                     yield whole
-            if (replaced or last) and (rest := cut.rest()):
+            rest = cut.rest()
+            if rest and (replaced or last):
                 yield rest
+            elif file is not None:
+                # Who writes may take half a record away again, where a disk is full: it is read again when it is whole.
+                file.seek(-len(rest), os.SEEK_CUR)
             if file is not None and len(files) == 1 and (replaced or (last and not _is_there(log))):
                 files.extend(_following(file, log))
             if len(files) > 1:

@@ -34,12 +34,19 @@ class LogWriter:
         Raises:
             OSError: It can't be written. How much is missing will stand in the log where it is.
         """
+        told, whole = records(stream, data), 0
         try:
-            self._put(self._gaps() + records(stream, data))
+            if self._missing:
+                self.tell_gaps()
+            whole, failure = self._put(told)
+            if failure is not None:
+                raise failure
         except OSError:
+            if whole:
+                self._unfinished.discard(stream)
+                data = data[_size_of_text(told[:whole]) :]
             self._missing[stream] += len(data)
             raise
-        self._close_gaps()
         (self._unfinished.discard if data.endswith(b"\n") else self._unfinished.add)(stream)
 
     @property
@@ -53,43 +60,55 @@ class LogWriter:
         Raises:
             OSError: It can't be written.
         """
-        self._put(self._gaps())
-        self._close_gaps()
-
-    def _gaps(self) -> bytes:
-        return b"".join(self._gap(stream, missing) for stream, missing in self._missing.items())
+        _, failure = self._put(b"".join(self._gap(stream, missing) for stream, missing in self._missing.items()))
+        if failure is not None:
+            raise failure
+        self._unfinished -= self._missing.keys()
+        self._missing.clear()
 
     def _gap(self, stream: str, missing: int) -> bytes:
         told = f"nixlet: {missing} bytes are missing here: the log could not be written\n".encode()
         return records(stream, b"\n" + told if stream in self._unfinished else told)
 
-    def _close_gaps(self) -> None:
-        self._unfinished -= self._missing.keys()
-        self._missing.clear()
+    def _put(self, data: bytes) -> tuple[int, OSError | None]:
+        """Write records. How many bytes of whole ones are there, and what went wrong with the others.
 
-    def _put(self, data: bytes) -> None:
+        Raises:
+            OSError: The log can't be opened.
+        """
         if not self.path:
-            return
-        # Its directory goes with the container.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            fd = files.open_for_appending(self.path, _MODE)
-            try:
-                _cut_back(fd)
-                self._append(fd, data)
-            finally:
-                os.close(fd)
-
-    def _append(self, fd: int, data: bytes) -> None:
-        before = os.fstat(fd).st_size
-        view = memoryview(data)
+            return len(data), None
         try:
-            while view:
-                view = view[os.write(fd, view) :]
-        except OSError:
-            # Half a piece would be counted as missing, and half a record is none.
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, before)
-            raise
+            fd = files.open_for_appending(self.path, _MODE)
+        except (FileNotFoundError, NotADirectoryError):
+            # Its directory goes with the container.
+            return len(data), None
+        try:
+            _cut_back(fd)
+            return _append(fd, data)
+        finally:
+            os.close(fd)
+
+
+def _append(fd: int, data: bytes) -> tuple[int, OSError | None]:
+    before, written = os.fstat(fd).st_size, 0
+    view = memoryview(data)
+    try:
+        while written < len(data):
+            written += os.write(fd, view[written:])
+    except OSError as error:
+        # Half a record is none. Whole ones stay: whoever follows the log may have shown them.
+        whole = data.rfind(b"\n", 0, written) + 1
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, before + whole)
+        return whole, error
+    return written, None
+
+
+def _size_of_text(whole: bytes) -> int:
+    """How much of a piece of output stands in whole records of finished lines, all of one ``records``."""
+    before_text = len(b" ".join(whole.split(b" ", 3)[:3])) + 1
+    return len(whole) - whole.count(b"\n") * before_text
 
 
 def begin(path: str) -> None:

@@ -177,6 +177,28 @@ async def test_truncation(log: Path, follower: Follower) -> None:
     assert await follower.rest() == []
 
 
+@pytest.mark.parametrize("half", [10, 200_000])
+async def test_half_a_record_that_is_taken_away_again_makes_nothing_come_twice(
+    log: Path, follower: Follower, half: int
+) -> None:
+    append(log, entry("one") + entry("two"))
+    assert await follower.texts(2) == [b"one\n", b"two\n"]
+    whole = log.stat().st_size
+    append(log, entry("x" * half)[: half // 2])
+
+    async def take_away() -> list[bytes]:
+        waiting = asyncio.create_task(follower.texts(1))
+        # It has seen the half.
+        await asyncio.sleep(0.05)
+        os.truncate(log, whole)
+        await asyncio.sleep(0.05)
+        append(log, entry("three"))
+        return await waiting
+
+    assert await take_away() == [b"three\n"]
+    assert await follower.rest() == []
+
+
 async def test_a_follower_that_is_given_up_holds_no_file(log: Path) -> None:
     log.write_text(entry("one"))
     follower = Follower(log)

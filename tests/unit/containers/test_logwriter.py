@@ -1,6 +1,8 @@
 """Containers' logs as the node writes them."""
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,33 @@ def test_a_gap_is_counted_and_stands_where_it_is(tmp_path: Path) -> None:
     told = b"nixlet: 15 bytes are missing here: the log could not be written\n"
     assert text(path) == b"begun, \n" + told + b"found\nagain\n"
     assert text(path, "stderr") == b"other\n"
+
+
+def test_whole_records_stay_where_the_room_ends(tmp_path: Path) -> None:
+    """Whoever follows the log may have shown them."""
+    path = tmp_path / "0.log"
+    writer = logwriter.LogWriter(str(path))
+    writer.write("stdout", b"begun, ")
+    data = b"".join(b"%d\n" % number for number in range(1000))
+    limit = path.stat().st_size + 10_000
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            writer.write("stdout", data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    written = path.read_bytes()
+    assert limit - 100 < len(written) <= limit
+    assert written.endswith(b"\n")
+    kept = text(path).removeprefix(b"begun, ")
+    assert data.startswith(kept)
+    assert len(kept) > 100
+    writer.write("stdout", b"found\n")
+    told = b"nixlet: %d bytes are missing here: the log could not be written\n" % (len(data) - len(kept))
+    assert text(path) == b"begun, " + kept + told + b"found\n"
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 300_000])
