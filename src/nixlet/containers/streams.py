@@ -228,7 +228,8 @@ class Streams:
 
     async def _tell_gaps(self) -> bool:
         """Have it told in the log what is missing there; whether that is still to be done."""
-        with contextlib.suppress(OSError):
+        # A thread more, too, may be refused.
+        with contextlib.suppress(OSError, RuntimeError):
             async with self._logging:
                 if self._log.has_gaps:
                     await asyncio.get_running_loop().run_in_executor(self._threads, self._log.tell_gaps)
@@ -271,10 +272,14 @@ class Streams:
         """Write to the log, and only then take it from the pipe: where the node is killed in between, the next one writes it again."""
 
         def keep() -> None:
+            failure = None
             try:
                 self._log.write(stream, data)
-            finally:
-                self._peeker.take(fd, len(data))
+            except OSError as error:
+                failure = error
+            self._peeker.take(fd, len(data))
+            if failure is not None:
+                raise failure
 
         try:
             async with self._logging:
