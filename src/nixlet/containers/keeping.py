@@ -89,12 +89,15 @@ class Keeper:
             held = self._new(container)
             stack.callback(held.forget)
             stack.callback(held.close)
+            # Asked now, so that nothing has to be asked between the container's first byte and its reading.
+            log_path = asyncio.create_task(self._log_path(container), name=f"the log of {container}")
+            stack.callback(log_path.cancel)
             with held.interposed(directory, stdin_ends=stdin_ends):
                 yield
             stack.pop_all()
         if client is not None:
             held.join(client)
-        self._serve(held)
+        self._serve(held, log_path)
 
     def look(self) -> None:
         """Look for containers whose streams were an earlier node's; before containerd starts, which forgets those that have ended."""
@@ -130,7 +133,9 @@ class Keeper:
         except OSError as error:
             # Its output is read in any case: nothing else keeps it from waiting for ever.
             _log.warning("container %s gets no input: %s", held.container, error)
-        self._serve(held, status.log_path)
+        log_path = asyncio.get_running_loop().create_future()
+        log_path.set_result(status.log_path)
+        self._serve(held, log_path)
         config = cri.container_config(texts)
         if config.get("stdin_once") and not config.get("tty"):
             # Whoever gave it is gone.
@@ -189,10 +194,9 @@ class Keeper:
 
         return streams.Streams(container, self._peeker, self._threads, close_stdin)
 
-    def _serve(self, held: streams.Streams, log_path: str | None = None) -> None:
+    def _serve(self, held: streams.Streams, log_path: "asyncio.Future[str]") -> None:
         async def serve() -> int:
-            log = await self._log_path(held.container) if log_path is None else log_path
-            code = await held.serve(self._process_ended(held), log)
+            code = await held.serve(self._process_ended(held), await log_path)
             held.forget()
             if code is None:
                 code = (await endings.wait(self._runtime, self._containerd, held.container, patient=True)).exit_code
@@ -200,6 +204,7 @@ class Keeper:
 
         def done(task: "asyncio.Task[int]") -> None:
             # Not at the end of the coroutine: one that is cancelled at once never begins.
+            log_path.cancel()
             del self._held[held.container]
             held.close()
             if not task.cancelled() and (error := task.exception()) is not None:

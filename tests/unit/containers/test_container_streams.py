@@ -46,6 +46,7 @@ class Containerd:
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.away = False
         self.asked_to_close = 0
+        self.asked_for_status = 0
         self.refused = 0
         self.refuses = False
         self.config: dict[str, bool] = {}
@@ -68,6 +69,7 @@ class Containerd:
         self, stream: "server.Stream[cri_pb2.ContainerStatusRequest, cri_pb2.ContainerStatusResponse]"
     ) -> None:
         request = await server.request(stream)
+        self.asked_for_status += 1
         if request.container_id != "c":
             raise GRPCError(Status.NOT_FOUND, "there is no such container")
         if self.refuses:
@@ -277,6 +279,21 @@ async def test_what_goes_wrong_with_a_piece_of_output_is_tried_again(
     assert await world.ended() == 3
     assert failures == []
     assert world.logged() == b"all of it\n"
+
+
+async def test_a_container_is_read_although_containerd_goes_as_soon_as_it_has_started_it(world: World) -> None:
+    with world.keeper.started("c"):
+        async with asyncio.timeout(10):
+            while not world.containerd.asked_for_status:
+                await asyncio.sleep(0.01)
+        world.containerd.refuses = True
+        world.run("echo all of it; exit 3")
+    held = world.keeper.find("c")
+    assert held is not None
+    async with asyncio.timeout(10):
+        while not world.log.exists() or world.logged() != b"all of it\n":
+            await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(held.ended, 10) == 3
 
 
 async def test_the_end_of_input_arrives_although_containerd_was_away_at_that_moment(world: World) -> None:
