@@ -195,9 +195,6 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
         held = world.keeper.find("c")
         assert held is not None
         held.join(other)
-        async with asyncio.timeout(10):
-            while not world.keeper.writes(str(world.log)):
-                await asyncio.sleep(0.01)
         reading = [asyncio.create_task(read_all(each.reader)) for each in (first, second)]
         assert await world.ended() == 3
         await one.finish()
@@ -208,7 +205,6 @@ async def test_everything_goes_to_the_log_and_to_all_clients(world: World) -> No
     # The names are containerd's again, and nothing else is there.
     assert sorted(path.name for path in world.pipes.iterdir()) == ["c-stderr", "c-stdin", "c-stdout"]
     assert world.keeper.find("c") is None
-    assert not world.keeper.writes(str(world.log))
 
 
 async def test_a_container_that_prints_nothing_keeps_nothing_of_clients_that_left(world: World) -> None:
@@ -229,8 +225,11 @@ async def test_a_container_that_prints_nothing_keeps_nothing_of_clients_that_lef
         await asyncio.sleep(0.01)
     gc.collect()
     assert [each() for each in left] == [None] * 10
+    assert world.keeper.writes(str(world.log))
+    ended = held.ended
     await held.end_input()
-    assert await world.ended() == 3
+    assert await asyncio.wait_for(ended, 10) == 3
+    assert not world.keeper.writes(str(world.log))
 
 
 async def test_a_client_that_no_pipe_can_be_made_for_is_the_only_one_that_is_left(
@@ -240,6 +239,7 @@ async def test_a_client_that_no_pipe_can_be_made_for_is_the_only_one_that_is_lef
         world.run("read word; echo $word; seq 50000; exit 3")
     held = world.keeper.find("c")
     assert held is not None
+    ended = held.ended
     with pipe() as first:
         client = clients.Client({"stdout": first.writer})
         held.join(client)
@@ -255,7 +255,7 @@ async def test_a_client_that_no_pipe_can_be_made_for_is_the_only_one_that_is_lef
             await asyncio.wait_for(client.gone.wait(), 10)
         assert client.failure is not None
         assert "Too many open files" in str(client.failure)
-        assert await world.ended() == 3
+        assert await asyncio.wait_for(ended, 10) == 3
         await client.finish()
     assert world.logged() == b"word\n" + b"".join(b"%d\n" % number for number in range(1, 50001))
 
@@ -366,6 +366,7 @@ async def test_input_goes_into_nobody_elses_file_when_it_has_just_ended(world: W
         world.run("read word; exit 5")
     held = world.keeper.find("c")
     assert held is not None
+    ended = held.ended
     with pipe() as keys:
         os.write(keys.writer, b"secret\n")
         keys.write_end.close()
@@ -379,7 +380,7 @@ async def test_input_goes_into_nobody_elses_file_when_it_has_just_ended(world: W
             # The numbers that were free are others' now.
             others += [os.open(tmp_path / f"other{number}", os.O_RDWR | os.O_CREAT) for number in range(3)]
             await ending
-            assert await world.ended() == 5
+            assert await asyncio.wait_for(ended, 10) == 5
             client.leave()
             await client.finish()
             assert [os.pread(other, 10, 0) for other in others] == [b""] * 3
@@ -543,10 +544,12 @@ async def test_a_log_is_written_although_all_threads_that_are_shared_are_busy(wo
     try:
         with world.keeper.started("c"):
             world.run("echo all of it; exit 3")
+        held = world.keeper.find("c")
+        assert held is not None
         async with asyncio.timeout(10):
             while not world.log.exists() or world.logged() != b"all of it\n":
                 await asyncio.sleep(0.01)
     finally:
         come_back.set()
     await busy
-    assert await world.ended() == 3
+    assert await asyncio.wait_for(held.ended, 10) == 3
