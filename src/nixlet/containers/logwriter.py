@@ -29,7 +29,9 @@ class LogWriter:
         self._unfinished: set[str] = set()
 
     def write(self, stream: str, data: bytes) -> None:
-        """Write a piece of output, after what is to be told of gaps. A log that is gone for good (its container was removed) is written no more.
+        """Write a piece of output, after what is to be told of gaps.
+
+        A log that is gone for good (its container was removed) is written no more.
 
         Raises:
             OSError: It can't be written. How much is missing will stand in the log where it is.
