@@ -72,7 +72,8 @@ async def test_a_client_that_has_stalled_is_told_what_it_missed(pipe: Pipe) -> N
     await asyncio.wait_for(fill(client, 500), 30)
 
     reading = asyncio.create_task(asyncio.to_thread(Path(f"/proc/self/fd/{pipe.reader}").read_bytes))
-    while pipes.unread(pipe.reader):
+    # It has caught up.
+    while client._outputs["stdout"]._pieces or pipes.unread(pipe.reader):
         await asyncio.sleep(0.01)
     await client.give("stdout", b"again")
     await asyncio.wait_for(client.finish(), 10)
