@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from nixlet import errors
-from nixlet.host import filethread, tee
+from nixlet.host import epoll, filethread, tee
 
 #: As much as a pipe of ours holds (bytes), and as is moved at once: the most that an ordinary user may ask for
 #: (/proc/sys/fs/pipe-max-size). What a container prints while nobody reads waits here.
@@ -70,25 +70,10 @@ def _widen(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-async def ready(fd: int, *, writing: bool = False) -> None:
-    """Wait until a pipe can be read or written, or its other side is gone; plain files always can."""
-    loop = asyncio.get_running_loop()
-    able = asyncio.Event()
-    try:
-        (loop.add_writer if writing else loop.add_reader)(fd, able.set)
-    except PermissionError:
-        # What epoll can't wait for (epoll_ctl(2), EPERM).
-        return
-    try:
-        await able.wait()
-    finally:
-        (loop.remove_writer if writing else loop.remove_reader)(fd)
-
-
 async def read(fd: int) -> bytes:
     """What a pipe of ours gives next; empty at its end."""
     while True:
-        await ready(fd)
+        await epoll.ready(fd)
         with contextlib.suppress(BlockingIOError):
             return os.read(fd, CHUNK)
 
@@ -111,7 +96,7 @@ class Peeker:
     async def see(self, fd: int) -> bytes:
         """What a pipe gives next; empty at its end."""
         while True:
-            await ready(fd)
+            await epoll.ready(fd)
             with contextlib.suppress(BlockingIOError):
                 size = tee.tee(fd, self._writer, CHUNK)
                 return os.read(self._reader, size) if size else b""
@@ -244,19 +229,19 @@ class Destination:
     async def _splice(self, source: int) -> None:
         moved = 1
         while moved:
-            await ready(source)
+            await epoll.ready(source)
             try:
                 moved = os.splice(source, self.fd, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 # There is something to move, so there is no room for it.
-                await ready(self.fd, writing=True)
+                await epoll.ready(self.fd, writing=True)
 
     async def _when_able(self, put: Callable[[], int]) -> int:
         while True:
             try:
                 return put()
             except BlockingIOError:
-                await ready(self.fd, writing=True)
+                await epoll.ready(self.fd, writing=True)
 
 
 async def write(fd: int, data: bytes) -> None:
@@ -274,7 +259,7 @@ async def write(fd: int, data: bytes) -> None:
         try:
             count = os.write(fd, view)
         except BlockingIOError:
-            await ready(fd, writing=True)
+            await epoll.ready(fd, writing=True)
         else:
             view = view[count:]
 
@@ -327,10 +312,10 @@ class Source:
             return
         moved = 1
         while moved:
-            await ready(self._pipe)
+            await epoll.ready(self._pipe)
             try:
                 moved = os.splice(self._pipe, pipe, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 # Where somebody else has read it first, the next turn waits for more.
                 if unread(self._pipe):
-                    await ready(pipe, writing=True)
+                    await epoll.ready(pipe, writing=True)
