@@ -35,14 +35,39 @@ class Gone(Exception):
         self.terminal = terminal
 
 
-class Output:
-    """A stream of ours that the node doesn't get: what comes through a pipe goes there."""
+class _Stream:
+    """A stream of ours that the node doesn't get, and the pipe for it.
 
-    def __init__(self, ours: int, pipe: int) -> None:
+    Attributes:
+        pipe: Our end.
+    """
+
+    def __init__(self, pipe: int) -> None:
         self.pipe = pipe
         self._data = memoryview(b"")
         self._own = -1
         self._socket: socket.socket | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has been read that there is no room for yet."""
+        return bool(self._data)
+
+    def close(self) -> None:
+        """Close what is ours; who has the pipe's other end sees its end."""
+        for fd in (self.pipe, self._own):
+            if fd >= 0:
+                os.close(fd)
+        self.pipe = self._own = -1
+        if self._socket is not None:
+            self._socket.close()
+
+
+class Output(_Stream):
+    """An output of ours: what comes through a pipe goes there."""
+
+    def __init__(self, ours: int, pipe: int) -> None:
+        super().__init__(pipe)
         self._name = "standard error" if ours == 2 else "standard output"
         self._terminal = os.isatty(ours)
         #: What is waited for until it can be written.
@@ -59,20 +84,6 @@ class Output:
             return
         self.writing = self._own
         self._put = lambda data: os.write(self._own, data)
-
-    def close(self) -> None:
-        """Close what is ours."""
-        for fd in (self.pipe, self._own):
-            if fd >= 0:
-                os.close(fd)
-        self.pipe = self._own = -1
-        if self._socket is not None:
-            self._socket.close()
-
-    @property
-    def waits(self) -> bool:
-        """Whether something has been read that can't be written yet."""
-        return bool(self._data)
 
     def read(self) -> bool:
         """Take more from the pipe; whether there was more."""
@@ -102,17 +113,14 @@ class Output:
                 ) from error
 
 
-class Input:
+class Input(_Stream):
     """Our standard input, for a pipe that the node reads."""
 
     def __init__(self, pipe: int, ours: int = 0) -> None:
-        self.pipe = pipe
-        self._data = memoryview(b"")
+        super().__init__(pipe)
         os.set_blocking(pipe, False)
         #: What is waited for until something can be read.
         self.reading = ours
-        self._own = -1
-        self._socket: socket.socket | None = None
         self._get: Callable[[], bytes] = lambda: os.read(ours, _CHUNK)
         # Others may read it too, and have been quicker: then there is nothing, and it must not be waited for.
         mode = os.fstat(ours).st_mode
@@ -124,20 +132,6 @@ class Input:
             with contextlib.suppress(OSError):
                 self._own = _opened_anew(ours, os.O_RDONLY)
                 self._get = lambda: os.read(self._own, _CHUNK)
-
-    @property
-    def waits(self) -> bool:
-        """Whether something has been read that the pipe has no room for yet."""
-        return bool(self._data)
-
-    def close(self) -> None:
-        """Let the node see the end of it."""
-        for fd in (self.pipe, self._own):
-            if fd >= 0:
-                os.close(fd)
-        self.pipe = self._own = -1
-        if self._socket is not None:
-            self._socket.close()
 
     def read(self) -> bytes | None:
         """What our input gives now; empty at its end, and when the terminal is gone; None: somebody else has taken what was there."""
