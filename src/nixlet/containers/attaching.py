@@ -19,30 +19,6 @@ from nixlet.containers import clients, endings, keeping, pipes
 _SETTLING = 0.1
 
 
-class Attachment:
-    """A container that can be had in front of one.
-
-    Attributes:
-        container: Its ID.
-        tty: It has a terminal.
-        interactive: It takes input.
-    """
-
-    def __init__(self, attacher: "Attacher", container: str, *, tty: bool, interactive: bool) -> None:
-        self._attacher = attacher
-        self.container = container
-        self.tty = tty
-        self.interactive = interactive
-
-    async def serve(self, client: clients.Client) -> int:
-        """Give a client its output from now on, and it the client's input, until the container has ended; its exit status.
-
-        Args:
-            client: The client; who has it finishes it.
-        """
-        return await self._attacher.serve(self, client)
-
-
 class Attacher:
     """Attaches clients to the containers of one node."""
 
@@ -60,7 +36,7 @@ class Attacher:
         self._containerd = containerd
         self._keeper = keeper
 
-    async def find(self, container: str) -> Attachment:
+    async def find(self, container: str) -> "Attachment":
         """A container that runs.
 
         Raises:
@@ -68,29 +44,59 @@ class Attacher:
         """
         _, texts = await self._runtime.container_details(container)
         config = cri.container_config(texts)
-        return Attachment(self, container, tty=bool(config.get("tty")), interactive=bool(config.get("stdin")))
+        tty, interactive = bool(config.get("tty")), bool(config.get("stdin"))
+        return Attachment(self._runtime, self._containerd, self._keeper, container, tty=tty, interactive=interactive)
 
-    async def serve(self, attachment: Attachment, client: clients.Client) -> int:
-        """See ``Attachment.serve``."""
-        own = self._keeper.find(attachment.container)
+
+class Attachment:
+    """A container that can be had in front of one.
+
+    Attributes:
+        container: Its ID.
+        tty: It has a terminal.
+        interactive: It takes input.
+    """
+
+    def __init__(
+        self,
+        runtime: cri.RuntimeClient,
+        containerd: containerd_client.Containerd,
+        keeper: keeping.Keeper,
+        container: str,
+        *,
+        tty: bool,
+        interactive: bool,
+    ) -> None:
+        self._runtime = runtime
+        self._containerd = containerd
+        self._keeper = keeper
+        self.container = container
+        self.tty = tty
+        self.interactive = interactive
+
+    async def serve(self, client: clients.Client) -> int:
+        """Give a client its output from now on, and it the client's input, until the container has ended; its exit status.
+
+        Args:
+            client: The client; who has it finishes it.
+        """
+        own = self._keeper.find(self.container)
         if own is not None:
             own.join(client)
             code = await asyncio.shield(own.ended)
             # Who is told of the end may remove it at once.
-            await endings.wait_until_said(self._runtime, attachment.container)
+            await endings.wait_until_said(self._runtime, self.container)
             return code
-        await self._show(attachment, client)
-        return (await endings.wait(self._runtime, self._containerd, attachment.container, patient=True)).exit_code
+        await self._show(client)
+        return (await endings.wait(self._runtime, self._containerd, self.container, patient=True)).exit_code
 
-    async def _show(self, attachment: Attachment, client: clients.Client) -> None:
-        url = await self._runtime.attach(
-            attachment.container, stdin=attachment.interactive, output=True, tty=attachment.tty
-        )
+    async def _show(self, client: clients.Client) -> None:
+        url = await self._runtime.attach(self.container, stdin=self.interactive, output=True, tty=self.tty)
         # Most nodes have no use for it, and its WebSockets take long to import.
         from nixlet.containerd import streaming  # noqa: PLC0415 (see above)
 
         async with streaming.attached(url) as output:
-            feeding = asyncio.create_task(self._feed(attachment, client), name="input")
+            feeding = asyncio.create_task(self._feed(client), name="input")
             try:
                 async for piece in output.output():
                     await client.give(piece.stream, piece.data)
@@ -98,13 +104,13 @@ class Attacher:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
 
-    async def _feed(self, attachment: Attachment, client: clients.Client) -> None:
+    async def _feed(self, client: clients.Client) -> None:
         """Hand the input on, over a connection of its own: only the end of the connection can say that it has ended."""
-        if not attachment.interactive or not client.has_input:
+        if not self.interactive or not client.has_input:
             return
         await asyncio.sleep(_SETTLING)
         with contextlib.suppress(errors.NixletError):
-            url = await self._runtime.attach(attachment.container, stdin=True, output=False, tty=attachment.tty)
+            url = await self._runtime.attach(self.container, stdin=True, output=False, tty=self.tty)
             from nixlet.containerd import streaming  # noqa: PLC0415 (see _show)
 
             async with streaming.attached(url) as attached, _piped(client) as reader:
