@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings, failures, logs, model, users
-from nixlet.host import iptables, netns
+from nixlet.host import iptables, netns, waits
 from nixlet.host import ports as host_ports
 from nixlet.pods import begun, criconfig, directories, hosts, network, removal, resolvconf, undoing
 from nixlet.rpc.gen import cri_pb2
@@ -355,17 +355,10 @@ async def unless(given_up: asyncio.Event, work: Coroutine[Any, Any, T], pod: mod
     Raises:
         CallCancelledError: Nobody does.
     """
-    working = asyncio.create_task(work, name=f"for {pod.name}")
-    leaving = asyncio.create_task(given_up.wait(), name=f"{pod.name} is given up")
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise _not_wanted(pod)
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        return await waits.unless(given_up, work)
+    except waits.Interrupted:
+        raise _not_wanted(pod) from None
 
 
 def _not_wanted(pod: model.Pod) -> errors.CallCancelledError:

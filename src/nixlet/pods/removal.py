@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from nixlet import errors
 from nixlet.containerd import cri
 from nixlet.containers import endings, model
-from nixlet.host import signals
+from nixlet.host import signals, waits
 from nixlet.pods import criconfig, directories
 from nixlet.rpc.gen import cri_pb2
 
@@ -178,9 +178,7 @@ class Removals:
             NixletError: The runtime can't.
         """
         removal = await self._removal(sandbox, 0)
-        emptied = asyncio.create_task(removal.emptied.wait(), name=f"{sandbox.id} is empty")
-        await asyncio.wait({removal.task, emptied}, return_when=asyncio.FIRST_COMPLETED)
-        emptied.cancel()
+        await waits.first(removal.task, removal.emptied.wait())
         if not removal.emptied.is_set():
             removal.task.result()
 

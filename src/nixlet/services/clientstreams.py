@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import msgspec
@@ -41,15 +40,3 @@ async def has_hung_up(call: server.Call[Any]) -> bool:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(call.gone.wait(), _MOMENT)
     return call.gone.is_set()
-
-
-async def first(*works: "asyncio.Future[Any] | Coroutine[Any, Any, object]") -> None:
-    """Wait until one of several has ended. Tasks go on, and coroutines are given up."""
-    waited = [asyncio.ensure_future(each) for each in works]
-    ours = [task for task, work in zip(waited, works, strict=True) if task is not work]
-    try:
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in ours:
-            task.cancel()
-        await asyncio.gather(*ours, return_exceptions=True)

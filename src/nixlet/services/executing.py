@@ -10,6 +10,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import cri, tasks
 from nixlet.containers import arguments, attaching, processes
+from nixlet.host import waits
 from nixlet.pods import lookup
 from nixlet.rpc.gen import cri_pb2
 from nixlet.services import clientstreams, sessions
@@ -98,7 +99,7 @@ class ExecutingService:
             process = await self._processes.start(container, command, client, stdin=wanted.interactive)
             with self._sessions.opened(process, process.ended) as session:
                 await call.reply({"started": {"session": session}})
-                await clientstreams.first(process.ended, client.gone.wait(), call.gone.wait())
+                await waits.first(process.ended, client.gone.wait(), call.gone.wait())
                 if client.failure is not None:
                     # Nobody can have what it prints, and nobody would know of it.
                     with contextlib.suppress(errors.NotFoundError):
@@ -113,7 +114,7 @@ class ExecutingService:
                     return None
                 if process.ended.cancelled():
                     raise errors.UnavailableError("the node ends, and with it the process that it ran for you")
-                await clientstreams.first(client.finish(), call.gone.wait())
+                await waits.first(client.finish(), call.gone.wait())
                 return {"ended": {"exit_code": process.ended.result()}}
         finally:
             client.leave()
@@ -133,7 +134,7 @@ class ExecutingService:
                             await process.resize(wanted.columns, wanted.rows)
                     told = {"session": session, "tty": attachment.tty, "interactive": attachment.interactive}
                     await call.reply({"started": told})
-                    await clientstreams.first(serving, client.gone.wait(), call.gone.wait())
+                    await waits.first(serving, client.gone.wait(), call.gone.wait())
                     if client.failure is not None:
                         raise client.failure
                     if client.reader_gone:
@@ -146,7 +147,7 @@ class ExecutingService:
                             hint=f"see nixlet logs {wanted.container}",
                         )
                     code = serving.result()
-                    await clientstreams.first(client.finish(), call.gone.wait())
+                    await waits.first(client.finish(), call.gone.wait())
                     return {"ended": {"exit_code": process.exit_code(code)}}
             finally:
                 serving.cancel()

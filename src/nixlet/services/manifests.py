@@ -10,6 +10,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.containers import clients, logrecords, logs, model, prefixes
+from nixlet.host import waits
 from nixlet.images import obtaining, pulls
 from nixlet.pods import lifecycle, player
 from nixlet.rpc.gen import cri_pb2
@@ -154,14 +155,14 @@ class _Play:
                     # Also when the client was killed: nobody else would remove it.
                     stack.push_async_callback(self._remove, played.running.sandbox)
                     ended = asyncio.gather(*played.serving.values(), return_exceptions=True)
-                    await clientstreams.first(ended, self._withdrawn.wait(), client.gone.wait())
+                    await waits.first(ended, self._withdrawn.wait(), client.gone.wait())
                     if ended.done():
                         if any(each.cancelled() for each in played.serving.values()):
                             stack.pop_all()
                             raise errors.UnavailableError(
                                 f"the node ends; pod {self._pod.name} goes on", hint="see nixlet ps"
                             )
-                        await clientstreams.first(finish(), self._withdrawn.wait())
+                        await waits.first(finish(), self._withdrawn.wait())
                     if client.failure is not None:
                         raise client.failure
                     if client.reader_gone:

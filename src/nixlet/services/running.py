@@ -9,6 +9,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import tasks
 from nixlet.containers import clients, model
+from nixlet.host import waits
 from nixlet.images import obtaining
 from nixlet.pods import lifecycle, single
 from nixlet.rpc.gen import cri_pb2
@@ -126,9 +127,9 @@ class RunService:
         """Wait for the end of a container that a client has in front of it, or of the client; the last reply."""
         running = played.running
         serving = played.serving[running.containers[0].id]
-        await clientstreams.first(serving, withdrawn.wait(), client.gone.wait())
+        await waits.first(serving, withdrawn.wait(), client.gone.wait())
         if serving.done() and not serving.cancelled():
-            await clientstreams.first(self._finish(played, client), withdrawn.wait(), call.gone.wait())
+            await waits.first(self._finish(played, client), withdrawn.wait(), call.gone.wait())
         # A client that was killed left it alone, though its pipes have no reader any more.
         if call.gone.is_set() or (client.reader_gone and await clientstreams.has_hung_up(call)):
             return None
@@ -154,7 +155,7 @@ class RunService:
                 await self._pods.empty(running.sandbox)
             except errors.NixletError:
                 # It goes on by itself until it is done.
-                await clientstreams.first(played.ended, withdrawn.wait(), call.gone.wait())
+                await waits.first(played.ended, withdrawn.wait(), call.gone.wait())
         return {"ended": {"exit_code": process.exit_code(code)}}
 
     async def _finish(self, played: lifecycle.Played, client: clients.Client) -> None:

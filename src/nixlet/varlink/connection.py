@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from nixlet import errors
+from nixlet.host import waits
 from nixlet.varlink import wire
 
 _CHUNK = 1 << 16
@@ -169,13 +170,10 @@ class Connection:
     async def _writable(self) -> None:
         writable = asyncio.Event()
         self._loop.add_writer(self._socket, writable.set)
-        waits = [asyncio.create_task(each.wait()) for each in (writable, self.gone)]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await waits.first(writable.wait(), self.gone.wait())
         finally:
             self._loop.remove_writer(self._socket)
-            for each in waits:
-                each.cancel()
 
 
 def close_all(descriptors: list[int]) -> None:

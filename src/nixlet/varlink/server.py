@@ -14,7 +14,7 @@ import msgspec
 
 import nixlet
 from nixlet import errors
-from nixlet.host import files
+from nixlet.host import files, waits
 from nixlet.varlink import connection, wire
 
 #: Seconds that calls get to end when the server stops, after they were told.
@@ -63,15 +63,10 @@ class Call(Generic[P]):
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Do something until it has ended, or until nobody will read a reply any more: then it is cancelled, and None."""
-        working = asyncio.create_task(work, name="work for a client")
-        leaving = asyncio.create_task(self.gone.wait(), name="client gone")
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
-        finally:
-            working.cancel()
-            leaving.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            return await waits.unless(self.gone, work)
+        except waits.Interrupted:
+            return None
 
     async def reply(self, parameters: object, descriptors: Sequence[int] = ()) -> None:
         """Send one of several replies; what the handler returns is the last. Where the client is gone, it goes nowhere.
