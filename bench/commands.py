@@ -1,5 +1,6 @@
 """Command lines that are measured side by side: nixlet's and nerdctl's, on one node's containerd."""
 
+import argparse
 import contextlib
 import dataclasses
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+import measure
 from nixlet.host import mounts
 from support import nodes, parts
 
@@ -22,6 +24,26 @@ IMAGE = "localhost/bench:1"
 
 #: Seconds that any command may take.
 PATIENCE = 600.0
+
+
+def arguments(description: str, quick: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark beside nerdctl.
+
+    Args:
+        description: What it measures.
+        quick: What its short form is.
+    """
+    parser = measure.arguments(description)
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
+    parser.add_argument("--containerd", choices=CONTAINERDS, action="append", help="only these versions")
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: to see that it works")
+    return parser
+
+
+def versions(chosen: argparse.Namespace) -> Sequence[str]:
+    """The containerds that are measured: those that were named, or all, or the newest for a short form."""
+    named: Sequence[str] | None = chosen.containerd
+    return named or (CONTAINERDS[-1:] if chosen.quick else CONTAINERDS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

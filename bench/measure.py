@@ -1,15 +1,19 @@
 """Measuring side by side: rounds that run every contender once, in turn, so that a busy moment of the machine hits all alike."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from support import nodes
 
 Contender = Callable[[], float]
 Sample = TypeVar("Sample")
@@ -68,6 +72,22 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--runs", type=int, default=9, help="rounds that count (at least 7)")
     return parser
+
+
+@contextlib.contextmanager
+def running_node(number: int, containerd: Path, *arguments: str) -> Iterator[tuple[nodes.Node, Path]]:
+    """A node, and a directory, for the time of the context.
+
+    Args:
+        number: What tells it from the nodes of other benchmarks and tests.
+        containerd: Its containerd.
+        arguments: Further ones of the server.
+    """
+    with tempfile.TemporaryDirectory(prefix="nixlet-bench-") as directory:
+        node = nodes.Node(number, Path(directory), "--containerd", str(containerd), *arguments)
+        with nodes.cleaned_up(node):
+            node.start()
+            yield node, Path(directory)
 
 
 def replace_section(path: Path, name: str, text: str) -> None:

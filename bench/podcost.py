@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -167,15 +166,6 @@ class Plugins:
         return result
 
 
-@contextlib.contextmanager
-def running_node(containerd: Path) -> Iterator[tuple[nodes.Node, Path]]:
-    with tempfile.TemporaryDirectory(prefix="nixlet-podcost-") as directory:
-        node = nodes.Node(18, Path(directory), "--containerd", str(containerd))
-        with nodes.cleaned_up(node):
-            node.start()
-            yield node, Path(directory)
-
-
 def whole(tool: commands.Tool, *options: str) -> Steps:
     """A command that runs a container and removes it."""
     return {"the whole command": tool.ran("run", "--rm", *options, tool.image, "true").ms}
@@ -183,7 +173,7 @@ def whole(tool: commands.Tool, *options: str) -> Steps:
 
 async def measured(containerd: Path, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Each step's figures, by what is done and step."""
-    with running_node(containerd) as (node, directory), commands.nerdctl(node, directory) as nerdctl:
+    with measure.running_node(18, containerd) as (node, directory), commands.nerdctl(node, directory) as nerdctl:
         image = storeimages.make(directory, 7)
         address = ("--address", str(node.containerd_socket), "--namespace", commands.NAMESPACE)
         node.ok("image", "load", *address, "--ref", commands.IMAGE, str(image.archive))
@@ -233,13 +223,9 @@ def document(report: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]
 
 
 def main() -> None:
-    parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    parser.add_argument("--containerd", choices=commands.CONTAINERDS, action="append", help="only these versions")
-    parser.add_argument("--quick", action="store_true", help="one round: to see that it works")
-    chosen = parser.parse_args()
+    chosen = commands.arguments(__doc__ or "", "one round").parse_args()
     alone.on_the_network()
-    versions = chosen.containerd or (commands.CONTAINERDS[-1:] if chosen.quick else commands.CONTAINERDS)
+    versions = commands.versions(chosen)
     rounds = 1 if chosen.quick else max(chosen.runs, 7)
     report = {version: asyncio.run(measured(parts.containerd(version), rounds)) for version in versions}
     text = document(report)

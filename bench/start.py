@@ -1,15 +1,12 @@
 """Starting the hello container: from store paths against an ordinary image, and `nixlet run` against crictl and ctr."""
 
-import contextlib
 import io
 import itertools
 import json
 import os
 import subprocess
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +113,6 @@ def memory(node: nodes.Node) -> dict[str, float]:
     return figures
 
 
-@contextlib.contextmanager
-def running_node(containerd: Path) -> Iterator[tuple[nodes.Node, Path]]:
-    with tempfile.TemporaryDirectory(prefix="nixlet-bench-") as directory:
-        node = nodes.Node(7, Path(directory), "--containerd", str(containerd))
-        with nodes.cleaned_up(node):
-            node.start()
-            yield node, Path(directory)
-
-
 def document(report: dict[str, dict[str, Any]]) -> str:
     """The report as a section of docs/performance.md."""
     machine = ", ".join(f"{key} {value}" for key, value in measure.machine().items())
@@ -151,7 +139,7 @@ def main() -> None:
     report = {}
     for version in chosen.containerd or parts.CONTAINERDS:
         containerd = parts.containerd(version)
-        with running_node(containerd) as (node, directory):
+        with measure.running_node(7, containerd) as (node, directory):
             time.sleep(3)
             at_rest = memory(node)
             bench = Bench(node, containerd, directory)

@@ -1,10 +1,8 @@
 """The verbs that people type: nixlet's against nerdctl's and nix2container's, on the same containerd."""
 
-import contextlib
 import dataclasses
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import crowd
 import loading
 import measure
 import throughput
-from support import nodes, parts, storeimages
+from support import parts, storeimages
 
 #: A program that ends as soon as it is asked to.
 STAYING = ("sh", "-c", 'trap "exit 0" TERM; echo ready; while true; do sleep 1 & wait; done')
@@ -98,20 +96,16 @@ def verb_rows(tools: Sequence[commands.Tool], rounds: int) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def running_node(containerd: Path) -> Iterator[tuple[nodes.Node, Path]]:
-    with tempfile.TemporaryDirectory(prefix="nixlet-verbs-") as directory:
-        # All that a container prints is to be in its log.
-        whole_logs = ("--container-log-max-size", "16Gi")
-        node = nodes.Node(17, Path(directory), "--containerd", str(containerd), *whole_logs)
-        with nodes.cleaned_up(node):
-            node.start()
-            yield node, Path(directory)
+#: The node's option by which all that a container prints is in its log.
+WHOLE_LOGS = ("--container-log-max-size", "16Gi")
 
 
 def measured(containerd: Path, size: Size) -> dict[str, Any]:
     """All figures on one containerd."""
-    with running_node(containerd) as (node, directory), commands.nerdctl(node, directory) as nerdctl:
+    with (
+        measure.running_node(17, containerd, *WHOLE_LOGS) as (node, directory),
+        commands.nerdctl(node, directory) as nerdctl,
+    ):
         image = storeimages.make(directory, 7)
         address = ("--address", str(node.containerd_socket), "--namespace", commands.NAMESPACE)
         node.ok("image", "load", *address, "--ref", commands.IMAGE, str(image.archive))
@@ -168,14 +162,10 @@ def document(report: Mapping[str, Mapping[str, Any]], size: Size) -> str:
 
 
 def main() -> None:
-    parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    parser.add_argument("--containerd", choices=commands.CONTAINERDS, action="append", help="only these versions")
-    parser.add_argument("--quick", action="store_true", help="few rounds and small numbers: to see that it works")
-    chosen = parser.parse_args()
+    chosen = commands.arguments(__doc__ or "", "few rounds and small numbers").parse_args()
     alone.on_the_network()
     size = QUICK if chosen.quick else dataclasses.replace(FULL, rounds=max(chosen.runs, 7))
-    versions = chosen.containerd or (commands.CONTAINERDS[-1:] if chosen.quick else commands.CONTAINERDS)
+    versions = commands.versions(chosen)
     report = {}
     for version in versions:
         report[version] = measured(parts.containerd(version), size)
