@@ -59,3 +59,24 @@ async def test_what_somebody_else_uses_keeps_nothing_else_from_going(rules: None
         assert CHAIN in await saved()
     finally:
         await filtered("-D", "OUTPUT", "-s", "192.0.2.8/32", "-j", CHAIN)
+
+
+@pytest.mark.parametrize("program", ["iptables-save", "iptables-restore"])
+async def test_a_packet_filter_that_is_busy_is_tried_again(
+    rules: None, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    del rules
+    busy = [program]
+    run = process.run
+
+    async def once_busy(argv: Sequence[str], *, stdin: bytes = b"", timeout: float | None = None) -> process.Completed:
+        if argv[0] in busy:
+            busy.remove(argv[0])
+            return process.Completed(tuple(argv), 4, b"", b"Resource temporarily unavailable.\n")
+        return await run(argv, stdin=stdin, timeout=timeout)
+
+    monkeypatch.setattr(process, "run", once_busy)
+    await iptables.remove_rules(container=CONTAINER)
+    monkeypatch.undo()
+    assert busy == []
+    assert CONTAINER not in await saved()

@@ -233,7 +233,7 @@ def cleaned_up(node: Node) -> Iterator[Node]:
             subprocess.run(["iptables", "-w", "-t", "nat", *rule], check=False)
         if not node.mounts():
             subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir), str(node.gc_roots)], check=False)
-    assert left == [], "pods that are gone have rules in the packet filter"
+    assert left == [], f"pods that are gone have rules in the packet filter: {left}"
 
 
 def manifest(name: str, image: str, *, command: Sequence[str] = (), args: Sequence[str] = (), **more: Any) -> bytes:

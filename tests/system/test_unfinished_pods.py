@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,7 @@ def nothing_is_left(node: nodes.Node) -> bool:
             or named(node, "containerd-shim")
             or list((node.data_dir / "agent" / "pods").iterdir())
             or list(Path("/run/netns").iterdir())
+            or node.packet_rules()
         )
     except (AssertionError, OSError):
         # containerd is away.
@@ -146,6 +148,40 @@ def test_a_node_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) 
             node.kill()
         node.start()
         until(lambda: nothing_is_left(node), f"all of it is undone ({delay})")
+
+
+@pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
+def interruptible(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[nodes.Node, Path]]:
+    """A node whose packet filter is somebody's once a file is there, and the file: one rule can't be deleted then, and it goes."""
+    busy, programs = tmp_path / "busy", tmp_path / "programs"
+    programs.mkdir()
+    real = shutil.which("iptables")
+    script = f'''#!/bin/sh
+case " $* " in *" -D "*) rm "{busy}" 2>/dev/null && echo "iptables: Resource temporarily unavailable." >&2 && exit 4 ;; esac
+exec {real} "$@"
+'''
+    (programs / "iptables").write_text(script)
+    (programs / "iptables").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    made = nodes.Node(6, tmp_path, "--containerd", str(parts.containerd(request.param)), environment=environment)
+    with nodes.cleaned_up(made):
+        made.start()
+        yield made, busy
+
+
+def test_rules_go_also_when_the_packet_filter_was_busy(interruptible: tuple[nodes.Node, Path], image: str) -> None:
+    node, busy = interruptible
+    for verb in (["rm", "-f"], ["stop"]):
+        node.ok("run", "-d", "--name", "held", image, "--", "/bin/sleep", "1000")
+        busy.touch()
+        node.ok(*verb, "held")
+        until(lambda: not node.packet_rules(), f"no rules after {verb}")
+        assert not busy.exists()
+        node.run("rm", "held")
+    busy.touch()
+    node.ok("run", "--rm", image, "--", "/bin/true")
+    until(lambda: not node.packet_rules(), "no rules after run --rm")
+    assert not busy.exists()
 
 
 def test_what_is_begun_while_a_node_starts_is_not_taken_for_an_earlier_ones(

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from nixlet import errors
 from nixlet.containerd import client, cri
+from nixlet.host import iptables
 from nixlet.rpc.gen import cri_pb2
 
 #: Seconds until the next try, when the runtime fails: it may be starting again.
@@ -105,22 +106,41 @@ async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     A pod that somebody else removed meanwhile is no error, though some versions say so.
     """
     with contextlib.suppress(errors.NotFoundError):
-        await _tried(lambda: runtime.stop_sandbox(sandbox))
+        if await _tried(lambda: runtime.stop_sandbox(sandbox)):
+            await iptables.remove_rules(container=sandbox)
 
 
-async def _tried(step: Callable[[], Awaitable[None]]) -> None:
-    """Take a step that ends containers, up to some times.
+async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
+    """End a sandbox with its containers and remove it, if it is (still) there."""
+    with contextlib.suppress(errors.NotFoundError):
+        try:
+            # It ends it as well. To end it before would take its network down twice.
+            await runtime.remove_sandbox(sandbox)
+        except errors.NotFoundError:
+            raise
+        except errors.NixletError:
+            # A container may have ended by itself at the same moment; and containerd 1.6 and 1.7 don't end what has lost its process.
+            await stop_sandbox(runtime, sandbox)
+            await runtime.remove_sandbox(sandbox)
+            await iptables.remove_rules(container=sandbox)
 
-    containerd fails at it when one ends by itself at the same moment; the next try finds it ended.
+
+async def _tried(step: Callable[[], Awaitable[None]]) -> bool:
+    """Take a step that ends containers, up to some times; whether it failed before it worked.
+
+    containerd fails at it when one ends by itself at the same moment; the next try finds it ended. When it was the network that could
+    not be taken down, the next try finds no interface any more, and the bridge plugin passes its rules over without a word.
     """
-    for tries_left in reversed(range(_STOP_TRIES)):
+    tries = 1
+    while True:
         try:
             await step()
         except errors.NotFoundError:
             raise
         except errors.NixletError:
-            if not tries_left:
+            if tries == _STOP_TRIES:
                 raise
+            tries += 1
             await asyncio.sleep(_STOP_INTERVAL)
         else:
-            return
+            return tries > 1

@@ -1,15 +1,22 @@
 """The packet filter's rules that CNI plugins made, and that nobody else takes back."""
 
 import asyncio
-import contextlib
+import logging
 import re
 import shlex
+from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.host import process
 
+_log = logging.getLogger("nixlet.network")
+
 #: Seconds for one call of iptables, which may wait for another one.
 _TIMEOUT = 10.0
+
+#: How often it is tried, and seconds between two tries, while the kernel's tables are somebody's.
+_TRIES = 5
+_PAUSE = 0.2
 
 #: The plugins' comments.
 _COMMENT = re.compile(r'name: "(?P<network>[^"]*)" id: "(?P<container>[^"]*)"')
@@ -31,18 +38,32 @@ async def remove_rules(*, network: str = "", container: str = "") -> None:
 async def _remove_rules(program: str, network: str, container: str) -> None:
     if process.find_program(f"{program}-save") is None:
         return
-    with contextlib.suppress(errors.CommandFailedError):
-        printed = (await process.run([f"{program}-save", "-t", "nat"], timeout=_TIMEOUT)).check().stdout.decode()
-        commands = removals(printed, network=network, container=container)
+    said = ""
+    for _ in range(_TRIES):
+        saved = await _run([f"{program}-save", "-t", "nat"])
+        if saved.returncode != 0:
+            said = saved.stderr.decode(errors="replace").strip()
+            await asyncio.sleep(_PAUSE)
+            continue
+        commands = removals(saved.stdout.decode(errors="replace"), network=network, container=container)
         if not commands:
             return
         script = ["*nat", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
-        restore = [f"{program}-restore", "-w", "--noflush"]
-        done = await process.run(restore, stdin="\n".join(script).encode(), timeout=_TIMEOUT)
-        if done.returncode != 0:
-            # All or nothing, it says: somebody has removed some of it meanwhile, or uses a chain of it.
-            for command in commands:
-                await process.run([program, "-w", "-t", "nat", *command], timeout=_TIMEOUT)
+        done = await _run([f"{program}-restore", "-w", "--noflush"], stdin="\n".join(script).encode())
+        if done.returncode == 0:
+            return
+        said = done.stderr.decode(errors="replace").strip()
+        # All or nothing, it says: somebody has removed some of it meanwhile, or uses a chain of it.
+        for command in commands:
+            await _run([program, "-w", "-t", "nat", *command])
+    _log.warning("rules of the packet filter stay: %s", said, extra={"network": network, "container": container})
+
+
+async def _run(argv: Sequence[str], *, stdin: bytes = b"") -> process.Completed:
+    try:
+        return await process.run(argv, stdin=stdin, timeout=_TIMEOUT)
+    except errors.CommandFailedError as error:
+        return process.Completed(tuple(argv), error.returncode, b"", error.message.encode())
 
 
 def _quoted(word: str) -> str:

@@ -49,8 +49,9 @@ async def end(ids: Collection[str], leases: str) -> None:
         held = glob.glob(os.path.join(glob.escape(_RESULTS), f"*-{glob.escape(each)}-*"))
         for path in held:
             _release_namespaces(_read(path))
-        if _release_leases(each, leases) or held:
-            await iptables.remove_rules(container=each)
+        _release_leases(each, leases)
+        # Whether or not anything else of its network is there: whoever took that away may have got no further.
+        await iptables.remove_rules(container=each)
         for path in held:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -102,14 +103,11 @@ def _release_namespaces(result: dict[str, Any]) -> None:
                 os.unlink(path)
 
 
-def _release_leases(container: str, leases: str) -> bool:
-    """Give the addresses of a container back; whether it had any. The file of an address names who has it (host-local)."""
-    found = False
+def _release_leases(container: str, leases: str) -> None:
+    """Give the addresses of a container back. The file of an address names who has it (host-local)."""
     for path in glob.iglob(os.path.join(glob.escape(leases), "*", "*")):
         with contextlib.suppress(OSError):
             with open(path, encoding="utf-8", errors="replace") as file:
                 holder = file.readline().strip()
             if holder == container:
                 os.unlink(path)
-                found = True
-    return found

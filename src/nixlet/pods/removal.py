@@ -208,7 +208,7 @@ class Removals:
             for container in await self._runtime.containers(sandbox=sandbox.id):
                 await self._runtime.remove_container(container.id)
             emptied.set()
-        await remove_sandbox(self._runtime, sandbox.id)
+        await endings.remove_sandbox(self._runtime, sandbox.id)
         metadata = sandbox.metadata
         pod = model.Pod(metadata.name, metadata.namespace)
         directory = criconfig.log_directory(self._pods_dir, pod, metadata.uid)
@@ -242,20 +242,6 @@ async def worked(task: "asyncio.Task[None] | None") -> bool:
         return False
     await asyncio.wait({task})
     return not task.cancelled() and task.exception() is None
-
-
-async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a sandbox with its containers and remove it, if it is (still) there."""
-    with contextlib.suppress(errors.NotFoundError):
-        try:
-            # It ends it as well. To end it before would take its network down twice.
-            await runtime.remove_sandbox(sandbox)
-        except errors.NotFoundError:
-            raise
-        except errors.NixletError:
-            # A container may have ended by itself at the same moment; and containerd 1.6 and 1.7 don't end what has lost its process.
-            await endings.stop_sandbox(runtime, sandbox)
-            await runtime.remove_sandbox(sandbox)
 
 
 def is_marked(sandbox: cri_pb2.PodSandbox) -> bool:

@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings
 from nixlet.host import signals
-from nixlet.pods import begun, criconfig, directories, leftovers, removal
+from nixlet.pods import begun, criconfig, directories, leftovers
 
 #: Seconds that somebody waits until nothing of a pod is left; after that it goes on without them.
 _PATIENCE = 10.0
@@ -80,7 +80,7 @@ class Undoings:
         records = await self._containerd.containers({criconfig.POD_UID: uid, **criconfig.MADE_BY})
         networked: Collection[str] = await asyncio.to_thread(leftovers.networked, uid)
         for sandbox in found:
-            await removal.remove_sandbox(self._runtime, sandbox.id)
+            await endings.remove_sandbox(self._runtime, sandbox.id)
         ids = {each.id for each in found} | {each.id for each in records} | set(networked)
         await leftovers.end(ids, self._leases)
         await asyncio.to_thread(directories.remove, directory)

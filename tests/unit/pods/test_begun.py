@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
+from nixlet.host import iptables
 from nixlet.pods import begun, directories, leftovers
 
 ID = "ab" * 32
 OTHER = "cd" * 32
+
+#: Known to be unfinished, and nothing is there but its rules.
+UNHELD = "ef" * 32
 
 
 def test_only_what_is_not_finished_is_found(tmp_path: Path) -> None:
@@ -79,6 +83,12 @@ async def test_what_a_killed_runtime_leaves_is_given_back_by_id(
     (leases / "10.0.0.2").write_text(f"{ID}\r\neth0")
     (leases / "10.0.0.3").write_text(f"{OTHER}\r\neth0")
     assert leftovers.networked("u-1") == {ID}
+    filtered: list[str] = []
+
+    async def remove_rules(*, container: str) -> None:
+        filtered.append(container)
+
+    monkeypatch.setattr(iptables, "remove_rules", remove_rules)
 
     sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(1000)"]
     shims = [
@@ -93,7 +103,7 @@ async def test_what_a_killed_runtime_leaves_is_given_back_by_id(
         for shim in shims:
             assert shim.stdout is not None
             shim.stdout.readline()
-        await leftovers.end({ID}, str(tmp_path / "cni"))
+        await leftovers.end({ID, UNHELD}, str(tmp_path / "cni"))
         assert shims[0].wait(10) == -9
         assert shims[1].poll() is None
     finally:
@@ -101,4 +111,5 @@ async def test_what_a_killed_runtime_leaves_is_given_back_by_id(
             shim.kill()
             shim.communicate()
     assert [path.name for path in leases.iterdir()] == ["10.0.0.3"]
+    assert sorted(filtered) == sorted([ID, UNHELD])
     assert sorted(path.name for path in results.iterdir()) == ["broken", f"net-{OTHER}-eth0"]
