@@ -1,18 +1,21 @@
 """Calls that the node takes its time for: what it pulls meanwhile is shown, and Ctrl-C and the like withdraw what isn't done yet."""
 
-import contextlib
 import os
-import signal
 
 from nixlet import errors
 from nixlet.cli import ends, session, streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import contextlib
+    import signal
     from collections.abc import Iterator
     from typing import Any, Self
 
     from nixlet.cli import link
+else:
+    # As in ``session``.
+    import _signal as signal
 
 
 class Call(session.Session):
@@ -37,14 +40,14 @@ class Call(session.Session):
         self._held = held
         self._withdrawn = False
         self._withdrawn_by = 0
-        self._shown = contextlib.ExitStack()
+        self._shown: contextlib.ExitStack | None = None
         self._sinks: dict[str, Any] = {}
 
     def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._shown.close()
+        self._stop_telling()
 
     def replies(self, signals: session.Signals) -> "Iterator[dict[str, Any]]":
         """The replies as they come, besides those of progress, until the last one; signals withdraw the call meanwhile.
@@ -119,11 +122,14 @@ class Call(session.Session):
             self._ours.outputs.pop().close()
         # No signal is for the process any more.
         self._name = ""
-        with contextlib.suppress(errors.NixletError):
+        try:
             self.withdraw()
             goes_on = True
             while goes_on:
                 _, goes_on = self.reply(signals)
+        except errors.NixletError:
+            # It is undone, or can't be.
+            pass
 
     def withdraw(self, number: int | None = None) -> None:
         """Have what was asked for undone, or ended; the answer tells when that is done.
@@ -136,15 +142,20 @@ class Call(session.Session):
             self._ask("Withdraw", {"ticket": self.ticket, "signal": number})
 
     def _tell(self, step: "dict[str, Any]") -> None:
+        import contextlib
+
         from nixlet.cli import progress
 
         image = step["image"]
         if image not in self._sinks:
             self._stop_telling()
+            self._shown = contextlib.ExitStack()
             self._sinks[image] = self._shown.enter_context(progress.shown(f"pulling {image.rpartition('/')[2]}"))
         if "stage" in step:
             self._sinks[image](progress.step(step))
 
     def _stop_telling(self) -> None:
-        self._shown.close()
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
         self._sinks.clear()

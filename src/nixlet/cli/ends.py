@@ -4,11 +4,9 @@ The node writes to a pipe or a file of ours by itself, without us in between. A 
 wait for a person, and others have them too. There is a pipe for each of these, which we empty into them.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
-import socket
 import stat
 
 from nixlet import errors
@@ -19,8 +17,12 @@ _CHUNK = 1 << 16
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from typing import Self
+else:
+    # As in ``varlink.client``.
+    import _socket as socket
 
 
 class Gone(Exception):
@@ -129,9 +131,11 @@ class Input(_Stream):
             self._get = lambda: own.recv(_CHUNK, socket.MSG_DONTWAIT)
         elif stat.S_ISFIFO(mode) or os.isatty(ours):
             # Not a file: opened anew, that would be read from its beginning. Somebody else's can't be: we wait when they do.
-            with contextlib.suppress(OSError):
+            try:
                 self._own = _opened_anew(ours, os.O_RDONLY)
-                self._get = lambda: os.read(self._own, _CHUNK)
+            except OSError:
+                return
+            self._get = lambda: os.read(self._own, _CHUNK)
 
     def read(self) -> bytes | None:
         """What our input gives now; empty at its end, and when the terminal is gone; None: somebody else has taken what was there."""
@@ -235,6 +239,8 @@ def _opened_anew(fd: int, flags: int) -> int:
 def _pipe() -> tuple[int, int]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     # Users have a limit for all of their pipes together (pipe(7)).
-    with contextlib.suppress(PermissionError):
+    try:
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE)
+    except PermissionError:
+        pass
     return reader, writer

@@ -1,21 +1,21 @@
 """A process in front of a person: our streams are its streams, our signals and our terminal's size go to it, until it ends."""
 
-import contextlib
 import os
 import select
-import signal
 import sys
-import termios
 import time
-import tty
 
 from nixlet import errors
 from nixlet.cli import ends, link, streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from typing import Any, Self
+else:
+    # As in ``varlink.client``: signal without the numbers' own names.
+    import _signal as signal
 
 #: Ctrl-P Ctrl-Q.
 _DETACH = b"\x10\x11"
@@ -108,15 +108,17 @@ class Signals:
 
     def take(self) -> list[int]:
         """Those that came since."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.read(self._reader, 1 << 10)
+        except BlockingIOError:
+            pass
         self._hurry.is_heeded()
         taken, self.pending = self.pending, []
         return taken
 
 
 class Raw:
-    """Our terminal hands every key on as it is, for the time of the context; nothing for what is no terminal."""
+    """Our terminal hands every key on as it is, for the time of the context; nothing for what is no terminal, or -1."""
 
     def __init__(self, fd: int = 0) -> None:
         self._fd = fd
@@ -124,6 +126,9 @@ class Raw:
 
     def __enter__(self) -> "Self":
         if os.isatty(self._fd):
+            import termios
+            import tty
+
             self._before = termios.tcgetattr(self._fd)
             # What was typed before stays.
             tty.setraw(self._fd, termios.TCSADRAIN)
@@ -131,9 +136,13 @@ class Raw:
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
-            # It may be gone.
-            with contextlib.suppress(termios.error):
+            import termios
+
+            try:
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            except termios.error:
+                # It is gone.
+                pass
 
 
 class Keys:
@@ -235,7 +244,7 @@ class Session:
             self._due.pop(signal.SIGWINCH, None)
         self._hand_on()
         try:
-            with Raw() if self._tty and self._ours.input is not None else contextlib.nullcontext():
+            with Raw(0 if self._tty and self._ours.input is not None else -1):
                 return self._serve(signals)
         except ends.Gone as gone:
             return streams.TERMINAL_GONE if gone.terminal else streams.READER_GONE

@@ -1,25 +1,29 @@
 """A blocking Varlink client, as a command line needs it: one call at a time, replies as they come, descriptors handed over.
 
-It imports nothing that takes time: no event loop, no parser of types. Replies are the JSON values that came.
+It imports nothing that takes time: no event loop, no parser of types, not even Python's own halves of modules whose other half is in
+C. Replies are the JSON values that came; their parser is read while the service is at work.
 """
 
-import array
-import json
 import os
-import socket
+import sys
 
 from nixlet import errors
 from nixlet.varlink import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, Self
+else:
+    # What socket is made of; the rest of that takes as long as all of ours.
+    import _socket as socket
 
 _CHUNK = 1 << 16
 
-_DESCRIPTOR = array.array("i").itemsize
+#: Bytes of a descriptor beside a message: an int of C (unix(7), SCM_RIGHTS).
+_DESCRIPTOR = 4
 _RIGHTS = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _DESCRIPTOR)
 
 Reply = dict[str, "Any"]
@@ -117,11 +121,13 @@ class Connection:
         try:
             sent = 0
             if descriptors:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-                sent = self._socket.sendmsg([data], [rights])
+                rights = b"".join(each.to_bytes(_DESCRIPTOR, sys.byteorder) for each in descriptors)
+                sent = self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
             self._socket.sendall(data[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._gone() from error
+        # Needed for the reply, and nobody waits for it now.
+        import json  # noqa: F401, PLC0415
 
     def descriptor(self) -> int:
         """The first descriptor of those that came with replies; it is the caller's from now on.
@@ -156,6 +162,8 @@ class Connection:
         """
         while not self._replies:
             self._read(timeout)
+        import json  # noqa: PLC0415 (``send`` has read it)
+
         message = json.loads(self._replies.pop(0))
         if not isinstance(message, dict):
             raise errors.NixletError(f"{self.peer} sent what is no reply")
@@ -174,7 +182,10 @@ class Connection:
             self._socket.settimeout(None)
         for level, kind, rights in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._descriptors += array.array("i", rights[: len(rights) - len(rights) % _DESCRIPTOR])
+                self._descriptors += (
+                    int.from_bytes(rights[start : start + _DESCRIPTOR], sys.byteorder)
+                    for start in range(0, len(rights) - len(rights) % _DESCRIPTOR, _DESCRIPTOR)
+                )
         if not data:
             raise self._gone()
         self._replies += self._splitter.feed(data)

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -515,6 +516,26 @@ def test_what_an_error_leaves_empty_may_be_null(kind: str) -> None:
     assert type(error) is getattr(errors, kind, errors.NixletError)
     if isinstance(error, errors.CommandFailedError):
         assert (error.returncode, error.output) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "".join(map(chr, (*range(0x300), 0x2028, 0x1F980, 0x10FFFF))),
+        'a "quoted" C:\\path\n',
+        {"": None, "list": [1, -2, 0, True, False], "tuple": ("a", ()), "deep": {"er": {}}},
+        signal.SIGTERM,
+    ],
+)
+def test_json_is_written_as_others_read_it(value: object) -> None:
+    data = wire.encoded({"method": "x", "parameters": value})
+    assert data.count(b"\0") == 1
+    assert json.loads(data[:-1]) == json.loads(json.dumps({"method": "x", "parameters": value}))
+
+
+def test_what_is_no_json_is_not_sent() -> None:
+    with pytest.raises(TypeError, match="float"):
+        wire.encoded({"parameters": 1.5})
 
 
 async def test_a_text_that_is_no_utf8_is_refused_before_it_is_sent() -> None:
