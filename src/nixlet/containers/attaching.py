@@ -80,7 +80,7 @@ class Attachment:
         Args:
             client: The client; who has it finishes it.
         """
-        own = self._keeper.find(self.container)
+        own = await self._keeper.awaited(self.container)
         if own is not None:
             own.join(client)
             code = await asyncio.shield(own.ended)

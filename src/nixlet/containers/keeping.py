@@ -52,6 +52,7 @@ class Keeper:
         self._held: dict[str, streams.Streams] = {}
         self._found: list[tuple[str, streams.Streams]] = []
         self._adopting: dict[asyncio.Task[None], streams.Streams] = {}
+        self._coming: dict[str, asyncio.Event] = {}
         self._peeker = pipes.Peeker()
         # Their own: whatever else is done in threads, and takes long, must keep no container waiting.
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="logs")
@@ -59,6 +60,12 @@ class Keeper:
     def find(self, container: str) -> streams.Streams | None:
         """The streams of a container, if they are the node's."""
         return self._held.get(container)
+
+    async def awaited(self, container: str) -> streams.Streams | None:
+        """As ``find``, once it is certain that an earlier node's streams are ours or won't be."""
+        if coming := self._coming.get(container):
+            await coming.wait()
+        return self.find(container)
 
     def writes(self, log_path: str) -> bool:
         """Whether the log of this path is written here."""
@@ -111,6 +118,7 @@ class Keeper:
                 held.close()
             else:
                 self._found.append((directory, held))
+                self._coming[held.container] = asyncio.Event()
 
     async def adopt(self) -> None:
         """Go on with the containers that were found: their output waits for us. One that takes long goes on by itself."""
@@ -155,15 +163,21 @@ class Keeper:
 
     def _adopted(self, task: "asyncio.Task[None]") -> None:
         held = self._adopting.pop(task)
+        self._arrived(held.container)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("the streams of container %s can't be taken up: %s", held.container, error)
         if held.container not in self._held:
             held.close()
 
+    def _arrived(self, container: str) -> None:
+        if coming := self._coming.pop(container, None):
+            coming.set()
+
     async def close(self) -> None:
         """Leave them alone; a next node goes on."""
         for _, held in self._found:
             held.close()
+            self._arrived(held.container)
         adopting = list(self._adopting)
         for task in adopting:
             task.cancel()
@@ -211,6 +225,7 @@ class Keeper:
                 _log.warning("the streams of container %s are given up: %s", held.container, error)
 
         self._held[held.container] = held
+        self._arrived(held.container)
         held.ended = asyncio.create_task(serve(), name=f"streams of {held.container}")
         held.ended.add_done_callback(done)
 

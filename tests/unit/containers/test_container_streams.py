@@ -431,20 +431,25 @@ async def test_a_container_that_containerd_says_nothing_of_keeps_no_node_from_st
     monkeypatch.setattr(endings, "RETRY", 0.01)
     with world.keeper.started("c"):
         world.run("read word; echo $word; exit 6")
+    await world.keeper.close()
     for answers in (False, True):
-        await world.keeper.close()
         world.containerd.refuses = True
         before = world.containerd.refused
         world.keeper = world.new_keeper()
         world.keeper.look()
+        # As somebody who attaches.
+        awaiting = asyncio.create_task(world.keeper.awaited("c"))
         await asyncio.wait_for(world.keeper.adopt(), 10)
         assert world.keeper.find("c") is None
         async with asyncio.timeout(10):
             while world.containerd.refused < before + 3:
                 await asyncio.sleep(0.01)
             world.containerd.refuses = not answers
-            while answers and world.keeper.find("c") is None:
-                await asyncio.sleep(0.01)
+            assert not awaiting.done()
+            if not answers:
+                await world.keeper.close()
+            assert (await awaiting is not None) == answers
+            assert awaiting.result() is world.keeper.find("c")
     with open(world.pipes / "c-stdin.nixlet", "wb", buffering=0) as keys:
         keys.write(b"word\n")
     assert await world.ended() == 6

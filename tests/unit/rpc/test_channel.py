@@ -118,7 +118,7 @@ async def test_a_peer_that_is_silent_exceeds_the_deadline(tmp_path: Path) -> Non
     path = str(tmp_path / "d" / "s.sock")
     async with server.serve(unixsocket.listen(path), [Silent()]), channels.connect(path) as channel:
         # Both ends keep the time; the peer's word for it may come first.
-        with pytest.raises(errors.DeadlineExceededError, match="the peer did not answer in time|deadline"):
+        with pytest.raises(errors.DeadlineExceededError, match=r"the peer did not answer in time|deadline"):
             await ask(channel, timeout=0.1)
 
 
