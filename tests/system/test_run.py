@@ -246,7 +246,14 @@ def test_kube_play_and_down(any_node: nodes.Node, image: str) -> None:
     assert any_node.ok("logs", "web/main") == "made by init\n"
     again = any_node.run("kube", "play", "-", stdin=manifest)
     assert again.returncode == 125
+    (before,) = json.loads(any_node.ok("ps", "-o", "json"))
+    elsewhere = nodes.manifest("web", "nowhere.invalid/none:1", container={"imagePullPolicy": "Never"})
+    refused = any_node.run("kube", "play", "--replace", "-", stdin=elsewhere)
+    assert (refused.returncode, b"is not here" in refused.stderr) == (125, True)
+    # What can't be replaced stays.
+    assert [row["id"] for row in json.loads(any_node.ok("ps", "-o", "json"))] == [before["id"]]
     any_node.ok("kube", "play", "--replace", "-", stdin=manifest)
+    assert [row["id"] for row in json.loads(any_node.ok("ps", "-o", "json"))] != [before["id"]]
     assert (
         any_node.ok(
             "kube", "down", "-", stdin=manifest.replace(b'"spec": {', b'"spec": {"terminationGracePeriodSeconds": 1, ')

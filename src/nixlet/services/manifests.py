@@ -92,10 +92,9 @@ class ManifestService:
         await call.reply({"notices": [*notices, *manifest.restart_notices(pods)]})
         with self._withdrawals.possible(call, wanted.ticket) as withdrawn:
             for pod in pods:
-                if wanted.replace:
-                    for old in await self._pods.named(pod.name, pod.namespace):
-                        await self._pods.remove(old.id, -1)
                 run = _Play(call, pod, withdrawn, self._pods, self._obtainer)
+                if wanted.replace:
+                    await run.replace()
                 if not wanted.wait:
                     await run.begin({})
                 elif not await run.to_its_end(self._containerd):
@@ -119,17 +118,33 @@ class _Play:
         self._withdrawn = withdrawn
         self._pods = pods
         self._obtainer = obtainer
+        self._images: dict[tuple[str, str], cri_pb2.Image] = {}
         self._pulled: dict[str, pulls.Pulled] = {}
+
+    async def replace(self) -> None:
+        """Remove the pods of its name, as soon as its own images are there."""
+        if not (others := await self._pods.named(self._pod.name, self._pod.namespace)):
+            return
+        async with pullprogress.told(self._call) as tell:
+            for container in (*self._pod.init_containers, *self._pod.containers):
+                await player.unless(self._withdrawn, self._obtain(container, tell), self._pod)
+        for other in others:
+            await self._pods.remove(other.id, -1)
+
+    async def _obtain(self, container: model.Container, tell: obtaining.Teller) -> cri_pb2.Image:
+        if (image := self._images.get((container.image, container.pull_policy))) is None:
+            image, pulled = await self._obtainer.obtain(container.image, container.pull_policy, tell)
+            self._images[container.image, container.pull_policy] = image
+            if pulled is not None:
+                self._pulled[container.image] = pulled
+        return image
 
     async def begin(self, listeners: Mapping[str, clients.Client]) -> lifecycle.Played:
         """Start it, and tell the client."""
         async with pullprogress.told(self._call) as tell:
 
             async def obtain(container: model.Container) -> cri_pb2.Image:
-                image, pulled = await self._obtainer.obtain(container.image, container.pull_policy, tell)
-                if pulled is not None:
-                    self._pulled[container.image] = pulled
-                return image
+                return await self._obtain(container, tell)
 
             played = await asyncio.shield(self._pods.play(self._pod, obtain, self._withdrawn, listeners=listeners))
         if self._withdrawn.is_set() and not self._call.gone.is_set():
