@@ -127,7 +127,7 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._gone() from error
         # Needed for the reply, and nobody waits for it now.
-        import json  # noqa: F401, PLC0415
+        import json  # noqa: F401, PLC0415 (see above)
 
     def descriptor(self) -> int:
         """The first descriptor of those that came with replies; it is the caller's from now on.
