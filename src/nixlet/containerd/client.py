@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from google.protobuf import empty_pb2
+from google.protobuf import any_pb2, empty_pb2, field_mask_pb2
 from grpclib import client
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
@@ -95,6 +95,19 @@ class Containerd:
         with self._translated():
             request = containerd_containers_pb2.ListContainersRequest(filters=[wanted])
             return (await self._containers.List(request, metadata=self._metadata)).containers
+
+    async def replace_spec(self, container: str, spec: any_pb2.Any) -> None:
+        """Change what a container's process will be started by; nothing else of its record.
+
+        Raises:
+            NotFoundError: There is no such container.
+        """
+        request = containerd_containers_pb2.UpdateContainerRequest(
+            container=containerd_containers_pb2.Container(id=container, spec=spec),
+            update_mask=field_mask_pb2.FieldMask(paths=["spec"]),
+        )
+        with self._translated():
+            await self._containers.Update(request, metadata=self._metadata)
 
     @contextlib.asynccontextmanager
     async def exits(self, container: str) -> AsyncIterator["Exits"]:

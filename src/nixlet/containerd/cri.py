@@ -129,12 +129,6 @@ class RuntimeClient:
             request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
             return (await self._stub.PodSandboxStatus(request)).status
 
-    async def sandbox_details(self, sandbox: str) -> Mapping[str, str]:
-        """What the runtime has to add to what is known of a pod: texts, most of them JSON."""
-        with channels.translated(self._peer):
-            request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
-            return (await self._stub.PodSandboxStatus(request)).info
-
     async def container_stats(self, labels: Mapping[str, str] | None = None) -> Sequence[cri_pb2.ContainerStats]:
         """What the running containers that have all of the labels use."""
         filters = cri_pb2.ContainerStatsFilter(label_selector=labels or {})

@@ -8,7 +8,8 @@ from types import MappingProxyType
 #: Where installers put runtimes without putting them on PATH: NVIDIA's toolkit, and Kwasm's WebAssembly shims.
 DIRECTORIES = ("/usr/local/nvidia/toolkit", "/opt/kwasm/bin")
 
-_RUNC_V2 = "io.containerd.runc.v2"
+#: What runs containers by runc, or by a program that takes its place.
+RUNC_V2 = "io.containerd.runc.v2"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,16 +27,16 @@ class Runtime:
     @property
     def is_shim(self) -> bool:
         """Whether the program is a shim of its own."""
-        return self.type != _RUNC_V2
+        return self.type != RUNC_V2
 
 
 #: Name to type and program. A shim's program is named after its type (containerd, core/runtime/v2/README.md).
 _KNOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "crun": (_RUNC_V2, "crun"),
-        "nvidia": (_RUNC_V2, "nvidia-container-runtime"),
-        "nvidia-experimental": (_RUNC_V2, "nvidia-container-runtime-experimental"),
-        "nvidia-cdi": (_RUNC_V2, "nvidia-container-runtime.cdi"),
+        "crun": (RUNC_V2, "crun"),
+        "nvidia": (RUNC_V2, "nvidia-container-runtime"),
+        "nvidia-experimental": (RUNC_V2, "nvidia-container-runtime-experimental"),
+        "nvidia-cdi": (RUNC_V2, "nvidia-container-runtime.cdi"),
         "spin": ("io.containerd.spin.v2", "containerd-shim-spin-v2"),
         **{
             name: (f"io.containerd.{name}.v1", f"containerd-shim-{name}-v1")

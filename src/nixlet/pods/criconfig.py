@@ -75,12 +75,14 @@ class Placement:
         log_directory: The directory of its containers' logs.
         volumes: Volume name to directory on the host.
         hosts: Its file of names (hosts(5)).
+        hostname: The file of its own name (hostname(5)); empty: the runtime makes one.
     """
 
     uid: str
     log_directory: str
     volumes: Mapping[str, str]
     hosts: str
+    hostname: str = ""
 
 
 def log_directory(root: str, pod: model.Pod, uid: str) -> str:
@@ -129,15 +131,9 @@ def sandbox_config(
         placement: Where it is.
         dns: Where it looks names up; None: where the host does, as a pod on the host's network does in any case.
     """
-    node = cri_pb2.NODE
-    namespaces = cri_pb2.NamespaceOption(
-        network=node if pod.host_network else cri_pb2.POD,
-        pid=node if pod.host_pid else cri_pb2.CONTAINER,
-        ipc=node if pod.host_ipc else cri_pb2.POD,
-    )
     privileged = any(each.security.privileged for each in (*pod.containers, *pod.init_containers))
     security = cri_pb2.LinuxSandboxSecurityContext(
-        namespace_options=namespaces,
+        namespace_options=_namespaces(pod),
         privileged=privileged,
         supplemental_groups=pod.supplemental_groups,
         seccomp=_seccomp("RuntimeDefault"),
@@ -168,14 +164,28 @@ def sandbox_config(
         annotations[NO_NETWORK] = "true"
     return cri_pb2.PodSandboxConfig(
         metadata=cri_pb2.PodSandboxMetadata(name=pod.name, uid=placement.uid, namespace=pod.namespace),
-        # A pod on the host's network has the host's name.
-        hostname="" if pod.host_network else hostname(pod),
+        # A pod on the host's network has the host's name, for CRI; without a network each container gets its name by itself.
+        hostname="" if _is_on_the_host(pod) else hostname(pod),
         log_directory=placement.log_directory,
         dns_config=None if pod.host_network else dns,
         port_mappings=ports,
         labels={**labels, **_labels(pod, placement), **MADE_BY, **(AUTO_REMOVE if pod.remove_when_ended else {})},
         annotations=annotations,
         linux=linux,
+    )
+
+
+def _is_on_the_host(pod: model.Pod) -> bool:
+    """Whether CRI is to make a pod on the host's network: one that isn't to have any as well (``nonetwork``)."""
+    return pod.host_network or pod.no_network
+
+
+def _namespaces(pod: model.Pod) -> cri_pb2.NamespaceOption:
+    node = cri_pb2.NODE
+    return cri_pb2.NamespaceOption(
+        network=node if _is_on_the_host(pod) else cri_pb2.POD,
+        pid=node if pod.host_pid else cri_pb2.CONTAINER,
+        ipc=node if pod.host_ipc else cri_pb2.POD,
     )
 
 
@@ -241,8 +251,18 @@ def container_config(
         )
         for mount in container.mounts
     ]
-    if not hosts.is_mounted_by(container):
+    if not hosts.is_mounted_by(container, hosts.PLACE):
         mounts.append(cri_pb2.Mount(container_path=hosts.PLACE, host_path=placement.hosts))
+    if placement.hostname and not hosts.is_mounted_by(container, hosts.NAME_PLACE):
+        # As containerd mounts its own.
+        mounts.append(
+            cri_pb2.Mount(
+                container_path=hosts.NAME_PLACE,
+                host_path=placement.hostname,
+                readonly=container.security.read_only_root,
+                selinux_relabel=True,
+            )
+        )
     return cri_pb2.ContainerConfig(
         metadata=cri_pb2.ContainerMetadata(name=container.name),
         image=cri_pb2.ImageSpec(image=image_ref, user_specified_image=container.image),
@@ -288,15 +308,10 @@ def _apparmor(said: str) -> cri_pb2.SecurityProfile:
 
 def _security(pod: model.Pod, container: model.Container) -> cri_pb2.LinuxContainerSecurityContext:
     own = container.security
-    node = cri_pb2.NODE
     context = cri_pb2.LinuxContainerSecurityContext(
         capabilities=cri_pb2.Capability(add_capabilities=own.add_capabilities, drop_capabilities=own.drop_capabilities),
         privileged=own.privileged,
-        namespace_options=cri_pb2.NamespaceOption(
-            network=node if pod.host_network else cri_pb2.POD,
-            pid=node if pod.host_pid else cri_pb2.CONTAINER,
-            ipc=node if pod.host_ipc else cri_pb2.POD,
-        ),
+        namespace_options=_namespaces(pod),
         supplemental_groups=pod.supplemental_groups,
         readonly_rootfs=own.read_only_root,
         no_new_privs=own.no_new_privileges,

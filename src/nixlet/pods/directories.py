@@ -12,13 +12,19 @@ from nixlet.pods import begun, criconfig
 #: The directory of a pod's empty volumes, beside its containers' logs; no container can have this name.
 _VOLUMES = ".volumes"
 
-#: Beside them, its file of names.
+#: Beside them, its file of names, and that of its own.
 _HOSTS = ".hosts"
+_HOSTNAME = ".hostname"
 
 
 def hosts(directory: str) -> str:
     """Where a pod's file of names is."""
     return os.path.join(directory, _HOSTS)
+
+
+def hostname(directory: str) -> str:
+    """Where the file of a pod's own name is, if the runtime makes none."""
+    return os.path.join(directory, _HOSTNAME)
 
 
 def volumes(pod: model.Pod, directory: str) -> dict[str, str]:

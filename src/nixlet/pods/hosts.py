@@ -1,4 +1,4 @@
-"""A pod's /etc/hosts (hosts(5)), as kubelets make it: one file, which every container of the pod sees."""
+"""A pod's /etc/hosts (hosts(5)), as kubelets make it: one file, which every container of the pod sees; and its /etc/hostname."""
 
 import os
 import posixpath
@@ -9,6 +9,9 @@ from nixlet.host import files
 
 #: Where containers have it, and the host.
 PLACE = "/etc/hosts"
+
+#: Where containers have their own name (hostname(5)).
+NAME_PLACE = "/etc/hostname"
 
 #: As large as the host's may be, in bytes.
 _MAX_BYTES = 1 << 20
@@ -69,6 +72,6 @@ def fill(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-def is_mounted_by(container: model.Container) -> bool:
-    """Whether a container has something of its own there."""
-    return any(posixpath.normpath(posixpath.join("/", mount.path)) == PLACE for mount in container.mounts)
+def is_mounted_by(container: model.Container, place: str) -> bool:
+    """Whether a container has something of its own at a place."""
+    return any(posixpath.normpath(posixpath.join("/", mount.path)) == place for mount in container.mounts)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any, TypeVar
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings, failures, logs, model, users
-from nixlet.host import iptables, netns, waits
 from nixlet.host import ports as host_ports
-from nixlet.pods import begun, criconfig, directories, hosts, network, removal, resolvconf, undoing
+from nixlet.host import waits
+from nixlet.pods import begun, criconfig, directories, hosts, network, nonetwork, removal, resolvconf, undoing
 from nixlet.rpc.gen import cri_pb2
 
 #: A context in which a container, by its ID and what it is, is started.
@@ -199,21 +198,21 @@ class Player:
                 raise _not_wanted(pod)
 
         placement = criconfig.Placement(
-            uid, directory, directories.volumes(pod, directory), directories.hosts(directory)
+            uid,
+            directory,
+            directories.volumes(pod, directory),
+            directories.hosts(directory),
+            directories.hostname(directory) if pod.no_network else "",
         )
         dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
         config = criconfig.sandbox_config(pod, placement, dns)
         check()
-        await asyncio.to_thread(
-            hosts.write, placement.hosts, hosts.of_the_host(pod.host_aliases) if pod.host_network else ""
-        )
+        await asyncio.to_thread(_write_names, pod, placement)
         sandbox = await self._run_sandbox(config, pod.runtime)
+        # For CRI a pod without a network has the host's name, but what it tells containers in their environment is theirs.
+        config.hostname = "" if pod.host_network else criconfig.hostname(pod)
         beside = _Beside()
         try:
-            if pod.no_network:
-                await self._take_network(sandbox)
-                # Without the interface the bridge plugin doesn't find the addresses whose rules it has to take back.
-                beside.do(iptables.remove_rules(container=sandbox), "rules of a pod")
             made = _Sandbox(pod, sandbox, config, placement, images)
             # Containers can be made meanwhile.
             ready = beside.do(self._fill_hosts(pod, sandbox, placement.hosts), "names of a pod")
@@ -246,9 +245,9 @@ class Player:
 
     async def _fill_hosts(self, pod: model.Pod, sandbox: str, path: str) -> None:
         """Let a pod know its own address, and check that its ports arrive there."""
-        if pod.host_network:
+        if pod.host_network or pod.no_network:
             return
-        own = () if pod.no_network else network.addresses(await self._runtime.sandbox_status(sandbox))
+        own = network.addresses(await self._runtime.sandbox_status(sandbox))
         network.check_served(pod, own)
         hosts.fill(path, hosts.render(own, criconfig.hostname(pod), pod.host_aliases))
 
@@ -294,16 +293,6 @@ class Player:
                     f"port {port.host_port} of the host is in use by a program there", hint="choose another port"
                 )
 
-    async def _take_network(self, sandbox: str) -> None:
-        """Leave a pod alone with its loopback interface, before anything runs in it. The CRI itself knows no such pods."""
-        details = await self._runtime.sandbox_details(sandbox)
-        pid = json.loads(details.get("info", "{}")).get("pid", 0)
-        if not pid:
-            raise errors.UnsupportedError(
-                "the runtime does not tell a pod's process, so its network can't be taken away"
-            )
-        await asyncio.to_thread(netns.leave_only_loopback, pid)
-
     async def _start(
         self, made: _Sandbox, container: model.Container, ready: "asyncio.Task[None]", around_start: AroundStart
     ) -> RunningContainer:
@@ -313,6 +302,8 @@ class Player:
             container_id = await self._runtime.create_container(made.id, config, made.config)
         except errors.NixletError as error:
             raise users.unknown(container, error) or error from error
+        if made.pod.no_network:
+            await nonetwork.separate(self._containerd, container_id, made.config.hostname)
         await asyncio.shield(ready)
         exit_code = None
         try:
@@ -342,6 +333,18 @@ class Player:
                 raise
             return code
         return None
+
+
+def _write_names(pod: model.Pod, placement: criconfig.Placement) -> None:
+    """Write a pod's files of names; that of a pod in the network of pods is filled when it has its addresses."""
+    name, text = criconfig.hostname(pod), ""
+    if pod.host_network:
+        text = hosts.of_the_host(pod.host_aliases)
+    elif pod.no_network:
+        text = hosts.render((), name, pod.host_aliases)
+    hosts.write(placement.hosts, text)
+    if placement.hostname:
+        hosts.write(placement.hostname, f"{name}\n")
 
 
 async def _images(pod: model.Pod, obtain: Obtain) -> Mapping[str, cri_pb2.Image]:

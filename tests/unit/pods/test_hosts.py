@@ -37,7 +37,7 @@ def test_a_pod_on_the_hosts_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("path", "own"), [("/etc/hosts", True), ("etc/../etc/hosts", True), ("/etc", False)])
 def test_a_container_may_have_a_file_of_its_own(path: str, *, own: bool) -> None:
     container = model.Container("main", "web", "Never", mounts=(model.VolumeMount("data", path),))
-    assert hosts.is_mounted_by(container) is own
+    assert hosts.is_mounted_by(container, "/etc/hosts") is own
 
 
 def test_names_on_the_command_line() -> None:
