@@ -12,16 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import any_pb2, field_mask_pb2
-
 import alone
 import commands
 import measure
 from nixlet import errors
-from nixlet.containerd import client, cri, namespaces
+from nixlet.containerd import client, cri
+from nixlet.pods import nonetwork
 from nixlet.rpc import channel as channels
-from nixlet.rpc.gen import containerd_containers_grpc, cri_pb2
-from nixlet.rpc.gen import containerd_containers_pb2 as pb
+from nixlet.rpc.gen import cri_pb2
 from support import nodes, parts, storeimages
 
 #: How a pod can get its network: from CNI; the host's; and one of its container alone, which runc makes by a changed record.
@@ -38,7 +36,6 @@ class Pods:
     def __init__(self, channel: channels.Channel, address: str, image: str, directory: Path) -> None:
         self._runtime = cri.RuntimeClient(channel, address)
         self._containerd = client.Containerd(channel, address)
-        self._containers = containerd_containers_grpc.ContainersStub(channel)
         self._image = image
         self._directory = directory
         self._numbers = itertools.count()
@@ -73,7 +70,7 @@ class Pods:
             made = await self._runtime.create_container(sandbox, container, pod)
         if network == NONE:
             with _timed(steps, "the record's namespaces"):
-                await self._separate(made, name)
+                await nonetwork.separate(self._containerd, made, name)
         with _timed(steps, "StartContainer"):
             await self._runtime.start_container(made)
         with _timed(steps, "until its process has ended"):
@@ -91,21 +88,6 @@ class Pods:
         # CRI may have taken the process away by now.
         with contextlib.suppress(errors.NotFoundError):
             await self._containerd.wait_task(container)
-
-    async def _separate(self, container: str, hostname: str) -> None:
-        """Change the record of a container that hasn't started, so that runc gives it a network and a host's name of its own."""
-        record = await self._containerd.container(container)
-        assert record is not None
-        spec = json.loads(record.spec.value)
-        for namespace in spec["linux"]["namespaces"]:
-            if namespace["type"] in {"network", "uts"}:
-                del namespace["path"]
-        spec["hostname"] = hostname
-        value = any_pb2.Any(type_url=record.spec.type_url, value=json.dumps(spec).encode())
-        request = pb.UpdateContainerRequest(
-            container=pb.Container(id=container, spec=value), update_mask=field_mask_pb2.FieldMask(paths=["spec"])
-        )
-        await self._containers.Update(request, metadata={"containerd-namespace": namespaces.CRI})
 
 
 @contextlib.contextmanager

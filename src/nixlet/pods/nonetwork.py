@@ -1,7 +1,7 @@
 """Containers without a network: CRI makes them on the host's, and their records are changed before they start.
 
 Until then nothing runs that could use it. What is in the record is what containerd hands to runc, which makes the namespaces and
-lets the loopback interface up.
+brings their loopback interface up.
 """
 
 import os

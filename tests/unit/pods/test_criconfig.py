@@ -308,3 +308,24 @@ def test_a_manifest_can_not_claim_what_nixlet_notes() -> None:
 def test_a_user_by_name() -> None:
     context = container_of(security=model.Security(run_as_name="www", run_as_group=33)).linux.security_context
     assert (context.run_as_username, context.run_as_group.value, context.HasField("run_as_user")) == ("www", 33, False)
+
+
+def test_a_pod_without_a_network_is_on_the_hosts_for_cri() -> None:
+    pod = dataclasses.replace(POD, no_network=True)
+    config = sandbox_of(no_network=True)
+    assert (config.hostname, config.linux.security_context.namespace_options.network) == ("", cri_pb2.NODE)
+    assert container_of(pod).linux.security_context.namespace_options.network == cri_pb2.NODE
+    servers = cri_pb2.DNSConfig(servers=["192.0.2.7"])
+    assert criconfig.sandbox_config(pod, PLACEMENT, servers).dns_config == servers
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_file_of_a_pods_own_name(*, own: bool) -> None:
+    placement = dataclasses.replace(PLACEMENT, hostname="/logs/hostname")
+    mounts = (model.VolumeMount("data", "/etc/hostname"),) if own else ()
+    security = model.Security(read_only_root=True)
+    container = dataclasses.replace(MAIN, mounts=mounts, security=security)
+    found = criconfig.container_config(POD, container, "sha256:1", placement).mounts
+    file = [(each.host_path, each.readonly) for each in found if each.container_path == "/etc/hostname"]
+    assert file == [("/srv/data", False) if own else ("/logs/hostname", True)]
+    assert "/etc/hostname" not in [each.container_path for each in container_of().mounts]
