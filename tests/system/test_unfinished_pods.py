@@ -184,6 +184,24 @@ def test_rules_go_also_when_the_packet_filter_was_busy(interruptible: tuple[node
     assert not busy.exists()
 
 
+def test_what_is_removed_while_its_network_is_given_back_goes_also_when_the_node_is_killed(
+    own_node: nodes.Node, image: str
+) -> None:
+    node = own_node
+    node.ok("run", "-d", "--name", "going", image, "--", "/bin/sleep", "1000")
+    node.ok("stop", "-t", "0", "going")
+    node.ok("rm", "going")
+    assert node.ok("ps", "-aq") == ""
+    # Its name can be had at once.
+    node.ok("run", "-d", "--name", "going", image, "--", "/bin/sleep", "1000")
+    node.ok("stop", "-t", "0", "going")
+    node.ok("rm", "going")
+    node.kill()
+    node.start()
+    until(lambda: nothing_is_left(node), "all of it is gone")
+    assert node.ok("ps", "-aq") == ""
+
+
 def test_what_is_begun_while_a_node_starts_is_not_taken_for_an_earlier_ones(
     own_node: nodes.Node, image: str, tmp_path: Path
 ) -> None:

@@ -1,8 +1,8 @@
 """What is known of pods by files in their directories: whose they are, and which were begun and are not finished.
 
 A record is made before anything of the pod is, and names the containerd that was asked for it: a node may use now one and now
-another, and what one of them doesn't know may run at the other. The record gets another name when the pod has started, and goes
-with the directory. A pod without a record is nobody's: that nothing is known of one is no reason to take it away.
+another, and what one of them doesn't know may run at the other. The record gets another name when the pod has started, and its first one
+again when the pod goes and nobody waits for that; it goes with the directory. A pod without a record is nobody's: that nothing is known of one is no reason to take it away.
 """
 
 import contextlib
@@ -46,8 +46,21 @@ def finish(directory: str) -> None:
     Raises:
         FailedPreconditionError: The file system refuses.
     """
+    _rename(directory, _BEGUN, _FINISHED)
+
+
+def leave(directory: str) -> None:
+    """Note that the pod goes: it is unfinished again, so that a next node takes away what this one doesn't get to.
+
+    Raises:
+        FailedPreconditionError: The file system refuses, or the pod has no record.
+    """
+    _rename(directory, _FINISHED, _BEGUN)
+
+
+def _rename(directory: str, before: str, after: str) -> None:
     try:
-        os.rename(os.path.join(directory, _BEGUN), os.path.join(directory, _FINISHED))
+        os.rename(os.path.join(directory, before), os.path.join(directory, after))
         files.sync_directory(directory)
     except OSError as error:
         raise files.refused(f"the record in {directory} can't be changed", error) from error

@@ -10,7 +10,7 @@ from nixlet import errors
 from nixlet.containerd import cri
 from nixlet.containers import endings, model
 from nixlet.host import signals, waits
-from nixlet.pods import criconfig, directories
+from nixlet.pods import begun, criconfig, directories
 from nixlet.rpc.gen import cri_pb2
 
 _log = logging.getLogger("nixlet.pods")
@@ -107,12 +107,7 @@ class Removals:
 
     def begin_release(self, sandbox: str) -> None:
         """As ``release``, which goes on by itself; a failure goes to the log."""
-
-        def released(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("pod %s keeps its network: %s", sandbox, error)
-
-        self.release(sandbox).add_done_callback(released)
+        _tell_failure(self.release(sandbox), f"pod {sandbox} keeps its network")
 
     def leaving(self) -> "Mapping[str, asyncio.Task[None]]":
         """The pods that are being removed, and what does it."""
@@ -145,6 +140,9 @@ class Removals:
     async def remove_container(self, sandbox: cri_pb2.PodSandbox, container: str) -> None:
         """Remove a container, running or not, and its pod with it when it was the last one.
 
+        Where the pod is giving back what it holds already, which whoever stopped it didn't wait for either, that isn't waited for:
+        it goes on by itself, and a failure goes to the log.
+
         Raises:
             NixletError: The runtime can't.
         """
@@ -155,9 +153,21 @@ class Removals:
                 # The others may have been removed at the same time.
                 if await self._runtime.containers(sandbox=sandbox.id):
                     return
-            await self.remove(sandbox)
+            if sandbox.id in self._releasing and await self._is_noted(sandbox):
+                _tell_failure((await self._removal(sandbox, 0)).task, f"pod {sandbox.id} is not removed")
+                await self.empty(sandbox)
+            else:
+                await self.remove(sandbox)
 
         await asyncio.shield(self._begun(f"remove {container}", remove()))
+
+    async def _is_noted(self, sandbox: cri_pb2.PodSandbox) -> bool:
+        """Note on the disk that a pod goes, whatever becomes of this node; whether it can be noted."""
+        try:
+            await asyncio.to_thread(begun.leave, self._directory(sandbox))
+        except errors.FailedPreconditionError:
+            return False
+        return True
 
     async def remove(self, sandbox: cri_pb2.PodSandbox, *, grace: int = 0) -> None:
         """Stop and remove a pod with all that is its: containers, network, logs, empty volumes; once.
@@ -200,18 +210,17 @@ class Removals:
     async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int, emptied: asyncio.Event) -> None:
         if seconds:
             await self._end(sandbox.id, seconds)
-        if releasing := self._releasing.get(sandbox.id):
-            # Whether it can be released is seen in a moment.
-            await asyncio.wait({releasing})
+        releasing = self._releasing.get(sandbox.id)
         # What fails at this goes with the sandbox.
         with contextlib.suppress(errors.NixletError):
             for container in await self._runtime.containers(sandbox=sandbox.id):
                 await self._runtime.remove_container(container.id)
             emptied.set()
+        if releasing is not None:
+            # Two at once would take its network down by halves.
+            await asyncio.wait({releasing})
         await endings.remove_sandbox(self._runtime, sandbox.id)
-        metadata = sandbox.metadata
-        pod = model.Pod(metadata.name, metadata.namespace)
-        directory = criconfig.log_directory(self._pods_dir, pod, metadata.uid)
+        directory = self._directory(sandbox)
         try:
             await asyncio.to_thread(directories.remove, directory)
         except errors.FailedPreconditionError:
@@ -220,6 +229,10 @@ class Removals:
             self._deleting.add(task)
             task.add_done_callback(self._deleting.discard)
             raise
+
+    def _directory(self, sandbox: cri_pb2.PodSandbox) -> str:
+        metadata = sandbox.metadata
+        return criconfig.log_directory(self._pods_dir, model.Pod(metadata.name, metadata.namespace), metadata.uid)
 
     async def _delete(self, directory: str) -> None:
         """Delete a pod's directory as soon as nothing is mounted in there any more."""
@@ -234,6 +247,16 @@ class Removals:
         with contextlib.suppress(errors.NotFoundError):
             running = await self._runtime.running(sandbox)
             await asyncio.gather(*(endings.stop_container(self._runtime, each, seconds) for each in running))
+
+
+def _tell_failure(task: "asyncio.Task[None]", what: str) -> None:
+    """Have a failure of what goes on by itself told in the log."""
+
+    def done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("%s: %s", what, error)
+
+    task.add_done_callback(done)
 
 
 async def worked(task: "asyncio.Task[None] | None") -> bool:

@@ -30,6 +30,12 @@ def test_only_what_is_not_finished_is_found(tmp_path: Path) -> None:
     assert list(begun.finished(str(tmp_path), "containerd-1")) == [str(tmp_path / "default_b_u-2")]
     assert list(begun.finished(str(tmp_path), "")) == []
     assert begun.uid_of(str(tmp_path / "default_a_u-1")) == "u-1"
+    # One that goes is unfinished again, for a next node.
+    begun.leave(str(tmp_path / "default_b_u-2"))
+    assert len(list(begun.unfinished(str(tmp_path), "containerd-1"))) == 2
+    assert list(begun.finished(str(tmp_path), "containerd-1")) == []
+    with pytest.raises(errors.FailedPreconditionError, match="can't be changed"):
+        begun.leave(str(tmp_path / "default_c_u-3"))
 
 
 def test_one_containerd_says_nothing_of_the_pods_of_another(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from grpclib.exceptions import GRPCError
 from nixlet import errors
 from nixlet.cli import link
 from nixlet.containerd import cri
+from nixlet.containers import model
 from nixlet.host import unixsocket
-from nixlet.pods import criconfig, listing, removal
+from nixlet.pods import begun, criconfig, listing, removal
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as grpc_server
 from nixlet.rpc.gen import cri_pb2 as pb
@@ -52,7 +53,10 @@ class Runtime:
         if self._waiting == self.together:
             self._all_there.set()
         await self._all_there.wait()
-        if what.split()[1] in self.failing:
+        self._fail(what.split()[1])
+
+    def _fail(self, changed: str) -> None:
+        if changed in self.failing:
             raise GRPCError(Status.UNKNOWN, "it is broken")
 
     async def _list_pods(self, _: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
@@ -94,11 +98,13 @@ class Runtime:
     async def _stop_pod(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         self.asked.append(f"stop-pod {request.pod_sandbox_id}")
         await self.held.wait()
+        self._fail(request.pod_sandbox_id)
         return pb.StopPodSandboxResponse()
 
     async def _remove_pod(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         self.asked.append(f"remove-pod {request.pod_sandbox_id}")
         await self.held.wait()
+        self._fail(request.pod_sandbox_id)
         self.pods.remove(request.pod_sandbox_id)
         self.containers = {each: at for each, at in self.containers.items() if at[0] != request.pod_sandbox_id}
         return pb.RemovePodSandboxResponse()
@@ -173,17 +179,56 @@ async def test_the_time_that_a_container_gets(tmp_path: Path, grace: int | None,
     assert runtime.asked[0] == f"stop a {seconds}"
 
 
-async def test_nobody_waits_for_a_network_that_is_given_back_but_who_removes_its_pod(tmp_path: Path) -> None:
+def noted(directory: Path, pod: str) -> Path:
+    """The directory of a pod that has started."""
+    place = criconfig.log_directory(str(directory), model.Pod(pod, ""), "")
+    begun.begin(place, "containerd-1")
+    begun.finish(place)
+    return Path(place)
+
+
+async def test_nobody_waits_for_a_network_that_is_being_given_back(tmp_path: Path) -> None:
+    runtime = Runtime({"p": ["a"]})
+    runtime.held.clear()
+    place = noted(tmp_path, "p")
+    (tmp_path / "run").mkdir()
+    async with node(tmp_path, runtime) as state_dir:
+        assert await told(state_dir, "StopContainers", containers=["a"], grace=0) == [{"container": "a"}]
+        assert await told(state_dir, "RemoveContainers", containers=["a"], force=False) == [{"container": "a"}]
+        # What a node that is killed now leaves is taken away by the next one.
+        assert list(begun.unfinished(str(tmp_path), "containerd-1")) == [str(place)]
+        assert runtime.asked == ["stop a 0", "stop-pod p", "remove a"]
+        missing = await told(state_dir, "RemoveContainers", containers=["p"], force=False)
+        assert missing[0]["failure"]["kind"] == "NotFoundError"
+        runtime.held.set()
+        await until(lambda: not place.exists())
+    assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "remove-pod p"]
+
+
+async def test_a_removal_that_no_next_node_would_know_of_is_waited_for(tmp_path: Path) -> None:
     runtime = Runtime({"p": ["a"]})
     runtime.held.clear()
     async with node(tmp_path, runtime) as state_dir:
         assert await told(state_dir, "StopContainers", containers=["a"], grace=0) == [{"container": "a"}]
         removing = asyncio.create_task(told(state_dir, "RemoveContainers", containers=["a"], force=False))
+        await until(lambda: "remove a" in runtime.asked)
         await asyncio.wait({removing}, timeout=0.1)
         assert not removing.done()
         runtime.held.set()
         assert await removing == [{"container": "a"}]
     assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "remove-pod p"]
+
+
+async def test_who_has_a_network_given_back_hears_that_it_fails(tmp_path: Path) -> None:
+    runtime = Runtime({"p": ["a"], "q": ["b"]})
+    runtime.failing = {"p", "q"}
+    runtime.containers["b"] = ("q", False)
+    noted(tmp_path, "p")
+    noted(tmp_path, "q")
+    async with node(tmp_path, runtime) as state_dir:
+        replies = await told(state_dir, "RemoveContainers", containers=["a", "b"], force=True)
+    assert [each["failure"]["message"] for each in replies] == ["it is broken"] * 2
+    assert runtime.pods == {"p", "q"}
 
 
 async def test_a_failure_hides_nothing_of_the_others(tmp_path: Path) -> None:
