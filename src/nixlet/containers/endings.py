@@ -27,6 +27,7 @@ async def wait(
     container: str,
     *,
     patient: bool = False,
+    look: float = _FIRST_LOOK,
 ) -> cri_pb2.ContainerStatus:
     """Wait until a container has ended and CRI knows it; its status.
 
@@ -35,6 +36,7 @@ async def wait(
         containerd: The containerd behind it.
         container: The container.
         patient: Outlast a runtime that is away.
+        look: Seconds after which CRI is asked again, at first: each time keeps it from its work.
 
     Raises:
         NotFoundError: There is no such container (any more).
@@ -45,7 +47,7 @@ async def wait(
         # The task's end is known at once; CRI's own word, which comes when all output is in the log, is a little later.
         with contextlib.suppress(errors.NotFoundError):
             await containerd.wait_task(container)
-        return await _said(runtime, container)
+        return await _said(runtime, container, look)
 
     return await (_patiently(ended) if patient else ended())
 
@@ -59,8 +61,7 @@ async def wait_until_said(runtime: cri.RuntimeClient, container: str) -> None:
         await _patiently(lambda: _said(runtime, container))
 
 
-async def _said(runtime: cri.RuntimeClient, container: str) -> cri_pb2.ContainerStatus:
-    pause = _FIRST_LOOK
+async def _said(runtime: cri.RuntimeClient, container: str, pause: float = _FIRST_LOOK) -> cri_pb2.ContainerStatus:
     while True:
         status = await runtime.container_status(container)
         if status.state == cri_pb2.CONTAINER_EXITED:

@@ -159,12 +159,13 @@ class Process:
 
     async def begin(self, spec: dict[str, Any], client: clients.Client, *, stdin: bool) -> None:
         """Start it; see ``Processes.start``."""
-        may_run = False
+        waiting = None
         try:
             with files.refusing(f"the pipes of a process can't be made in {self._directory}"):
                 streams = self._make_pipes(stdin=stdin, tty=spec["terminal"])
             await self._tasks.add(self._container, self._name, spec, streams)
-            may_run = True
+            # Asked beside the start: it may end at once.
+            waiting = asyncio.create_task(self._wait(), name="process")
             try:
                 await self._tasks.start(self._container, self._name)
             except errors.NixletError as error:
@@ -173,13 +174,15 @@ class Process:
                 with files.refusing("the process's input can't be opened"):
                     self._stdin = pipes.open_writer(streams.stdin)
         except BaseException:
-            if may_run:
+            if waiting is not None:
                 # Nobody would read what it prints.
                 await self._kill()
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
             await self._close()
             await self._remove()
             raise
-        self._serving = asyncio.create_task(self._serve(client), name=self._name)
+        self._serving = asyncio.create_task(self._serve(client, waiting), name=self._name)
         self._serving.add_done_callback(self._tell)
 
     def _make_pipes(self, *, stdin: bool, tty: bool) -> tasks.Streams:
@@ -194,8 +197,7 @@ class Process:
                 self._outputs[name] = pipes.open_reader(path)
         return tasks.Streams(**paths)
 
-    async def _serve(self, client: clients.Client) -> int:
-        waiting = asyncio.create_task(self._wait(), name="process")
+    async def _serve(self, client: clients.Client, waiting: "asyncio.Task[int]") -> int:
         readers = {
             fd: asyncio.create_task(self._read(name, fd, client), name=name) for name, fd in self._outputs.items()
         }

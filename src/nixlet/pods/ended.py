@@ -13,6 +13,9 @@ from nixlet.containers import endings
 from nixlet.pods import criconfig, removal
 from nixlet.rpc.gen import cri_pb2
 
+#: Seconds until CRI is asked again about a container whose process has ended. It says so after about 0.1 s, and nobody waits for that.
+_LOOK = 0.1
+
 _log = logging.getLogger("nixlet.pods")
 
 
@@ -55,7 +58,7 @@ class Watcher:
                 while running := await self._runtime.running(sandbox):
                     # Somebody may remove it while it is waited for.
                     with contextlib.suppress(errors.NotFoundError):
-                        await endings.wait(self._runtime, self._containerd, running[0], patient=True)
+                        await endings.wait(self._runtime, self._containerd, running[0], patient=True, look=_LOOK)
                 for found in await self._runtime.sandboxes(criconfig.MADE_BY):
                     if found.id == sandbox and (settling := await self._removals.settle(found)) is not None:
                         await asyncio.shield(settling)
