@@ -124,7 +124,7 @@ class Faces:
         attacher = attaching.Attacher(runtime, containerd, keeper)
         services = (
             nodestatus.StatusService(self._status, self._children, served.snapshotter, runtime.version),
-            containers.ContainersService(runtime, containerd, service, removals.leaving),
+            containers.ContainersService(runtime, containerd, service, removals),
             stopping.StoppingService(runtime, removals),
             nodelogs.LogService(runtime, containerd),
             nodeimages.ImagesService(served.listing, served.loader, served.opener, containerd, served.images),

@@ -156,15 +156,15 @@ class Pods:
         """
         await self._removals.remove(await self._sandbox(sandbox), grace=grace)
 
-    async def empty(self, sandbox: str) -> None:
-        """Begin to remove a pod, and wait until nobody sees it any more: it has no container, and its name is free.
+    async def leave(self, sandbox: str) -> None:
+        """Begin to remove a pod that goes when it has ended: nobody sees it any more, and its name can be had again.
 
         Raises:
             NixletError: The runtime can't; it is tried again.
         """
         # It goes by itself when it has ended.
         with contextlib.suppress(errors.NotFoundError):
-            await self._removals.empty(await self._sandbox(sandbox))
+            await self._removals.leave(await self._sandbox(sandbox))
 
     async def named(self, name: str, namespace: str) -> list[cri_pb2.PodSandbox]:
         """The pods of a name that nixlet made."""

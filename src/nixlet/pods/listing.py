@@ -2,10 +2,10 @@
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from nixlet.containerd import cri
-from nixlet.pods import criconfig, lookup
+from nixlet.pods import criconfig, lookup, removal
 from nixlet.rpc.gen import cri_pb2
 
 #: The state of a pod that has no container.
@@ -58,22 +58,36 @@ def is_bare(container: cri_pb2.Container) -> bool:
     return container.id == container.pod_sandbox_id
 
 
-async def present(runtime: cri.RuntimeClient, leaving: Callable[[], Collection[str]]) -> Present:
-    """What is there.
-
-    Args:
-        runtime: The CRI.
-        leaving: Tells which pods, by ID, are being removed: they are as good as gone once they have no container.
+async def containers(
+    runtime: cri.RuntimeClient, removals: removal.Removals, *, running: bool = False
+) -> Sequence[cri_pb2.Container]:
+    """The containers, or those that run, besides those of pods that people take for gone.
 
     Raises:
         NixletError: The runtime can't tell.
     """
-    hidden = set(leaving())
+    gone = set(removals.gone())
+    found = await runtime.containers(running=running)
+    gone |= set(removals.gone())
+    return [each for each in found if each.pod_sandbox_id not in gone]
+
+
+async def present(runtime: cri.RuntimeClient, removals: removal.Removals) -> Present:
+    """What is there.
+
+    Args:
+        runtime: The CRI.
+        removals: What is being removed there: a pod is as good as gone once it has no container.
+
+    Raises:
+        NixletError: The runtime can't tell.
+    """
+    hidden = set(removals.leaving())
     # In this order: what is made meanwhile has its containers, and is left out.
     sandboxes = {each.id: each for each in await runtime.sandboxes()}
-    containers = [each for each in await runtime.containers() if each.pod_sandbox_id in sandboxes]
-    hidden |= set(leaving())
-    filled = {each.pod_sandbox_id for each in containers}
+    found = [each for each in await containers(runtime, removals) if each.pod_sandbox_id in sandboxes]
+    hidden |= set(removals.leaving())
+    filled = {each.pod_sandbox_id for each in found}
     bare = (
         cri_pb2.Container(
             id=each.id,
@@ -85,18 +99,19 @@ async def present(runtime: cri.RuntimeClient, leaving: Callable[[], Collection[s
         for each in sandboxes.values()
         if each.id not in filled and each.id not in hidden and criconfig.MADE_BY.items() <= dict(each.labels).items()
     )
-    return Present([*containers, *bare], sandboxes)
+    return Present([*found, *bare], sandboxes)
 
 
-async def entries(
-    runtime: cri.RuntimeClient, leaving: Callable[[], Collection[str]], *, everything: bool
-) -> Sequence[Entry]:
-    """The containers that run, or all and our pods that have none; the latest first. ``leaving`` is that of ``present``.
+async def entries(runtime: cri.RuntimeClient, removals: removal.Removals, *, everything: bool) -> Sequence[Entry]:
+    """The containers that run, or all and our pods that have none; the latest first.
 
     Raises:
         NixletError: The runtime can't tell.
     """
-    found = (await present(runtime, leaving)).containers if everything else await runtime.containers(running=True)
+    if everything:
+        found = (await present(runtime, removals)).containers
+    else:
+        found = await containers(runtime, removals, running=True)
     return [_entry(each) for each in sorted(found, key=lambda each: each.created_at, reverse=True)]
 
 

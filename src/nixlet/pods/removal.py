@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 
 from nixlet import errors
 from nixlet.containerd import cri
 from nixlet.containers import endings, model
-from nixlet.host import signals, waits
+from nixlet.host import signals
 from nixlet.pods import begun, criconfig, directories
 from nixlet.rpc.gen import cri_pb2
 
@@ -26,12 +26,12 @@ class _Removal:
     Attributes:
         task: Does it.
         kills_at: When it kills containers that have not ended by themselves, by the loop's clock.
-        emptied: Set when the pod has no container any more.
+        is_told: Whoever asked for it has heard that the pod is gone.
     """
 
     task: asyncio.Task[None]
     kills_at: float
-    emptied: asyncio.Event
+    is_told: bool = False
 
 
 class Removals:
@@ -154,8 +154,7 @@ class Removals:
                 if await self._runtime.containers(sandbox=sandbox.id):
                     return
             if sandbox.id in self._releasing and await self._is_noted(sandbox):
-                _tell_failure((await self._removal(sandbox, 0)).task, f"pod {sandbox.id} is not removed")
-                await self.empty(sandbox)
+                _tell_failure((await self.leave(sandbox)), f"pod {sandbox.id} is not removed")
             else:
                 await self.remove(sandbox)
 
@@ -181,25 +180,26 @@ class Removals:
         """
         await asyncio.shield((await self._removal(sandbox, _seconds(sandbox, grace))).task)
 
-    async def empty(self, sandbox: cri_pb2.PodSandbox) -> None:
-        """Begin to remove a pod, and wait until it has no container any more; the rest goes on by itself.
+    async def leave(self, sandbox: cri_pb2.PodSandbox) -> "asyncio.Task[None]":
+        """Begin to remove a pod in which nothing runs any more, and which a next node would remove as well; the task does it.
 
-        Raises:
-            NixletError: The runtime can't.
+        As far as people see it is gone, unless that fails.
         """
         removal = await self._removal(sandbox, 0)
-        await waits.first(removal.task, removal.emptied.wait())
-        if not removal.emptied.is_set():
-            removal.task.result()
+        removal.is_told = True
+        return removal.task
+
+    def gone(self) -> Collection[str]:
+        """The pods that people take for gone, though the runtime still has them."""
+        return {each for each, removal in self._removing.items() if removal.is_told}
 
     async def _removal(self, sandbox: cri_pb2.PodSandbox, seconds: int) -> _Removal:
         """The removal of a pod, begun now or before."""
         kills_at = asyncio.get_running_loop().time() + seconds
         removal = self._removing.get(sandbox.id)
         if removal is None:
-            emptied = asyncio.Event()
-            task = self._begun(f"remove {sandbox.id}", self._remove(sandbox, seconds, emptied))
-            removal = self._removing[sandbox.id] = _Removal(task, kills_at, emptied)
+            task = self._begun(f"remove {sandbox.id}", self._remove(sandbox, seconds))
+            removal = self._removing[sandbox.id] = _Removal(task, kills_at)
             task.add_done_callback(lambda _: self._removing.pop(sandbox.id))
         elif kills_at < removal.kills_at:
             # Who is in a hurry doesn't wait for the time that somebody else gave.
@@ -207,7 +207,7 @@ class Removals:
             await asyncio.shield(self._begun(f"end {sandbox.id}", self._end(sandbox.id, seconds)))
         return removal
 
-    async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int, emptied: asyncio.Event) -> None:
+    async def _remove(self, sandbox: cri_pb2.PodSandbox, seconds: int) -> None:
         if seconds:
             await self._end(sandbox.id, seconds)
         releasing = self._releasing.get(sandbox.id)
@@ -215,7 +215,6 @@ class Removals:
         with contextlib.suppress(errors.NixletError):
             for container in await self._runtime.containers(sandbox=sandbox.id):
                 await self._runtime.remove_container(container.id)
-            emptied.set()
         if releasing is not None:
             # Two at once would take its network down by halves.
             await asyncio.wait({releasing})

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from nixlet.containerd import client, cri, tasks
 from nixlet.containers import endings
-from nixlet.pods import details, listing, lookup, usage
+from nixlet.pods import details, listing, lookup, removal, usage
 from nixlet.varlink import server
 
 #: Seconds between two looks at what containers use.
@@ -35,7 +35,7 @@ class ContainersService:
         runtime: cri.RuntimeClient,
         containerd: client.Containerd,
         service: tasks.Tasks,
-        leaving: Callable[[], Collection[str]],
+        removals: removal.Removals,
     ) -> None:
         """Answer for a node.
 
@@ -43,9 +43,9 @@ class ContainersService:
             runtime: The CRI.
             containerd: The containerd behind it.
             service: Its tasks.
-            leaving: Tells which pods, by ID, are being removed.
+            removals: What is being removed there.
         """
-        self._leaving = leaving
+        self._removals = removals
         self._runtime = runtime
         self._containerd = containerd
         self._tasks = service
@@ -60,11 +60,11 @@ class ContainersService:
         }
 
     async def _list(self, call: server.Call[_Listed]) -> Mapping[str, object]:
-        return {"containers": await listing.entries(self._runtime, self._leaving, everything=call.parameters.all)}
+        return {"containers": await listing.entries(self._runtime, self._removals, everything=call.parameters.all)}
 
     async def _found(self, wanted: Sequence[str]) -> Sequence[str]:
         """The IDs of containers by what a person calls them."""
-        containers = await self._runtime.containers()
+        containers = await listing.containers(self._runtime, self._removals)
         return [lookup.find(each, containers).id for each in wanted]
 
     async def _inspect(self, call: server.Call[_Named]) -> Mapping[str, object]:

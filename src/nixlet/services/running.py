@@ -150,9 +150,9 @@ class RunService:
         if running.containers[0].exit_code is not None:
             code = running.containers[0].exit_code
         if running.pod.remove_when_ended:
-            # Afterwards people see nothing of it; its network is given back meanwhile.
+            # Afterwards people see nothing of it; it is removed meanwhile.
             try:
-                await self._pods.empty(running.sandbox)
+                await self._pods.leave(running.sandbox)
             except errors.NixletError:
                 # It goes on by itself until it is done.
                 await waits.first(played.ended, withdrawn.wait(), call.gone.wait())

@@ -84,7 +84,7 @@ class StoppingService:
         self, call: server.Call[_Stopped] | server.Call[_Removed], wanted: Sequence[str], change: _Change
     ) -> Mapping[str, object]:
         """Change all that is wanted at once, and tell of each in order."""
-        present = await listing.present(self._runtime, self._removals.leaving)
+        present = await listing.present(self._runtime, self._removals)
 
         async def changed(name: str) -> dict[str, object]:
             try:

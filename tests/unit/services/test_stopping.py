@@ -197,9 +197,10 @@ async def test_nobody_waits_for_a_network_that_is_being_given_back(tmp_path: Pat
         assert await told(state_dir, "RemoveContainers", containers=["a"], force=False) == [{"container": "a"}]
         # What a node that is killed now leaves is taken away by the next one.
         assert list(begun.unfinished(str(tmp_path), "containerd-1")) == [str(place)]
-        assert runtime.asked == ["stop a 0", "stop-pod p", "remove a"]
-        missing = await told(state_dir, "RemoveContainers", containers=["p"], force=False)
-        assert missing[0]["failure"]["kind"] == "NotFoundError"
+        for name in ("a", "p"):
+            (missing,) = await told(state_dir, "RemoveContainers", containers=[name], force=True)
+            assert missing["failure"]["kind"] == "NotFoundError"
+        assert "remove-pod p" not in runtime.asked
         runtime.held.set()
         await until(lambda: not place.exists())
     assert runtime.asked == ["stop a 0", "stop-pod p", "remove a", "remove-pod p"]
@@ -304,26 +305,46 @@ async def test_several_are_not_changed_for_who_takes_one_reply(tmp_path: Path) -
     assert runtime.asked == ["stop a 0", "stop-pod p"]
 
 
-async def test_a_pod_that_is_empty_is_not_seen_while_its_network_is_given_back(tmp_path: Path) -> None:
+async def test_a_pod_that_people_take_for_gone_is_not_seen_while_it_is_removed(tmp_path: Path) -> None:
     runtime = Runtime({"p": ["a"], "q": ["b"]})
+    # No container goes before the other one does, and no pod for now.
+    runtime.together = 2
     runtime.held.clear()
     address = str(tmp_path / "run" / "c.sock")
     async with grpc_server.serve(unixsocket.listen(address), [runtime]), channels.connect(address) as channel:
         asked = cri.RuntimeClient(channel, address)
         removals = removal.Removals(asked, str(tmp_path))
 
-        async def seen() -> list[str]:
-            return [each.pod for each in await listing.entries(asked, removals.leaving, everything=True)]
+        async def seen() -> list[list[str]]:
+            both = [await listing.entries(asked, removals, everything=each) for each in (True, False)]
+            return [[each.id for each in entries] for entries in both]
 
-        sandbox = next(each for each in await asked.sandboxes() if each.id == "p")
-        await asyncio.wait_for(removals.empty(sandbox), 20)
-        try:
-            assert set(removals.leaving()) == {"p"}
-            assert {each.id for each in await asked.sandboxes()} == {"p", "q"}
-            assert len(await seen()) == 1
-        finally:
-            runtime.held.set()
-        await asyncio.wait_for(removals.remove(sandbox), 20)
-        assert [each.id for each in await asked.sandboxes()] == ["q"]
+        first, second = await asked.sandboxes()
+        assert sorted((await seen())[0]) == sorted((await seen())[1]) == ["a", "b"]
+        task = await removals.leave(first)
+        await until(lambda: runtime.asked == ["remove a"])
+        assert set(runtime.containers) == {"a", "b"}
+        assert await seen() == [["b"], ["b"]]
+        removing = asyncio.create_task(removals.remove(second))
+        await until(lambda: {"remove-pod p", "remove-pod q"} <= set(runtime.asked))
+        assert set(removals.leaving()) == {"p", "q"}
+        # Somebody waits for the other.
+        assert set(removals.gone()) == {"p"}
+        runtime.held.set()
+        await asyncio.wait_for(asyncio.gather(task, removing), 20)
+        assert await seen() == [[], []]
         assert not removals.leaving()
-    assert runtime.asked == ["remove a", "remove-pod p"]
+    assert sorted(runtime.asked) == ["remove a", "remove b", "remove-pod p", "remove-pod q"]
+
+
+async def test_a_pod_that_can_not_be_removed_is_seen_again(tmp_path: Path) -> None:
+    runtime = Runtime({"p": ["a"]})
+    runtime.failing = {"a", "p"}
+    address = str(tmp_path / "run" / "c.sock")
+    async with grpc_server.serve(unixsocket.listen(address), [runtime]), channels.connect(address) as channel:
+        asked = cri.RuntimeClient(channel, address)
+        removals = removal.Removals(asked, str(tmp_path))
+        (pod,) = await asked.sandboxes()
+        await asyncio.wait({await removals.leave(pod)}, timeout=20)
+        assert not removals.leaving()
+        assert [each.id for each in await listing.entries(asked, removals, everything=True)] == ["a"]
