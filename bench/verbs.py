@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ STAYING = ("sh", "-c", 'trap "exit 0" TERM; echo ready; while true; do sleep 1 &
 #: At most so many times nerdctl's time (or nix2container's), at least so much of its throughput; and milliseconds of CPU.
 LIKE, ASKING, THROUGHPUT = 1.0, 3.0, 0.8
 CPU_MS = 80
+
+#: Seconds until the next command after one that takes containers away: what goes on behind an answer is not for the next one to bear.
+SETTLING = 0.5
 
 CHANGING = (
     *("run --rm, bridge", "run --rm, --network none", "run --rm, --network host"),
@@ -56,16 +60,18 @@ class Round:
         self._number += 1
         name = f"life{self._number}"
         networks = {"bridge": (), "--network none": ("--network", "none"), "--network host": ("--network", "host")}
-        ran = {
-            f"run --rm, {network}": tool.ran("run", "--rm", *options, tool.image, "true")
-            for network, options in networks.items()
-        }
-        return ran | {
+        ran = {}
+        for network, options in networks.items():
+            ran[f"run --rm, {network}"] = tool.ran("run", "--rm", *options, tool.image, "true")
+            time.sleep(SETTLING)
+        ran |= {
             "run -d": tool.ran("run", "-d", "--name", name, tool.image, *STAYING),
             "exec": tool.ran("exec", name, "true"),
             "stop": tool.ran("stop", name),
             "rm": tool.ran("rm", name),
         }
+        time.sleep(SETTLING)
+        return ran
 
     def looking(self) -> dict[str, commands.Ran]:
         """The verbs that change nothing; "staying" runs meanwhile."""
