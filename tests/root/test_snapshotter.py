@@ -773,9 +773,11 @@ async def test_a_layer_is_on_the_disk_before_it_is_committed(rig: Rig, monkeypat
         fsync(fd)
         steps.append(os.readlink(f"/proc/self/fd/{fd}"))
 
-    def committing(*args: Any, **more: Any) -> Any:
-        steps.append("committed")
-        return commit(*args, **more)
+    async def committing(*args: Any, **more: Any) -> bool:
+        made = await commit(*args, **more)
+        if made:
+            steps.append("committed")
+        return made
 
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(metadata.Metadata, "commit_snapshot", committing)

@@ -14,7 +14,7 @@ from nixlet import errors
 from nixlet.host import files, uncut
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
-from nixlet.snapshots import model
+from nixlet.snapshots import model, tables
 from nixlet.snapshots import tasks as tasks_module
 from nixlet.snapshots import views as views_module
 from nixlet.store import closures as closure_references
@@ -58,7 +58,7 @@ class Closures:
     @contextlib.asynccontextmanager
     async def realised(
         self, reference: closure_references.ClosureReference, *, fetch: bool = True
-    ) -> AsyncIterator[metadata_module.NewClosure]:
+    ) -> AsyncIterator[tables.NewClosure]:
         """Have a closure in the store and rooted for the time of the context; without ``fetch`` it has to be there.
 
         Yields what is to be recorded of it with a snapshot; without a snapshot that refers to it the root is dropped
@@ -75,7 +75,7 @@ class Closures:
                 annotations = json.dumps(reference.annotations())
                 self._faults.reach("closure-realised")
                 rooted = tuple(path.name for path in realised.roots)
-                yield metadata_module.NewClosure(identity, annotations, names, rooted)
+                yield tables.NewClosure(identity, annotations, names, rooted)
         finally:
             self._pins[identity] -= 1
             if not self._pins[identity]:
@@ -120,7 +120,7 @@ class Closures:
         """The lock for what is done to a closure's view (by number), or to its record and roots (by identity)."""
         return self._locks.setdefault(closure, asyncio.Lock())
 
-    async def _look(self, closure: metadata_module.Closure) -> tuple[dict[str, views_module.Seen], list[str]]:
+    async def _look(self, closure: tables.Closure) -> tuple[dict[str, views_module.Seen], list[str]]:
         with self._refusing():
             return await asyncio.to_thread(self._views.look, closure.names)
 
@@ -133,7 +133,7 @@ class Closures:
             status = os.stat(self._real_store_dir)
         return _StoreState(status.st_dev, status.st_ino, status.st_ctime_ns)
 
-    async def _realise_again(self, closure: metadata_module.Closure, example: str) -> None:
+    async def _realise_again(self, closure: tables.Closure, example: str) -> None:
         reference = closure_references.parse_annotations(json.loads(closure.reference), self._store_dir)
         assert reference is not None, "only closures that an annotation named are recorded"
         try:
@@ -193,7 +193,7 @@ class Closures:
             names -= {closure.identity for closure in self._db.closures()} | self._pins.keys()
             await self.drop_unused(names)
             swept += [f"GC root {name}" for name in sorted(names - {*await asyncio.to_thread(self._roots.names)})]
-        for closure in list(self._db.closures()):
+        for closure in self._db.closures():
             async with self._lock(closure.identity):
                 if self._db.closure_named(closure.identity) == closure:
                     with _going_on(f"the garbage collector may take paths of the closure {closure.identity}"):
@@ -201,7 +201,7 @@ class Closures:
                             swept.append(f"the lost GC root {closure.identity}, made again")
         return swept
 
-    def _root_again(self, closure: metadata_module.Closure) -> bool:
+    def _root_again(self, closure: tables.Closure) -> bool:
         """Root a closure whose roots are lost, or a part of them, as by a power cut; whether they were.
 
         All of its paths are rooted then: which of them keep the others now only Nix knows, who may not answer.

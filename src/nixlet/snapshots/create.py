@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from nixlet import errors
 from nixlet.host import files
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import disk, metadata, model, sweep
+from nixlet.snapshots import disk, metadata, model, sweep, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import mounts as mounts_module
 from nixlet.snapshots import tasks as tasks_module
 from nixlet.store import closures as closure_references
 
-_Made = tuple[metadata.Row, list[model.Mount]]
+_Made = tuple[tables.Row, list[model.Mount]]
 
 
 class Creator:
@@ -95,7 +95,7 @@ class Creator:
         labels: Mapping[str, str],
         kind: model.Kind,
         strategy: model.Strategy,
-        closure: metadata.NewClosure | None,
+        closure: tables.NewClosure | None,
     ) -> _Made:
         """Make a snapshot, and let go what was held for it once it is recorded."""
         async with held:
@@ -116,30 +116,27 @@ class Creator:
         labels: Mapping[str, str],
         kind: model.Kind,
         strategy: model.Strategy,
-        closure: metadata.NewClosure | None,
-    ) -> metadata.Row:
+        closure: tables.NewClosure | None,
+    ) -> tables.Row:
+        with files.refusing(f"the snapshots in {self._snapshots} can't be written"):
+            self.refill_spares()
+            return await self._db.create_snapshot(
+                key, kind, parent, labels, strategy=strategy, closure=closure, effect=self._place
+            )
+
+    def _place(self, row: tables.Row, undo: contextlib.ExitStack) -> None:
+        """Give a snapshot that is being recorded its directory (blocking)."""
         # What is left of the log on a full disk is for removing.
         files.check_room(self._snapshots)
-        with files.refusing(f"the snapshots in {self._snapshots} can't be written"):
-            temporary = self._spares.take()
-            self.refill_spares()
-
-            def place(row: metadata.Row, undo: contextlib.ExitStack) -> None:
-                if row.parent is not None:
-                    self._own(temporary, row.parent)
-                target = os.path.join(self._snapshots, str(row.id))
-                os.rename(temporary, target)
-                undo.callback(os.rename, target, temporary)
-                self._faults.reach("directory-renamed")
-
-            try:
-                self._faults.reach("directory-made")
-                return await self._db.create_snapshot(
-                    key, kind, parent, labels, strategy=strategy, closure=closure, effect=place
-                )
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        made = self._spares.take()
+        undo.callback(shutil.rmtree, made, ignore_errors=True)
+        self._faults.reach("directory-made")
+        if row.parent is not None:
+            self._own(made, row.parent)
+        target = os.path.join(self._snapshots, str(row.id))
+        os.rename(made, target)
+        undo.callback(os.rename, target, made)
+        self._faults.reach("directory-renamed")
 
     def _own(self, made: str, parent: int) -> None:
         """Give a snapshot's root the owner of its parent's: it covers that of all layers below."""
@@ -161,6 +158,6 @@ class Creator:
             row, _ = await made
             await self._forget(row)
 
-    async def _forget(self, row: metadata.Row) -> None:
+    async def _forget(self, row: tables.Row) -> None:
         if await self._db.undo_creation(row):
             self._sweeper.free(row)

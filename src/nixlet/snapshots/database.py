@@ -1,17 +1,21 @@
-"""A sqlite database that is written in the event loop, commits grouped.
+"""A sqlite database that a thread of its own writes, commits grouped.
 
-All changes that arrive in one turn of the loop share a transaction, each in a savepoint of its own, so that sixteen clients
-wait for one fsync and not for sixteen. Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut.
+All changes that came while one transaction went on share the next, each in a savepoint of its own, so that sixteen clients wait
+for one fsync and not for sixteen, and none of those who only read waits for it. Write-ahead log with ``synchronous=FULL``: what was
+acknowledged survives a power cut.
 """
 
 import asyncio
+import collections
 import contextlib
 import errno
 import logging
 import os
+import queue
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nixlet import errors
 from nixlet.host import files
@@ -21,11 +25,42 @@ T = TypeVar("T")
 
 _log = logging.getLogger("nixlet.snapshots")
 
-#: A change that waits for the next transaction, and whoever waits for it.
-_Pending = tuple[Callable[[contextlib.ExitStack], Any], asyncio.Future[Any]]
 
-#: Whoever waits, and what the change returned or why it was not made.
-_Result = tuple[asyncio.Future[Any], Any, BaseException | None]
+class Effects(NamedTuple):
+    """What a change does outside of the database, for it to fill.
+
+    Attributes:
+        undo: Takes it back, last first, when the change or the transaction that it shares fails; in the writer's thread.
+        durable: What follows when the change is durable, before whoever waits is told; in the event loop's thread.
+    """
+
+    undo: contextlib.ExitStack
+    durable: list[Callable[[], object]]
+
+
+#: A change that waits for the next transaction, and whoever waits for it.
+_Pending = tuple[Callable[[Effects], Any], asyncio.Future[Any]]
+
+
+class _Result(NamedTuple):
+    """How a change went: what it returned and what follows, or why it was not made."""
+
+    future: asyncio.Future[Any]
+    value: Any = None
+    problem: BaseException | None = None
+    durable: Sequence[Callable[[], object]] = ()
+
+    def tell(self) -> None:
+        """Tell whoever waits."""
+        for follow in self.durable:
+            follow()
+        if self.future.cancelled():
+            return
+        if self.problem is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(self.problem)
+
 
 #: "nixl", so that a database of another program is recognised (sqlite's PRAGMA application_id).
 _APPLICATION_ID = 0x6E69786C
@@ -36,10 +71,10 @@ _LOG_SIZE = 1_250 * (4096 + 24) + 32
 
 
 class Database:
-    """An open database; it is used in the event loop's thread only.
+    """An open database, for the event loop's thread.
 
     Attributes:
-        connection: For reading, and for changing inside ``write``.
+        connection: For what changes do, and for nobody else.
     """
 
     def __init__(self, path: str, migrations: Sequence[str], faults: faults_module.Faults) -> None:
@@ -58,15 +93,24 @@ class Database:
         self._path = path
         self._faults = faults
         self._pending: list[_Pending] = []
+        #: The changes of a turn of the loop each; None ends the writer.
+        self._turns: queue.SimpleQueue[Sequence[_Pending] | None] = queue.SimpleQueue()
+        #: Changes of which nobody has been told yet, and whether the last one came alone while there were none.
+        self._under_way = 0
+        self._alone = False
+        self._results: collections.deque[_Result] = collections.deque()
         with contextlib.ExitStack() as stack:
             try:
-                self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+                self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 stack.callback(self.connection.close)
                 with files.refusing(f"the snapshotter's database {path} can't be written"):
                     self._prepare(migrations)
             except sqlite3.Error as error:
                 raise self._told(error) from error
             stack.pop_all()
+        # Whoever doesn't close the database is not kept from ending.
+        self._writer = threading.Thread(target=self._write_all, name="database", daemon=True)
+        self._writer.start()
 
     def _prepare(self, migrations: Sequence[str]) -> None:
         run = self.connection.execute
@@ -99,64 +143,110 @@ class Database:
 
     def close(self) -> None:
         """Write what is pending and close."""
-        self._flush()
+        self._hand_over()
+        self._turns.put(None)
+        self._writer.join()
+        while self._results:
+            self._tell()
         self.connection.close()
 
-    async def write(self, change: Callable[[contextlib.ExitStack], T]) -> T:
-        """Run a change in a transaction and wait until it is durable.
+    def read(self, query: str) -> list[Any]:
+        """All rows that a query has; before the first change, while nothing is written.
 
-        An exception of ``change`` undoes that change alone, and is raised here. What a change does outside of the
-        database it pairs with a callback on the stack that it is given: these run, last first, when the change or the
-        transaction that it shares fails.
+        Raises:
+            FailedPreconditionError: The database is damaged.
+            UnavailableError: The disk has a trouble.
+        """
+        try:
+            return self.connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+
+    async def write(self, change: Callable[[Effects], T]) -> T:
+        """Run a change in a transaction, mostly in the writer's thread, and wait until it is durable.
+
+        An exception of ``change`` undoes that change alone, and is raised here.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         if not self._pending:
-            loop.call_soon(self._flush)
+            loop.call_soon(self._hand_over)
         self._pending.append((change, future))
         # A caller that is cancelled here loses the answer, never the change.
         return await future
 
-    def _flush(self) -> None:
+    def _hand_over(self) -> None:
+        """Give the writer what came in one turn of the loop; or, where one client does one thing after the other, make it here."""
         pending, self._pending = self._pending, []
-        if not pending:
-            return
+        alone, self._alone = self._alone, len(pending) == 1 and not self._under_way
+        self._under_way += len(pending)
+        if alone and self._alone:
+            # The way to another thread and back takes some tenth of such a call, and there is nobody who would wait meanwhile.
+            self._results.extend(self._flush(pending))
+            self._tell()
+        elif pending:
+            self._turns.put(pending)
+
+    def _answer(self) -> None:
+        """Tell one of those who wait, and in the next turn of the loop the next: what came in meanwhile is not kept waiting."""
+        if self._results:
+            self._tell()
+        if self._results:
+            asyncio.get_running_loop().call_soon(self._answer)
+
+    def _tell(self) -> None:
+        self._under_way -= 1
+        self._results.popleft().tell()
+
+    # The writer's thread, or the loop's while the writer has nothing to do.
+
+    def _write_all(self) -> None:
+        ended = False
+        while not ended:
+            turns = [self._turns.get()]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    turns.append(self._turns.get_nowait())
+            ended = None in turns
+            pending = [each for turn in turns if turn is not None for each in turn]
+            if pending:
+                self._results.extend(self._flush(pending))
+                # Who has closed the loop waits for nothing.
+                with contextlib.suppress(RuntimeError):
+                    pending[0][1].get_loop().call_soon_threadsafe(self._answer)
+
+    def _flush(self, pending: Sequence[_Pending]) -> list[_Result]:
         results: list[_Result] = []
-        effects = contextlib.ExitStack()
+        undo = contextlib.ExitStack()
         try:
-            self._transact(pending, results, effects)
+            self._transact(pending, results, undo)
         except Exception as error:  # noqa: BLE001 (whoever waits is told, whatever it is)
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            _undo(effects)
+            _undo(undo)
             told = self._told(error) if isinstance(error, sqlite3.Error) else error
             # Those that were refused by themselves keep their own reason.
-            refused = {future: problem for future, _, problem in results if problem is not None}
-            results = [(future, None, refused.get(future) or told) for _, future in pending]
-        for future, result, problem in results:
-            if future.cancelled():
-                continue
-            if problem is None:
-                future.set_result(result)
-            else:
-                future.set_exception(problem)
+            refused = {result.future: result.problem for result in results if result.problem is not None}
+            results = [_Result(future, problem=refused.get(future) or told) for _, future in pending]
+        return results
 
-    def _transact(self, pending: Sequence[_Pending], results: list[_Result], effects: contextlib.ExitStack) -> None:
+    def _transact(self, pending: Sequence[_Pending], results: list[_Result], undo: contextlib.ExitStack) -> None:
         run = self.connection.execute
         run("BEGIN IMMEDIATE")
         for change, future in pending:
             run("SAVEPOINT change")
-            effect = contextlib.ExitStack()
+            effects = Effects(contextlib.ExitStack(), [])
             try:
-                results.append((future, change(effect), None))
-                effects.push(effect)
+                results.append(_Result(future, change(effects), durable=effects.durable))
+                undo.push(effects.undo)
             except Exception as error:
-                _undo(effect)
+                _undo(effects.undo)
                 if not self.connection.in_transaction:
                     # sqlite has undone the whole transaction by itself, as it does when the disk is full.
                     raise
                 run("ROLLBACK TO change")
-                results.append((future, None, self._told(error) if isinstance(error, sqlite3.Error) else error))
+                told = self._told(error) if isinstance(error, sqlite3.Error) else error
+                results.append(_Result(future, problem=told))
             run("RELEASE change")
         self._faults.reach("changes-made")
         run("COMMIT")
@@ -202,10 +292,10 @@ def way_out(path: str) -> str:
     )
 
 
-def _undo(effects: contextlib.ExitStack) -> None:
+def _undo(stack: contextlib.ExitStack) -> None:
     try:
-        effects.close()
-    except OSError as error:
+        stack.close()
+    except Exception as error:  # noqa: BLE001 (whoever waits is told of the change, whatever it left)
         # What stays behind has a number that is given to nobody else, and is swept at the next start.
         _log.warning("what a failed change did on the disk can't be undone: %s", error)
 

@@ -18,9 +18,6 @@ from nixlet.snapshots import model
 
 _log = logging.getLogger("nixlet.snapshots")
 
-#: So many inodes are looked at without a thread.
-_FEW = 16
-
 #: So many files of a layer, and of so many bytes, are written to the disk one by one.
 _FEW_FILES = 64
 _FEW_BYTES = 16 << 20
@@ -55,9 +52,10 @@ def content(directory: str, mount_points: str = "") -> Content:
     return found
 
 
-def small_content(directory: str, mount_points: str = "") -> Content | None:
-    """The same for a tree of a few files, which takes less time than giving the work to a thread; None for a larger one."""
-    return _look(directory, mount_points, _FEW)
+def empty_usage(directory: str) -> model.Usage | None:
+    """What an empty directory takes of the disk; None for another one."""
+    found = _look(directory, "", 1)
+    return None if found is None else found.usage
 
 
 def _look(directory: str, mount_points: str, limit: int) -> Content | None:
@@ -90,7 +88,7 @@ def _look(directory: str, mount_points: str, limit: int) -> Content | None:
     return Content(model.Usage(size, len(seen)), plain, directories)
 
 
-def sync_layer(directory: str, found: Content) -> None:
+def sync_layer(directory: str, mount_points: str = "") -> model.Usage:
     """Write a layer's content to the disk, which is trusted from now on because it is there: the pause image's, for one.
 
     Only for a layer of few files that aren't large. What an ordinary image has takes seconds, for which all of containerd would
@@ -99,10 +97,14 @@ def sync_layer(directory: str, found: Content) -> None:
 
     Args:
         directory: The layer.
-        found: What is in it.
+        mount_points: As in ``content``.
+
+    Returns:
+        What the layer takes of the disk.
     """
+    found = content(directory, mount_points)
     if found.usage.size > _FEW_BYTES or len(found.files) > _FEW_FILES:
-        return
+        return found.usage
     for path in found.files:
         # The content is foreign: a link in it would lead elsewhere on the host.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -114,6 +116,7 @@ def sync_layer(directory: str, found: Content) -> None:
     snapshot = os.path.dirname(directory)
     for path in (*reversed(found.directories), snapshot, os.path.dirname(snapshot)):
         files.sync_directory(path)
+    return found.usage
 
 
 def numbers(directory: str) -> set[int]:
@@ -169,6 +172,11 @@ def remove_trees(
 
 def _remove_tree(directory: str, stopped: Callable[[], bool]) -> bool:
     """As ``shutil.rmtree``, which can't be stopped; whether it came to the end."""
+    # Most are empty.
+    with contextlib.suppress(OSError):
+        for name in ("fs", "work", ""):
+            os.rmdir(os.path.join(directory, name))
+        return True
     for _, directories, names, parent in os.fwalk(directory, topdown=False):
         for name in (*names, *directories):
             if stopped():
@@ -199,7 +207,10 @@ class Spares:
 
     def take(self) -> str:
         """A directory with an empty ``fs`` and ``work``, for the caller to move away or to delete."""
-        return self._ready.popleft() if self._ready else self._make()
+        # Others may take the last one in another thread.
+        with contextlib.suppress(IndexError):
+            return self._ready.popleft()
+        return self._make()
 
     def claim_refill(self) -> bool:
         """Whether it is time to refill, which is up to the caller then."""

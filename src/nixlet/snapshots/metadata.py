@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from nixlet import errors
-from nixlet.snapshots import database, model, schema
+from nixlet.snapshots import database, model, schema, tables
 from nixlet.snapshots import faults as faults_module
 
 #: The tables whose rows' numbers are also the names of directories.
@@ -17,69 +17,16 @@ _NUMBERED: tuple[Numbered, ...] = get_args(Numbered)
 
 _SELECT = "SELECT s.*, coalesce(p.key, '') FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent"
 
-
-class Row(NamedTuple):
-    """A snapshot as stored, and the name of its parent."""
-
-    id: int
-    key: str
-    kind: model.Kind
-    parent: int | None
-    created: int
-    updated: int
-    labels: str
-    closure: int | None
-    strategy: str
-    size: int
-    inodes: int
-    parent_key: str
-
-    def info(self) -> model.Info:
-        """The snapshot as clients see it."""
-        labels = json.loads(self.labels)
-        return model.Info(self.key, self.parent_key, self.kind, self.created, self.updated, labels)
-
-
-class Layer(NamedTuple):
-    """One committed ancestor of a snapshot: its directory's number, and the closure that it brings along."""
-
-    id: int
-    closure: int | None
-
-
-class Closure(NamedTuple):
-    """A closure that some layer brings along.
-
-    Attributes:
-        id: Its number; its view has the same.
-        identity: What tells closures apart.
-        reference: How the image named it, for realising it again.
-        names: The base names of its store paths.
-        roots: The base names of those whose GC roots keep all of it; none where nobody knows.
-    """
-
-    id: int
-    identity: str
-    reference: str
-    names: tuple[str, ...]
-    roots: tuple[str, ...]
-
-
-class NewClosure(NamedTuple):
-    """What is recorded of a closure, together with a snapshot that brings it along; as in ``Closure``."""
-
-    identity: str
-    reference: str
-    names: tuple[str, ...]
-    roots: tuple[str, ...] = ()
-
-
 #: What a change does on the disk, in its transaction: it is given the snapshot, and a stack for callbacks that undo it.
-Effect = Callable[[Row, contextlib.ExitStack], None]
+Effect = Callable[[tables.Row, contextlib.ExitStack], None]
 
 
-class Metadata:
-    """The tables; one instance for the life of the snapshotter, used in the event loop's thread only."""
+class Metadata(tables.Tables):
+    """The tables; one instance for the life of the snapshotter, used in the event loop's thread only.
+
+    What is asked of them is answered from what is durable: of a change that is being made nothing is seen, though it may have had its
+    effect on the disk.
+    """
 
     def __init__(self, path: str, faults: faults_module.Faults | None = None) -> None:
         """Open or create them.
@@ -94,14 +41,19 @@ class Metadata:
             UnavailableError: The disk has another trouble.
         """
         opened = database.Database(path, schema.MIGRATIONS, faults or faults_module.Faults())
-        self._db = opened.connection
+        with contextlib.ExitStack() as stack:
+            stack.callback(opened.close)
+            rows, closures = opened.read(f"{_SELECT} ORDER BY s.id"), opened.read("SELECT * FROM closures ORDER BY id")
+            # The numbers that were given to a snapshot or closure are counted here as well: sqlite's own count goes back with a
+            # transaction that fails, and a number that was seen on the disk once must never mean something else.
+            self._last = dict.fromkeys(_NUMBERED, 0) | dict(opened.read("SELECT name, seq FROM sqlite_sequence"))
+            stack.pop_all()
+        super().__init__(map(_row, rows), map(_closure, closures))
+        self._database = opened
+        # For the changes, which mostly run in the writer's thread.
+        self._run = opened.connection.execute
         self._write = opened.write
         self.close = opened.close
-        # The numbers that were given to a snapshot or closure are counted here as well: sqlite's own count goes back with a
-        # transaction that fails, and a number that was seen on the disk once must never mean something else.
-        self._last = dict.fromkeys(_NUMBERED, 0)
-        for table, number in self._db.execute("SELECT name, seq FROM sqlite_sequence"):
-            self._last[table] = number
 
     def issued(self, table: Numbered) -> int:
         """The highest number that was given to a row of a table."""
@@ -115,93 +67,10 @@ class Metadata:
         self._last[table] += 1
         return self._last[table]
 
-    # Reading. These see what is committed: a transaction begins and ends in one turn of the event loop.
-
-    def find(self, key: str) -> Row | None:
-        """The snapshot of that key or name."""
-        row = self._db.execute(f"{_SELECT} WHERE s.key = ?", (key,)).fetchone()
-        return None if row is None else _row(row)
-
-    def get(self, key: str) -> Row:
-        """The snapshot of that key or name.
-
-        Raises:
-            NotFoundError: There is none.
-        """
-        row = self.find(key)
-        if row is None:
-            raise errors.NotFoundError(f"snapshot {key} does not exist")
-        return row
-
-    def named(self, name: str) -> Row | None:
-        """The committed snapshot that a client of containerd knows by a name; containerd puts "<namespace>/<n>/" before it."""
-        row = self._db.execute(
-            f"{_SELECT} WHERE s.kind = ? AND (s.key = ? OR substr(s.key, -length(?) - 1) = '/' || ?) LIMIT 1",
-            (int(model.Kind.COMMITTED), name, name, name),
-        ).fetchone()
-        return None if row is None else _row(row)
-
-    def chain(self, parent: int | None) -> list[Layer]:
-        """A snapshot's committed ancestors, nearest first."""
-        if parent is None:
-            return []
-        rows = self._db.execute(
-            "WITH RECURSIVE chain (id, parent, closure, depth) AS ("
-            " SELECT id, parent, closure, 0 FROM snapshots WHERE id = ?"
-            " UNION ALL SELECT s.id, s.parent, s.closure, depth + 1 FROM snapshots s JOIN chain ON s.id = chain.parent)"
-            " SELECT id, closure FROM chain ORDER BY depth",
-            (parent,),
-        )
-        return [Layer(*row) for row in rows]
-
-    def page(self, after: int, limit: int) -> list[Row]:
-        """Snapshots by number, for listing in pages."""
-        rows = self._db.execute(f"{_SELECT} WHERE s.id > ? ORDER BY s.id LIMIT ?", (after, limit))
-        return [_row(row) for row in rows]
-
-    def rows(self) -> Iterator[Row]:
-        """All snapshots."""
-        return map(_row, self._db.execute(f"{_SELECT} ORDER BY s.id").fetchall())
-
-    def snapshot_ids(self) -> set[int]:
-        """The numbers of all snapshots."""
-        return {row[0] for row in self._db.execute("SELECT id FROM snapshots")}
-
-    def counts(self) -> dict[model.Kind, int]:
-        """How many snapshots there are of each kind."""
-        counted = dict(self._db.execute("SELECT kind, count(*) FROM snapshots GROUP BY kind"))
-        return {kind: counted.get(kind, 0) for kind in model.Kind}
-
-    def closure(self, number: int) -> Closure:
-        """A closure by number.
-
-        Raises:
-            NotFoundError: There is none; with the last snapshot that brought it along it is forgotten.
-        """
-        row = self._db.execute("SELECT * FROM closures WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            raise errors.NotFoundError(f"closure {number} does not exist any more: its snapshots were removed")
-        return _closure(row)
-
-    def closure_named(self, identity: str) -> Closure | None:
-        """A closure by identity."""
-        row = self._db.execute("SELECT * FROM closures WHERE identity = ?", (identity,)).fetchone()
-        return None if row is None else _closure(row)
-
-    def is_used(self, closure: int) -> bool:
-        """Whether a snapshot brings a closure along."""
-        return bool(self._db.execute("SELECT 1 FROM snapshots WHERE closure = ? LIMIT 1", (closure,)).fetchone())
-
-    def closures(self) -> Iterator[Closure]:
-        """All closures."""
-        return map(_closure, self._db.execute("SELECT * FROM closures ORDER BY id").fetchall())
-
-    def unused_closures(self) -> list[Closure]:
-        """Closures that no snapshot brings along any more."""
-        rows = self._db.execute(
-            "SELECT * FROM closures c WHERE NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.closure = c.id)"
-        )
-        return [_closure(row) for row in rows]
+    async def settled(self) -> None:
+        """Wait for what was asked for until now: afterwards what it has done on the disk is known, or undone."""
+        with contextlib.suppress(errors.NixletError):
+            await self._write(lambda _effects: None)
 
     # Changes. Each is a transaction, durable when the call returns; it is made or not made also when the caller gives up.
 
@@ -213,9 +82,9 @@ class Metadata:
         labels: Mapping[str, str],
         *,
         strategy: str,
-        closure: NewClosure | None = None,
+        closure: tables.NewClosure | None = None,
         effect: Effect = lambda _row, _undo: None,
-    ) -> Row:
+    ) -> tables.Row:
         """Record a new active or view snapshot, and the closure that it brings along.
 
         Raises:
@@ -224,54 +93,73 @@ class Metadata:
             InvalidArgumentError: The parent is not committed.
         """
 
-        def change(undo: contextlib.ExitStack) -> Row:
+        def change(effects: database.Effects) -> tables.Row:
             parent_id = None
             if parent:
-                found = self.get(parent)
+                found = self._stored(parent)
                 if found.kind is not model.Kind.COMMITTED:
                     raise errors.InvalidArgumentError(f"parent {parent} is not a committed snapshot")
                 parent_id = found.id
-            if self.find(key) is not None:
+            if self._look(key) is not None:
                 raise errors.AlreadyExistsError(f"snapshot {key} exists already")
-            number = None if closure is None else self._record(closure)
+            number = None if closure is None else self._record(closure, effects)
             now, text = time.time_ns(), json.dumps(dict(labels))
             own = self._number("snapshots")
-            self._db.execute(
+            self._run(
                 "INSERT INTO snapshots (id, key, kind, parent, created, updated, labels, closure, strategy)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (own, key, int(kind), parent_id, now, now, text, number, strategy),
             )
-            row = Row(own, key, kind, parent_id, now, now, text, number, strategy, 0, 0, parent)
-            effect(row, undo)
+            row = tables.Row(own, key, kind, parent_id, now, now, text, number, strategy, 0, 0, parent)
+            effects.durable.append(lambda: self._put(row))
+            effect(row, effects.undo)
             return row
 
         return await self._write(change)
 
-    def _record(self, closure: NewClosure) -> int:
+    def _look(self, key: str) -> tables.Row | None:
+        """The snapshot of that key or name as the transaction sees it."""
+        row = self._run(f"{_SELECT} WHERE s.key = ?", (key,)).fetchone()
+        return None if row is None else _row(row)
+
+    def _stored(self, key: str) -> tables.Row:
+        """The same; raises NotFoundError if there is none."""
+        return tables.existing(self._look(key), key)
+
+    def _record(self, new: tables.NewClosure, effects: database.Effects) -> int:
         """The number of a closure, recorded now if it is new; with what it is rooted by now."""
-        roots = "\n".join(closure.roots)
-        row = self._db.execute("SELECT id FROM closures WHERE identity = ?", (closure.identity,)).fetchone()
-        if row is not None:
-            self._db.execute("UPDATE closures SET roots = ? WHERE id = ? AND roots != ?", (roots, row[0], roots))
-            return int(row[0])
-        number = self._number("closures")
-        self._db.execute(
-            "INSERT INTO closures (id, identity, reference, paths, roots) VALUES (?, ?, ?, ?, ?)",
-            (number, closure.identity, closure.reference, "\n".join(closure.names), roots),
-        )
-        return number
+        stored = self._run("SELECT * FROM closures WHERE identity = ?", (new.identity,)).fetchone()
+        if stored is not None:
+            closure = _closure(stored)._replace(roots=new.roots)
+            self._run("UPDATE closures SET roots = ? WHERE id = ?", ("\n".join(new.roots), closure.id))
+        else:
+            closure = tables.Closure(self._number("closures"), *new)
+            self._run(
+                "INSERT INTO closures (id, identity, reference, paths, roots) VALUES (?, ?, ?, ?, ?)",
+                (closure.id, new.identity, new.reference, "\n".join(new.names), "\n".join(new.roots)),
+            )
+        effects.durable.append(lambda: self._put_closure(closure))
+        return closure.id
 
     async def commit_snapshot(
-        self, name: str, key: str, labels: Mapping[str, str], usage: model.Usage, number: int | None = None
-    ) -> None:
+        self,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        measure: Callable[[], model.Usage | None],
+        number: int | None = None,
+    ) -> bool:
         """Turn an active snapshot into a committed one; its labels become those of the call, its closure stays.
 
         Args:
             name: Its name from then on.
             key: Its key until then.
             labels: Its labels.
-            usage: What it takes of the disk.
-            number: The number of the snapshot that was measured: the key may be another one's by now.
+            measure: Says in the transaction what it takes of the disk; None: that takes time, and nothing is changed.
+            number: The number of the snapshot that is measured: the key may be another one's by now.
+
+        Returns:
+            Whether it was measured and is committed.
 
         Raises:
             NotFoundError: There is no such key; or it is another snapshot's now than the one that was measured.
@@ -279,60 +167,67 @@ class Metadata:
             FailedPreconditionError: The snapshot is not active.
         """
 
-        def change(_: contextlib.ExitStack) -> None:
-            if self.find(name) is not None:
+        def change(effects: database.Effects) -> bool:
+            if self._look(name) is not None:
                 raise errors.AlreadyExistsError(f"snapshot {name} exists already")
-            row = self.get(key)
+            row = self._stored(key)
             if row.kind is not model.Kind.ACTIVE:
                 raise errors.FailedPreconditionError(f"snapshot {key} is not active and can't be committed")
             if number is not None and row.id != number:
                 raise errors.NotFoundError(f"snapshot {key} was removed while it was being committed")
-            now = time.time_ns()
-            self._db.execute(
+            usage = measure()
+            if usage is None:
+                return False
+            now, text = time.time_ns(), json.dumps(dict(labels))
+            self._run(
                 "UPDATE snapshots SET key = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?, inodes = ?"
                 " WHERE id = ?",
-                (name, int(model.Kind.COMMITTED), now, now, json.dumps(dict(labels)), usage.size, usage.inodes, row.id),
+                (name, int(model.Kind.COMMITTED), now, now, text, usage.size, usage.inodes, row.id),
             )
+            changed = row._replace(key=name, kind=model.Kind.COMMITTED, created=now, updated=now, labels=text)
+            effects.durable.append(lambda: self._put(changed._replace(size=usage.size, inodes=usage.inodes)))
+            return True
 
-        await self._write(change)
+        return await self._write(change)
 
-    async def remove_snapshot(self, key: str) -> Row:
+    async def remove_snapshot(self, key: str) -> tables.Row:
         """Forget a snapshot.
 
         Raises:
             NotFoundError: There is no such key.
             FailedPreconditionError: Other snapshots stand on it.
         """
-        return await self._write(lambda _: self._forget(self.get(key)))
+        return await self._write(lambda effects: self._forget(self._stored(key), effects))
 
-    async def undo_creation(self, row: Row) -> bool:
+    async def undo_creation(self, row: tables.Row) -> bool:
         """Forget a snapshot that nobody was told of, unless it has become a layer meanwhile; whether it is forgotten now.
 
         The key may be another snapshot's by now, which stays.
         """
 
-        def change(_: contextlib.ExitStack) -> bool:
-            now = self.find(row.key)
+        def change(effects: database.Effects) -> bool:
+            now = self._look(row.key)
             if now is None or now.id != row.id or now.kind is model.Kind.COMMITTED:
                 return False
-            self._forget(now)
+            self._forget(now, effects)
             return True
 
         return await self._write(change)
 
-    def _forget(self, row: Row) -> Row:
-        if self._db.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
+    def _forget(self, row: tables.Row, effects: database.Effects) -> tables.Row:
+        if self._run("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone():
             raise errors.FailedPreconditionError(f"cannot remove snapshot {row.key}: other snapshots have it as parent")
-        self._db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
+        self._run("DELETE FROM snapshots WHERE id = ?", (row.id,))
+        effects.durable.append(lambda: self._drop(row))
         return row
 
     async def update_labels(
         self,
         name: str,
         change_labels: Callable[[Mapping[str, str]], Mapping[str, str]],
-        closure: NewClosure | None = None,
+        closure: tables.NewClosure | None = None,
         number: int | None = None,
-    ) -> Row:
+    ) -> tables.Row:
         """Change a snapshot's labels; a committed one that brings no closure along may be given one.
 
         Args:
@@ -345,37 +240,41 @@ class Metadata:
             NotFoundError: There is no such snapshot; or it is another one now than the one that was looked at.
         """
 
-        def change(_: contextlib.ExitStack) -> Row:
-            row = self.get(name)
+        def change(effects: database.Effects) -> tables.Row:
+            row = self._stored(name)
             if number is not None and row.id != number:
                 raise errors.NotFoundError(f"snapshot {name} was removed while it was being updated")
-            if closure is not None and row.kind is model.Kind.COMMITTED and row.closure is None:
-                self._db.execute("UPDATE snapshots SET closure = ? WHERE id = ?", (self._record(closure), row.id))
-            labels = change_labels(json.loads(row.labels))
-            self._db.execute(
-                "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
-                (json.dumps(dict(labels)), time.time_ns(), row.id),
+            own = row.closure
+            if closure is not None and row.kind is model.Kind.COMMITTED and own is None:
+                own = self._record(closure, effects)
+            text = json.dumps(dict(change_labels(json.loads(row.labels))))
+            changed = row._replace(labels=text, updated=time.time_ns(), closure=own)
+            self._run(
+                "UPDATE snapshots SET labels = ?, updated = ?, closure = ? WHERE id = ?",
+                (text, changed.updated, own, row.id),
             )
-            return self.get(name)
+            effects.durable.append(lambda: self._put(changed))
+            return changed
 
         return await self._write(change)
 
     async def delete_closure(self, closure: int) -> None:
         """Forget a closure that no snapshot brings along."""
 
-        def change(_: contextlib.ExitStack) -> None:
-            self._db.execute("DELETE FROM closures WHERE id = ?", (closure,))
+        def change(effects: database.Effects) -> None:
+            self._run("DELETE FROM closures WHERE id = ?", (closure,))
+            effects.durable.append(lambda: self._drop_closure(closure))
 
         await self._write(change)
 
 
-def _row(values: Sequence[Any]) -> Row:
-    return Row(values[0], values[1], model.Kind(values[2]), *values[3:])
+def _row(values: Sequence[Any]) -> tables.Row:
+    return tables.Row(values[0], values[1], model.Kind(values[2]), *values[3:])
 
 
-def _closure(values: Sequence[Any]) -> Closure:
+def _closure(values: Sequence[Any]) -> tables.Closure:
     names, roots = (tuple(text.split("\n")) if text else () for text in values[3:5])
-    return Closure(values[0], values[1], values[2], names, roots)
+    return tables.Closure(values[0], values[1], values[2], names, roots)
 
 
 def database_path(root: str) -> str:

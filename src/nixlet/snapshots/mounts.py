@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from nixlet import errors
 from nixlet.host import mounts as host_mounts
-from nixlet.snapshots import binds, disk, metadata, model
+from nixlet.snapshots import binds, disk, metadata, model, tables
 from nixlet.snapshots import closures as closures_module
 
 
@@ -58,7 +58,7 @@ class Mounts:
         """The directory of a snapshot's own content in which a layer has the mount points for its closure."""
         return self.upper(number) + self._store_dir
 
-    def check_mount_points(self, number: int, closure: metadata.Closure | metadata.NewClosure) -> None:
+    def check_mount_points(self, number: int, closure: tables.Closure | tables.NewClosure) -> None:
         """Refuse a layer with mount points that its closure doesn't fill (blocking).
 
         Layers of equal content are one snapshot in containerd, whichever image's labels came first: a closure that
@@ -80,7 +80,7 @@ class Mounts:
                     f"the layer has a mount point for {self._store_dir}/{unfilled[0]}, which its closure lacks"
                 )
 
-    async def of(self, row: metadata.Row) -> list[model.Mount]:
+    async def of(self, row: tables.Row) -> list[model.Mount]:
         """The mounts of an active or view snapshot; its closures are complete then.
 
         Raises:
@@ -107,7 +107,7 @@ class Mounts:
         )
         return [root, *bound]
 
-    def _root_mount(self, row: metadata.Row, lower: list[str]) -> model.Mount:
+    def _root_mount(self, row: tables.Row, lower: list[str]) -> model.Mount:
         directory = os.path.join(self._snapshots, str(row.id))
         upper = self.upper(row.id)
         if row.kind is model.Kind.ACTIVE:

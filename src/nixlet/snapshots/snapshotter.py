@@ -6,6 +6,7 @@ truth: a directory, view or GC root that it knows no more is left over from a cr
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from nixlet import errors
 from nixlet.host import files, procfs
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import create, disk, filters, model, probe, sweep
+from nixlet.snapshots import create, disk, filters, model, probe, sweep, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import mounts as mounts_module
@@ -203,29 +204,34 @@ class Snapshotter:
         model.check_key(name)
         model.check_labels(labels)
         row = self._db.get(key)
-        usage = model.Usage(0, 0)
-        # What isn't active is refused below, after the checks that come first.
-        if row.kind is model.Kind.ACTIVE:
-            mount_points = ""
-            with self._refusing():
-                if row.closure is not None:
-                    known = self._db.closure(row.closure)
-                    reference = closure_references.parse_annotations(labels, self._store_dir)
-                    if reference is not None and reference.identity != known.identity:
-                        raise errors.FailedPreconditionError(
-                            f"the layer {name} was unpacked with another closure than it is committed with"
-                        )
-                    await asyncio.to_thread(self._mounts.check_mount_points, row.id, known)
-                    mount_points = self._mounts.mount_points(row.id)
-                upper = self._mounts.upper(row.id)
-                found = disk.small_content(upper, mount_points)
-                if found is None:
-                    found = await asyncio.to_thread(disk.content, upper, mount_points)
-                usage = found.usage
-                if usage.inodes > 1:
-                    await asyncio.to_thread(disk.sync_layer, upper, found)
-        self._faults.reach("usage-measured")
-        await self._db.commit_snapshot(name, key, labels, usage, row.id)
+        mount_points = ""
+        with self._refusing():
+            # What isn't active is refused below, after the checks that come first.
+            if row.kind is model.Kind.ACTIVE and row.closure is not None:
+                known = self._db.closure(row.closure)
+                reference = closure_references.parse_annotations(labels, self._store_dir)
+                if reference is not None and reference.identity != known.identity:
+                    raise errors.FailedPreconditionError(
+                        f"the layer {name} was unpacked with another closure than it is committed with"
+                    )
+                await asyncio.to_thread(self._mounts.check_mount_points, row.id, known)
+                mount_points = self._mounts.mount_points(row.id)
+            upper = self._mounts.upper(row.id)
+            if await self._commit(name, key, labels, functools.partial(disk.empty_usage, upper), row.id):
+                return
+            usage = await asyncio.to_thread(disk.sync_layer, upper, mount_points)
+            await self._commit(name, key, labels, lambda: usage, row.id)
+
+    async def _commit(
+        self, name: str, key: str, labels: Mapping[str, str], look: Callable[[], model.Usage | None], number: int
+    ) -> bool:
+        def measure() -> model.Usage | None:
+            usage = look()
+            if usage is not None:
+                self._faults.reach("usage-measured")
+            return usage
+
+        return await self._db.commit_snapshot(name, key, labels, measure, number)
 
     async def remove(self, key: str) -> None:
         """Forget a snapshot; its disk space is freed in the background."""
@@ -278,10 +284,10 @@ class Snapshotter:
     async def _update(
         self,
         held: contextlib.AsyncExitStack,
-        row: metadata_module.Row,
+        row: tables.Row,
         changed: Callable[[Mapping[str, str]], Mapping[str, str]],
-        closure: metadata_module.NewClosure | None,
-    ) -> metadata_module.Row:
+        closure: tables.NewClosure | None,
+    ) -> tables.Row:
         async with held:
             return await self._db.update_labels(row.key, changed, closure, None if closure is None else row.id)
 
@@ -292,20 +298,17 @@ class Snapshotter:
             InvalidArgumentError: A filter is malformed.
         """
         selected = filters.parse(wanted)
-        after = 0
         page: list[model.Info] = []
         size = 0
-        while rows := self._db.page(after, _PAGE):
-            after = rows[-1].id
-            for row in rows:
-                info = row.info()
-                if not selected(info):
-                    continue
-                if page and (len(page) == _PAGE or size + len(row.labels) > _PAGE_BYTES):
-                    yield page
-                    page, size = [], 0
-                page.append(info)
-                size += len(row.labels)
+        for row in self._db.rows():
+            info = row.info()
+            if not selected(info):
+                continue
+            if page and (len(page) == _PAGE or size + len(row.labels) > _PAGE_BYTES):
+                yield page
+                page, size = [], 0
+            page.append(info)
+            size += len(row.labels)
         if page:
             yield page
 
@@ -346,7 +349,7 @@ class Snapshotter:
         row = self._db.named(name)
         if row is None:
             raise errors.NotFoundError(f"snapshot {name} does not exist")
-        layers = [metadata_module.Layer(row.id, row.closure), *self._db.chain(row.parent)]
+        layers = [tables.Layer(row.id, row.closure), *self._db.chain(row.parent)]
         names = {name for layer in layers if layer.closure for name in self._db.closure(layer.closure).names}
         return tuple(f"{self._store_dir}/{name}" for name in sorted(names))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from nixlet import errors
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import database, disk, metadata, model
+from nixlet.snapshots import database, disk, metadata, model, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import tasks as tasks_module
 
@@ -80,7 +80,7 @@ class Sweeper:
         self._removed: dict[int, bool] = {}
         self._freeing: set[asyncio.Task[None]] = set()
 
-    def free(self, row: metadata.Row) -> None:
+    def free(self, row: tables.Row) -> None:
         """Have the directory of a snapshot deleted that the database has forgotten, and its closure if nobody needs that."""
         if not self._removed:
             task = self._tasks.background(self._free(), "freeing removed snapshots")
@@ -117,6 +117,7 @@ class Sweeper:
         """Remove directories, views and roots that the database doesn't know; what was removed, in words."""
         # Looked at before the database is: what is made meanwhile is known there, and not seen here.
         present = await asyncio.to_thread(disk.numbers, self._snapshots)
+        await self._db.settled()
         unknown = sorted(present - self._db.snapshot_ids() - self._removed.keys())
         await self._delete([os.path.join(self._snapshots, str(number)) for number in unknown])
         swept = [f"snapshot directory {number}" for number in unknown]

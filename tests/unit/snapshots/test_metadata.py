@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.snapshots import faults, metadata, model
+from nixlet.snapshots import faults, metadata, model, tables
 
 
 @pytest.fixture
@@ -21,14 +21,12 @@ def database(tmp_path: Path) -> Iterator[metadata.Metadata]:
     db.close()
 
 
-async def insert(
-    db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE
-) -> metadata.Row:
+async def insert(db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE) -> tables.Row:
     return await db.create_snapshot(key, kind, parent, {"k": "v"}, strategy="view")
 
 
 async def commit(db: metadata.Metadata, name: str, key: str) -> None:
-    await db.commit_snapshot(name, key, {"done": "yes"}, model.Usage(4096, 1))
+    await db.commit_snapshot(name, key, {"done": "yes"}, lambda: model.Usage(4096, 1))
 
 
 async def test_commit_replaces_labels_and_times(database: metadata.Metadata) -> None:
@@ -65,21 +63,21 @@ async def test_refusals_undo_only_their_own_change(database: metadata.Metadata) 
     )
     kinds = [type(result) for result in results]
     assert kinds == [
-        metadata.Row,
+        tables.Row,
         errors.AlreadyExistsError,
         errors.NotFoundError,
         errors.InvalidArgumentError,
-        metadata.Row,
+        tables.Row,
     ]
-    assert {row.key for row in database.page(0, 100)} == {"a", "b", "e"}
+    assert {row.key for row in database.rows()} == {"a", "b", "e"}
 
 
 async def test_changes_of_one_turn_share_one_transaction(database: metadata.Metadata) -> None:
     statements: list[str] = []
-    database._db.set_trace_callback(statements.append)
+    database._database.connection.set_trace_callback(statements.append)
     await asyncio.gather(*(insert(database, f"k{number}") for number in range(16)))
     assert statements.count("COMMIT") == 1
-    assert len(database.page(0, 100)) == 16
+    assert len(database.rows()) == 16
 
 
 async def test_a_cancelled_caller_does_not_undo_the_change(database: metadata.Metadata) -> None:
@@ -88,7 +86,7 @@ async def test_a_cancelled_caller_does_not_undo_the_change(database: metadata.Me
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0)
+    await database.settled()
     assert database.find("a") is not None
 
 
@@ -111,17 +109,17 @@ async def test_a_full_disk_undoes_what_was_done_and_no_number_comes_twice(databa
     made: list[int] = []
     undone: list[int] = []
 
-    def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+    def effect(row: tables.Row, undo: contextlib.ExitStack) -> None:
         made.append(row.id)
         undo.callback(undone.append, row.id)
 
-    async def create(key: str, size: int) -> metadata.Row:
+    async def create(key: str, size: int) -> tables.Row:
         labels = {"l": "x" * size}
         return await database.create_snapshot(key, model.Kind.ACTIVE, "", labels, strategy="view", effect=effect)
 
     await create("before", 1)
-    (pages,) = database._db.execute("PRAGMA page_count").fetchone()
-    database._db.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = database._database.connection.execute("PRAGMA page_count").fetchone()
+    database._database.connection.execute(f"PRAGMA max_page_count = {pages}")
     # The second doesn't fit, and sqlite undoes the whole transaction; the first has a reason of its own.
     results = await asyncio.gather(
         create("before", 1), create("small", 1), create("large", 100_000), create("other", 1), return_exceptions=True
@@ -131,7 +129,7 @@ async def test_a_full_disk_undoes_what_was_done_and_no_number_comes_twice(databa
     assert undone == made[1:]
     assert undone
     assert {row.key for row in database.rows()} == {"before"}
-    database._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    database._database.connection.execute(f"PRAGMA max_page_count = {pages + 100}")
     for key in ("small", "large", "other"):
         await create(key, 1)
     assert len({*made}) == len(made)
@@ -154,14 +152,14 @@ async def test_a_write_that_the_system_refuses_is_told_and_all_goes_on(database:
 async def test_a_transaction_that_fails_at_its_end_undoes_every_change(database: metadata.Metadata) -> None:
     undone: list[int] = []
 
-    def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+    def effect(row: tables.Row, undo: contextlib.ExitStack) -> None:
         undo.callback(undone.append, row.id)
 
     # What sqlite checks at the COMMIT alone can be broken by a change: here a row without the parent that it names.
-    def orphan(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+    def orphan(row: tables.Row, undo: contextlib.ExitStack) -> None:
         effect(row, undo)
-        database._db.execute("PRAGMA defer_foreign_keys = ON")
-        database._db.execute("UPDATE snapshots SET parent = 999 WHERE id = ?", (row.id,))
+        database._database.connection.execute("PRAGMA defer_foreign_keys = ON")
+        database._database.connection.execute("UPDATE snapshots SET parent = 999 WHERE id = ?", (row.id,))
 
     results = await asyncio.gather(
         database.create_snapshot("a", model.Kind.ACTIVE, "", {}, strategy="view", effect=effect),
@@ -229,7 +227,7 @@ async def test_an_earlier_schema_is_brought_up_to_date(tmp_path: Path) -> None:
             f"PRAGMA application_id = {0x6E69786C}; PRAGMA user_version = 1;"
         )
     database = metadata.Metadata(str(path))
-    assert database.closure(3) == metadata.Closure(3, "c", "{}", ("a", "b"), ())
+    assert database.closure(3) == tables.Closure(3, "c", "{}", ("a", "b"), ())
     assert database.get("layer").closure == 3
     await insert(database, "a", "layer")
     database.close()
@@ -237,10 +235,10 @@ async def test_an_earlier_schema_is_brought_up_to_date(tmp_path: Path) -> None:
 
 async def test_what_a_closure_is_rooted_by_is_recorded_each_time(database: metadata.Metadata) -> None:
     for key, rooted in (("a", ("x",)), ("b", ("x", "y"))):
-        closure = metadata.NewClosure("c", "{}", ("x", "y"), rooted)
+        closure = tables.NewClosure("c", "{}", ("x", "y"), rooted)
         row = await database.create_snapshot(key, model.Kind.ACTIVE, "", {}, strategy="view", closure=closure)
         assert row.closure == 1
-        assert database.closure(1) == metadata.Closure(1, "c", "{}", ("x", "y"), rooted)
+        assert database.closure(1) == tables.Closure(1, "c", "{}", ("x", "y"), rooted)
 
 
 def test_a_closure_that_is_forgotten_is_not_found(database: metadata.Metadata) -> None:
@@ -254,7 +252,7 @@ async def test_on_a_broken_disk_everybody_is_answered(
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    def fail(_row: metadata.Row, _undo: contextlib.ExitStack) -> None:
+    def fail(_row: tables.Row, _undo: contextlib.ExitStack) -> None:
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR
         raise error
@@ -265,7 +263,7 @@ async def test_on_a_broken_disk_everybody_is_answered(
         told, made = await asyncio.gather(failing, insert(database, "b"), return_exceptions=True)
     assert isinstance(told, errors.UnavailableError)
     assert "Input/output error" in told.message
-    assert isinstance(made, metadata.Row)
+    assert isinstance(made, tables.Row)
 
 
 async def test_an_unforeseen_failure_of_a_transaction_is_told_to_everybody(tmp_path: Path) -> None:
@@ -277,7 +275,7 @@ async def test_an_unforeseen_failure_of_a_transaction_is_told_to_everybody(tmp_p
     with contextlib.closing(metadata.Metadata(str(tmp_path / "nixlet.db"), Failing())) as database:
         undone: list[str] = []
 
-        def effect(row: metadata.Row, undo: contextlib.ExitStack) -> None:
+        def effect(row: tables.Row, undo: contextlib.ExitStack) -> None:
             undo.callback(undone.append, row.key)
 
         making = [
@@ -296,7 +294,7 @@ async def test_a_closure_is_given_to_no_other_snapshot_than_the_one_that_it_fits
     await database.remove_snapshot("layer")
     await insert(database, "a")
     await commit(database, "layer", "a")
-    closure = metadata.NewClosure("c", "{}", ("x",), ("x",))
+    closure = tables.NewClosure("c", "{}", ("x",), ("x",))
     with pytest.raises(errors.NotFoundError, match="snapshot layer was removed while it was being updated"):
         await database.update_labels("layer", lambda _: {"new": "label"}, closure, before.id)
     assert (database.get("layer").closure, database.get("layer").info().labels) == (None, {"done": "yes"})

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from nixlet import errors
-from nixlet.snapshots import metadata, model, mounts
+from nixlet.snapshots import metadata, model, mounts, tables
 
 
 async def nothing_to_check() -> None:
@@ -22,13 +22,13 @@ async def database(tmp_path: Path) -> AsyncIterator[metadata.Metadata]:
     made.close()
 
 
-async def chain(database: metadata.Metadata, count: int) -> metadata.Row:
+async def chain(database: metadata.Metadata, count: int) -> tables.Row:
     """An active snapshot on so many ordinary layers; what is asked for in one turn of the loop is made in that order."""
     changes: list[Awaitable[object]] = []
     parent = ""
     for number in range(count):
         changes.append(database.create_snapshot("unpacked", model.Kind.ACTIVE, parent, {}, strategy="view"))
-        changes.append(database.commit_snapshot(f"layer {number}", "unpacked", {}, model.Usage(0, 0)))
+        changes.append(database.commit_snapshot(f"layer {number}", "unpacked", {}, lambda: model.Usage(0, 0)))
         parent = f"layer {number}"
     await asyncio.gather(*changes)
     return await database.create_snapshot("container", model.Kind.ACTIVE, parent, {}, strategy="view")
