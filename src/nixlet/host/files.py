@@ -97,21 +97,27 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def write_atomically(path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+def write_atomically(path: str, data: bytes | str, *, mode: int = 0o644, group: int = -1) -> None:
     """Replace a file whole: written beside it, synced, renamed over it. One that is so already is left alone.
+
+    Args:
+        path: The file.
+        data: What it holds then.
+        mode: Its mode, whatever the umask is.
+        group: The number of the group that it belongs to; -1: whatever group the file system gives it.
 
     Raises:
         NixletError: The file system refuses, as in ``refused``; what was there before still is.
     """
     content = data.encode() if isinstance(data, str) else data
     try:
-        if not _is_written(path, content, mode):
-            _write_atomically(path, content, mode)
+        if not _is_written(path, content, mode, group):
+            _write_atomically(path, content, mode, group)
     except OSError as error:
         raise refused(f"{path} can't be written", error) from error
 
 
-def _is_written(path: str, content: bytes, mode: int) -> bool:
+def _is_written(path: str, content: bytes, mode: int, group: int) -> bool:
     """Whether a file of ours is as it would be written: a node's start would sync a handful of them for nothing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,15 +126,19 @@ def _is_written(path: str, content: bytes, mode: int) -> bool:
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+        ours = ours and group in {-1, status.st_gid}
         same = stat.S_IMODE(status.st_mode) == mode and status.st_size == len(content)
         return ours and same and file.read(len(content) + 1) == content
 
 
-def _write_atomically(path: str, content: bytes, mode: int) -> None:
+def _write_atomically(path: str, content: bytes, mode: int, group: int) -> None:
     directory = os.path.dirname(path) or "."
     fd, temporary = tempfile.mkstemp(dir=directory, prefix=f".{os.path.basename(path)}.")
     try:
         with os.fdopen(fd, "wb") as file:
+            # The group first: it may clear bits of the mode, and until then the file is ours alone.
+            if group != -1:
+                os.fchown(file.fileno(), -1, group)
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
@@ -139,6 +149,29 @@ def _write_atomically(path: str, content: bytes, mode: int) -> None:
             os.unlink(temporary)
         raise
     sync_directory(directory)
+
+
+def link_atomically(path: str, target: str) -> None:
+    """Have a symbolic link lead to a target, in place of whatever file had its name. One that is so already is left alone.
+
+    Raises:
+        NixletError: The file system refuses, as in ``refused``; what was there before still is.
+    """
+    temporary = f"{path}.{os.getpid()}.new"
+    try:
+        if os.path.islink(path) and os.readlink(path) == target:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        os.symlink(target, temporary)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync_directory(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise refused(f"{path} can't be made a link", error) from error
 
 
 def new_directory(path: str, mode: int = 0o755) -> None:

@@ -170,3 +170,35 @@ def test_a_file_that_is_so_already_is_left_alone(tmp_path: Path) -> None:
     for content in ("text2", "Text2", ""):
         before = path.stat().st_ino
         assert written(content) != before
+
+
+def test_a_link_is_put_in_the_place_of_what_has_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    for _ in range(2):
+        files.link_atomically(str(path), "target")
+        assert os.readlink(path) == "target"
+    inode = path.lstat().st_ino
+    files.link_atomically(str(path), "target")
+    assert path.lstat().st_ino == inode
+    files.link_atomically(str(path), "other")
+    assert os.readlink(path) == "other"
+    path.unlink()
+    path.write_text("a file")
+    files.link_atomically(str(path), "target")
+    assert os.readlink(path) == "target"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(errors.FailedPreconditionError, match=r"/link can't be made a link: Is a directory$"):
+        files.link_atomically(str(path), "target")
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_a_file_is_written_anew_for_another_group(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for group in (os.getegid(), 12345):
+        files.write_atomically(str(path), "same", mode=0o640, group=group)
+        assert (path.stat().st_gid, path.stat().st_mode & 0o7777) == (group, 0o640)
+    inode = path.stat().st_ino
+    files.write_atomically(str(path), "same", mode=0o640, group=12345)
+    files.write_atomically(str(path), "same", mode=0o640)
+    assert path.stat().st_ino == inode
