@@ -1,0 +1,381 @@
+"""A cluster's certificates on the disk: made where they are missing, kept where they fit, renewed before they end.
+
+The directory is k3s's ``server/tls``, mode 0700, and keys have mode 0600, whatever the umask is. What is there and fits is not touched. A
+crash leaves files that are whole: of a pair the key is written first, and a certificate that isn't its key's is made anew.
+Authorities are made once and never overwritten, since with them all nodes and users would have to come anew.
+"""
+
+import contextlib
+import datetime
+import enum
+import os
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from cryptography import x509
+
+from nixlet import errors
+from nixlet.cluster import signing, subjects
+from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.subjects import Subject
+from nixlet.host import files
+
+#: The authorities: their files' names in ``server/tls``, and what their own names begin with.
+CLIENT, SERVER, REQUEST_HEADER = "client-ca", "server-ca", "request-header-ca"
+ETCD_SERVER, ETCD_PEER = "etcd/server-ca", "etcd/peer-ca"
+_AUTHORITIES = {
+    CLIENT: "nixlet-client-ca",
+    SERVER: "nixlet-server-ca",
+    REQUEST_HEADER: "nixlet-request-header-ca",
+    ETCD_SERVER: "etcd-server-ca",
+    ETCD_PEER: "etcd-peer-ca",
+}
+
+#: Those that the controller manager signs with, which takes a file with one certificate and no chain.
+_WITHOUT_CHAIN = (CLIENT, SERVER)
+
+#: What an agent has to know the cluster by.
+_FOR_NODES = (CLIENT, SERVER)
+
+#: What k3s calls authorities where it lists certificates by service.
+AUTHORITIES = "certificate-authority"
+
+#: The key that service accounts' tokens are signed with, and the first of the keys in it alone.
+SERVICE_KEY, CURRENT_SERVICE_KEY = "service.key", "service.current.key"
+
+
+class Wanted(NamedTuple):
+    """A certificate that there has to be.
+
+    Attributes:
+        service: What it belongs to, as k3s calls it for ``certificate rotate --service``.
+        pair: Its files.
+        authority: Who signs it.
+        subject: What it says.
+    """
+
+    service: str
+    pair: signing.Pair
+    authority: str
+    subject: Subject
+
+
+class Change(NamedTuple):
+    """What was written: a file, and why."""
+
+    file: str
+    reason: str
+
+
+class State(enum.StrEnum):
+    """How a certificate is."""
+
+    VALID = "valid"
+    #: It will be renewed at the next start.
+    ENDING = "ends soon"
+    ENDED = "ended"
+    #: It begins in the future, or the clock is wrong.
+    FUTURE = "not valid yet"
+    #: It will be made anew at the next start; of an authority: it is broken, and the node doesn't start.
+    MISFIT = "does not fit"
+    MISSING = "missing"
+
+
+class Finding(NamedTuple):
+    """A certificate as it is on the disk.
+
+    Attributes:
+        service: As in ``Wanted``.
+        file: Its file.
+        subject: Whom it is for; None where that can't be read.
+        not_before: When it begins to be valid.
+        not_after: When it ends.
+        state: How it is.
+        detail: What is wrong, where something is.
+    """
+
+    service: str
+    file: str
+    subject: Subject | None
+    not_before: datetime.datetime | None
+    not_after: datetime.datetime | None
+    state: State
+    detail: str = ""
+
+
+def wanted(settings: ClusterSettings) -> list[Wanted]:
+    """The certificates of a server, its own node's among them."""
+    places = settings.layout
+
+    def in_tls(service: str, name: str, authority: str, subject: Subject) -> Wanted:
+        return Wanted(service, signing.Pair.at(places.tls(name)), authority, subject)
+
+    def of_node(service: str, name: str, authority: str, subject: Subject) -> Wanted:
+        return Wanted(service, signing.Pair.at(places.node(name)), authority, subject)
+
+    user, node = subjects.user, settings.node_name
+    return [
+        in_tls("admin", "client-admin", CLIENT, user("system:admin", subjects.MASTERS)),
+        in_tls("api-server", "client-kube-apiserver", CLIENT, user("system:apiserver", subjects.MASTERS)),
+        in_tls("api-server", "serving-kube-apiserver", SERVER, subjects.api_server(settings)),
+        in_tls("controller-manager", "client-controller", CLIENT, user("system:kube-controller-manager")),
+        in_tls("scheduler", "client-scheduler", CLIENT, user("system:kube-scheduler")),
+        in_tls("auth-proxy", "client-auth-proxy", REQUEST_HEADER, user(subjects.FRONT_PROXY)),
+        in_tls("etcd", "etcd/client", ETCD_SERVER, user("etcd-client")),
+        in_tls("etcd", "etcd/server-client", ETCD_SERVER, subjects.etcd(settings, "etcd-server")),
+        in_tls("etcd", "etcd/peer-server-client", ETCD_PEER, subjects.etcd(settings, "etcd-peer")),
+        of_node("kubelet", "client-kubelet", CLIENT, subjects.kubelet_client(node)),
+        of_node("kubelet", "serving-kubelet", SERVER, subjects.kubelet_serving(node, settings.node_ips)),
+        of_node("kube-proxy", "client-kube-proxy", CLIENT, subjects.kube_proxy()),
+    ]
+
+
+def ensure(settings: ClusterSettings, now: datetime.datetime) -> list[Change]:
+    """Have all certificates of a server there and valid; what was made for that, and why.
+
+    Raises:
+        FailedPreconditionError: An authority is broken or not valid now, the clock was never set, or another process is at it.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    places = settings.layout
+    _make_directories(places)
+    with _locked(places):
+        changes: list[Change] = []
+        plan = wanted(settings)
+        for name in (*_AUTHORITIES, SERVICE_KEY.removesuffix(".key")):
+            signing.keep_private(signing.Pair.at(places.tls(name)).key)
+        authorities = {name: _ensured_authority(places, name, plan, now, changes) for name in _AUTHORITIES}
+        _publish(places, authorities)
+        for each in plan:
+            authority = authorities[each.authority]
+            signing.keep_private(each.pair.key)
+            key = _readable_key(each.pair.key)
+            reason = _reason(each, key, authority, now)
+            if reason:
+                # Whoever renews keeps the key: there is no moment in which the two files don't fit each other.
+                _issue(each, key, authority, now)
+                changes.append(Change(each.pair.certificate, reason))
+        _ensure_service_key(places, changes)
+        return changes
+
+
+def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.datetime) -> list[Change]:
+    """Give services new keys and certificates; all of them, where none is named. Authorities stay, and the key of service accounts.
+
+    What runs goes on with what it has read: the node has to start anew.
+
+    Raises:
+        InvalidArgumentError: There is no such service.
+        FailedPreconditionError: As in ``ensure``; or there is no cluster.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    plan = wanted(settings)
+    known = {each.service for each in plan}
+    if unknown := sorted(set(services) - known):
+        hint = f"there are {', '.join(sorted(known))}"
+        raise errors.InvalidArgumentError(f"no certificates belong to a service {unknown[0]!r}", hint=hint)
+    places = settings.layout
+    if not os.path.isdir(places.tls("")):
+        raise errors.FailedPreconditionError(
+            f"there are no certificates in {places.data_dir}: no server was started there yet"
+        )
+    changes = []
+    with _locked(places):
+        chosen = [each for each in plan if not services or each.service in services]
+        # An authority that is broken or has ended is told before any key is gone.
+        authorities = {
+            name: signing.read_authority(signing.Pair.at(places.tls(name)))
+            for name in {each.authority for each in chosen}
+        }
+        for authority in authorities.values():
+            authority.check_time(now)
+        for each in chosen:
+            _issue(each, None, authorities[each.authority], now)
+            changes.append(Change(each.pair.certificate, "it was asked for"))
+    return changes
+
+
+def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
+    """How a server's certificates are: authorities first. Nothing is changed.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    places = settings.layout
+    authorities: dict[str, signing.Authority | None] = {}
+    findings = []
+    for name in _AUTHORITIES:
+        pair = signing.Pair.at(places.tls(name))
+        problem = ""
+        authorities[name] = None
+        try:
+            authorities[name] = signing.read_authority(pair)
+        except errors.FailedPreconditionError as error:
+            problem = error.message
+        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, renewed=False))
+    for each in wanted(settings):
+        authority = authorities[each.authority]
+        problem = "" if authority is None else _misfit(each, _readable_key(each.pair.key), authority)
+        findings.append(_finding(each.service, each.pair.certificate, problem, now, renewed=True))
+    return findings
+
+
+def _finding(service: str, file: str, problem: str, now: datetime.datetime, *, renewed: bool) -> Finding:
+    try:
+        found = signing.read_certificates(file)
+    except signing.Unreadable as error:
+        return Finding(service, file, None, None, None, State.MISFIT, problem or f"it {error}")
+    if found is None:
+        return Finding(service, file, None, None, None, State.MISSING, problem)
+    begins, ends = found[0].not_valid_before_utc, found[0].not_valid_after_utc
+    state, detail = State.VALID, problem
+    if now < begins:
+        state = State.FUTURE
+        detail = detail or f"it is valid from {signing.day(begins)}, and this machine's clock says {signing.day(now)}"
+    elif now >= ends:
+        state, detail = State.ENDED, detail or f"it has ended on {signing.day(ends)}"
+    elif problem:
+        state = State.MISFIT
+    elif now >= ends - signing.RENEWAL:
+        hint = "the node's next start renews it" if renewed else "authorities are not renewed by themselves"
+        state, detail = State.ENDING, f"it ends on {signing.day(ends)}; {hint}"
+    return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail)
+
+
+def _make_directories(places: Layout) -> None:
+    files.make_directory(places.agent)
+    for path in (places.server, places.tls(""), places.tls("etcd"), places.cred("")):
+        with files.refusing(f"can't make the directory {path}"):
+            if files.own_directory(path, 0o700):
+                files.sync_directory(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _locked(places: Layout) -> Iterator[None]:
+    """Be the only one who writes."""
+    with files.exclusive_lock(places.tls(".lock"), what=f"the directory {places.tls('')}"):
+        yield
+
+
+def _ensured_authority(
+    places: Layout, name: str, plan: list[Wanted], now: datetime.datetime, changes: list[Change]
+) -> signing.Authority:
+    pair = signing.Pair.at(places.tls(name))
+    if not os.path.lexists(pair.certificate):
+        signed = [
+            each.pair.certificate for each in plan if each.authority == name and os.path.lexists(each.pair.certificate)
+        ]
+        if signed:
+            raise errors.FailedPreconditionError(
+                f"the certificate authority {pair.certificate} is missing, and {signed[0]} was signed by it",
+                hint="bring it back from a backup, or remove all that was signed by it to begin a new cluster",
+            )
+        # A key that is there alone: whoever made it was cut off before anything was signed.
+        try:
+            key = signing.read_key(pair.key)
+        except signing.Unreadable as error:
+            raise errors.FailedPreconditionError(f"the certificate authority's key {pair.key} {error}") from error
+        if key is None:
+            signing.check_clock(now)
+            key = signing.new_key()
+            signing.write_key(pair.key, key)
+        certificate = signing.make_authority(_AUTHORITIES[name], key, now)
+        files.write_atomically(pair.certificate, signing.certificates_text([certificate]))
+        changes.append(Change(pair.certificate, "it was missing"))
+    authority = signing.read_authority(pair)
+    authority.check_time(now)
+    return authority
+
+
+def _publish(places: Layout, authorities: dict[str, signing.Authority]) -> None:
+    """Have authorities' certificates where programs look for them."""
+    for name in _WITHOUT_CHAIN:
+        text = signing.certificates_text([authorities[name].certificate])
+        files.write_atomically(places.tls(f"{name}.nochain.crt"), text)
+    for name in _FOR_NODES:
+        text = signing.certificates_text(authorities[name].certificates)
+        files.write_atomically(places.node(f"{name}.crt"), text)
+
+
+def _readable_key(path: str) -> signing.Key | None:
+    """A key that is no authority's: one that can't be read is none, and is made anew."""
+    try:
+        return signing.read_key(path)
+    except signing.Unreadable:
+        return None
+
+
+def _reason(each: Wanted, key: signing.Key | None, authority: signing.Authority, now: datetime.datetime) -> str:
+    """Why a certificate is to be made (anew); empty: it is good."""
+    if not os.path.lexists(each.pair.certificate):
+        return "it was missing"
+    problem = _misfit(each, key, authority)
+    if problem:
+        return problem
+    found = signing.read_certificates(each.pair.certificate)
+    assert found
+    ends = found[0].not_valid_after_utc
+    if now >= ends:
+        return f"it has ended on {signing.day(ends)}"
+    if now < found[0].not_valid_before_utc:
+        return f"it is valid from {signing.day(found[0].not_valid_before_utc)}, and this machine's clock says {signing.day(now)}"
+    # A new one of an authority that itself ends soon would not last longer.
+    if now >= ends - signing.RENEWAL and ends < authority.ends.replace(microsecond=0):
+        return f"it ends on {signing.day(ends)}"
+    return ""
+
+
+def _misfit(each: Wanted, key: signing.Key | None, authority: signing.Authority) -> str:
+    """What of a certificate isn't as it should be, whatever the time is; empty: nothing, or it is missing."""
+    try:
+        found = signing.read_certificates(each.pair.certificate)
+    except signing.Unreadable as error:
+        return f"it {error}"
+    if found is None:
+        return ""
+    if key is None:
+        return "its key is missing or can't be read"
+    if not signing.is_of(found[0], key):
+        return "its key is another one's"
+    if not authority.signed(found[0]) or found[1:] != authority.certificates:
+        return f"it was signed by another authority than {authority.file}"
+    return _difference(signing.subject_of(found[0]), each.subject)
+
+
+def _difference(there: Subject, should: Subject) -> str:
+    if there.common_name != should.common_name or set(there.organizations) != set(should.organizations):
+        return f"it is for {there.common_name!r}, and should be for {should.common_name!r}"
+    if lacking := sorted(set(should.names) - set(there.names)):
+        return f"it lacks {', '.join(lacking)}"
+    if more := sorted(set(there.names) - set(should.names)):
+        return f"it has {', '.join(more)} as well"
+    if (there.client, there.server) != (should.client, should.server):
+        return "it is for another use"
+    return ""
+
+
+def _issue(each: Wanted, key: signing.Key | None, authority: signing.Authority, now: datetime.datetime) -> None:
+    if key is None:
+        key = signing.new_key()
+        signing.write_key(each.pair.key, key)
+    _write(each.pair.certificate, authority.issue(each.subject, key.public_key(), now))
+
+
+def _write(path: str, certificates: list[x509.Certificate]) -> None:
+    files.write_atomically(path, signing.certificates_text(certificates))
+
+
+def _ensure_service_key(places: Layout, changes: list[Change]) -> None:
+    """Have the key of service accounts. Keys behind the first are older ones, whose tokens are still good."""
+    path = places.tls(SERVICE_KEY)
+    try:
+        key = signing.read_key(path)
+    except signing.Unreadable as error:
+        hint = "bring it back from a backup; without it no service account's token is good any more"
+        raise errors.FailedPreconditionError(f"the key of service accounts {path} {error}", hint=hint) from error
+    if key is None:
+        key = signing.new_key()
+        signing.write_key(path, key)
+        changes.append(Change(path, "it was missing"))
+    signing.write_key(places.tls(CURRENT_SERVICE_KEY), key)

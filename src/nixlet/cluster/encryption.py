@@ -1,0 +1,66 @@
+"""How secrets are encrypted in the datastore: the API server's configuration of that, and the key in it, as k3s makes them."""
+
+import binascii
+import hashlib
+import json
+import os
+import secrets
+
+from nixlet import errors
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import files
+
+#: The key's size (bytes): AES-256.
+_KEY_SIZE = 32
+
+
+def configuration(key: bytes) -> str:
+    """The API server's configuration: secrets are written with the key, and such as are not encrypted yet can be read. A secret."""
+    written = {"name": "aescbckey", "secret": binascii.b2a_base64(key, newline=False).decode()}
+    return json.dumps(
+        {
+            "kind": "EncryptionConfiguration",
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "resources": [{"resources": ["secrets"], "providers": [{"aescbc": {"keys": [written]}}, {"identity": {}}]}],
+        }
+    )
+
+
+def ensure(settings: ClusterSettings) -> None:
+    """Have the configuration in ``server/cred`` (mode 0600) where secrets are to be encrypted. One that is there is kept as it is.
+
+    Raises:
+        FailedPreconditionError: What is there can't be read; or it is there, and secrets are not to be encrypted: nobody could read them.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    path, state = (settings.layout.cred(f"encryption-{name}.json") for name in ("config", "state"))
+    there = os.path.lexists(path)
+    if not settings.secrets_encryption:
+        if there:
+            raise errors.FailedPreconditionError(
+                "secrets of this cluster are encrypted, and nobody could read them without", hint="--secrets-encryption"
+            )
+        return
+    if there:
+        with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
+            text = file.read()
+        _check(path, text)
+    else:
+        text = configuration(secrets.token_bytes(_KEY_SIZE)).encode()
+        files.write_atomically(path, text, mode=0o600)
+    if not os.path.lexists(state):
+        # What k3s knows the stage of a change of keys by: the first, with the configuration's sum.
+        files.write_atomically(state, f"start-{hashlib.sha256(text).hexdigest()}", mode=0o600)
+
+
+def _check(path: str, text: bytes) -> None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("kind") != "EncryptionConfiguration" or not found.get("resources"):
+        # (without the cause, which would hold the text)
+        raise errors.FailedPreconditionError(
+            f"{path} holds no configuration of encryption",
+            hint="bring it back from a backup: without its key secrets are lost",
+        )

@@ -1,0 +1,119 @@
+"""How a node that joins comes to its certificates: it keeps its keys, and a server signs what it knows of the node.
+
+A request's own words (names, addresses, uses) count for nothing: a server takes its key only, and says itself whom the certificate is for.
+"""
+
+import datetime
+from typing import NamedTuple
+
+from cryptography import exceptions, x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from nixlet import errors
+from nixlet.cluster import certificates, signing, subjects
+from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import Address
+from nixlet.cluster.subjects import Subject
+from nixlet.host import files
+
+#: The certificates of a node, by their files' names (k3s's), and who signs each.
+SIGNED_BY = {
+    "client-kubelet": certificates.CLIENT,
+    "serving-kubelet": certificates.SERVER,
+    "client-kube-proxy": certificates.CLIENT,
+}
+
+#: What keys of others are good enough: those that Kubernetes' programs make, and what nobody breaks.
+_CURVES = frozenset(("secp256r1", "secp384r1", "secp521r1"))
+_SMALLEST_RSA = 2048
+
+
+class Node(NamedTuple):
+    """A node as a server knows it, after it has shown its token and its password."""
+
+    name: str
+    addresses: tuple[Address, ...]
+
+
+def request(places: Layout, name: str) -> bytes:
+    """A request for one of a node's certificates, made with its key, which is made where it is missing.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    path = signing.Pair.at(places.node(name)).key
+    try:
+        key = signing.read_key(path)
+    except signing.Unreadable:
+        key = None
+    if key is None:
+        key = signing.new_key()
+        signing.write_key(path, key)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def answer(places: Layout, name: str, request: bytes, node: Node, now: datetime.datetime) -> bytes:
+    """A server's answer to such a request: the certificate, and the authority's.
+
+    Raises:
+        InvalidArgumentError: The request is none, or there is no such certificate.
+        FailedPreconditionError: The authority is broken, or not valid now.
+    """
+    subject = _subject(name, node)
+    key = _requested_key(request)
+    authority = signing.read_authority(signing.Pair.at(places.tls(SIGNED_BY[name])))
+    return signing.certificates_text(authority.issue(subject, key, now))
+
+
+def store(places: Layout, name: str, answer: bytes) -> None:
+    """Write down the certificate that a server has answered with.
+
+    Raises:
+        FailedPreconditionError: It is none, or is for another key than ours.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    pair = signing.Pair.at(places.node(name))
+    try:
+        found = signing.parse_certificates(answer)
+        key = signing.read_key(pair.key)
+    except signing.Unreadable as error:
+        raise errors.FailedPreconditionError(f"the server's answer for {pair.certificate} {error}") from error
+    if key is None or not signing.is_of(found[0], key):
+        raise errors.FailedPreconditionError(
+            f"the certificate that the server sent for {pair.certificate} is for another key"
+        )
+    files.write_atomically(pair.certificate, signing.certificates_text(found))
+
+
+def _subject(name: str, node: Node) -> Subject:
+    match name:
+        case "client-kubelet":
+            return subjects.kubelet_client(node.name)
+        case "serving-kubelet":
+            return subjects.kubelet_serving(node.name, node.addresses)
+        case "client-kube-proxy":
+            return subjects.kube_proxy()
+        case _:
+            raise errors.InvalidArgumentError(f"nodes have no certificate {name!r}")
+
+
+def _requested_key(data: bytes) -> signing.PublicKey:
+    """The public key of a request whose sender has shown to have the private one.
+
+    Raises:
+        InvalidArgumentError: It is no request, isn't signed by that key, or the key is too weak.
+    """
+    try:
+        found = x509.load_pem_x509_csr(data)
+        key, valid = found.public_key(), found.is_signature_valid
+    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm) as error:
+        raise errors.InvalidArgumentError("this is no request for a certificate") from error
+    if not valid:
+        raise errors.InvalidArgumentError("the request for a certificate is not signed by its own key")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _SMALLEST_RSA:
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return key
+    raise errors.InvalidArgumentError("the request's key is of a kind that is too weak, or unknown")

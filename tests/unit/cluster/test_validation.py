@@ -1,0 +1,159 @@
+"""Settings that make no cluster are told in words."""
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixlet import errors
+from nixlet.cluster import settings as model
+from nixlet.cluster import validation
+from support import clusters
+
+
+def nets(*texts: str) -> tuple[model.Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def ips(*texts: str) -> tuple[model.Address, ...]:
+    return tuple(ipaddress.ip_address(text) for text in texts)
+
+
+BOTH = {
+    "node_ips": ips("192.0.2.7", "2001:db8::7"),
+    "cluster_cidrs": nets("10.42.0.0/16", "fd00:42::/56"),
+    "service_cidrs": nets("10.43.0.0/16", "fd00:43::/112"),
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        BOTH,
+        {"cluster_dns": ips("10.43.255.254")},
+        {"service_cidrs": nets("10.43.0.0/29"), "cluster_dns": ips("10.43.0.5")},
+        {"service_cidrs": nets("10.96.0.0/12"), "cluster_cidrs": nets("10.128.0.0/9")},
+        {"node_name": "a" * 52},
+        {"node_name": "ip-10-0-0-1.eu-central-1.compute.internal"},
+        {"tls_sans": ("example.org", "*.Example.org", "::1", "198.51.100.1")},
+        {"datastore_endpoint": "mysql://user:word@tcp(db:3306)/kine"},
+        {"datastore_endpoint": "https://a:2379,https://b:2379", "datastore_certfile": "/c", "datastore_keyfile": "/k"},
+        {"embedded_etcd": True, "proxy_mode": "nftables"},
+        {"kube_apiserver_args": ("a=b", "--c+=d=e", "f-=", "g", "oidc_x.y=1\n2")},
+        {"node_taints": ("a:NoSchedule", "a/b=c:NoExecute"), "node_labels": ("a/b=c", "a=")},
+    ],
+)
+def test_what_makes_a_cluster(tmp_path: Path, changes: dict[str, Any]) -> None:
+    validation.check(clusters.settings(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node_name": "Node_1"}, "'Node_1' can't be a node's name"),
+        ({"node_name": ""}, "'' can't be a node's name"),
+        ({"node_name": "-a"}, "'-a' can't be a node's name"),
+        ({"node_name": "a" * 53}, "it has 53 characters, and a kubelet's certificate has room for 52"),
+        ({"cluster_domain": "cluster_local"}, "the cluster domain 'cluster_local' is no domain name"),
+        ({"tls_sans": ("a b",)}, "tls-san 'a b' is neither a name nor an address"),
+        ({"tls_sans": ("*",)}, "tls-san '*' is neither a name nor an address"),
+        ({"node_ips": ()}, "the node has no address"),
+        ({"node_ips": ips("127.0.0.1")}, "the node's address 127.0.0.1 is a loopback address"),
+        ({"node_ips": ips("0.0.0.0")}, "the node's address 0.0.0.0 is no particular address"),
+        ({"node_ips": ips("224.0.0.1")}, "the node's address 224.0.0.1 is a multicast address"),
+        ({"node_ips": ips("192.0.2.7", "192.0.2.8")}, "node-ip names more than one of the same IP version"),
+        ({"advertise_address": ipaddress.ip_address("::1")}, "the node's address ::1 is a loopback address"),
+        ({"node_ips": ips("10.42.1.1")}, "the node's address 10.42.1.1 lies in cluster-cidr 10.42.0.0/16"),
+        ({"node_ips": ips("10.43.1.1")}, "the node's address 10.43.1.1 lies in service-cidr 10.43.0.0/16"),
+        ({"cluster_cidrs": ()}, "cluster-cidr names no network"),
+        ({"service_cidrs": ()}, "service-cidr names no network"),
+        (
+            {"cluster_cidrs": nets("10.40.0.0/16", "10.41.0.0/16")},
+            "cluster-cidr names more than one of the same IP version",
+        ),
+        (
+            {"cluster_cidrs": nets("10.42.0.0/16", "fd00::/56")},
+            "cluster-cidr and service-cidr are not of the same IP versions",
+        ),
+        ({**BOTH, "node_ips": ips("192.0.2.7")}, "cluster-cidr has a network of IPv6, and the node no such address"),
+        (
+            {"cluster_cidrs": nets("10.43.128.0/20")},
+            "cluster-cidr 10.43.128.0/20 and service-cidr 10.43.0.0/16 overlap",
+        ),
+        ({"cluster_cidrs": nets("10.0.0.0/8")}, "cluster-cidr 10.0.0.0/8 and service-cidr 10.43.0.0/16 overlap"),
+        ({"cluster_cidrs": nets("10.42.0.0/25")}, "its prefix must be /8 to /24"),
+        ({"cluster_cidrs": nets("96.0.0.0/7")}, "its prefix must be /8 to /24"),
+        ({"service_cidrs": nets("10.43.0.0/30")}, "service-cidr 10.43.0.0/30 must have a prefix of /12 to /29"),
+        ({"service_cidrs": nets("112.0.0.0/8")}, "service-cidr 112.0.0.0/8 must have a prefix of /12 to /29"),
+        ({"service_cidrs": nets("10.43.0.0/29")}, "service-cidr 10.43.0.0/29 has no tenth address for the DNS service"),
+        ({"cluster_dns": ips("10.44.0.10")}, "cluster-dns 10.44.0.10 lies outside of service-cidr 10.43.0.0/16"),
+        ({"cluster_dns": ips("10.43.0.1")}, "cluster-dns 10.43.0.1 is taken"),
+        ({"cluster_dns": ips("10.43.0.2", "10.43.0.3")}, "cluster-dns names more than one of the same IP version"),
+        ({"https_listen_port": 0}, "https-listen-port 0 is no port"),
+        ({"https_listen_port": 65536}, "https-listen-port 65536 is no port"),
+        ({"https_listen_port": 10250}, "https-listen-port 10250 is the kubelet's"),
+        (
+            {"https_listen_port": 30001},
+            "service-node-port-range 30000-32767 has port 30001 in it, which is the API server's",
+        ),
+        ({"service_node_port_range": "10000-11000"}, "has port 10250 in it, which is the kubelet's"),
+        ({"service_node_port_range": "2-1"}, "service-node-port-range '2-1' is no range of ports"),
+        ({"service_node_port_range": "80"}, "service-node-port-range '80' is no range of ports"),
+        (
+            {"embedded_etcd": True, "datastore_endpoint": "http://x"},
+            "either its own etcd or a datastore-endpoint, not both",
+        ),
+        ({"datastore_certfile": "/c"}, "datastore-certfile and datastore-keyfile belong together"),
+        ({"proxy_mode": "ipvs"}, "kube-proxy has no mode 'ipvs'"),
+        ({"kubelet_args": ("a=b", "=x")}, "--kubelet-arg number 2 is no argument"),
+        ({"kube_apiserver_args": ("a b",)}, "--kube-apiserver-arg number 1 is no argument"),
+        ({"kube_apiserver_args": ("a=\0",)}, "--kube-apiserver-arg number 1 is no argument"),
+        ({"node_labels": ("=x",)}, "node-label '=x' is no label"),
+        ({"node_taints": ("a=b",)}, "node-taint 'a=b' is no taint"),
+        ({"node_taints": ("a=b:Never",)}, "node-taint 'a=b:Never' is no taint"),
+    ],
+)
+def test_what_makes_none(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        validation.check(clusters.settings(tmp_path, **changes))
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "very-secret-word",
+        "oracle://user:very-secret-word@db",
+        "https://user:very-secret-word@etcd:2379",
+        "https://a,very-secret-word",
+    ],
+)
+def test_a_datastore_s_password_is_never_told(tmp_path: Path, endpoint: str) -> None:
+    settings = clusters.settings(tmp_path, datastore_endpoint=endpoint)
+    with pytest.raises(errors.InvalidArgumentError, match="datastore-endpoint") as caught:
+        validation.check(settings)
+    assert "very-secret-word" not in f"{caught.value} {caught.value.hint} {settings}"
+
+
+def test_a_name_that_would_do_is_proposed(tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        validation.check(clusters.settings(tmp_path, node_name="My_Node"))
+    assert caught.value.hint == "--node-name my-node"
+
+
+def test_addresses_and_networks_are_read_with_their_flag_s_name() -> None:
+    assert model.addresses("192.0.2.1, ::1,", what="node-ip") == ips("192.0.2.1", "::1")
+    assert model.networks("10.42.0.0/16,fd00::/56", what="cluster-cidr") == nets("10.42.0.0/16", "fd00::/56")
+    for text, message, hint in (
+        ("10.42.0.0", "cluster-cidr '10.42.0.0' is an address and no network", "did you mean 10.42.0.0/32?"),
+        ("10.42.0.1/16", "cluster-cidr '10.42.0.1/16' is an address and no network", "did you mean 10.42.0.0/16?"),
+        ("10.42/16", "cluster-cidr '10.42/16' is no network", "such as 10.42.0.0/16"),
+        ("10.42.0.0/33", "cluster-cidr '10.42.0.0/33' is no network", "such as 10.42.0.0/16"),
+    ):
+        with pytest.raises(errors.InvalidArgumentError) as caught:
+            model.networks(text, what="cluster-cidr")
+        assert (caught.value.message, caught.value.hint) == (message, hint)
+    with pytest.raises(errors.InvalidArgumentError, match="node-ip 'host' is no IP address"):
+        model.addresses("host", what="node-ip")
