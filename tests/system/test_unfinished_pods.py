@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -152,16 +151,16 @@ def test_a_node_that_is_killed_leaves_nothing(own_node: nodes.Node, image: str) 
 
 @pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
 def interruptible(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[nodes.Node, Path]]:
-    """A node whose packet filter is somebody's once a file is there, and the file: one rule can't be deleted then, and it goes."""
+    """A node whose packet filter is somebody's as long as a file is there, and the file; who wants to delete something notes it there."""
     busy, programs = tmp_path / "busy", tmp_path / "programs"
     programs.mkdir()
-    real = shutil.which("iptables")
     script = f'''#!/bin/sh
-case " $* " in *" -D "*) rm "{busy}" 2>/dev/null && echo "iptables: Resource temporarily unavailable." >&2 && exit 4 ;; esac
-exec {real} "$@"
+case "$0 $* " in *" -D "*|*-restore*) [ -e "{busy}" ] && echo "$0" >> "{busy}" && echo "Resource temporarily unavailable." >&2 && exit 4 ;; esac
+exec /usr/sbin/"$(basename "$0")" "$@"
 '''
-    (programs / "iptables").write_text(script)
-    (programs / "iptables").chmod(0o755)
+    for name in ("iptables", "iptables-restore"):
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
     environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
     made = nodes.Node(6, tmp_path, "--containerd", str(parts.containerd(request.param)), environment=environment)
     with nodes.cleaned_up(made):
@@ -171,35 +170,39 @@ exec {real} "$@"
 
 def test_rules_go_also_when_the_packet_filter_was_busy(interruptible: tuple[nodes.Node, Path], image: str) -> None:
     node, busy = interruptible
-    for verb in (["rm", "-f"], ["stop"]):
+
+    def free_again() -> None:
+        until(busy.read_text, "somebody wanted to delete a rule")
+        busy.unlink()
+
+    for verbs in (["rm -f"], ["stop", "rm"]):
         node.ok("run", "-d", "--name", "held", image, "--", "/bin/sleep", "1000")
         busy.touch()
-        node.ok(*verb, "held")
-        until(lambda: not node.packet_rules(), f"no rules after {verb}")
-        assert not busy.exists()
-        node.run("rm", "held")
+        with node.started(*verbs[0].split(), "held") as verb:
+            free_again()
+            verb.communicate(timeout=SECONDS)
+        for each in verbs[1:]:
+            node.ok(each, "held")
+        until(lambda: nothing_is_left(node), f"nothing is left after {verbs}")
     busy.touch()
     node.ok("run", "--rm", image, "--", "/bin/true")
-    until(lambda: not node.packet_rules(), "no rules after run --rm")
-    assert not busy.exists()
+    free_again()
+    until(lambda: nothing_is_left(node), "nothing is left after run --rm")
 
 
-def test_what_is_removed_while_its_network_is_given_back_goes_also_when_the_node_is_killed(
-    own_node: nodes.Node, image: str
+def test_rules_go_also_when_the_node_was_killed_while_the_packet_filter_was_busy(
+    interruptible: tuple[nodes.Node, Path], image: str
 ) -> None:
-    node = own_node
-    node.ok("run", "-d", "--name", "going", image, "--", "/bin/sleep", "1000")
-    node.ok("stop", "-t", "0", "going")
-    node.ok("rm", "going")
-    assert node.ok("ps", "-aq") == ""
-    # Its name can be had at once.
-    node.ok("run", "-d", "--name", "going", image, "--", "/bin/sleep", "1000")
-    node.ok("stop", "-t", "0", "going")
-    node.ok("rm", "going")
-    node.kill()
+    node, busy = interruptible
+    node.ok("run", "-d", "--name", "held", image, "--", "/bin/sleep", "1000")
+    busy.touch()
+    with node.started("stop", "held"):
+        until(busy.read_text, "somebody wanted to delete a rule")
+        node.kill()
+    busy.unlink()
     node.start()
-    until(lambda: nothing_is_left(node), "all of it is gone")
-    assert node.ok("ps", "-aq") == ""
+    node.ok("rm", "-f", "held")
+    until(lambda: nothing_is_left(node), "nothing is left")
 
 
 def test_what_is_begun_while_a_node_starts_is_not_taken_for_an_earlier_ones(

@@ -112,7 +112,11 @@ async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
 
 
 async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a sandbox with its containers and remove it, if it is (still) there."""
+    """End a sandbox with its containers and remove it, if it is (still) there.
+
+    No rule of its network stays in the packet filter: a plugin that once failed to take the network down finds no interface the next
+    time, and passes the rules over without a word. Whether one failed before isn't known: a node may have been killed since.
+    """
     with contextlib.suppress(errors.NotFoundError):
         try:
             # It ends it as well. To end it before would take its network down twice.
@@ -123,14 +127,13 @@ async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
             # A container may have ended by itself at the same moment; and containerd 1.6 and 1.7 don't end what has lost its process.
             await stop_sandbox(runtime, sandbox)
             await runtime.remove_sandbox(sandbox)
-            await iptables.remove_rules(container=sandbox)
+    await iptables.remove_rules(container=sandbox)
 
 
 async def _tried(step: Callable[[], Awaitable[None]]) -> bool:
     """Take a step that ends containers, up to some times; whether it failed before it worked.
 
-    containerd fails at it when one ends by itself at the same moment; the next try finds it ended. When it was the network that could
-    not be taken down, the next try finds no interface any more, and the bridge plugin passes its rules over without a word.
+    containerd fails at it when one ends by itself at the same moment; the next try finds it ended.
     """
     tries = 1
     while True:

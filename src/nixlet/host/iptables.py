@@ -14,9 +14,8 @@ _log = logging.getLogger("nixlet.network")
 #: Seconds for one call of iptables, which may wait for another one.
 _TIMEOUT = 10.0
 
-#: How often it is tried, and seconds between two tries, while the kernel's tables are somebody's.
-_TRIES = 5
-_PAUSE = 0.2
+#: Seconds between two tries while the kernel's tables are somebody's: some 10 s in all.
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.2)
 
 #: The plugins' comments.
 _COMMENT = re.compile(r'name: "(?P<network>[^"]*)" id: "(?P<container>[^"]*)"')
@@ -39,11 +38,11 @@ async def _remove_rules(program: str, network: str, container: str) -> None:
     if process.find_program(f"{program}-save") is None:
         return
     said = ""
-    for _ in range(_TRIES):
+    for pause in (0.0, *_PAUSES):
+        await asyncio.sleep(pause)
         saved = await _run([f"{program}-save", "-t", "nat"])
         if saved.returncode != 0:
             said = saved.stderr.decode(errors="replace").strip()
-            await asyncio.sleep(_PAUSE)
             continue
         commands = removals(saved.stdout.decode(errors="replace"), network=network, container=container)
         if not commands:
@@ -62,8 +61,8 @@ async def _remove_rules(program: str, network: str, container: str) -> None:
 async def _run(argv: Sequence[str], *, stdin: bytes = b"") -> process.Completed:
     try:
         return await process.run(argv, stdin=stdin, timeout=_TIMEOUT)
-    except errors.CommandFailedError as error:
-        return process.Completed(tuple(argv), error.returncode, b"", error.message.encode())
+    except errors.NixletError as error:
+        return process.Completed(tuple(argv), 1, b"", error.message.encode())
 
 
 def _quoted(word: str) -> str:

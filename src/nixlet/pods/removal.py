@@ -15,8 +15,8 @@ from nixlet.rpc.gen import cri_pb2
 
 _log = logging.getLogger("nixlet.pods")
 
-#: Seconds until the next try to delete a directory in which something is mounted.
-_DELETE_INTERVAL = 2.0
+#: Seconds until the next try to remove a pod that can't be removed, or to delete a directory in which something is mounted.
+_NEXT_TRY = 2.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,14 +49,14 @@ class Removals:
         self._removing: dict[str, _Removal] = {}
         self._releasing: dict[str, asyncio.Task[None]] = {}
         self._going_on: set[asyncio.Task[None]] = set()
-        self._deleting: set[asyncio.Task[None]] = set()
+        self._insisting: set[asyncio.Task[None]] = set()
 
     async def close(self, ending: signals.Ending) -> None:
         """Wait a moment for what goes on; what is not done then can be asked for again."""
-        for task in self._deleting:
+        for task in self._insisting:
             # A next node deletes it.
             task.cancel()
-        await ending.wait({*self._going_on, *self._deleting})
+        await ending.wait({*self._going_on, *self._insisting})
 
     def _begun(self, what: str, doing: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(doing, name=what)
@@ -154,7 +154,7 @@ class Removals:
                 if await self._runtime.containers(sandbox=sandbox.id):
                     return
             if sandbox.id in self._releasing and await self._is_noted(sandbox):
-                _tell_failure((await self.leave(sandbox)), f"pod {sandbox.id} is not removed")
+                self._last(self._insist(sandbox, await self.leave(sandbox)), f"remove {sandbox.id} for good")
             else:
                 await self.remove(sandbox)
 
@@ -224,10 +224,21 @@ class Removals:
             await asyncio.to_thread(directories.remove, directory)
         except errors.FailedPreconditionError:
             # The pod is gone, so nobody could ask for it again.
-            task = asyncio.create_task(self._delete(directory), name=f"delete {directory}")
-            self._deleting.add(task)
-            task.add_done_callback(self._deleting.discard)
+            self._last(self._delete(directory), f"delete {directory}")
             raise
+
+    def _last(self, doing: Coroutine[None, None, None], name: str) -> None:
+        """Begin what is tried until it works, by this node or the next one."""
+        task = asyncio.create_task(doing, name=name)
+        self._insisting.add(task)
+        task.add_done_callback(self._insisting.discard)
+
+    async def _insist(self, sandbox: cri_pb2.PodSandbox, leaving: "asyncio.Task[None]") -> None:
+        """Have a pod removed that somebody was told is gone: nobody would ask for it again."""
+        _tell_failure(leaving, f"pod {sandbox.id} is not removed yet")
+        while not await worked(leaving):
+            await asyncio.sleep(_NEXT_TRY)
+            leaving = await self.leave(sandbox)
 
     def _directory(self, sandbox: cri_pb2.PodSandbox) -> str:
         metadata = sandbox.metadata
@@ -236,7 +247,7 @@ class Removals:
     async def _delete(self, directory: str) -> None:
         """Delete a pod's directory as soon as nothing is mounted in there any more."""
         while True:
-            await asyncio.sleep(_DELETE_INTERVAL)
+            await asyncio.sleep(_NEXT_TRY)
             with contextlib.suppress(errors.FailedPreconditionError):
                 await asyncio.to_thread(directories.remove, directory)
                 return
