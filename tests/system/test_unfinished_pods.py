@@ -205,6 +205,39 @@ def test_rules_go_also_when_the_node_was_killed_while_the_packet_filter_was_busy
     until(lambda: nothing_is_left(node), "nothing is left")
 
 
+def test_ports_are_had_again_when_the_packet_filter_has_given_them_back(
+    interruptible: tuple[nodes.Node, Path], image: str
+) -> None:
+    node, busy = interruptible
+    offering = ("-p", "127.0.0.1:18480:80", image, "--", "/bin/sleep", "1000")
+    node.ok("run", "-d", "--name", "first", *offering)
+    busy.touch()
+    node.ok("stop", "-t", "0", "first")
+    node.ok("rm", "first")
+    until(busy.read_text, "somebody wanted to delete a rule")
+    assert node.ok("ps", "-aq") == ""
+    for verb in (["logs"], ["exec", "first", "/bin/true"], ["inspect"]):
+        gone = node.run(*verb, *(["first"] if len(verb) == 1 else []))
+        assert (gone.returncode, b"there is no container first" in gone.stderr) == (125, True), verb
+    with node.started("run", "-d", "--name", "second", *offering) as second:
+        time.sleep(1)
+        assert second.poll() in {None, 125}
+        busy.unlink()
+        second.communicate(timeout=SECONDS)
+    until(
+        lambda: node.run("run", "-d", "--name", "third", *offering).returncode == 0 or second.returncode == 0,
+        "one runs",
+    )
+    until(
+        lambda: not [each for each in sandboxes(node) if each not in node.crictl("pods", "-q").split()],
+        "the first is gone",
+    )
+    saved = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout
+    assert len([line for line in saved.splitlines() if "-j DNAT" in line and ":80" in line]) == 1
+    node.ok("rm", "-f", *node.ok("ps", "-q").split())
+    until(lambda: nothing_is_left(node), "nothing is left")
+
+
 def test_what_is_begun_while_a_node_starts_is_not_taken_for_an_earlier_ones(
     own_node: nodes.Node, image: str, tmp_path: Path
 ) -> None:

@@ -126,13 +126,13 @@ class Faces:
             nodestatus.StatusService(self._status, self._children, served.snapshotter, runtime.version),
             containers.ContainersService(runtime, containerd, service, removals),
             stopping.StoppingService(runtime, removals),
-            nodelogs.LogService(runtime, containerd),
+            nodelogs.LogService(runtime, containerd, removals),
             nodeimages.ImagesService(served.listing, served.loader, served.opener, containerd, served.images),
             calls,
             fronts,
             running.RunService(pods, service, obtainer, calls, fronts),
             manifests.ManifestService(pods, obtainer, containerd, calls),
-            executing.ExecutingService(runtime, service, adds, attacher, fronts),
+            executing.ExecutingService(runtime, removals, service, adds, attacher, fronts),
         )
         return nodeinterface.interface(*(each.methods() for each in services))
 

@@ -278,14 +278,12 @@ class Player:
         if not wanted:
             return
         network.check_offers(pod)
-        releasing = self._removals.releasing()
         for sandbox in await self._runtime.sandboxes(criconfig.MADE_BY):
-            if sandbox.state != cri_pb2.SANDBOX_READY:
-                continue
             port = _collision(wanted, criconfig.ports_of(sandbox.annotations))
-            if port is None:
+            if port is None or not self._removals.keeps(sandbox):
                 continue
-            if not await removal.worked(releasing.get(sandbox.id) or await self._removals.settle_ended(sandbox)):
+            releasing = self._removals.releasing().get(sandbox.id)
+            if not await removal.worked(releasing or await self._removals.settle_ended(sandbox)):
                 raise _offered(port, sandbox.metadata.name)
         for port in wanted:
             if host_ports.is_taken(port.host_ip, port.host_port, port.protocol):

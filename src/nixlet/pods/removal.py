@@ -48,6 +48,8 @@ class Removals:
         self._pods_dir = pods_dir
         self._removing: dict[str, _Removal] = {}
         self._releasing: dict[str, asyncio.Task[None]] = {}
+        # Of which a release was begun and has not worked.
+        self._kept: set[str] = set()
         self._going_on: set[asyncio.Task[None]] = set()
         self._insisting: set[asyncio.Task[None]] = set()
 
@@ -100,10 +102,19 @@ class Removals:
             return removal.task
         task = self._releasing.get(sandbox)
         if task is None:
-            task = self._begun(f"release {sandbox}", endings.stop_sandbox(self._runtime, sandbox))
+            task = self._begun(f"release {sandbox}", self._release(sandbox))
             self._releasing[sandbox] = task
             task.add_done_callback(lambda _: self._releasing.pop(sandbox))
         return task
+
+    async def _release(self, sandbox: str) -> None:
+        self._kept.add(sandbox)
+        await endings.stop_sandbox(self._runtime, sandbox)
+        self._kept.discard(sandbox)
+
+    def keeps(self, sandbox: cri_pb2.PodSandbox) -> bool:
+        """Whether a pod has what it holds of the host, as far as is known: the runtime calls one not ready as soon as its process ended."""
+        return sandbox.state == cri_pb2.SANDBOX_READY or sandbox.id in self._kept or sandbox.id in self._removing
 
     def begin_release(self, sandbox: str) -> None:
         """As ``release``, which goes on by itself; a failure goes to the log."""
@@ -128,7 +139,7 @@ class Removals:
         """
         if is_marked(sandbox):
             return (await self._removal(sandbox, 0)).task
-        return self.release(sandbox.id) if sandbox.state == cri_pb2.SANDBOX_READY else None
+        return self.release(sandbox.id) if self.keeps(sandbox) else None
 
     async def settle_ended(self, sandbox: cri_pb2.PodSandbox) -> "asyncio.Task[None] | None":
         """As ``settle``, a moment before the node sees by itself that nothing runs in a pod any more; None where something does.
@@ -153,7 +164,8 @@ class Removals:
                 # The others may have been removed at the same time.
                 if await self._runtime.containers(sandbox=sandbox.id):
                     return
-            if sandbox.id in self._releasing and await self._is_noted(sandbox):
+            # Still so when it is noted: after a failure one is told.
+            if sandbox.id in self._releasing and await self._is_noted(sandbox) and sandbox.id in self._releasing:
                 self._last(self._insist(sandbox, await self.leave(sandbox)), f"remove {sandbox.id} for good")
             else:
                 await self.remove(sandbox)
@@ -186,7 +198,9 @@ class Removals:
         As far as people see it is gone, unless that fails.
         """
         removal = await self._removal(sandbox, 0)
-        removal.is_told = True
+        if not removal.is_told:
+            removal.is_told = True
+            _tell_failure(removal.task, f"pod {sandbox.id} is not removed yet")
         return removal.task
 
     def gone(self) -> Collection[str]:
@@ -219,6 +233,7 @@ class Removals:
             # Two at once would take its network down by halves.
             await asyncio.wait({releasing})
         await endings.remove_sandbox(self._runtime, sandbox.id)
+        self._kept.discard(sandbox.id)
         directory = self._directory(sandbox)
         try:
             await asyncio.to_thread(directories.remove, directory)
@@ -234,11 +249,10 @@ class Removals:
         task.add_done_callback(self._insisting.discard)
 
     async def _insist(self, sandbox: cri_pb2.PodSandbox, leaving: "asyncio.Task[None]") -> None:
-        """Have a pod removed that somebody was told is gone: nobody would ask for it again."""
-        _tell_failure(leaving, f"pod {sandbox.id} is not removed yet")
+        """Have a pod removed that somebody was told is gone. When that fails it is seen again until another try works."""
         while not await worked(leaving):
             await asyncio.sleep(_NEXT_TRY)
-            leaving = await self.leave(sandbox)
+            leaving = (await self._removal(sandbox, 0)).task
 
     def _directory(self, sandbox: cri_pb2.PodSandbox) -> str:
         metadata = sandbox.metadata

@@ -11,7 +11,7 @@ from nixlet import errors
 from nixlet.containerd import cri, tasks
 from nixlet.containers import arguments, attaching, processes
 from nixlet.host import waits
-from nixlet.pods import lookup
+from nixlet.pods import listing, lookup, removal
 from nixlet.rpc.gen import cri_pb2
 from nixlet.services import clientstreams, sessions
 from nixlet.varlink import server
@@ -47,6 +47,7 @@ class ExecutingService:
     def __init__(
         self,
         runtime: cri.RuntimeClient,
+        removals: removal.Removals,
         service: tasks.Tasks,
         adds: processes.Processes,
         attacher: attaching.Attacher,
@@ -56,12 +57,14 @@ class ExecutingService:
 
         Args:
             runtime: The CRI.
+            removals: What is being removed there.
             service: containerd's tasks.
             adds: Adds processes to containers.
             attacher: Has the streams of containers.
             open_sessions: By which clients reach what they have in front of them.
         """
         self._runtime = runtime
+        self._removals = removals
         self._tasks = service
         self._processes = adds
         self._attacher = attacher
@@ -76,7 +79,7 @@ class ExecutingService:
 
     async def _running(self, wanted: str) -> str:
         """The ID of a running container."""
-        found = lookup.find(wanted, await self._runtime.containers())
+        found = lookup.find(wanted, await listing.containers(self._runtime, self._removals))
         if found.state != cri_pb2.CONTAINER_RUNNING:
             raise errors.FailedPreconditionError(f"container {wanted} is not running")
         return found.id

@@ -13,7 +13,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings
-from nixlet.pods import lookup
+from nixlet.pods import listing, lookup, removal
 from nixlet.varlink import server
 
 
@@ -30,11 +30,13 @@ class LogService:
     Args:
         runtime: The CRI.
         containerd: The containerd behind it.
+        removals: What is being removed there.
     """
 
-    def __init__(self, runtime: cri.RuntimeClient, containerd: client.Containerd) -> None:
+    def __init__(self, runtime: cri.RuntimeClient, containerd: client.Containerd, removals: removal.Removals) -> None:
         self._runtime = runtime
         self._containerd = containerd
+        self._removals = removals
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
@@ -42,7 +44,7 @@ class LogService:
 
     async def _open(self, call: server.Call[Wanted]) -> None:
         wanted = call.parameters.container
-        found = lookup.find(wanted, await self._runtime.containers())
+        found = lookup.find(wanted, await listing.containers(self._runtime, self._removals))
         path = (await self._runtime.container_status(found.id)).log_path
         directory, name = os.path.split(path)
         if not path:

@@ -57,7 +57,7 @@ class Connection:
             ) from error
         except OSError as error:
             self._socket.close()
-            raise errors.UnavailableError(f"{peer} can't be reached: {error.strerror}") from error
+            raise errors.UnavailableError(f"{peer} can't be reached: {error.strerror or error}") from error
 
     def __enter__(self) -> "Self":
         return self
