@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -25,8 +26,9 @@ class Registry:
         address: Its host and port.
     """
 
-    def __init__(self, address: str, log: Path) -> None:
+    def __init__(self, address: str, log: Path, process: "subprocess.Popen[bytes]") -> None:
         self.address = address
+        self._process = process
         self._log = log
         self._seen = 0
 
@@ -35,6 +37,21 @@ class Registry:
         found = _REQUEST.findall(self._log.read_text(errors="replace"))
         new, self._seen = found[self._seen :], len(found)
         return new
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let it answer nobody for the time of the context: who asks waits."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def is_being_asked(self) -> bool:
+        """Whether somebody has a connection to it, by IPv4 (proc_pid_net(5))."""
+        port, established = int(self.address.rpartition(":")[2]), "01"
+        rows = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return any(remote.endswith(f":{port:04X}") and state == established for _, remote, state in rows)
 
     def push(self, archive: Path, name: str, *options: str) -> None:
         """Put an OCI archive's image there."""
@@ -96,7 +113,7 @@ def running(
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
             assert process.poll() is None, log.read_text()
-            yield Registry(f"{host}:{port}", log)
+            yield Registry(f"{host}:{port}", log, process)
         finally:
             process.terminate()
 

@@ -166,8 +166,8 @@ def test_no_address_is_needed(own_node: nodes.Node, image: str) -> None:
     assert own_node.ok("run", "--rm", *NONE, image, "--", "/bin/ls", "/sys/class/net") == "lo\n"
 
 
-@pytest.mark.parametrize("version", parts.CONTAINERDS[:1])
-def test_a_runtime_that_need_not_go_by_the_record_gets_no_such_container(
+@pytest.mark.parametrize("version", parts.CONTAINERD_PARAMETERS)
+async def test_a_runtime_that_need_not_go_by_the_record_gets_no_such_container(
     own_node: nodes.Node, version: str, tmp_path: Path, image: str
 ) -> None:
     # A real shim, under a name by which nobody can know it to be runc's.
@@ -184,11 +184,41 @@ def test_a_runtime_that_need_not_go_by_the_record_gets_no_such_container(
     script = ("--", "/bin/sh", "-c", "echo ran > /data/ran")
     own_node.ok(*run, image, *script)
     (tmp_path / "ran").unlink()
+    sandboxes = own_node.containerd_log.read_text().count("RunPodSandbox for")
+    assert sandboxes
     refused = own_node.run(*run, *NONE, image, *script)
     assert refused.returncode == 125
     assert b"needs a runtime that works like runc, which io.containerd.odd.v1 need not" in refused.stderr
     assert not (tmp_path / "ran").exists()
     nodes.until(lambda: own_node.crictl("pods", "-q") == "", "nothing of it is left")
+    assert own_node.containerd_log.read_text().count("RunPodSandbox for") == sandboxes
+    # Also when only its record tells.
+    container = own_node.ok("run", "-d", "--runtime", "odd", image, "--", "/bin/sleep", "1000").strip()
+    socket_path = str(own_node.containerd_socket)
+    async with channels.connect(socket_path) as channel:
+        with pytest.raises(errors.UnsupportedError, match=r"which io\.containerd\.odd\.v1 need not"):
+            await nonetwork.separate(client.Containerd(channel, socket_path), container, "web")
+
+
+def test_an_annotation_alone_takes_no_network_away(node: nodes.Node, tmp_path: Path, image: str) -> None:
+    """A pod of another client's, on the host's network, whatever it says of itself."""
+    sandbox = {
+        "metadata": {"name": "theirs", "namespace": "default", "uid": "theirs"},
+        "annotations": {"nixlet.io/no-network": "true"},
+        "labels": {"nixlet.io/made-by": "nixlet"},
+        "linux": {"security_context": {"namespace_options": {"network": 2}}},
+    }
+    container = {"metadata": {"name": "theirs"}, "image": {"image": image}, "command": ["/bin/true"], "linux": {}}
+    for name, config in (("sandbox", sandbox), ("container", container)):
+        (tmp_path / name).write_text(json.dumps(config))
+    node.crictl("pull", image)
+    pod = node.crictl("runp", str(tmp_path / "sandbox"))
+    try:
+        made = node.crictl("create", "--no-pull", pod, str(tmp_path / "container"), str(tmp_path / "sandbox"))
+        (said,) = json.loads(node.ok("inspect", made))
+        assert said["network"]["mode"] == "host"
+    finally:
+        node.crictl("rmp", "-f", pod)
 
 
 async def test_a_record_that_is_gone_is_told(any_node: nodes.Node) -> None:

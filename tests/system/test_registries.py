@@ -394,3 +394,56 @@ def test_a_pulled_layer_that_others_unpacked_without_its_closure_gets_it(
     node.crictl("pull", "localhost:5971/mended:1")
     assert node.ok("run", "--rm", "localhost:5971/mended:1") == "mended\n"
     node.crictl("rmi", "localhost:5971/mended:1")
+
+
+def test_a_pod_that_goes_while_its_successor_is_pulled_is_replaced(
+    node: nodes.Node,
+    said: Said,
+    served: dict[int, registries.Registry],
+    store_images: dict[int, storeimages.StoreImage],
+    tmp_path: Path,
+) -> None:
+    said.say({})
+    own = served[OWN]
+    node.ok("run", "-d", "--name", "web", store_images[50].reference, "--", "/bin/sleep", "1000")
+    manifest = tmp_path / "web.json"
+    manifest.write_bytes(nodes.manifest("web", f"{own.address}/own:1", command=["/bin/sleep", "1000"]))
+    try:
+        # Connections of other tests' pulls end by themselves.
+        nodes.until(lambda: not own.is_being_asked(), "nobody asks the registry")
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(contextlib.ExitStack())
+            held.enter_context(own.held())
+            playing = stack.enter_context(node.started("kube", "play", "--replace", str(manifest)))
+            nodes.until(own.is_being_asked, "the registry is asked")
+            node.ok("rm", "-f", "web")
+            assert playing.poll() is None
+            held.close()
+            assert playing.wait(60) == 0
+        (pod,) = json.loads(node.ok("ps", "-o", "json"))
+        assert pod["pod"] == "web"
+    finally:
+        node.ok("rm", "-f", "web")
+        node.crictl("rmi", f"{own.address}/own:1")
+
+
+def test_pods_that_replace_each_other_at_once_are_told_so(
+    node: nodes.Node,
+    said: Said,
+    served: dict[int, registries.Registry],
+    tmp_path: Path,
+) -> None:
+    said.say({})
+    own = served[OWN]
+    manifest = tmp_path / "web.json"
+    manifest.write_bytes(nodes.manifest("web", f"{own.address}/own:1", command=["/bin/sleep", "1000"]))
+    try:
+        nodes.until(lambda: not own.is_being_asked(), "nobody asks the registry")
+        with own.held(), node.started("kube", "play", "--replace", str(manifest)) as playing:
+            nodes.until(own.is_being_asked, "the registry is asked")
+            again = node.run("kube", "play", "--replace", str(manifest))
+            assert again.returncode == 125
+            assert again.stderr.startswith(b"error: there is a pod web already\nhint: somebody else played it")
+            playing.terminate()
+    finally:
+        node.run("rm", "-f", "web")

@@ -46,6 +46,18 @@ class RuntimeClient:
                     hint="see the CNI configuration and plugins of its containerd",
                 )
 
+    async def runtime_type(self, handler: str) -> str:
+        """containerd's name for the shim of a runtime, as in "io.containerd.runc.v2"; empty where the runtime doesn't say.
+
+        Args:
+            handler: Its name in the configuration; empty: the default one.
+        """
+        with channels.translated(self._peer):
+            answer = await self._stub.Status(cri_pb2.StatusRequest(verbose=True), timeout=10)
+        config = json.loads(answer.info.get("config", "{}")).get("containerd", {})
+        runtime = config.get("runtimes", {}).get(handler or config.get("defaultRuntimeName", ""), {})
+        return str(runtime.get("runtimeType", ""))
+
     async def run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str = "") -> str:
         """Make and start a pod's sandbox, by a runtime of that name or by the default one; its ID."""
         request = cri_pb2.RunPodSandboxRequest(config=config, runtime_handler=runtime)

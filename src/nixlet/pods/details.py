@@ -20,9 +20,9 @@ async def describe(runtime: cri.RuntimeClient, container: str) -> Mapping[str, A
     # What containerd has to add: its process, configuration and specification.
     info = json.loads(texts.get("info", "{}"))
     sandbox = await runtime.sandbox_status(info.get("sandboxID", ""))
-    alone = criconfig.NO_NETWORK in sandbox.annotations
     addresses = [sandbox.network.ip, *(each.ip for each in sandbox.network.additional_ips)]
     spec = info.get("runtimeSpec", {})
+    mode = _mode(sandbox, spec)
     process = spec.get("process", {})
     config = info.get("config", {})
     user = process.get("user", {})
@@ -56,8 +56,8 @@ async def describe(runtime: cri.RuntimeClient, container: str) -> Mapping[str, A
         },
         "read_only": bool(spec.get("root", {}).get("readonly")),
         "network": {
-            "mode": "none" if alone else _mode(sandbox),
-            "addresses": [] if alone else [address for address in addresses if address],
+            "mode": mode,
+            "addresses": [] if mode == "none" else [address for address in addresses if address],
             "ports": [str(port) for port in criconfig.ports_of(sandbox.annotations)],
         },
         "mounts": [
@@ -70,5 +70,10 @@ async def describe(runtime: cri.RuntimeClient, container: str) -> Mapping[str, A
     }
 
 
-def _mode(sandbox: cri_pb2.PodSandboxStatus) -> str:
-    return "host" if sandbox.linux.namespaces.options.network == cri_pb2.NODE else "bridge"
+def _mode(sandbox: cri_pb2.PodSandboxStatus, spec: Mapping[str, Any]) -> str:
+    if sandbox.linux.namespaces.options.network != cri_pb2.NODE:
+        return "bridge"
+    # Not by the pod's annotation, which anybody can make. A namespace without a path is made for the container alone.
+    namespaces = spec.get("linux", {}).get("namespaces", [])
+    alone = any(each["type"] == "network" and not each.get("path") for each in namespaces)
+    return "none" if alone else "host"

@@ -11,7 +11,7 @@ import msgspec
 from google.protobuf import any_pb2
 
 from nixlet import errors
-from nixlet.containerd import client, runtimes
+from nixlet.containerd import client, cri, runtimes
 from nixlet.host import userns
 
 #: What a pod's container gets of its own, and no other one of the pod sees.
@@ -20,6 +20,20 @@ _OWN = ("network", "uts")
 #: What containerd sets in the network namespaces of pods (``enable_unprivileged_ports``, ``enable_unprivileged_icmp``).
 _PORTS = ("net.ipv4.ip_unprivileged_port_start", "0")
 _PING = ("net.ipv4.ping_group_range", "0 2147483647")
+
+
+async def check_runtime(runtime: cri.RuntimeClient, handler: str) -> None:
+    """Refuse a runtime before anything is made, where CRI says what it is; ``separate`` goes by what was made.
+
+    Args:
+        runtime: The CRI.
+        handler: The name of the container's runtime; empty: the default one.
+
+    Raises:
+        UnsupportedError: It may go by its pod's network whatever its containers' records say.
+        NixletError: CRI doesn't answer.
+    """
+    _check(await runtime.runtime_type(handler) or runtimes.RUNC_V2)
 
 
 async def separate(containerd: client.Containerd, container: str, hostname: str) -> None:
@@ -37,14 +51,18 @@ async def separate(containerd: client.Containerd, container: str, hostname: str)
     record = await containerd.container(container)
     if record is None:
         raise errors.NotFoundError(f"container {container} is gone")
-    # Where a pod is a virtual machine, or a kernel of its own, that has one network for all of its containers.
-    if record.runtime.name != runtimes.RUNC_V2:
-        raise errors.UnsupportedError(
-            f"a container without a network needs a runtime that works like runc, which {record.runtime.name} need not",
-            hint="leave out --runtime or --network none",
-        )
+    _check(record.runtime.name)
     spec = any_pb2.Any(type_url=record.spec.type_url, value=separated(record.spec.value, hostname, _sysctls()))
     await containerd.replace_spec(container, spec)
+
+
+def _check(runtime: str) -> None:
+    # Where a pod is a virtual machine, or a kernel of its own, that has one network for all of its containers.
+    if runtime != runtimes.RUNC_V2:
+        raise errors.UnsupportedError(
+            f"a container without a network needs a runtime that works like runc, which {runtime} need not",
+            hint="leave out --runtime or --network none",
+        )
 
 
 def separated(spec: bytes, hostname: str, sysctls: dict[str, str]) -> bytes:
@@ -54,15 +72,21 @@ def separated(spec: bytes, hostname: str, sysctls: dict[str, str]) -> bytes:
         spec: It, in JSON.
         hostname: The host's name that the container sees.
         sysctls: Kernel settings of its network, where it has no others.
+
+    Raises:
+        UnsupportedError: It isn't such a specification.
     """
     raw = dict[str, msgspec.Raw]
-    whole = msgspec.json.decode(spec, type=raw)
-    linux = msgspec.json.decode(whole.get("linux", b"{}"), type=raw)
-    given: list[dict[str, Any]] = msgspec.json.decode(linux.get("namespaces", b"[]"))
-    others = [each for each in given if each["type"] not in _OWN]
-    settings: dict[str, str] = {**sysctls, **msgspec.json.decode(linux.get("sysctl", b"{}"))}
-    changed = {**linux, "namespaces": [*others, *({"type": kind} for kind in _OWN)], "sysctl": settings}
-    return msgspec.json.encode({**whole, "hostname": hostname, "linux": changed})
+    try:
+        whole = msgspec.json.decode(spec, type=raw)
+        linux = msgspec.json.decode(whole.get("linux", b"{}"), type=raw)
+        given = msgspec.json.decode(linux.get("namespaces", b"[]"), type=list[dict[str, Any]])
+        others = [each for each in given if each["type"] not in _OWN]
+        settings = {**sysctls, **msgspec.json.decode(linux.get("sysctl", b"{}"), type=dict[str, str])}
+        changed = {**linux, "namespaces": [*others, *({"type": kind} for kind in _OWN)], "sysctl": settings}
+        return msgspec.json.encode({**whole, "hostname": hostname, "linux": changed})
+    except (KeyError, ValueError) as error:
+        raise errors.UnsupportedError(f"the container's specification is not as OCI has it: {error}") from error
 
 
 def _sysctls() -> dict[str, str]:

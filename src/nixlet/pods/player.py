@@ -149,8 +149,8 @@ class Player:
         self._claim(pod, name)
         try:
             # None of these waits for another.
-            _, _, containerd = await asyncio.gather(
-                self._check_name(pod), self._check_ports(pod), self._containerd.identity()
+            _, _, _, containerd = await asyncio.gather(
+                self._check_name(pod), self._check_ports(pod), self._check_runtime(pod), self._containerd.identity()
             )
             # Before anything is made: a pod without its images would only have to be taken down again.
             images = await unless(given_up, _images(pod, obtain), pod)
@@ -271,6 +271,10 @@ class Player:
                 going = await self._removals.settle_ended(sandbox)
             if not await removal.worked(going):
                 raise _there_is(pod)
+
+    async def _check_runtime(self, pod: model.Pod) -> None:
+        if pod.no_network:
+            await nonetwork.check_runtime(self._runtime, pod.runtime)
 
     async def _check_ports(self, pod: model.Pod) -> None:
         """Refuse ports of the host that are somebody's: their traffic would go to whoever came first, without a word."""

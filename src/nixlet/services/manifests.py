@@ -123,13 +123,14 @@ class _Play:
 
     async def replace(self) -> None:
         """Remove the pods of its name, as soon as its own images are there."""
-        if not (others := await self._pods.named(self._pod.name, self._pod.namespace)):
+        if not await self._pods.named(self._pod.name, self._pod.namespace):
             return
         async with pullprogress.told(self._call) as tell:
             for container in (*self._pod.init_containers, *self._pod.containers):
                 await player.unless(self._withdrawn, self._obtain(container, tell), self._pod)
-        for other in others:
-            await self._pods.remove(other.id, -1)
+        # Those that are there now: that took its time.
+        for other in await self._pods.named(self._pod.name, self._pod.namespace):
+            await self._remove(other.id)
 
     async def _obtain(self, container: model.Container, tell: obtaining.Teller) -> cri_pb2.Image:
         if (image := self._images.get((container.image, container.pull_policy))) is None:
@@ -146,7 +147,13 @@ class _Play:
             async def obtain(container: model.Container) -> cri_pb2.Image:
                 return await self._obtain(container, tell)
 
-            played = await asyncio.shield(self._pods.play(self._pod, obtain, self._withdrawn, listeners=listeners))
+            try:
+                played = await asyncio.shield(self._pods.play(self._pod, obtain, self._withdrawn, listeners=listeners))
+            except errors.AlreadyExistsError as error:
+                if not self._call.parameters.replace:
+                    raise
+                hint = "somebody else played it at the same time: see nixlet ps, and play it again if that isn't what you want"
+                raise errors.AlreadyExistsError(error.message, hint=hint) from error
         if self._withdrawn.is_set() and not self._call.gone.is_set():
             # Too late for the player, and before anybody knew of it.
             await self._remove(played.running.sandbox)

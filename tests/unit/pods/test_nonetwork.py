@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixlet import errors
 from nixlet.pods import nonetwork
 
 SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0"}
@@ -42,6 +43,25 @@ def test_what_has_no_such_namespace_gets_one(spec: dict[str, Any]) -> None:
 def test_a_setting_of_its_own_stays() -> None:
     spec = json.dumps({"linux": {"sysctl": dict.fromkeys(SYSCTLS, "80")}}).encode()
     assert json.loads(nonetwork.separated(spec, "web", SYSCTLS))["linux"]["sysctl"] == dict.fromkeys(SYSCTLS, "80")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        b"",
+        b"[]",
+        b'{"linux":null}',
+        b'{"linux":{"namespaces":null}}',
+        b'{"linux":{"namespaces":[1]}}',
+        b'{"linux":{"namespaces":[{}]}}',
+        b'{"linux":{"namespaces":[{"type":"\\ud800"}]}}',
+        b'{"linux":{"sysctl":null}}',
+        b'{"linux":{"sysctl":{"net.a":1}}}',
+    ],
+)
+def test_what_is_no_specification_is_refused(spec: bytes) -> None:
+    with pytest.raises(errors.UnsupportedError, match="the container's specification is not as OCI has it"):
+        nonetwork.separated(spec, "web", SYSCTLS)
 
 
 PARTS = st.dictionaries(
