@@ -396,6 +396,12 @@ def test_a_pulled_layer_that_others_unpacked_without_its_closure_gets_it(
     node.crictl("rmi", "localhost:5971/mended:1")
 
 
+def replacement(registry: registries.Registry) -> bytes:
+    """A manifest whose image is asked for each time."""
+    always = {"imagePullPolicy": "Always"}
+    return nodes.manifest("web", f"{registry.address}/own:1", command=["/bin/sleep", "1000"], container=always)
+
+
 def test_a_pod_that_goes_while_its_successor_is_pulled_is_replaced(
     node: nodes.Node,
     said: Said,
@@ -407,7 +413,7 @@ def test_a_pod_that_goes_while_its_successor_is_pulled_is_replaced(
     own = served[OWN]
     node.ok("run", "-d", "--name", "web", store_images[50].reference, "--", "/bin/sleep", "1000")
     manifest = tmp_path / "web.json"
-    manifest.write_bytes(nodes.manifest("web", f"{own.address}/own:1", command=["/bin/sleep", "1000"]))
+    manifest.write_bytes(replacement(own))
     try:
         # Connections of other tests' pulls end by themselves.
         nodes.until(lambda: not own.is_being_asked(), "nobody asks the registry")
@@ -436,7 +442,7 @@ def test_pods_that_replace_each_other_at_once_are_told_so(
     said.say({})
     own = served[OWN]
     manifest = tmp_path / "web.json"
-    manifest.write_bytes(nodes.manifest("web", f"{own.address}/own:1", command=["/bin/sleep", "1000"]))
+    manifest.write_bytes(replacement(own))
     try:
         nodes.until(lambda: not own.is_being_asked(), "nobody asks the registry")
         with own.held(), node.started("kube", "play", "--replace", str(manifest)) as playing:
