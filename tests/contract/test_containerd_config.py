@@ -16,8 +16,8 @@ import pytest
 from nixlet import errors
 from nixlet.containerd import cni, config, cri, imagestore, k3s, runtimes
 from nixlet.host import process
-from nixlet.node import config as node_config
-from nixlet.node import containerd_child
+from nixlet.node.children import containerd_child
+from nixlet.node.settings import config as node_config
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,

@@ -8,8 +8,8 @@ import pytest
 
 from nixlet.containerd import config, misplaced, tomlread
 from nixlet.host import process
-from nixlet.node import config as node_config
-from nixlet.node import rendering
+from nixlet.node.children import rendering
+from nixlet.node.settings import config as node_config
 from support import parts
 
 #: CRI's table for containers, by version.

@@ -16,7 +16,7 @@ import pytest
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.images import archive, loader, model, opening, platforms
-from nixlet.node import preload
+from nixlet.node.images import preload
 from nixlet.rpc import channel as channels
 from nixlet.rpc.gen import (
     containerd_content_grpc,

@@ -7,7 +7,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import network
-from nixlet.node import claims
+from nixlet.node.ownership import claims
 
 BRIDGE = "nixtest98"
 

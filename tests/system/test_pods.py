@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.host import mounts
-from nixlet.node import pause
+from nixlet.node.images import pause
 from support import nodes, storeimages
 
 #: Warnings of containerd that it prints with any configuration on a machine like this.

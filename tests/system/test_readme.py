@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.node import registries_file
+from nixlet.node.settings import registries_file
 from support import alone, nodes, parts, readme, storeimages, systemd
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts, unixsocket
-from nixlet.node import standalone
+from nixlet.node.lifecycle import standalone
 from support import alone, parts, storeimages
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from nixlet.cli import grammar, options, settings
 
 if TYPE_CHECKING:
-    from nixlet.node import configfile, rendering
+    from nixlet.node.children import rendering
+    from nixlet.node.settings import configfile
 
 #: Where k3s keeps things (docs.k3s.io, "Architecture").
 _K3S_DATA_DIR = "/var/lib/rancher/k3s"
@@ -78,8 +79,10 @@ async def _render(
     from nixlet import errors
     from nixlet.containerd import config as containerd_config
     from nixlet.host import process
-    from nixlet.node import config as node_config
-    from nixlet.node import preflight, registries_file, rendering
+    from nixlet.node.children import rendering
+    from nixlet.node.requirements import preflight
+    from nixlet.node.settings import config as node_config
+    from nixlet.node.settings import registries_file
 
     said = configuration.settings
     layout = node_config.Layout(said.data_dir, said.state_dir)
@@ -102,8 +105,9 @@ async def _render(
 def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> "rendering.Rendered":
     import os
 
-    from nixlet.node import config as node_config
-    from nixlet.node import registries_file, rendering
+    from nixlet.node.children import rendering
+    from nixlet.node.settings import config as node_config
+    from nixlet.node.settings import registries_file
 
     def unsaid(name: str) -> bool:
         return configuration.origins[name].source == "default"

@@ -9,7 +9,7 @@ from nixlet.cli import colours, grammar, options, settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nixlet.node import checks
+    from nixlet.node.doctor import checks
 
 _COLOURS = {
     "ok": colours.GREEN,
@@ -31,7 +31,7 @@ async def doctor(*, output: str, as_json: bool, **given: Any) -> int:  # noqa: A
     Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.
     The exit status is 0 when a node can run, 1 when something is missing, 3 when that could not be told.
     """
-    from nixlet.node import checks
+    from nixlet.node.doctor import checks
 
     findings = await checks.examine(settings.load(given).settings)
     if as_json or output == "json":

@@ -9,7 +9,7 @@ from nixlet.cli import link, progress
 from nixlet.containerd import imagestore, namespaces
 from nixlet.images import archive as archives
 from nixlet.images import importing, loader
-from nixlet.node import config
+from nixlet.node.settings import config
 from nixlet.rpc import channel as channels
 from nixlet.store import policy, realiser
 from nixlet.store.daemon import client as nix

@@ -4,7 +4,7 @@ import os
 
 from nixlet.cli import grammar
 from nixlet.encoding import utf8
-from nixlet.node import names
+from nixlet.node.settings import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def configured(name: str) -> str:
     found = _files(path)
     # Not everybody who asks a node may read its configuration.
     if (named and not found) or (all(os.access(each, os.R_OK) for each in found) and any(map(_may_say, found))):
-        from nixlet.node import configfile
+        from nixlet.node.settings import configfile
 
         value: str = getattr(configfile.load({}, os.environ).settings, name)
         return value

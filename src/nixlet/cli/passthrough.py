@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
     """Run the real ctr against the node's containerd, in Kubernetes' namespace unless another is asked for."""
     from nixlet.containerd import namespaces
-    from nixlet.node import config
+    from nixlet.node.settings import config
 
     layout = config.Layout("", os.path.abspath(state_dir))
     namespace = os.environ.get("CONTAINERD_NAMESPACE") or namespaces.CRI
@@ -38,7 +38,7 @@ def ctr(arguments: tuple[str, ...], state_dir: str) -> None:
 )
 def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
     """Run the real crictl against the node's two services."""
-    from nixlet.node import config
+    from nixlet.node.settings import config
 
     layout = config.Layout(os.path.abspath(data_dir), os.path.abspath(state_dir))
     if os.path.exists(layout.crictl_config):
@@ -59,7 +59,7 @@ def _beside_containerd(socket: str, name: str) -> str | None:
     """
     from nixlet import errors
     from nixlet.host import process, unixsocket
-    from nixlet.node import trusted
+    from nixlet.node.settings import trusted
 
     try:
         containerd = os.readlink(f"/proc/{unixsocket.peer_of(socket)}/exe")

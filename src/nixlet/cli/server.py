@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from nixlet.cli import grammar, options, settings
 
 if TYPE_CHECKING:
-    from nixlet.node import configfile
+    from nixlet.node.settings import configfile
 
 #: The options of a verb that runs a node.
 OPTIONS = (
@@ -41,7 +41,7 @@ def run(given: dict[str, Any]) -> None:
 
     import uvloop
 
-    from nixlet.node import server as node
+    from nixlet.node.lifecycle import server as node
     from nixlet.telemetry import logs
 
     logs.configure(debug=configuration.settings.debug, path=configuration.settings.log)
@@ -51,7 +51,7 @@ def run(given: dict[str, Any]) -> None:
 
 def _show(configuration: "configfile.Configuration", output: str) -> None:
     from nixlet.cli import table
-    from nixlet.node import names
+    from nixlet.node.settings import names
 
     said = [
         (names.key(name), getattr(configuration.settings, name), origin)

@@ -4,10 +4,10 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nixlet.cli import grammar
-from nixlet.node import config, names
+from nixlet.node.settings import config, names
 
 if TYPE_CHECKING:
-    from nixlet.node import configfile
+    from nixlet.node.settings import configfile
 
 _DEFAULTS = config.Settings()
 
@@ -126,6 +126,6 @@ def load(given: dict[str, Any]) -> "configfile.Configuration":
     Raises:
         NixletError: As ``configfile.load`` does.
     """
-    from nixlet.node import configfile
+    from nixlet.node.settings import configfile
 
     return configfile.load(given, os.environ, file=given["config"])

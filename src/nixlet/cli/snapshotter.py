@@ -33,7 +33,7 @@ def snapshotter(config: str | None, log_level: str, **overrides: str | None) -> 
 
     import uvloop
 
-    from nixlet.node import standalone
+    from nixlet.node.lifecycle import standalone
     from nixlet.telemetry import logs
 
     settings = standalone.read_settings(config, overrides)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from nixlet.cli import grammar, settings
 
 if TYPE_CHECKING:
-    from nixlet.node import uninstall as uninstalling
+    from nixlet.node.lifecycle import uninstall as uninstalling
 
 
 @grammar.verb(
@@ -26,7 +26,7 @@ def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:
     import asyncio
     import os
 
-    from nixlet.node import uninstall as uninstalling
+    from nixlet.node.lifecycle import uninstall as uninstalling
     from nixlet.telemetry import logs
 
     configuration = settings.load(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.node import config
+from nixlet.node.settings import config
 
 STRANGER = 12345
 

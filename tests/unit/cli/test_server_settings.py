@@ -9,7 +9,7 @@ import pytest
 
 from nixlet.cli import app
 from nixlet.cli import server as verb
-from nixlet.node import config, names
+from nixlet.node.settings import config, names
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,9 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import crictl, tomlread
 from nixlet.host import cgroups, logfiles
 from nixlet.kube import manifest
-from nixlet.node import config, configfile, containerd_child, names, rendering, snapshotters
+from nixlet.node.children import containerd_child, rendering
+from nixlet.node.requirements import snapshotters
+from nixlet.node.settings import config, configfile, names
 from nixlet.store.daemon import client as nix
 
 RUNTIME = "io.containerd.cri.v1.runtime"

@@ -1,0 +1,1 @@
+"""What ``nixlet doctor`` looks at."""

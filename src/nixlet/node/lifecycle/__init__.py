@@ -1,0 +1,1 @@
+"""How a node, or a snapshotter alone, starts, runs, ends and is taken away."""

@@ -1,0 +1,228 @@
+"""The node: what it is made of, and the order in which it starts and stops.
+
+containerd starts first, as soon as its configuration is written and the node's socket listens; what serves there is imported and put
+together beside it (``assembly``). containerd's first calls wait at the socket: a containerd that starts without its snapshotter takes
+every image for "not unpacked" and does not look again. On the way down containerd goes first. Pods go on without either; their
+shims hold them.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from nixlet import errors
+from nixlet.containerd import cni
+from nixlet.containerd import config as containerd_config
+from nixlet.host import files, limits, mounts, network, sdnotify, signals, supervisor
+from nixlet.node.children import containerd_child, registries
+from nixlet.node.ownership import claims, marker
+from nixlet.node.requirements import preflight, snapshotters
+from nixlet.node.serving import listeners
+from nixlet.node.settings import config as node_config
+from nixlet.rpc import server as rpc_server
+from nixlet.store import roots
+from nixlet.store.daemon import client as nix
+
+if TYPE_CHECKING:
+    from nixlet.node.lifecycle import assembly
+    from nixlet.node.serving import faces as faces_module
+
+#: Where CRI keeps containers' streams below containerd's state directory.
+_STREAMS = "io.containerd.grpc.v1.cri/containers"
+
+_log = logging.getLogger("nixlet.node")
+
+
+async def run(settings: node_config.Settings) -> None:
+    """Run a node until SIGTERM or SIGINT, which take it down in order and leave pods and snapshots alone.
+
+    A second signal makes it quick: containerd gets no more time to end.
+
+    Args:
+        settings: As ``rules.checked`` returns them.
+
+    Raises:
+        NixletError: It can't start, or containerd died for good.
+    """
+    limits.raise_open_files()
+    stop = signals.watched()
+    living = asyncio.create_task(_live(settings, stop), name="node")
+    stopping = asyncio.create_task(stop.requested.wait(), name="signal")
+    await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not living.done():
+        _log.info("stopping; pods go on")
+        living.cancel()
+    try:
+        await living
+    except asyncio.CancelledError:
+        if not stop.requested.is_set():
+            raise
+    except errors.NixletError as error:
+        # Who reads the log alone must find there why it ends.
+        if settings.log:
+            _log.error("the node ends: %s", error, extra={"hint": error.hint})
+        raise
+
+
+async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> None:
+    notifier = sdnotify.Notifier(os.environ)
+
+    def tell(event: supervisor.Event) -> None:
+        notifier.tell(f"STATUS=containerd: {event}")
+
+    async with running(settings, hastened=stop.hastened, tell=tell) as containerd, notifier.ready():
+        _log.info("the node is ready")
+        raise await containerd.gave_up()
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: node_config.Settings,
+    *,
+    hastened: asyncio.Event | None = None,
+    tell: Callable[[supervisor.Event], None] = lambda _: None,
+) -> AsyncIterator["faces_module.Containerd"]:
+    """A node that is ready for pods, for the time of the context; gives its containerd.
+
+    Args:
+        settings: What it is told.
+        hastened: Makes its end quick when it is set.
+        tell: Learns of what happens to containerd.
+    """
+    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    preflight.check_root()
+    marker.check(layout)
+    store = _store(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        # Nix is another program, which takes its time.
+        checking = asyncio.create_task(snapshotters.check_supported(settings, layout, store), name="snapshotter")
+        stack.push_async_callback(_given_up, checking)
+        try:
+            programs = await containerd_child.find_programs(settings, layout)
+        except errors.NixletError:
+            await checking
+            raise
+        # What needs no answer of Nix's is known before anything is made.
+        await asyncio.wait({checking}, timeout=0 if store is not None else None)
+        if checking.done():
+            checking.result()
+        _claim(stack, settings, layout, _gc_roots(store, layout))
+        _make_directories(layout)
+        # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
+        stack.enter_context(mounts.powerless(layout.pods))
+        listening = listeners.listen(stack, layout.node_socket)
+        accepting = await stack.enter_async_context(rpc_server.accepting(listening))
+        answered: asyncio.Future[Callable[[], Awaitable[None]]] = asyncio.get_running_loop().create_future()
+        stack.callback(answered.cancel)
+
+        async def ready() -> None:
+            await (await asyncio.shield(answered))()
+
+        own = await stack.enter_async_context(contextlib.AsyncExitStack())
+        start = functools.partial(_start, own, settings, layout, programs, ready, hastened, tell)
+        # A containerd without its database knows no pod, which is no reason to take theirs away.
+        knew_pods = os.path.exists(layout.containerd_database)
+        # Streams of an earlier node's containers are taken up before containerd starts, which forgets those that have ended.
+        begun = None if _has_streams(layout) else await start()
+        made = (await asyncio.to_thread(_assembly))(settings, layout, programs, store)
+        await checking
+        await made.serve(stack, accepting)
+        answered.set_result(made.answered)
+        begun = begun or await start()
+        # What serves it goes after it.
+        stack.push_async_exit(own.pop_all())
+        containerd = await stack.enter_async_context(
+            made.with_others() if begun is None else made.with_own(*begun, knew_pods=knew_pods)
+        )
+        await made.attend(stack, containerd, hastened)
+        yield containerd
+
+
+def _assembly() -> "type[assembly.Assembly]":
+    """What serves a node; importing it takes as long as containerd's start."""
+    from nixlet.node.lifecycle import assembly  # noqa: PLC0415 (see above)
+
+    return assembly.Assembly
+
+
+def _has_streams(layout: node_config.Layout) -> bool:
+    """Whether an earlier node's containers are there, running or not."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(os.listdir(os.path.join(layout.containerd_state, _STREAMS)))
+    return False
+
+
+async def _start(
+    stack: contextlib.AsyncExitStack,
+    settings: node_config.Settings,
+    layout: node_config.Layout,
+    programs: containerd_child.Programs | None,
+    ready: Callable[[], Awaitable[None]],
+    hastened: asyncio.Event | None,
+    tell: Callable[[supervisor.Event], None],
+) -> tuple[supervisor.KeptChild, registries.Kept] | None:
+    """Start the node's own containerd, and have it reach registries as the node's file says; None: it has none."""
+    if programs is None:
+        return None
+    containerd_child.remember(programs, layout)
+    reached = await stack.enter_async_context(registries.kept(settings, layout))
+    keeping = containerd_child.kept_running(
+        settings, layout, programs, said=reached.said, ready=ready, hastened=hastened, tell=tell
+    )
+    return await stack.enter_async_context(keeping), reached
+
+
+async def _given_up(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _claim(
+    stack: contextlib.AsyncExitStack, settings: node_config.Settings, layout: node_config.Layout, gc_roots: str
+) -> None:
+    """Have the node's directories and network for ourselves, until ``stack`` is left."""
+    for directory in (layout.data_dir, layout.state_dir):
+        files.make_directory(directory, mode=0o711)
+    stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+    stack.enter_context(files.exclusive_lock(layout.state_lock, what=f"the state directory {layout.state_dir}"))
+    # Once more: another node may have had them until now.
+    marker.check(layout)
+    bridge, own = settings.bridge, not settings.container_runtime_endpoint
+    if own:
+        stack.enter_context(claims.pod_network(bridge, settings.pod_cidr))
+    # Before there is anything else that would have to be taken away.
+    known = marker.write(settings, layout, gc_roots, bridge_is_there=network.bridge_exists(bridge))
+    if own:
+        claims.clear_gateway(bridge, settings.pod_cidr, ours=bridge in known.bridges)
+        if bridge in known.bridges:
+            stack.callback(network.remove_bridge, bridge)
+
+
+def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
+    """The store behind our snapshotter; a node without it needs none."""
+    if settings.snapshotter != containerd_config.NIX:
+        return None
+    return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
+
+
+def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
+    return "" if store is None else roots.directory(store.settings.gcroots, roots.owner_of(layout.snapshotter_root))
+
+
+def _make_directories(layout: node_config.Layout) -> None:
+    for directory in (layout.containerd_state, layout.runc_root, layout.cni_data_dir):
+        files.make_directory(directory, mode=0o711)
+    for directory in (layout.agent, layout.opt, layout.images):
+        files.make_directory(directory, mode=0o711)
+    for directory in (layout.containerd_root, layout.pods):
+        # Volumes lie in these, of images in the first and of pods in the second: no other user may reach what a container put
+        # there. Earlier nodes made them 0711.
+        files.make_directory(directory, mode=0o700)
+        os.chmod(directory, 0o700)
+    for file in (layout.containerd_config, os.path.join(layout.cni_conf_dir, cni.FILE_NAME)):
+        files.make_directory(os.path.dirname(file))

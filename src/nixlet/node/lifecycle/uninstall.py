@@ -1,0 +1,398 @@
+"""Taking a node away: its pods, mounts, network, state, data and GC roots; never the store, nor what others put there.
+
+What the node wrote down about itself (``node/ownership/marker.py``) says what there is to take away. First in order, as a node that runs would do it
+(so that containerd, runc and the CNI plugins give back what they took), then what is left by hand. No tree is deleted while the
+mount table of any process shows something beneath it or bound from it.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nixlet import errors
+from nixlet.containerd import cni, cri
+from nixlet.containers import endings
+from nixlet.host import files, iptables, logfiles, mounts, network, process
+from nixlet.node.children import registries
+from nixlet.node.images import preload
+from nixlet.node.lifecycle import server
+from nixlet.node.ownership import marker, podtraces
+from nixlet.node.requirements import preflight
+from nixlet.node.settings import config as node_config
+from nixlet.node.settings import names
+from nixlet.rpc import channel as channels
+from nixlet.store.daemon import client as nix
+
+#: Seconds for processes to be gone after SIGKILL, and for mounts that a dying process still holds.
+_PATIENCE = 10.0
+
+#: The settings by which a node is known; what it was started with holds.
+_KNOWN_BY = ("state_dir", "bridge")
+
+_log = logging.getLogger("nixlet.uninstall")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What would go, and what stays.
+
+    Attributes:
+        settings: The node's; None where it is a snapshotter alone.
+        layouts: Its directories: one for each state directory that it had.
+        trees: Directories and files that are deleted.
+        emptied: Directories that are removed when nothing else is in them.
+        bridges: The pods' bridges.
+        kept: What stays, in words.
+    """
+
+    settings: node_config.Settings | None
+    layouts: tuple[node_config.Layout, ...]
+    trees: tuple[str, ...]
+    emptied: tuple[str, ...]
+    bridges: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def plan(data_dir: str, said: dict[str, Any]) -> Plan:
+    """What taking away the node of a data directory means.
+
+    Args:
+        data_dir: Its data directory.
+        said: Settings that the person gave for this, by name.
+
+    Raises:
+        NotFoundError: There is none.
+        FailedPreconditionError: It is another one than was said, or the store lies in what would be deleted.
+    """
+    known = _known(data_dir, "node", "--data-dir and --state-dir", os.path.join(data_dir, "nixlet.lock"))
+    last = known.last_settings()
+    for name in _KNOWN_BY:
+        if name in said and said[name] != getattr(last, name):
+            raise errors.FailedPreconditionError(
+                f"the node at {data_dir} was started with {names.flag(name)} {getattr(last, name)}, not {said[name]}",
+                hint="leave that flag out: the node knows what it made, and nothing else is taken away",
+            )
+    settings = dataclasses.replace(last, **said)
+    layouts, kept = [], []
+    for state_dir in known.state_dirs:
+        if marker.is_of(state_dir, data_dir):
+            layouts.append(node_config.Layout(data_dir, state_dir))
+        elif os.path.isdir(state_dir) and os.listdir(state_dir):
+            kept.append(f"{state_dir}, which is another program's by now")
+    layout = node_config.Layout(data_dir, last.state_dir)
+    # The log may have been sent to a terminal or to /dev/null.
+    logs = [log + ending for log in known.logs for ending in ("", *(f".{n}" for n in range(1, logfiles.BACKUPS + 1)))]
+    trees = [
+        *(path for each in layouts for path in (each.containerd_state, each.runc_root, each.cni_data_dir)),
+        *(
+            path
+            for each in layouts
+            for path in (
+                *(each.control_socket, each.health_socket, each.containerd_answers),
+                *(marker.path(each.state_dir), each.state_lock),
+            )
+        ),
+        *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
+        os.path.join(layout.cni_conf_dir, cni.FILE_NAME),
+        *registries.made_in(layout.certs_dir),
+        preload.cache_file(layout.images),
+        *known.gc_roots,
+        *filter(_is_plain_file, logs),
+        marker.path(data_dir),
+        layout.lock,
+    ]
+    present = tuple(tree for tree in trees if os.path.lexists(tree))
+    _check_store(present)
+    kept += (f"{path}, which is not the node's" for path in _others(layout, present))
+    if last.container_runtime_endpoint:
+        kept.append(f"the pods and images of the containerd at {last.container_runtime_endpoint}")
+    # Parents behind what is in them.
+    inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
+    emptied = (*inside, *(each.state_dir for each in layouts), data_dir, *map(os.path.dirname, known.gc_roots))
+    return Plan(settings, tuple(layouts), present, emptied, known.bridges, (*kept, *_KEPT))
+
+
+#: What is there in any case afterwards.
+_KEPT = (
+    "the store paths (nix-collect-garbage deletes what nothing else needs)",
+    f"the configuration in {os.path.dirname(node_config.DEFAULT_PRIVATE_REGISTRY)}",
+    "the programs: nixlet, containerd, runc, the CNI plugins, Nix",
+)
+
+
+#: What a snapshotter makes in its root.
+_SNAPSHOTTERS = re.compile(r"lock|nixlet\.json|nixlet\.db.*|probe\.json|\.probe-.*|snapshots|spare|views")
+
+
+def plan_snapshotter(root: str) -> Plan:
+    """What taking away a snapshotter means that stands alone.
+
+    Raises:
+        NotFoundError: There is none.
+        FailedPreconditionError: The store lies in what would be deleted.
+    """
+    known = _known(root, "snapshotter", "--snapshotter-root", os.path.join(root, "lock"))
+    made = [os.path.join(root, name) for name in sorted(os.listdir(root)) if _SNAPSHOTTERS.fullmatch(name)]
+    present = tuple(path for path in (*made, *known.gc_roots, *known.sockets) if os.path.lexists(path))
+    _check_store(present)
+    records = "what its containerd knows of images and containers (ctr images rm, ctr containers rm)"
+    others = (os.path.join(root, name) for name in sorted(os.listdir(root)) if not _SNAPSHOTTERS.fullmatch(name))
+    kept = (*(f"{path}, which is not the snapshotter's" for path in others), records, *_KEPT)
+    return Plan(None, (), present, (root, *map(os.path.dirname, known.gc_roots)), (), kept)
+
+
+def _known(directory: str, kind: str, flags: str, lock: str) -> marker.Marker:
+    known = marker.read(directory)
+    if known is not None and known.kind == kind and os.path.realpath(known.data_dir) == os.path.realpath(directory):
+        return known
+    if known is not None and known.kind == kind:
+        raise errors.FailedPreconditionError(
+            f"{directory} was made at {known.data_dir} and copied or moved since then",
+            hint="start it there once, so that it knows what is its own; a copy can be deleted as any directory",
+        )
+    if known is None and os.path.exists(lock):
+        raise errors.FailedPreconditionError(
+            f"the {kind} at {directory} is of a version that didn't write down what it made",
+            hint="start it once more as it was started before, stop it, and try again",
+        )
+    raise errors.NotFoundError(f"there is no {kind} at {directory}", hint=f"say where it is: {flags}")
+
+
+def _check_store(trees: Sequence[str]) -> None:
+    nix_settings = nix.DaemonSettings.from_environment(os.environ)
+    store = os.path.realpath(nix_settings.real_dir or nix_settings.store_dir)
+    for tree in trees:
+        if f"{store}/".startswith(f"{os.path.realpath(tree)}/"):
+            raise errors.FailedPreconditionError(f"the Nix store {store} lies in {tree}, which would be deleted")
+
+
+def _others(layout: node_config.Layout, trees: Sequence[str]) -> list[str]:
+    """Files below the node's directory that it didn't make: archives, templates, drop-ins, installed programs."""
+    found = []
+    for path, directories, others in os.walk(layout.agent):
+        directories[:] = [name for name in directories if os.path.join(path, name) not in trees]
+        inside = (os.path.join(path, name) for name in sorted(others))
+        # A link to a directory is what somebody put there, too.
+        links = (os.path.join(path, name) for name in directories if os.path.islink(os.path.join(path, name)))
+        found += [each for each in (*inside, *links) if each not in trees]
+    return found
+
+
+def _is_plain_file(path: str) -> bool:
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
+async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
+    """Take the node of a data directory away; what went, and what stays.
+
+    Args:
+        data_dir: Its data directory.
+        said: Settings that the person gave for this, by name.
+
+    Raises:
+        FailedPreconditionError: It is running, or something is mounted that is not ours; what was not taken away yet stays.
+    """
+    preflight.check_root()
+    doomed = plan(data_dir, said)
+    settings = doomed.settings
+    assert settings is not None
+    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    # Before the pods' end: after it nothing knows them.
+    pods = podtraces.of_node(doomed.layouts)
+    try:
+        with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
+            pass
+    except errors.FailedPreconditionError as error:
+        raise errors.FailedPreconditionError(
+            f"the node is running: {error.message}", hint="stop it first, as in: systemctl disable --now nixlet"
+        ) from error
+    if not settings.container_runtime_endpoint:
+        await _in_order(settings)
+    doomed = plan(data_dir, said)
+    pods |= podtraces.of_node(doomed.layouts)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
+        for each in doomed.layouts:
+            lock = files.exclusive_lock(each.state_lock, what=f"the state directory {each.state_dir}")
+            stack.enter_context(lock)
+        for each in doomed.layouts:
+            sockets = podtraces.shim_sockets(each)
+            await _delete_containers(settings, each)
+            await _end_shims(each)
+            _remove(sockets)
+            await _unmount(each.containerd_state)
+        await _unmount(layout.containerd_root)
+        # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
+        await _unmount(layout.pods, itself=True)
+        for pod in pods:
+            await iptables.remove_rules(container=pod)
+        _remove(podtraces.cni_results(pods))
+        for bridge in doomed.bridges:
+            network.remove_bridge(bridge)
+        _check_free(doomed.trees)
+        await asyncio.to_thread(_remove, doomed.trees)
+    _remove_emptied(doomed)
+    return doomed
+
+
+async def uninstall_snapshotter(root: str) -> Plan:
+    """Take a snapshotter away that stands alone; what went, and what stays.
+
+    Raises:
+        FailedPreconditionError: It is running, or containers that it made still are; what was not taken away yet stays.
+    """
+    preflight.check_root()
+    doomed = plan_snapshotter(root)
+    with files.exclusive_lock(os.path.join(root, "lock"), what=f"the snapshotter's root {root}"):
+        await _unmount(os.path.join(root, "views"))
+        _check_free(doomed.trees)
+        await asyncio.to_thread(_remove, doomed.trees)
+    _remove_emptied(doomed)
+    return doomed
+
+
+def _remove_emptied(doomed: Plan) -> None:
+    for directory in doomed.emptied:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+async def _in_order(settings: node_config.Settings) -> None:
+    """Start the node once more, and let it remove its pods and images."""
+    quiet = dataclasses.replace(settings, health_address=node_config.NO_HEALTH)
+    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    try:
+        async with server.running(quiet), channels.connect(layout.containerd_socket) as channel:
+            runtime = cri.RuntimeClient(channel, layout.containerd_socket)
+            images = cri.ImageClient(channel, layout.containerd_socket)
+            for sandbox in await runtime.sandboxes():
+                with contextlib.suppress(errors.NixletError):
+                    await endings.stop_sandbox(runtime, sandbox.id)
+                    await runtime.remove_sandbox(sandbox.id)
+            for image in await images.images():
+                with contextlib.suppress(errors.NixletError):
+                    await images.remove(image.id)
+    except errors.NixletError as error:
+        _log.warning("the node can't be started once more; its pods are ended by hand: %s", error)
+
+
+async def _delete_containers(settings: node_config.Settings, layout: node_config.Layout) -> None:
+    """Let runc end the containers that are left, with their cgroups."""
+    runc = process.find_program(settings.runc)
+    for namespace in podtraces.directories(layout.runc_root):
+        for container in podtraces.directories(namespace) if runc else []:
+            argv = [runc or "", "--root", namespace, "delete", "--force", os.path.basename(container)]
+            with contextlib.suppress(errors.NixletError):
+                await process.run(argv, timeout=_PATIENCE)
+
+
+def _processes() -> Iterator[tuple[int, int, list[str]]]:
+    """Number, parent and command line of each process."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    command = file.read().decode(errors="surrogateescape").split("\0")
+                yield int(entry), parent, command
+
+
+def _shim_processes(layout: node_config.Layout) -> list[int]:
+    """Our shims and all that runs below them, the deepest last."""
+    listed = list(_processes())
+    ours = [
+        pid
+        for pid, _, command in listed
+        if "containerd-shim" in command[0] and ("-address", layout.containerd_socket) in itertools.pairwise(command)
+    ]
+    for pid in ours:
+        ours.extend(child for child, parent, _ in listed if parent == pid)
+    return ours
+
+
+async def _end_shims(layout: node_config.Layout) -> None:
+    deadline = asyncio.get_running_loop().time() + _PATIENCE
+    while left := _shim_processes(layout):
+        if asyncio.get_running_loop().time() > deadline:
+            raise errors.FailedPreconditionError(f"process {left[0]} of a pod does not end")
+        for pid in reversed(left):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+
+
+async def _unmount(place: str, *, itself: bool = False) -> None:
+    """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen.
+
+    Args:
+        place: The directory.
+        itself: Only what is mounted on the directory, and not what is below it.
+    """
+    for entry in reversed(mounts.below(place)):
+        if itself and entry.path != os.path.realpath(place):
+            continue
+        for attempt in range(20):
+            try:
+                mounts.unmount(entry.path)
+                break
+            except errors.FailedPreconditionError:
+                if attempt == 19:
+                    raise
+                await asyncio.sleep(0.1)
+
+
+def _namespaces() -> Iterator[str]:
+    """The mount table of each mount namespace, through one of its processes."""
+    seen = set()
+    for entry in ["self", *filter(str.isdigit, os.listdir("/proc"))]:
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{entry}/ns/mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                yield f"/proc/{entry}/mountinfo"
+
+
+def _check_free(trees: Sequence[str]) -> None:
+    """Check that nothing is mounted beneath trees, and nothing anywhere is bound from them or stacked on them.
+
+    Raises:
+        FailedPreconditionError: Something is.
+    """
+    own = list(mounts.table())
+    for tree in filter(os.path.isdir, trees):
+        real = os.path.realpath(tree)
+        under = f"{real}/"
+        # The mount that the tree lies on: what is bound from the tree names it by its path in that file system.
+        base = max(
+            (entry for entry in own if f"{real}/".startswith(f"{entry.path.rstrip('/')}/")), key=lambda e: len(e.path)
+        )
+        inside = os.path.normpath(f"{base.root.rstrip('/')}/{os.path.relpath(real, base.path)}")
+        for mountinfo in _namespaces():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for entry in mounts.table(mountinfo):
+                    # Layers are named as whoever mounted them named them, which may be by way of a link.
+                    stacked = under in entry.options or f"{tree}/" in entry.options
+                    bound = entry.device == base.device and f"{entry.root}/".startswith(f"{inside}/")
+                    if f"{entry.path}/".startswith(under) or bound or stacked:
+                        raise errors.FailedPreconditionError(
+                            f"{tree} is not deleted: {entry.path} is mounted {'from' if bound else 'in'} it",
+                            hint=f"look at it, and unmount it: umount {entry.path}",
+                        )
+
+
+def _remove(trees: Sequence[str]) -> None:
+    for tree in trees:
+        if os.path.isdir(tree) and not os.path.islink(tree):
+            shutil.rmtree(tree)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(tree)

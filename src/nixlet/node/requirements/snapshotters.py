@@ -1,0 +1,162 @@
+"""Which snapshotters a node can have, and whether the one it is to have works here; checks and sentences are k3s's.
+
+Other names than those below are containerd's business: it has the snapshotter built in, or a drop-in names a proxy plugin.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+
+from nixlet import errors
+from nixlet.containerd import config as containerd_config
+from nixlet.host import files, mounts, process, unixsocket, userns
+from nixlet.node.requirements import preflight
+from nixlet.node.settings import config as node_config
+from nixlet.store import paths
+from nixlet.store.daemon import client as nix
+
+#: What to try instead, by snapshotter.
+_INSTEAD: Mapping[str, str] = {
+    "overlayfs": '"fuse-overlayfs" or "native"',
+    "fuse-overlayfs": '"native"',
+    "stargz": '"overlayfs" or "native"',
+    containerd_config.NIX: '"overlayfs" or "native"',
+}
+
+_log = logging.getLogger("nixlet.node")
+
+#: Seconds after which somebody is looked for who keeps Nix from answering.
+_ANSWER_TIMEOUT = 2.0
+
+#: The name of a store path that nobody has.
+_NOBODYS = f"{'0' * 32}-nixlet"
+
+#: Known names whose support is to come.
+_TO_COME = frozenset({"fuse-overlayfs", "stargz"})
+
+
+def refused(snapshotter: str, root: str, cause: errors.NixletError) -> errors.NixletError:
+    """Why a snapshotter can't be had, and what to try instead.
+
+    Args:
+        snapshotter: Its name.
+        root: containerd's root.
+        cause: What is wrong.
+    """
+    error = errors.UnsupportedError(
+        f"{json.dumps(snapshotter)} snapshotter cannot be enabled for {json.dumps(root, ensure_ascii=False)}, "
+        f"try using {_INSTEAD[snapshotter]}: {cause.message}",
+        hint=cause.hint,
+    )
+    error.__cause__ = cause
+    return error
+
+
+async def check_supported(
+    settings: node_config.Settings, layout: node_config.Layout, store: nix.DaemonStore | None = None
+) -> None:
+    """Check that the snapshotter works here; for ours, whether the store answers. Where containers' roots can be is probed apart.
+
+    Raises:
+        UnsupportedError: It doesn't; the sentence says what to try instead.
+    """
+    name, root = settings.snapshotter, layout.containerd_root
+    try:
+        if name in _INSTEAD and not sys.platform.startswith("linux"):
+            raise errors.UnsupportedError(f"{name} is not supported: unsupported platform")
+        if name in _TO_COME:
+            raise errors.UnsupportedError(f"nixlet has no support for {name} yet", hint="use --snapshotter nix")
+        if name == "overlayfs" and not settings.container_runtime_endpoint:
+            await asyncio.to_thread(check_overlay, root)
+        elif store is not None:
+            await check_store(store)
+    except errors.NixletError as error:
+        if name in _INSTEAD:
+            raise refused(name, root, error) from error
+        raise
+
+
+async def check_store(store: nix.DaemonStore) -> None:
+    """Check that there is Nix, and that its store answers a question, unless it waits for a garbage collection.
+
+    Raises:
+        UnavailableError: There is none, or it doesn't; the sentence names the socket or directory at fault.
+        PermissionDeniedError: We may not ask.
+    """
+    settings = store.settings
+    if process.find_program("nix-store") is None and not os.path.exists(settings.socket):
+        raise errors.UnavailableError(
+            "nix-store not found in PATH: install nix (https://nixos.org/download) to use the nix snapshotter",
+            hint=f"PATH is {os.environ.get('PATH', '')}; a service's is set in its unit, or in /etc/default/nixlet",
+        )
+    preflight.check_nix(settings.stdio[0], settings.socket)
+    asking = asyncio.create_task(_ask(store), name="a question to Nix")
+    try:
+        while not asking.done():
+            await asyncio.wait([asking], timeout=_ANSWER_TIMEOUT)
+            if not asking.done() and (who := await asyncio.to_thread(store.awaited)):
+                # What is there can be started meanwhile.
+                _log.warning("the Nix store %s does not answer yet: %s", store.store_dir, who)
+                return
+        await asking
+    finally:
+        asking.cancel()
+        await asyncio.wait([asking])
+    # A store that is mounted read-only is Nix's business: it mounts it anew for itself, or would not have answered.
+    directory = store.real_dir
+    if (
+        not unixsocket.is_served(settings.socket)
+        and os.path.isdir(directory)
+        and not os.access(directory, os.W_OK)
+        and not os.statvfs(directory).f_flag & os.ST_RDONLY
+    ):
+        mode = stat.S_IMODE(os.stat(directory).st_mode)
+        raise errors.PermissionDeniedError(
+            f"no daemon serves {settings.socket}, and the store directory {directory} (mode {mode:04o}) is not ours to write",
+            hint="start the Nix daemon (systemctl start nix-daemon.socket), or run nixlet as the directory's owner",
+        )
+
+
+async def _ask(store: nix.DaemonStore) -> None:
+    """A question that the database must answer, about a path that nobody has."""
+    async with store.session() as session:
+        await session.present({paths.from_name(_NOBODYS, store.store_dir)})
+
+
+def check_overlay(root: str) -> None:
+    """Check that containers' roots can be overlays below a directory, by mounting one (blocking); nothing stays behind.
+
+    Raises:
+        UnsupportedError: They can't.
+        FailedPreconditionError: The directory can't be made.
+    """
+    files.make_directory(root, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".check-overlay-", dir=root, ignore_cleanup_errors=True) as base:
+        if not mounts.has_file_types(base):
+            raise errors.UnsupportedError(
+                f"{root} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to "
+                "enable d_type support"
+            )
+        for name in ("lower1", "lower2", "upper", "work", "merged"):
+            files.new_directory(os.path.join(base, name))
+        merged = os.path.join(base, "merged")
+        options = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
+        if userns.is_inside():
+            options += ",userxattr"
+        with contextlib.ExitStack() as stack:
+            try:
+                mounts.mount("overlay", merged, "overlay", 0, options)
+            except errors.NixletError as error:
+                raise errors.UnsupportedError(
+                    f"failed to mount overlay: {error.message}",
+                    hint="use a data directory on a file system such as ext4, xfs, btrfs or tmpfs, such as a volume",
+                ) from error
+            stack.callback(mounts.unmount, merged)
+            with open(os.path.join(merged, "written"), "w", encoding="ascii"):
+                pass

@@ -1,0 +1,1 @@
+"""What answers on a node's sockets, put together from the services."""

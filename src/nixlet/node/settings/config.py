@@ -1,0 +1,241 @@
+"""What a node is told (settings), and where it keeps things (layout)."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from nixlet.node.settings import names
+from nixlet.services import nodeaddress
+
+DEFAULT_PRIVATE_REGISTRY = "/etc/nixlet/registries.yaml"
+
+#: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
+DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)
+
+#: The values of ``containerd_restart``.
+RESTARTS = ("on-failure", "never")
+
+#: The value of ``health_address`` that stands for nowhere.
+NO_HEALTH = "none"
+
+#: What an endpoint may begin with; nothing else than Unix sockets is talked to.
+UNIX = "unix://"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person may set for a node.
+
+    Attributes:
+        data_dir: What must survive a reboot: containerd's content, snapshots, logs of pods, rendered configuration.
+        state_dir: What must not: sockets, containerd's running state. Its length is limited by that of socket paths.
+        snapshotter: containerd's snapshotter for images and containers.
+        containerd: The containerd program, or a name to look up.
+        runc: The OCI runtime program, or a name to look up.
+        cni_bin_dirs: Where the CNI plugins are; the first that has them all is taken.
+        pod_cidr: The addresses that pods get.
+        bridge: The name of the bridge that pods are attached to.
+        pause: The static program that holds a pod's namespaces, or a name to look up.
+        archive_dirs: Where ``nix:0`` references may name archives outside the store; empty: the default ones.
+        container_runtime_endpoint: The socket of a containerd that is there already (``unix://`` or a path), to use
+            instead of starting one; empty: start one.
+        image_service_endpoint: The socket of another CRI image service (``unix://`` or a path), named to those who ask
+            for one in place of ours; empty: ours.
+        private_registry: The file that says how registries are reached (``registries.yaml``); it need not exist.
+        pause_image: The image that holds a pod's namespaces; empty: one that is built around ``pause``.
+        default_runtime: The containerd runtime of pods that name none; empty: runc.
+        disable_default_registry_endpoint: Registries with mirrors are reached through those alone.
+        system_default_registry: The registry that the node's own images come from; empty: the one they name.
+        airgap_extra_registry: Registries whose names preloaded images get as well, for a node that can't reach them.
+        resolv_conf: Where pods look names up, a file as resolv.conf(5) has it; empty: where the host does, or, if that leads to
+            this host alone, behind systemd-resolved or at ``Layout.resolv_conf``.
+        selinux: containerd labels containers for SELinux.
+        nonroot_devices: Containers of ordinary users own the devices that they get.
+        containerd_restart: "on-failure": containerd is started again, ever later, when it dies; "never": the node goes
+            down with it.
+        strategy: How containers get to see closures: "auto" (the first that works), "view" or "bind".
+        unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
+        container_log_max_size: How large a container's log may get before it is put aside: a quantity of bytes as Kubernetes
+            writes them.
+        container_log_max_files: How many files a container's log may have, the one that is written included.
+        health_address: Where the node's health and metrics are served: ``127.0.0.1:PORT`` or another loopback address;
+            empty: at the Unix socket ``Layout.health_socket``; "none": nowhere.
+        log: The file that the node's log goes to; empty: standard error.
+        debug: Log more.
+    """
+
+    data_dir: str = names.DEFAULT_DATA_DIR
+    state_dir: str = names.DEFAULT_STATE_DIR
+    snapshotter: str = "nix"
+    containerd: str = "containerd"
+    runc: str = "runc"
+    cni_bin_dirs: Sequence[str] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+    pod_cidr: str = "10.63.0.0/16"
+    bridge: str = "nixlet0"
+    pause: str = "catatonit"
+    archive_dirs: Sequence[str] = ()
+    container_runtime_endpoint: str = ""
+    image_service_endpoint: str = ""
+    private_registry: str = DEFAULT_PRIVATE_REGISTRY
+    pause_image: str = ""
+    default_runtime: str = ""
+    disable_default_registry_endpoint: bool = False
+    system_default_registry: str = ""
+    airgap_extra_registry: Sequence[str] = ()
+    resolv_conf: str = ""
+    selinux: bool = False
+    nonroot_devices: bool = False
+    containerd_restart: str = "on-failure"
+    strategy: str = "auto"
+    unsigned_paths: str = "allow"
+    container_log_max_size: str = "10Mi"
+    container_log_max_files: str = "5"
+    health_address: str = ""
+    log: str = ""
+    debug: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a node keeps things, derived from its two directories; the names are k3s's where it has one."""
+
+    data_dir: str
+    state_dir: str
+
+    @property
+    def agent(self) -> str:
+        """All that this node keeps."""
+        return os.path.join(self.data_dir, "agent")
+
+    @property
+    def lock(self) -> str:
+        """Held by the node that uses the data directory."""
+        return os.path.join(self.data_dir, "nixlet.lock")
+
+    @property
+    def state_lock(self) -> str:
+        """Held by the node that uses the state directory."""
+        return os.path.join(self.state_dir, "state.lock")
+
+    @property
+    def containerd_root(self) -> str:
+        """containerd's persistent data."""
+        return os.path.join(self.agent, "containerd")
+
+    @property
+    def containerd_database(self) -> str:
+        """What containerd knows: images, containers, pods."""
+        return os.path.join(self.containerd_root, "io.containerd.metadata.v1.bolt", "meta.db")
+
+    @property
+    def containerd_state(self) -> str:
+        """containerd's running state."""
+        return os.path.join(self.state_dir, "containerd")
+
+    @property
+    def containerd_socket(self) -> str:
+        """containerd's API and CRI."""
+        return os.path.join(self.containerd_state, "containerd.sock")
+
+    @property
+    def control_socket(self) -> str:
+        """Where the command line asks the node (Varlink)."""
+        return os.path.join(self.state_dir, nodeaddress.SOCKET)
+
+    @property
+    def node_socket(self) -> str:
+        """What containerd and CRI clients ask us for: snapshots and images."""
+        return os.path.join(self.containerd_state, "nix-snapshotter.sock")
+
+    @property
+    def containerd_answers(self) -> str:
+        """What its containerd said of itself when it was asked, in this boot of the machine."""
+        return os.path.join(self.state_dir, "containerd.json")
+
+    @property
+    def containerd_config(self) -> str:
+        """The rendered configuration."""
+        return os.path.join(self.agent, "etc", "containerd", "config.toml")
+
+    @property
+    def certs_dir(self) -> str:
+        """How containerd reaches registries: ``HOST/hosts.toml`` (CRI's ``config_path``)."""
+        return os.path.join(self.agent, "etc", "containerd", "certs.d")
+
+    def template(self, version: int) -> str:
+        """The user's template of the rendered configuration, for a version of containerd's format (2, 3 or 4)."""
+        return os.path.join(self.agent, "etc", "containerd", f"{_config_stem(version)}.toml.tmpl")
+
+    def dropin_dir(self, version: int) -> str:
+        """The user's additions to the rendered configuration, for a version of containerd's format (2, 3 or 4)."""
+        return os.path.join(self.agent, "etc", "containerd", f"{_config_stem(version)}.toml.d")
+
+    @property
+    def crictl_config(self) -> str:
+        """crictl's configuration (``crictl --config``), with this node's sockets."""
+        return os.path.join(self.agent, "etc", "crictl.yaml")
+
+    @property
+    def resolv_conf(self) -> str:
+        """Where pods look names up if the host does it in itself."""
+        return os.path.join(self.agent, "etc", "resolv.conf")
+
+    @property
+    def health_socket(self) -> str:
+        """The node's health and metrics, where no other address is set."""
+        return os.path.join(self.state_dir, "health.sock")
+
+    @property
+    def containerd_log(self) -> str:
+        """What containerd prints."""
+        return os.path.join(self.containerd_root, "containerd.log")
+
+    @property
+    def cni_conf_dir(self) -> str:
+        """The rendered network configuration."""
+        return os.path.join(self.agent, "etc", "cni", "net.d")
+
+    @property
+    def cni_data_dir(self) -> str:
+        """The address leases of host-local."""
+        return os.path.join(self.state_dir, "cni")
+
+    @property
+    def images(self) -> str:
+        """Image archives that are imported at start, and that ``nix:0`` references may name."""
+        return os.path.join(self.agent, "images")
+
+    @property
+    def snapshotter_root(self) -> str:
+        """The snapshotter's directory, where containerd would keep that of a plugin of its own."""
+        return os.path.join(self.containerd_root, "io.containerd.snapshotter.v1.nix")
+
+    @property
+    def opt(self) -> str:
+        """containerd's directory for installed programs."""
+        return os.path.join(self.agent, "opt")
+
+    @property
+    def pods(self) -> str:
+        """The logs of pods."""
+        return os.path.join(self.agent, "pods")
+
+    @property
+    def runc_root(self) -> str:
+        """runc's state."""
+        return os.path.join(self.state_dir, "runc")
+
+    @property
+    def nri_socket(self) -> str:
+        """containerd's socket for NRI plugins, kept from the system's path."""
+        return os.path.join(self.containerd_state, "nri.sock")
+
+
+def _config_stem(version: int) -> str:
+    """k3s's names: the format without a number is version 2, those after it carry theirs."""
+    return "config" if version == 2 else f"config-v{version}"
+
+
+def archive_dirs(settings: Settings, layout: Layout) -> tuple[str, ...]:
+    """The directories below which ``nix:0`` references may name archives outside the store."""
+    return tuple(settings.archive_dirs) or (layout.images, *DEFAULT_ARCHIVE_DIRS)

@@ -1,0 +1,102 @@
+"""Files that only root and the node's own user can change; these tests give files away, which takes root."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nixlet import errors
+from nixlet.node.settings import trusted
+
+STRANGER = 12345
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    path = directory / "config.yaml"
+    path.write_bytes(b"content")
+    return path
+
+
+def refused(path: Path) -> errors.PermissionDeniedError:
+    with pytest.raises(errors.PermissionDeniedError) as caught:
+        trusted.read(str(path), 100)
+    return caught.value
+
+
+def test_our_own(file: Path) -> None:
+    assert trusted.read(str(file), 7) == b"content"
+    file.chmod(0o444)
+    file.parent.chmod(0o1777)
+    assert trusted.read(str(file), 7) == b"content"
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o664, "group 0"), (0o646, "everyone"), (0o666, "everyone")])
+def test_a_file_that_others_can_write(file: Path, mode: int, who: str) -> None:
+    file.chmod(mode)
+    error = refused(file)
+    assert error.message == f"{file} can be written by {who}, who could have the node run anything"
+    assert error.hint.endswith(f"chmod go-w {file}")
+
+
+def test_a_strangers_file(file: Path) -> None:
+    os.chown(file, STRANGER, -1)
+    error = refused(file)
+    assert error.message == f"{file} belongs to user {STRANGER}, who could have the node run anything"
+    assert error.hint.endswith(f"chown root {file}")
+
+
+def test_a_directory_where_others_can_replace_it(file: Path) -> None:
+    file.parent.chmod(0o777)
+    assert refused(file).message.startswith(f"{file.parent} can be written by everyone")
+    file.parent.chmod(0o775)
+    assert refused(file).message.startswith(f"{file.parent} can be written by group 0")
+    file.parent.chmod(0o1755)
+    os.chown(file.parent, STRANGER, -1)
+    assert refused(file).message.startswith(f"{file.parent} belongs to user {STRANGER}")
+
+
+def test_links_are_followed_and_every_step_is_looked_at(file: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    middle = tmp_path / "middle"
+    for directory in (outer, middle):
+        directory.mkdir()
+    (outer / "config.yaml").symlink_to("../middle/link")
+    (middle / "link").symlink_to(file)
+    assert trusted.read(str(outer / "config.yaml"), 7) == b"content"
+    for directory in (outer, middle, file.parent):
+        directory.chmod(0o777)
+        assert refused(outer / "config.yaml").message.startswith(f"{directory} can be written by everyone")
+        directory.chmod(0o755)
+    file.chmod(0o666)
+    assert refused(outer / "config.yaml").message.startswith(f"{outer}/config.yaml can be written by everyone")
+
+
+def test_what_is_no_file(file: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(errors.UsageError, match=f"the configuration file {path} is not a regular file"):
+            trusted.read(str(path), 100)
+    with pytest.raises(errors.UsageError, match=f"the configuration file {tmp_path} can't be read: Is a directory"):
+        trusted.read(str(tmp_path), 100)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, reason in (("loop", "Too many levels"), ("dangling", "No such file"), ("etc/config.yaml/x", "Not a dir")):
+        with pytest.raises(
+            errors.UsageError, match=f"the configuration file {tmp_path}/{name} can't be read: {reason}"
+        ):
+            trusted.read(str(tmp_path / name), 100)
+
+
+def test_a_file_that_is_too_large(file: Path) -> None:
+    with pytest.raises(errors.UsageError, match="is larger than 6 bytes"):
+        trusted.read(str(file), 6)
+
+
+def test_a_directory_for_files(tmp_path: Path) -> None:
+    trusted.check_directory(str(tmp_path))
+    tmp_path.chmod(0o1777)
+    with pytest.raises(errors.PermissionDeniedError, match="can be written by everyone"):
+        trusted.check_directory(str(tmp_path))
