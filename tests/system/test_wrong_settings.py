@@ -352,9 +352,10 @@ def test_a_containerd_that_dies_at_its_start(node: nodes.Node) -> None:
     write(node, {f"{TMP}/dies": f'{SAYS}seq 30\necho "the disk is on fire"\nexit 7\n'}, 0o644)
     program = fill_in(node, f"{TMP}/dies")
     said = refused(node, "--containerd", program)
-    assert said.sentence == "dies ended with status 7: the disk is on fire"
+    assert said.sentence == "containerd ended with status 7: the disk is on fire"
     assert said.output == [*(str(number) for number in range(22, 31)), "the disk is on fire"]
     assert said.hint.startswith(f"the command was: {program} --config={node.data_dir}/")
+    assert said.hint.endswith(f"; its log is {node.containerd_log}")
     assert node.containerd_log.read_text().endswith("30\nthe disk is on fire\n")
 
 

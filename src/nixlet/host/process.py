@@ -129,9 +129,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.CommandFailedError:
-    """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status."""
-    program = os.path.basename(argv[0])
+def failure(argv: Sequence[str], returncode: int, output: bytes, *, name: str = "") -> errors.CommandFailedError:
+    """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status.
+
+    Args:
+        argv: What was started.
+        returncode: How it ended.
+        output: What it printed.
+        name: What people call it; empty: as its file.
+    """
+    program = name or os.path.basename(argv[0])
     text = output.decode(errors="replace").strip()[-_SHOWN_OUTPUT:]
     if returncode < 0:
         what = f"{program} was ended by {_signal_name(-returncode)}"
@@ -143,7 +150,20 @@ def failure(argv: Sequence[str], returncode: int, output: bytes) -> errors.Comma
     )
 
 
-def _command(argv: Sequence[str], *, guarded: bool) -> list[str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class User:
+    """As whom a program runs, with no further groups.
+
+    Attributes:
+        uid: The user's number.
+        gid: The group's.
+    """
+
+    uid: int
+    gid: int
+
+
+def _command(argv: Sequence[str], *, guarded: bool, user: User | None = None) -> list[str]:
     program = argv[0] if os.path.isabs(argv[0]) else find_program(argv[0])
     if program is None or not os.access(program, os.X_OK):
         raise errors.UnavailableError(
@@ -152,7 +172,9 @@ def _command(argv: Sequence[str], *, guarded: bool) -> list[str]:
     if not guarded:
         return [program, *argv[1:]]
     guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
-    return [find_setpriv(), "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
+    # One program for both: the kernel forgets the signal when the user changes, so it has to be asked for after that.
+    other = [] if user is None else [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups"]
+    return [find_setpriv(), *other, "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
 def find_setpriv() -> str:
@@ -182,6 +204,7 @@ async def start(
     grace: float = 5.0,
     cwd: str | None = None,
     ends_with_input: bool = False,
+    user: User | None = None,
 ) -> AsyncIterator[Child]:
     """Start a program; leaving the context closes its standard input, asks it to end, and kills it after ``grace`` seconds.
 
@@ -195,11 +218,12 @@ async def start(
         cwd: Its working directory.
         ends_with_input: Whether the program ends at the end of its standard input whatever it does, and has a umask of its own:
             with a pipe for that it needs nobody who ends it with us, and starts in less time.
+        user: As whom it runs; None: as ourselves.
 
     Raises:
         UnavailableError: There is no such program, or the system can't start one.
     """
-    command = _command(argv, guarded=not (ends_with_input and stdin == PIPE))
+    command = _command(argv, guarded=user is not None or not (ends_with_input and stdin == PIPE), user=user)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import nixlet
 from nixlet import errors
+from nixlet.host import children as host_children
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.varlink import server
 
@@ -16,7 +17,7 @@ _ANSWER = 2.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChildStatus:
-    """One of the node's children."""
+    """A program behind the node that runs."""
 
     name: str
     pid: int
@@ -37,12 +38,13 @@ class NodeStatus:
 
 
 class StatusService:
-    """Answers for one node: the methods GetStatus and GetSilent."""
+    """Answers for one node: the methods GetStatus, GetChildren and GetSilent."""
 
     def __init__(
         self,
         status: NodeStatus,
         children: Callable[[], Sequence[ChildStatus]],
+        kept: Callable[[], Sequence[host_children.Status]],
         snapshotter: snapshotter_module.Snapshotter | None,
         ask_containerd: Callable[[], Awaitable[object]],
     ) -> None:
@@ -50,12 +52,14 @@ class StatusService:
 
         Args:
             status: What it is.
-            children: How its children do.
+            children: Which programs are behind it, once it is ready.
+            kept: How those do that it keeps running.
             snapshotter: Its own one, if it has one.
             ask_containerd: Asks its containerd for any answer.
         """
         self._status = status
         self._children = children
+        self._kept = kept
         self._snapshotter = snapshotter
         self._ask_containerd = ask_containerd
 
@@ -63,6 +67,7 @@ class StatusService:
         """Its methods."""
         return {
             "GetStatus": server.Method(server.Nothing, self._get_status),
+            "GetChildren": server.Method(server.Nothing, self._get_children),
             "GetSilent": server.Method(server.Nothing, self._get_silent),
         }
 
@@ -74,6 +79,9 @@ class StatusService:
             "children": [dataclasses.asdict(child) for child in self._children()],
             **dataclasses.asdict(self._status),
         }
+
+    async def _get_children(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
+        return {"children": [dataclasses.asdict(child) for child in self._kept()]}
 
     async def _get_silent(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
         silent = []

@@ -1,7 +1,6 @@
 """Starting programs: what they print, how they end, that nothing stays behind."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.host import process, supervisor
+from nixlet.host import process
 
 
 def alive(pid: int) -> bool:
@@ -122,69 +121,3 @@ def test_a_child_whose_parent_ended_at_once_never_becomes_the_program(tmp_path: 
     assert (orphan.returncode, ran.exists()) == (1, False)
     ours = subprocess.run(command, check=False)
     assert (ours.returncode, ran.exists()) == (0, True)
-
-
-async def never() -> None:
-    await asyncio.Event().wait()
-
-
-async def test_a_supervised_child_is_ready_when_it_answers(tmp_path: Path) -> None:
-    async def ready() -> None:
-        while not (tmp_path / "answer").exists():
-            await asyncio.sleep(0.01)
-
-    script = f"echo starting; touch {tmp_path}/answer; exec sleep 60"
-    async with supervisor.supervise(
-        "thing",
-        ["sh", "-c", script],
-        env=dict(os.environ),
-        log_path=str(tmp_path / "log"),
-        ready=ready,
-        ready_timeout=10,
-    ) as child:
-        assert alive(child.pid)
-    assert (tmp_path / "log").read_text() == "starting\n"
-
-
-async def test_an_early_death_is_told_with_its_last_lines(tmp_path: Path) -> None:
-    with pytest.raises(errors.CommandFailedError, match="status 7: no such config") as caught:
-        async with supervisor.supervise(
-            "thing",
-            ["sh", "-c", "echo one; echo no such config; exit 7"],
-            env=dict(os.environ),
-            log_path=str(tmp_path / "log"),
-            ready=never,
-            ready_timeout=10,
-        ):
-            pass
-    assert caught.value.output == "one\nno such config"
-
-
-async def test_a_child_that_never_answers_is_told_and_ended(tmp_path: Path) -> None:
-    with pytest.raises(errors.CommandFailedError, match=r"thing did not answer within 0\.3 s: waiting"):
-        async with supervisor.supervise(
-            "thing",
-            ["sh", "-c", f"echo $$ > {tmp_path}/pid; echo waiting; exec sleep 60"],
-            env=dict(os.environ),
-            log_path=str(tmp_path / "log"),
-            ready=never,
-            ready_timeout=0.3,
-        ):
-            pass
-    assert not alive(int((tmp_path / "pid").read_text()))
-
-
-async def test_a_later_death_is_noticed(tmp_path: Path) -> None:
-    async def ready() -> None:
-        return
-
-    async with supervisor.supervise(
-        "thing",
-        ["sh", "-c", "echo bye; sleep 0.1; exit 1"],
-        env=dict(os.environ),
-        log_path=str(tmp_path / "log"),
-        ready=ready,
-        ready_timeout=10,
-    ) as child:
-        error = await asyncio.wait_for(child.died(), 10)
-    assert "bye" in str(error)

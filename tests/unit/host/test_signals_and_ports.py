@@ -1,6 +1,7 @@
 """What the host tells of processes and of its ports."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -62,3 +63,14 @@ async def test_a_wait_at_the_end_has_its_limit_and_can_be_hastened() -> None:
     hanging = asyncio.create_task(hang())
     await asyncio.wait_for(signals.Ending(seconds=1000, hastened=hastened).wait({hanging}), 5)
     assert hanging.cancelled()
+
+
+async def test_the_second_signal_hastens() -> None:
+    stop = signals.watched()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(stop.requested.wait(), 10)
+    assert not stop.hastened.is_set()
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.wait_for(stop.hastened.wait(), 10)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)

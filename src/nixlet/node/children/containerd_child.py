@@ -1,4 +1,4 @@
-"""The node's own containerd: its configuration written, started when our socket listens, kept running."""
+"""The node's own containerd: its configuration written, and how it is started, found ready and kept running."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,9 @@ from nixlet.host import files, supervisor, unixsocket
 from nixlet.node.children import rendering
 from nixlet.node.requirements import preflight
 from nixlet.node.settings import config as node_config
+
+#: What it is called among the node's children.
+NAME = "containerd"
 
 #: Seconds that containerd gets to answer; it recovers its pods before it does.
 _READY_TIMEOUT = 60.0
@@ -105,17 +108,15 @@ def _find_pause(settings: node_config.Settings) -> str:
 
 
 @contextlib.asynccontextmanager
-async def kept_running(
+async def configured(
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: Programs,
     *,
     said: registries.Registries,
     ready: Callable[[], Awaitable[object]],
-    hastened: asyncio.Event | None = None,
-    tell: Callable[[supervisor.Event], None] = lambda _: None,
-) -> AsyncIterator[supervisor.KeptChild]:
-    """Have containerd running, and started again as the settings have it, for the time of the context.
+) -> AsyncIterator[supervisor.Program]:
+    """Have all that containerd needs before it starts, until it has ended: the node's child, which is to run inside the context.
 
     Args:
         settings: The node's settings.
@@ -123,8 +124,6 @@ async def kept_running(
         programs: What to start.
         said: How registries are reached.
         ready: Returns when it answers.
-        hastened: Cuts the time short that containerd gets to end.
-        tell: Learns of its deaths and starts.
 
     Raises:
         NixletError: It can't be configured.
@@ -142,8 +141,7 @@ async def kept_running(
     argv = _command(settings, layout, programs, config)
     _log.info("starting containerd", extra={"command": argv})
 
-    @contextlib.asynccontextmanager
-    async def start() -> AsyncIterator[supervisor.SupervisedChild]:
+    def may_start() -> None:
         # A containerd that starts without its snapshotter takes every image for "not unpacked", and does not look again. At a
         # socket that listens its calls wait until they are served.
         if not unixsocket.is_served(layout.node_socket):
@@ -151,21 +149,18 @@ async def kept_running(
                 f"containerd can't start: nobody listens any more at {layout.node_socket}",
                 hint="something removed the socket; restart the node",
             )
-        async with supervisor.supervise(
-            "containerd",
-            argv,
+
+    try:
+        yield supervisor.Program(
+            name=NAME,
+            argv=argv,
             env=_environment(programs),
             log_path=layout.containerd_log,
             ready=ready,
             ready_timeout=_READY_TIMEOUT,
-            hastened=hastened,
-        ) as child:
-            yield child
-
-    policy = _POLICIES[settings.containerd_restart]
-    try:
-        async with supervisor.kept_running("containerd", start, policy, tell=tell) as child:
-            yield child
+            may_start=may_start,
+            restart=_POLICIES[settings.containerd_restart],
+        )
     finally:
         for socket in (layout.containerd_socket, f"{layout.containerd_socket}.ttrpc"):
             with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node.children import rendering
-from nixlet.node.doctor import machine, netprobe
+from nixlet.node.doctor import machine, netprobe, running
 from nixlet.node.images import pause
 from nixlet.node.ownership import marker
 from nixlet.node.requirements import preflight, snapshotters
@@ -147,8 +147,10 @@ class Doctor:
             yield from (self._strategy(strategy) for strategy in model.Strategy)
 
     async def examine(self) -> list[Finding]:
-        """The findings of all checks, in their order."""
-        return [await check.find() for check in self.checks()]
+        """The findings of all checks, in their order; last how the children do of a node that runs here."""
+        children = await asyncio.to_thread(running.looks, self._layout)
+        more = [Check("children", name, look) for name, look in children.items()]
+        return [await check.find() for check in (*self.checks(), *more)]
 
     async def _network(self) -> str:
         """Whether the containerd that runs has a network for pods, by its own word."""

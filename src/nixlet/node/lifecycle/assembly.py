@@ -8,7 +8,8 @@ import nixlet
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, crictl, imagestore
-from nixlet.host import files, signals, supervisor, unixsocket
+from nixlet.host import children as host_children
+from nixlet.host import files, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
@@ -39,6 +40,7 @@ class Assembly:
         layout: Where things are.
         programs: Its programs; None where somebody else's containerd is used.
         store: The store behind its snapshotter, if that is ours.
+        children: Its children, among which its own containerd is or will be.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Assembly:
         layout: node_config.Layout,
         programs: containerd_child.Programs | None,
         store: nix.DaemonStore | None,
+        children: host_children.Children,
     ) -> None:
         self._settings = settings
+        self._children = children
         self._layout = layout
         self._programs = programs
         self._store = store
@@ -80,7 +84,7 @@ class Assembly:
         own = await stack.enter_async_context(channels.connect(layout.node_socket))
         images = cri.ImageClient(own, layout.node_socket)
         status = faces_module.status(self._settings, layout, self._programs)
-        self._faces = faces_module.Faces(status, layout, images)
+        self._faces = faces_module.Faces(status, layout, images, self._children)
         observed = self._observed
         if store is not None:
             gcroots = store.settings.gcroots
@@ -101,13 +105,10 @@ class Assembly:
         await cri.wait_until_served(self._served.runtime, self._served.containerd)
 
     @contextlib.asynccontextmanager
-    async def with_own(
-        self, kept: supervisor.KeptChild, reached: registries.Kept, *, knew_pods: bool
-    ) -> AsyncIterator[faces_module.Containerd]:
+    async def with_own(self, reached: registries.Kept, *, knew_pods: bool) -> AsyncIterator[faces_module.Containerd]:
         """The node's own containerd when it is ready, with what is to be there before anybody asks for it.
 
         Args:
-            kept: How it is kept running.
             reached: How it reaches registries.
             knew_pods: Whether it had its database: one without knows no pod, which is no reason to take theirs away.
 
@@ -116,7 +117,7 @@ class Assembly:
         """
         programs, served, layout = self._programs, self._served, self._layout
         assert programs is not None
-        await kept.ready()
+        await self._children.ready(containerd_child.NAME)
         served.remarks.tell = lambda: reached.problem
         reached.elsewhere = await asyncio.to_thread(rendering.registries_elsewhere, layout)
         await _check_strategy(served, layout)
@@ -125,7 +126,7 @@ class Assembly:
         if knew_pods:
             await _sweep(layout, served)
         async with _preloaded(self._settings, layout, served):
-            yield faces_module.Containerd(programs.containerd.version, kept)
+            yield faces_module.Containerd(programs.containerd.version, self._children[containerd_child.NAME])
 
     @contextlib.asynccontextmanager
     async def with_others(self) -> AsyncIterator[faces_module.Containerd]:
@@ -161,9 +162,9 @@ class Assembly:
         await stack.enter_async_context(rotation.kept(logs))
         # Before containerd goes: what is being given back needs it.
         stack.push_async_callback(self._faces.close, signals.Ending(hastened=hastened))
-        _observe_containerd(observed, containerd)
+        observed.registry.add(*_child_metrics(self._children))
         if settings.health_address != node_config.NO_HEALTH:
-            checks = _checks(containerd, served, self._place, self._store, layout)
+            checks = _checks(self._children, containerd, served, self._place, self._store, layout)
             address = settings.health_address or layout.health_socket
             remarks = {"registries": served.remarks.tell} if self._programs is not None else {}
             told = health.Health(checks, observed.registry, remarks)
@@ -215,6 +216,7 @@ async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout
 
 
 def _checks(
+    children: host_children.Children,
     containerd: faces_module.Containerd,
     served: proxyplugin.Served,
     place: proxyplugin.Place,
@@ -228,6 +230,7 @@ def _checks(
             files.check_room(directory)
 
     checks: dict[str, health.Check] = {
+        **{child.name: _runs(child) for child in children},
         "containerd": lambda: containerd.check(served.runtime),
         "network": served.runtime.check_network,
         "disk": has_room,
@@ -248,22 +251,27 @@ def _checks(
     return {**checks, "snapshotter": serves, "store": health.good_for(_STORE_GOOD_FOR, answers)}
 
 
-def _observe_containerd(observed: metrics.NodeMetrics, containerd: faces_module.Containerd) -> None:
-    kept = containerd.kept
-    if kept is None:
-        return
-    label = (kept.name,)
-    observed.registry.add(
+def _runs(child: host_children.Child) -> health.Check:
+    """A check that a child is there."""
+
+    async def runs() -> None:
+        child.check()
+
+    return runs
+
+
+def _child_metrics(children: host_children.Children) -> tuple[metrics.CounterOf, metrics.Gauge]:
+    return (
         metrics.CounterOf(
             "nixlet_child_restarts_total",
             "How often a child was started again.",
-            lambda: {label: kept.restarts},
+            lambda: {(child.name,): child.restarts for child in children},
             ("child",),
         ),
         metrics.Gauge(
             "nixlet_child_up",
             "Whether a child is running and ready.",
-            lambda: {label: int(kept.current is not None)},
+            lambda: {(child.name,): int(child.current is not None) for child in children},
             ("child",),
         ),
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from nixlet import errors
 from nixlet.containerd import cni
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, limits, mounts, network, sdnotify, signals, supervisor
+from nixlet.host import children as host_children
+from nixlet.host import files, limits, mounts, network, sdnotify, signals
 from nixlet.node.children import containerd_child, registries
 from nixlet.node.ownership import claims, marker
 from nixlet.node.requirements import preflight, snapshotters
@@ -29,7 +30,6 @@ from nixlet.store.daemon import client as nix
 
 if TYPE_CHECKING:
     from nixlet.node.lifecycle import assembly
-    from nixlet.node.serving import faces as faces_module
 
 #: Where CRI keeps containers' streams below containerd's state directory.
 _STREAMS = "io.containerd.grpc.v1.cri/containers"
@@ -46,7 +46,7 @@ async def run(settings: node_config.Settings) -> None:
         settings: As ``rules.checked`` returns them.
 
     Raises:
-        NixletError: It can't start, or containerd died for good.
+        NixletError: It can't start, or one of its children died for good.
     """
     limits.raise_open_files()
     stop = signals.watched()
@@ -72,12 +72,12 @@ async def run(settings: node_config.Settings) -> None:
 async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> None:
     notifier = sdnotify.Notifier(os.environ)
 
-    def tell(event: supervisor.Event) -> None:
-        notifier.tell(f"STATUS=containerd: {event}")
+    def tell(summary: str) -> None:
+        notifier.tell(f"STATUS={summary}")
 
-    async with running(settings, hastened=stop.hastened, tell=tell) as containerd, notifier.ready():
+    async with running(settings, hastened=stop.hastened, tell=tell) as children, notifier.ready():
         _log.info("the node is ready")
-        raise await containerd.gave_up()
+        raise await children.gave_up()
 
 
 @contextlib.asynccontextmanager
@@ -85,14 +85,14 @@ async def running(
     settings: node_config.Settings,
     *,
     hastened: asyncio.Event | None = None,
-    tell: Callable[[supervisor.Event], None] = lambda _: None,
-) -> AsyncIterator["faces_module.Containerd"]:
-    """A node that is ready for pods, for the time of the context; gives its containerd.
+    tell: Callable[[str], None] = lambda _: None,
+) -> AsyncIterator[host_children.Children]:
+    """A node that is ready for pods, for the time of the context; gives its children.
 
     Args:
         settings: What it is told.
         hastened: Makes its end quick when it is set.
-        tell: Learns of what happens to containerd.
+        tell: Learns how its children do, in a line.
     """
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
@@ -123,24 +123,29 @@ async def running(
         async def ready() -> None:
             await (await asyncio.shield(answered))()
 
+        # What its children need goes after them, also where the start ends in the middle.
+        needed = await stack.enter_async_context(contextlib.AsyncExitStack())
         own = await stack.enter_async_context(contextlib.AsyncExitStack())
-        start = functools.partial(_start, own, settings, layout, programs, ready, hastened, tell)
+        children = await own.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
+        start = functools.partial(_start, needed, children, settings, layout, programs, ready)
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
         # Streams of an earlier node's containers are taken up before containerd starts, which forgets those that have ended.
-        begun = None if _has_streams(layout) else await start()
-        made = (await asyncio.to_thread(_assembly))(settings, layout, programs, store)
+        late = _has_streams(layout)
+        reached = None if late else await start()
+        made = (await asyncio.to_thread(_assembly))(settings, layout, programs, store, children)
         await checking
         await made.serve(stack, accepting)
         answered.set_result(made.answered)
-        begun = begun or await start()
-        # What serves it goes after it.
+        if late:
+            reached = await start()
+        # What serves its children goes after them.
         stack.push_async_exit(own.pop_all())
         containerd = await stack.enter_async_context(
-            made.with_others() if begun is None else made.with_own(*begun, knew_pods=knew_pods)
+            made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
         )
         await made.attend(stack, containerd, hastened)
-        yield containerd
+        yield children
 
 
 def _assembly() -> "type[assembly.Assembly]":
@@ -159,22 +164,20 @@ def _has_streams(layout: node_config.Layout) -> bool:
 
 async def _start(
     stack: contextlib.AsyncExitStack,
+    children: host_children.Children,
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: containerd_child.Programs | None,
     ready: Callable[[], Awaitable[None]],
-    hastened: asyncio.Event | None,
-    tell: Callable[[supervisor.Event], None],
-) -> tuple[supervisor.KeptChild, registries.Kept] | None:
+) -> registries.Kept | None:
     """Start the node's own containerd, and have it reach registries as the node's file says; None: it has none."""
     if programs is None:
         return None
     containerd_child.remember(programs, layout)
     reached = await stack.enter_async_context(registries.kept(settings, layout))
-    keeping = containerd_child.kept_running(
-        settings, layout, programs, said=reached.said, ready=ready, hastened=hastened, tell=tell
-    )
-    return await stack.enter_async_context(keeping), reached
+    configured = containerd_child.configured(settings, layout, programs, said=reached.said, ready=ready)
+    children.start(await stack.enter_async_context(configured))
+    return reached
 
 
 async def _given_up(task: "asyncio.Task[None]") -> None:

@@ -1,13 +1,12 @@
 """The node's own services, and what they say of it and of its containerd."""
 
-import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 
-from nixlet import errors
 from nixlet.containerd import cri, tasks
 from nixlet.containers import attaching, keeping, processes
-from nixlet.host import signals, supervisor
+from nixlet.host import children as host_children
+from nixlet.host import signals
 from nixlet.images import obtaining
 from nixlet.node.children import containerd_child
 from nixlet.node.serving import proxyplugin
@@ -38,25 +37,18 @@ class Containerd:
 
     Attributes:
         version: Its version.
-        kept: How it is kept running; None when it is somebody else's.
+        child: The node's child that it is; None when it is somebody else's.
     """
 
     version: str
-    kept: supervisor.KeptChild | None = None
-
-    async def gave_up(self) -> errors.NixletError:
-        """Wait until it died for good; why. Somebody else's containerd is theirs to look after."""
-        if self.kept is None:
-            await asyncio.Event().wait()
-        assert self.kept is not None
-        return await self.kept.gave_up()
+    child: host_children.Child | None = None
 
     def children(self) -> Sequence[nodestatus.ChildStatus]:
         """What the node says of it: nothing while it is not running."""
-        if self.kept is None:
+        if self.child is None:
             return [nodestatus.ChildStatus("containerd", 0, self.version)]
-        child = self.kept.current
-        return [] if child is None else [nodestatus.ChildStatus(child.name, child.pid, self.version)]
+        running = self.child.current
+        return [] if running is None else [nodestatus.ChildStatus(self.child.name, running.pid, self.version)]
 
     async def check(self, runtime: cri.RuntimeClient) -> None:
         """Check that it answers.
@@ -64,8 +56,8 @@ class Containerd:
         Raises:
             NixletError: It doesn't, with the reason of its last death if that is why.
         """
-        if self.kept is not None and self.kept.current is None:
-            raise errors.UnavailableError(f"containerd is not running: {self.kept.failure or 'it is being started'}")
+        if self.child is not None:
+            self.child.check()
         await runtime.version()
 
 
@@ -87,14 +79,22 @@ def status(
 class Faces:
     """The services on the node's socket that are the node's own: they serve before containerd is there."""
 
-    def __init__(self, status: nodestatus.NodeStatus, layout: node_config.Layout, images: cri.ImageClient) -> None:
+    def __init__(
+        self,
+        status: nodestatus.NodeStatus,
+        layout: node_config.Layout,
+        images: cri.ImageClient,
+        children: host_children.Children,
+    ) -> None:
         """The services of a node.
 
         Args:
             status: What it is.
             layout: Where it keeps things.
             images: Its own image service.
+            children: The programs that it keeps running.
         """
+        self._kept = children
         self._status = status
         self._layout = layout
         self._images = images
@@ -124,7 +124,9 @@ class Faces:
         obtainer = obtaining.Obtainer(self._images, served.exchange)
         attacher = attaching.Attacher(runtime, containerd, keeper)
         services = (
-            nodestatus.StatusService(self._status, self._children, served.snapshotter, runtime.version),
+            nodestatus.StatusService(
+                self._status, self._children, self._kept.status, served.snapshotter, runtime.version
+            ),
             containers.ContainersService(runtime, containerd, service, removals),
             stopping.StoppingService(runtime, removals),
             nodelogs.LogService(runtime, containerd, removals),

@@ -1,0 +1,55 @@
+"""How the programs do that a node keeps running, by the word of the node that runs here."""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nixlet import errors
+from nixlet.host import unixsocket
+from nixlet.node.doctor import machine
+from nixlet.node.settings import config
+from nixlet.services import nodeaddress
+from nixlet.varlink import client
+
+#: Seconds that the node gets to answer.
+_ANSWER = 5.0
+
+
+def looks(layout: config.Layout) -> Mapping[str, machine.Look]:
+    """A look at each child of the node that runs here, by name; none where no node runs. It asks the node (blocking)."""
+    path = layout.control_socket
+    if not unixsocket.is_served(path):
+        return {}
+    try:
+        with client.Connection(path, peer=f"the node at {path}") as node:
+            node.send(f"{nodeaddress.INTERFACE}.GetChildren")
+            reply, _ = node.receive(_ANSWER)
+    except TimeoutError:
+        return {"node": functools.partial(_silent, path)}
+    except errors.NixletError as error:
+        return {"node": functools.partial(_untold, error)}
+    return {child["name"]: functools.partial(_look, child) for child in reply["children"]}
+
+
+def _silent(path: str) -> str:
+    raise errors.UnavailableError(f"the node at {path} does not answer within {_ANSWER:g} s", hint="restart it")
+
+
+def _untold(error: errors.NixletError) -> str:
+    """An earlier node than this command line doesn't tell, which is no reason to fail."""
+    raise machine.Worse(error.message, error.hint or "restart the node")
+
+
+def _look(child: Mapping[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(child["since"]))
+    state, log = f"{child['state']} since {since}", f"see {child['log']}"
+    if child["state"] == "ready" and not child["restarts"]:
+        return f"process {child['pid']}, {state}"
+    times = "once" if child["restarts"] == 1 else f"{child['restarts']} times"
+    why = f": {child['failure']}" if child["failure"] else ""
+    if child["state"] == "ready":
+        raise machine.Worse(f"process {child['pid']}, {state}, was started again {times}{why}", log)
+    if child["state"] in {"waiting", "starting"}:
+        raise machine.Worse(f"{state}{why}", log)
+    raise errors.UnavailableError(f"{state}{why}", hint=log)
