@@ -167,6 +167,7 @@ def test_beside_a_node_that_runs(any_node: nodes.Node) -> None:
     for name in ("node", "containerd", "health"):
         assert f"(process {any_node.pid})" in found["sockets", name]["evidence"]
     assert f"in use by process {any_node.pid}" in found["disk", "data directory"]["evidence"]
+    assert " ready since " in found["children", "containerd"]["evidence"]
     # It still runs.
     assert any_node.version()["node"] is not None
     # Nor does a health address that the node has disturb it.

@@ -37,6 +37,9 @@ def test_a_containers_life(any_node: nodes.Node, asked: Any, sleeping: str) -> N
     status = asked.GetStatus()
     assert (status["state_dir"], status["pid"]) == (str(any_node.state_dir), any_node.pid)
     assert [child["name"] for child in status["children"]] == ["containerd"]
+    (kept,) = asked.GetChildren()["children"]
+    assert (kept["name"], kept["pid"], kept["state"]) == ("containerd", status["children"][0]["pid"], "ready")
+    assert kept["log"] == str(any_node.containerd_log)
     assert asked.GetSilent() == {"programs": []}
     (listed,) = asked.ListContainers(False)["containers"]
     assert (listed["id"], listed["name"], listed["pod"], listed["state"]) == (sleeping, "asleep", "asleep", "running")
