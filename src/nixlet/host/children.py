@@ -6,12 +6,13 @@ failed: it waits until the other is ready again, and that costs none of its trie
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
+
+import msgspec
 
 from nixlet import errors
 from nixlet.host import supervisor
@@ -23,8 +24,7 @@ _log = logging.getLogger("nixlet.supervisor")
 State = Literal["waiting", "starting", "ready", "died", "gave up", "stopped"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """How a child does.
 
     Attributes:

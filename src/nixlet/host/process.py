@@ -150,20 +150,7 @@ def failure(argv: Sequence[str], returncode: int, output: bytes, *, name: str = 
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class User:
-    """As whom a program runs, with no further groups.
-
-    Attributes:
-        uid: The user's number.
-        gid: The group's.
-    """
-
-    uid: int
-    gid: int
-
-
-def _command(argv: Sequence[str], *, guarded: bool, user: User | None = None) -> list[str]:
+def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None = None) -> list[str]:
     program = argv[0] if os.path.isabs(argv[0]) else find_program(argv[0])
     if program is None or not os.access(program, os.X_OK):
         raise errors.UnavailableError(
@@ -173,7 +160,7 @@ def _command(argv: Sequence[str], *, guarded: bool, user: User | None = None) ->
         return [program, *argv[1:]]
     guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
     # One program for both: the kernel forgets the signal when the user changes, so it has to be asked for after that.
-    other = [] if user is None else [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups"]
+    other = [] if user is None else [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
     return [find_setpriv(), *other, "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
@@ -204,7 +191,7 @@ async def start(
     grace: float = 5.0,
     cwd: str | None = None,
     ends_with_input: bool = False,
-    user: User | None = None,
+    user: tuple[int, int] | None = None,
 ) -> AsyncIterator[Child]:
     """Start a program; leaving the context closes its standard input, asks it to end, and kills it after ``grace`` seconds.
 
@@ -218,7 +205,7 @@ async def start(
         cwd: Its working directory.
         ends_with_input: Whether the program ends at the end of its standard input whatever it does, and has a umask of its own:
             with a pipe for that it needs nobody who ends it with us, and starts in less time.
-        user: As whom it runs; None: as ourselves.
+        user: The numbers of the user and group as whom it runs, with no further groups; None: as ourselves.
 
     Raises:
         UnavailableError: There is no such program, or the system can't start one.

@@ -7,10 +7,11 @@ hand. The pipe ends with nixlet, which is no loss: such a child does so, too. Ho
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+import msgspec
 
 from nixlet import errors
 from nixlet.host import logfiles, process
@@ -25,8 +26,7 @@ _LAST_WORDS = 0.5
 _log = logging.getLogger("nixlet.supervisor")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RestartPolicy:
+class RestartPolicy(msgspec.Struct, frozen=True):
     """When a child that died is started again.
 
     Attributes:
@@ -50,8 +50,7 @@ def _nothing() -> None:
     """No condition."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Program(msgspec.Struct, frozen=True, kw_only=True):
     """All that there is to know of a program that is kept running.
 
     Attributes:
@@ -61,7 +60,7 @@ class Program:
         log_path: The file that gets what it prints.
         ready: Returns when it answers; it is cancelled when the program dies first.
         ready_timeout: Seconds to wait for that.
-        user: As whom it runs; None: as ourselves.
+        user: The numbers of the user and group as whom it runs; None: as ourselves.
         waits_for: The children that have to be ready before it is started, the first time as later.
         falls_with: Those among them with which it ends, to be started anew when they are ready again; it lives on without the others.
         may_start: Raises a ``NixletError`` where it can't be started now; asked before each start.
@@ -75,7 +74,7 @@ class Program:
     log_path: str
     ready: Callable[[], Awaitable[object]]
     ready_timeout: float
-    user: process.User | None = None
+    user: tuple[int, int] | None = None
     waits_for: tuple[str, ...] = ()
     falls_with: tuple[str, ...] = ()
     may_start: Callable[[], None] = _nothing

@@ -5,6 +5,8 @@ import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+
 import nixlet
 from nixlet import errors
 from nixlet.host import children as host_children
@@ -81,7 +83,7 @@ class StatusService:
         }
 
     async def _get_children(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
-        return {"children": [dataclasses.asdict(child) for child in self._kept()]}
+        return {"children": [msgspec.structs.asdict(child) for child in self._kept()]}
 
     async def _get_silent(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
         silent = []

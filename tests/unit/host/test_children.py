@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 import signal
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nixlet import errors
@@ -246,9 +246,9 @@ async def test_a_wrong_description_is_refused_at_once_and_nothing_starts(
     await kept.ready()
     blank = kept["there"].program
     with pytest.raises(ValueError, match=fault):
-        kept.start(*(dataclasses.replace(blank, name=name, waits_for=others) for name, others in described.items()))
+        kept.start(*(msgspec.structs.replace(blank, name=name, waits_for=others) for name, others in described.items()))
     with pytest.raises(ValueError, match="x falls with there, for which it does not wait"):
-        kept.start(dataclasses.replace(blank, name="x", falls_with=("there",)))
+        kept.start(msgspec.structs.replace(blank, name="x", falls_with=("there",)))
     assert [child.name for child in kept] == ["there"]
     assert len(things.starts("there")) == 1
 
@@ -281,7 +281,7 @@ async def test_what_fails_while_another_is_away_is_tried_again_and_has_all_its_t
     kept.start(
         # The next start takes until it may.
         things.program("base", "test -e once && until test -e go; do sleep 0.02; done; touch once up; exec sleep 60"),
-        things.program("needs", needs, waits_for=("base",), restart=dataclasses.replace(QUICK, tries=0)),
+        things.program("needs", needs, waits_for=("base",), restart=msgspec.structs.replace(QUICK, tries=0)),
     )
     await kept.ready()
     os.kill(running(kept["base"]).pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.host import process, supervisor
+from nixlet.host import supervisor
 
 
 def program(directory: Path, script: str, **more: Any) -> supervisor.Program:
@@ -119,7 +119,7 @@ async def test_a_child_of_another_user_has_no_rights_of_ours(tmp_path: Path) -> 
             await asyncio.sleep(0.01)
 
     script = "grep -E '^(Uid|Gid|Groups|CapPrm|CapEff):' /proc/self/status; exec sleep 60"
-    async with supervisor.supervise(program(tmp_path, script, user=process.User(65534, 65533), ready=ready)) as child:
+    async with supervisor.supervise(program(tmp_path, script, user=(65534, 65533), ready=ready)) as child:
         said = dict(line.split(":", 1) for line in (tmp_path / "log").read_text().splitlines())
         assert said["Uid"].split() == ["65534"] * 4
         assert said["Gid"].split() == ["65533"] * 4
@@ -135,7 +135,7 @@ import asyncio, os, signal
 from nixlet.host import process
 
 async def main():
-    async with process.start(["sleep", "60"], user=process.User(65534, 65533)) as child:
+    async with process.start(["sleep", "60"], user=(65534, 65533)) as child:
         while os.readlink(f"/proc/{child.pid}/exe").rpartition("/")[2] in {"setpriv", "sh", "dash", "bash"}:
             await asyncio.sleep(0.01)
         assert os.stat(f"/proc/{child.pid}").st_uid == 65534
