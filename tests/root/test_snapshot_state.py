@@ -248,3 +248,26 @@ async def test_an_end_does_not_wait_for_a_large_layer_to_be_deleted(
         await loop.shutdown_default_executor()
     assert len(unlinked) == 1
     assert len(os.listdir(mount.source)) >= 49
+
+
+async def test_a_long_list_lets_others_be_served(tmp_path: Path) -> None:
+    async with running(tmp_path / "root") as made:
+        making = (
+            made._db.create_snapshot(f"k{number}", model.Kind.VIEW, "", {}, strategy="view") for number in range(1050)
+        )
+        await asyncio.gather(*making)
+        turns, listing = 0, True
+
+        async def others() -> None:
+            nonlocal turns
+            while listing:
+                turns += 1
+                await asyncio.sleep(0)
+
+        serving = asyncio.create_task(others())
+        for wanted, found in ((['name=="none"'], 0), ([], 1050)):
+            before = turns
+            assert len([info async for page in made.pages(wanted) for info in page]) == found
+            assert turns - before >= 10
+        listing = False
+        await serving

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
-from nixlet.snapshots import closures, faults, metadata, model, snapshotter
+from nixlet.snapshots import closures, faults, metadata, model, snapshotter, tables
 from nixlet.store import closures as closure_references
 from nixlet.store import paths, policy, realiser, roots
 from nixlet.store.daemon import client
@@ -70,6 +71,15 @@ class Rig:
         for path in paths:
             os.makedirs(upper + path)
         await self.snapshotter.commit(name, key, labels)
+
+
+def closure_of(rig: Rig, name: str) -> tuple[str, ...]:
+    """The store paths that a committed snapshot and its ancestors bring along, sorted."""
+    known = rig.snapshotter._db
+    row = known.get(name)
+    layers = [tables.Layer(row.id, row.closure), *known.chain(row.parent)]
+    names = {name for layer in layers if layer.closure for name in known.closure(layer.closure).names}
+    return tuple(f"{rig.store.store_dir}/{name}" for name in sorted(names))
 
 
 def option(mount: model.Mount, name: str) -> str:
@@ -148,7 +158,7 @@ async def test_the_closure_survives_commits_and_updates_without_labels(rig: Rig)
     await rig.snapshotter.prepare("ns/1/extract-1 layer", "", labels)
     await rig.snapshotter.commit("layer", "ns/1/extract-1 layer", {})
     await rig.snapshotter.update("layer", {}, None)
-    assert rig.snapshotter.closure_of("layer") == (one,)
+    assert closure_of(rig, "layer") == (one,)
     made = await rig.snapshotter.prepare("container", "layer", {})
     assert content(rig, made) == shown(f=one)
 
@@ -171,9 +181,9 @@ async def test_a_layer_that_was_unpacked_without_labels_is_mended(rig: Rig) -> N
     await rig.layer("layer", [one], labelled=False)
     made = await rig.snapshotter.prepare("before", "layer", {})
     assert [mount.type for mount in made] == ["overlay"]
-    assert rig.snapshotter.closure_of("layer") == ()
+    assert closure_of(rig, "layer") == ()
     await rig.snapshotter.update("layer", {LAYER: "true", f"{PATH}0": one}, [f"labels.{LAYER}", f"labels.{PATH}0"])
-    assert rig.snapshotter.closure_of("layer") == (one,)
+    assert closure_of(rig, "layer") == (one,)
     made = await rig.snapshotter.prepare("after", "layer", {})
     assert (await rig.snapshotter.mounts("before"))[0].options != made[0].options
     assert content(rig, made) == shown(f=one)
@@ -188,7 +198,7 @@ async def test_labels_dont_say_that_a_layer_has_another_closure(rig: Rig) -> Non
     # The same closure, however it is named.
     await rig.snapshotter.update("layer", {f"{PATH}7": one, "a": "b"}, [f"labels.{PATH}7", "labels.a"])
     assert (await rig.snapshotter.stat("layer")).labels["a"] == "b"
-    assert rig.snapshotter.closure_of("layer") == (one,)
+    assert closure_of(rig, "layer") == (one,)
 
 
 async def test_a_layer_is_not_committed_with_another_closure_than_it_was_unpacked_with(rig: Rig) -> None:
@@ -198,7 +208,7 @@ async def test_a_layer_is_not_committed_with_another_closure_than_it_was_unpacke
     with pytest.raises(errors.FailedPreconditionError, match="the layer layer was unpacked with another closure"):
         await rig.snapshotter.commit("layer", key, {**labels, f"{PATH}0": two})
     await rig.snapshotter.commit("layer", key, {**labels, f"{PATH}5": one})
-    assert rig.snapshotter.closure_of("layer") == (one,)
+    assert closure_of(rig, "layer") == (one,)
 
 
 async def test_a_layer_is_not_mended_with_a_closure_that_lacks_what_it_needs(rig: Rig) -> None:
@@ -207,7 +217,7 @@ async def test_a_layer_is_not_mended_with_a_closure_that_lacks_what_it_needs(rig
     with pytest.raises(errors.FailedPreconditionError, match=f"a mount point for {one}, which its closure lacks"):
         await rig.snapshotter.update("layer", {LAYER: "true", f"{PATH}0": two}, [f"labels.{LAYER}", f"labels.{PATH}0"])
     assert LAYER not in (await rig.snapshotter.stat("layer")).labels
-    assert rig.snapshotter.closure_of("layer") == ()
+    assert closure_of(rig, "layer") == ()
     await rig.snapshotter.cleanup()
     assert rig.roots.names() == []
 
@@ -544,6 +554,43 @@ async def test_cleaning_up_takes_nothing_from_those_who_work_meanwhile(rig: Rig)
     assert len(rig.roots.names()) == 2
     await asyncio.to_thread(rig.store.nix, "nix-store", "--gc")
     assert all(os.path.exists(path) for path in paths)
+
+
+class Gate(faults.Faults):
+    """Holds up commits while it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.reached = threading.Event(), threading.Event()
+        self.open.set()
+
+    def reach(self, step: faults.Step) -> None:
+        if step == "changes-made" and not self.open.is_set():
+            self.reached.set()
+            assert self.open.wait(60)
+
+
+async def test_an_end_lets_no_closure_go_whose_record_is_being_made(rig: Rig) -> None:
+    rig.faults = gate = Gate()
+    await rig.reopen()
+    one = rig.store.add("one", {"f": "1"})
+    labels = {model.SNAPSHOT_REF_LABEL: "layer", LAYER: "true", f"{PATH}0": one}
+    # The next change is made in the other thread.
+    await asyncio.gather(*(rig.snapshotter._db.settled() for _ in range(2)))
+    gate.open.clear()
+    preparing = asyncio.create_task(rig.snapshotter.prepare("ns/1/extract-1 layer", "", labels))
+    assert await asyncio.to_thread(gate.reached.wait, 60)
+    ending = asyncio.create_task(rig.snapshotter._tasks.finish(0.05))
+    done, _ = await asyncio.wait([ending], timeout=0.5)
+    assert not done
+    assert len(rig.roots.names()) == 1
+    gate.open.set()
+    async with asyncio.timeout(60):
+        await ending
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    (closure,) = rig.snapshotter._db.closures()
+    assert rig.roots.names() == [closure.identity]
 
 
 async def test_mount_forms_of_ordinary_snapshots(rig: Rig) -> None:

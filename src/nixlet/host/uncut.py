@@ -15,14 +15,23 @@ async def to_its_end(work: Coroutine[Any, Any, T], stop: Callable[[], None] = la
         work: What isn't cancelled.
         stop: Is called when the caller is cancelled, to ask the work for an early end.
     """
-    task = asyncio.create_task(work)
+    return await outcome(asyncio.create_task(work), stop)
+
+
+async def outcome(future: "asyncio.Future[T]", stop: Callable[[], None] = lambda: None) -> T:
+    """The outcome of something that goes on by itself; a caller that is cancelled meanwhile waits for it before it gives up.
+
+    Args:
+        future: What is waited for, and isn't cancelled.
+        stop: As in ``to_its_end``.
+    """
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         stop()
-        while not task.done():
+        while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # whoever asked is gone
+                await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # whoever asked is gone
         raise

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from nixlet import errors
-from nixlet.snapshots import database, model, schema, tables
+from nixlet.snapshots import database, model, refusals, schema, tables
 from nixlet.snapshots import faults as faults_module
 
 #: The tables whose rows' numbers are also the names of directories.
@@ -28,32 +29,43 @@ class Metadata(tables.Tables):
     effect on the disk.
     """
 
-    def __init__(self, path: str, faults: faults_module.Faults | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        faults: faults_module.Faults | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Open or create them.
 
         Args:
             path: The database's file.
             faults: Where tests can have the process killed.
+            clock: Seconds, for telling what takes long.
 
         Raises:
             FailedPreconditionError: It is damaged, foreign, or of a later nixlet.
             ResourceExhaustedError: The disk is full.
             UnavailableError: The disk has another trouble.
         """
-        opened = database.Database(path, schema.MIGRATIONS, faults or faults_module.Faults())
+        opened = database.Database(path, schema.MIGRATIONS, faults or faults_module.Faults(), clock)
         with contextlib.ExitStack() as stack:
-            stack.callback(opened.close)
+            stack.callback(opened.close_unused)
             rows, closures = opened.read(f"{_SELECT} ORDER BY s.id"), opened.read("SELECT * FROM closures ORDER BY id")
             # The numbers that were given to a snapshot or closure are counted here as well: sqlite's own count goes back with a
             # transaction that fails, and a number that was seen on the disk once must never mean something else.
             self._last = dict.fromkeys(_NUMBERED, 0) | dict(opened.read("SELECT name, seq FROM sqlite_sequence"))
+            try:
+                super().__init__(map(_row, rows), map(_closure, closures))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise refusals.unreadable(path, error) from error
             stack.pop_all()
-        super().__init__(map(_row, rows), map(_closure, closures))
         self._database = opened
         # For the changes, which mostly run in the writer's thread.
         self._run = opened.connection.execute
         self._write = opened.write
         self.close = opened.close
+        self.close_unused = opened.close_unused
+        self.check = opened.check
 
     def issued(self, table: Numbered) -> int:
         """The highest number that was given to a row of a table."""
@@ -68,9 +80,16 @@ class Metadata(tables.Tables):
         return self._last[table]
 
     async def settled(self) -> None:
-        """Wait for what was asked for until now: afterwards what it has done on the disk is known, or undone."""
-        with contextlib.suppress(errors.NixletError):
+        """Wait for what was asked for until now: afterwards what it has done on the disk is known, or undone.
+
+        Raises:
+            UnavailableError: It can't be undone yet, or the database is closed.
+        """
+        try:
             await self._write(lambda _effects: None)
+        except errors.NixletError:
+            # What shared a transaction with others, whose commit failed, is undone with them.
+            self.check(math.inf)
 
     # Changes. Each is a transaction, durable when the call returns; it is made or not made also when the caller gives up.
 
@@ -125,6 +144,9 @@ class Metadata(tables.Tables):
     def _stored(self, key: str) -> tables.Row:
         """The same; raises NotFoundError if there is none."""
         return tables.existing(self._look(key), key)
+
+    def _stored_closure(self, number: int) -> tables.Closure:
+        return _closure(self._run("SELECT * FROM closures WHERE id = ?", (number,)).fetchone())
 
     def _record(self, new: tables.NewClosure, effects: database.Effects) -> int:
         """The number of a closure, recorded now if it is new; with what it is rooted by now."""
@@ -233,11 +255,12 @@ class Metadata(tables.Tables):
         Args:
             name: Its key or name.
             change_labels: The new labels, of those that it has when it is changed.
-            closure: Its closure from now on, if it is committed and has none.
+            closure: Its closure, if it is committed: recorded where it has none.
             number: The number of the snapshot that the closure fits: the name may be another one's by now.
 
         Raises:
             NotFoundError: There is no such snapshot; or it is another one now than the one that was looked at.
+            FailedPreconditionError: It has a closure with other paths.
         """
 
         def change(effects: database.Effects) -> tables.Row:
@@ -245,8 +268,11 @@ class Metadata(tables.Tables):
             if number is not None and row.id != number:
                 raise errors.NotFoundError(f"snapshot {name} was removed while it was being updated")
             own = row.closure
-            if closure is not None and row.kind is model.Kind.COMMITTED and own is None:
-                own = self._record(closure, effects)
+            if closure is not None and row.kind is model.Kind.COMMITTED:
+                if own is None:
+                    own = self._record(closure, effects)
+                elif set(closure.names) != set(self._stored_closure(own).names):
+                    raise errors.FailedPreconditionError(f"the layer {name} has another closure already")
             text = json.dumps(dict(change_labels(json.loads(row.labels))))
             changed = row._replace(labels=text, updated=time.time_ns(), closure=own)
             self._run(

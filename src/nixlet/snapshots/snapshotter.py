@@ -136,7 +136,7 @@ class Snapshotter:
         try:
             sweep.check_known(path, opened.issued("snapshots"), self._snapshots)
         except BaseException:
-            opened.close()
+            opened.close_unused()
             raise
         # What a sweep can't delete must not be taken for something new.
         opened.pass_over("snapshots", max(disk.numbers(self._snapshots), default=0))
@@ -175,7 +175,7 @@ class Snapshotter:
     async def close(self) -> None:
         """Wait for what is running and close the database. Snapshots and views stay."""
         await self._tasks.finish()
-        self._db.close()
+        await self._db.close()
 
     def unmount_views(self) -> None:
         """Unmount all views (blocking); they are mounted again when a container needs them."""
@@ -271,11 +271,7 @@ class Snapshotter:
             closure = None
             if reference is not None:
                 closure = await stack.enter_async_context(self._closures.realised(reference, fetch=False))
-            if closure is not None and known is not None:
-                if set(closure.names) != set(known.names):
-                    raise errors.FailedPreconditionError(f"the layer {name} has another closure already")
-                closure = None
-            if closure is not None:
+            if closure is not None and known is None:
                 with self._refusing():
                     await asyncio.to_thread(self._mounts.check_mount_points, row.id, closure)
             updating = self._update(stack.pop_all(), row, changed, closure)
@@ -300,7 +296,10 @@ class Snapshotter:
         selected = filters.parse(wanted)
         page: list[model.Info] = []
         size = 0
-        for row in self._db.rows():
+        for looked, row in enumerate(self._db.rows(), start=1):
+            if not looked % _PAGE:
+                # Others are served meanwhile.
+                await asyncio.sleep(0)
             info = row.info()
             if not selected(info):
                 continue
@@ -340,18 +339,13 @@ class Snapshotter:
         """How many snapshots there are of each kind."""
         return self._db.counts()
 
-    def closure_of(self, name: str) -> tuple[str, ...]:
-        """The store paths that a committed snapshot and its ancestors bring along, sorted.
+    def check(self) -> None:
+        """Check that changes are made.
 
         Raises:
-            NotFoundError: There is no such snapshot.
+            UnavailableError: They are refused, or one has been waiting for some seconds.
         """
-        row = self._db.named(name)
-        if row is None:
-            raise errors.NotFoundError(f"snapshot {name} does not exist")
-        layers = [tables.Layer(row.id, row.closure), *self._db.chain(row.parent)]
-        names = {name for layer in layers if layer.closure for name in self._db.closure(layer.closure).names}
-        return tuple(f"{self._store_dir}/{name}" for name in sorted(names))
+        self._db.check()
 
     # Making snapshots.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from nixlet import errors
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import database, disk, metadata, model, tables
+from nixlet.snapshots import disk, metadata, model, refusals, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import tasks as tasks_module
 
@@ -43,7 +43,7 @@ def check_known(path: str, issued: int, snapshots: str) -> None:
         why = "is older than" if issued else "is missing, or not the one of"
         raise errors.FailedPreconditionError(
             f"the snapshotter's database {path} {why} the snapshots that are there ({example}, {len(strange)} in all)",
-            hint=database.way_out(path),
+            hint=refusals.way_out(path),
         )
 
 
@@ -79,6 +79,8 @@ class Sweeper:
         #: Snapshots whose directories are to be deleted, and whether a closure may be dropped with them.
         self._removed: dict[int, bool] = {}
         self._freeing: set[asyncio.Task[None]] = set()
+        #: What one deletes no other does: a directory that is gone for one of two may be there still.
+        self._deleting = asyncio.Lock()
 
     def free(self, row: tables.Row) -> None:
         """Have the directory of a snapshot deleted that the database has forgotten, and its closure if nobody needs that."""
@@ -99,12 +101,15 @@ class Sweeper:
             if any(removed.values()):
                 await self._closures.drop_unused()
 
-    @staticmethod
-    async def _delete(paths: Collection[str], removed: Callable[[], None] = lambda: None) -> None:
+    async def _delete(self, paths: Collection[str], removed: Callable[[], None] = lambda: None) -> None:
         """Delete directories; who gives up waiting for that ends it, and the next start goes on with it."""
         given_up = threading.Event()
+        await self._deleting.acquire()
+        deleting = asyncio.get_running_loop().run_in_executor(None, disk.remove_trees, paths, removed, given_up.is_set)
+        # Whoever gives up waits for no end, not even that of one large file; the next deletion does.
+        deleting.add_done_callback(lambda _: self._deleting.release())
         try:
-            await asyncio.to_thread(disk.remove_trees, paths, removed, given_up.is_set)
+            await asyncio.shield(deleting)
         finally:
             given_up.set()
 

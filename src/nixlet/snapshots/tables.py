@@ -2,7 +2,6 @@
 
 import collections
 import json
-import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -78,7 +77,9 @@ class Tables:
         # New ones have higher numbers than all before them: the order stays.
         self._rows = {row.id: row for row in rows}
         self._keys = {row.key: row for row in self._rows.values()}
-        self._closures = {closure.id: _shared(closure) for closure in closures}
+        # Closures have most of their paths in common, whose names are kept once.
+        self._names = _Names()
+        self._closures = {closure.id: self._shared(closure) for closure in closures}
 
     # What is changed here is durable.
 
@@ -96,11 +97,21 @@ class Tables:
 
     def _put_closure(self, closure: Closure) -> None:
         """Take in a closure, or what it is rooted by now."""
-        self._closures[closure.id] = _shared(closure)
+        before = self._closures.get(closure.id)
+        self._closures[closure.id] = self._shared(closure)
+        self._let_go(before)
 
     def _drop_closure(self, number: int) -> None:
         """Leave out a closure, if it is there."""
-        self._closures.pop(number, None)
+        self._let_go(self._closures.pop(number, None))
+
+    def _shared(self, closure: Closure) -> Closure:
+        return closure._replace(names=self._names.take(closure.names), roots=self._names.take(closure.roots))
+
+    def _let_go(self, closure: Closure | None) -> None:
+        if closure is not None:
+            self._names.leave(closure.names)
+            self._names.leave(closure.roots)
 
     # Reading.
 
@@ -185,6 +196,26 @@ def existing(row: Row | None, key: str) -> Row:
     return row
 
 
-def _shared(closure: Closure) -> Closure:
-    """The same closure: closures have most of their paths in common, whose names are kept once."""
-    return closure._replace(names=tuple(map(sys.intern, closure.names)), roots=tuple(map(sys.intern, closure.roots)))
+class _Names:
+    """Names of which many are the same: each is kept once, as long as it is used."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, str] = {}
+        self._uses: collections.Counter[str] = collections.Counter()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The same names, used once more."""
+        kept = tuple(self._kept.setdefault(name, name) for name in names)
+        self._uses.update(kept)
+        return kept
+
+    def leave(self, names: tuple[str, ...]) -> None:
+        """Use them once less."""
+        self._uses.subtract(names)
+        for name in names:
+            if not self._uses[name]:
+                del self._uses[name]
+                self._kept.pop(name, None)

@@ -48,9 +48,10 @@ def gate() -> Gate:
 
 @pytest.fixture
 async def database(tmp_path: Path, gate: Gate) -> AsyncIterator[metadata.Metadata]:
-    made = metadata.Metadata(str(tmp_path / "nixlet.db"), gate)
+    # No transaction is slow by this clock.
+    made = metadata.Metadata(str(tmp_path / "nixlet.db"), gate, clock=lambda: 0.0)
     yield made
-    made.close()
+    await made.close()
 
 
 def insert(
@@ -180,11 +181,11 @@ async def test_closing_finishes_what_is_under_way_and_what_waits(tmp_path: Path,
         await reached(gate)
         changes.append(insert(first, "c"))
         await asyncio.sleep(0)
-    first.close()
+    await first.close()
     assert {row.key for row in await asyncio.gather(*changes)} == {"a", "b", "c"}
     second = metadata.Metadata(str(tmp_path / "nixlet.db"))
     assert [row.key for row in second.rows()] == ["a", "b", "c"]
-    second.close()
+    await second.close()
 
 
 async def test_what_is_known_is_what_is_stored(database: metadata.Metadata, tmp_path: Path) -> None:
@@ -200,11 +201,11 @@ async def test_what_is_known_is_what_is_stored(database: metadata.Metadata, tmp_
     await asyncio.gather(database.remove_snapshot("k1"), database.remove_snapshot("view"), insert(database, "k9"))
     assert not await database.commit_snapshot("large", "k2", {}, lambda: None)
     known = (database.rows(), database.closures())
-    database.close()
+    await database.close()
     again = metadata.Metadata(str(tmp_path / "nixlet.db"))
     assert (again.rows(), again.closures()) == known
     assert [each.identity for each in again.closures()] == ["c", "d"]
-    again.close()
+    await again.close()
 
 
 async def test_a_commit_waits_for_the_disk(database: metadata.Metadata) -> None:

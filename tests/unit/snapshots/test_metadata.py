@@ -5,7 +5,7 @@ import contextlib
 import resource
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,10 @@ from nixlet.snapshots import faults, metadata, model, tables
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[metadata.Metadata]:
+async def database(tmp_path: Path) -> AsyncIterator[metadata.Metadata]:
     db = metadata.Metadata(str(tmp_path / "nixlet.db"))
     yield db
-    db.close()
+    await db.close()
 
 
 async def insert(db: metadata.Metadata, key: str, parent: str = "", kind: model.Kind = model.Kind.ACTIVE) -> tables.Row:
@@ -180,8 +180,8 @@ async def test_what_was_acknowledged_is_there_after_a_reopening(tmp_path: Path) 
         shutil.copy(file, tmp_path / "later")
     second = metadata.Metadata(str(tmp_path / "later" / "nixlet.db"))
     assert second.get("a").key == "a"
-    second.close()
-    first.close()
+    await second.close()
+    await first.close()
 
 
 def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_foreign_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_database_of_a_later_nixlet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "nixlet.db"
-    metadata.Metadata(str(path)).close()
+    metadata.Metadata(str(path)).close_unused()
     with sqlite3.connect(path) as later:
         later.execute("PRAGMA user_version = 99")
     later.close()
@@ -230,7 +230,7 @@ async def test_an_earlier_schema_is_brought_up_to_date(tmp_path: Path) -> None:
     assert database.closure(3) == tables.Closure(3, "c", "{}", ("a", "b"), ())
     assert database.get("layer").closure == 3
     await insert(database, "a", "layer")
-    database.close()
+    await database.close()
 
 
 async def test_what_a_closure_is_rooted_by_is_recorded_each_time(database: metadata.Metadata) -> None:
@@ -272,20 +272,19 @@ async def test_an_unforeseen_failure_of_a_transaction_is_told_to_everybody(tmp_p
             if step == "changes-made":
                 raise MemoryError
 
-    with contextlib.closing(metadata.Metadata(str(tmp_path / "nixlet.db"), Failing())) as database:
-        undone: list[str] = []
+    database = metadata.Metadata(str(tmp_path / "nixlet.db"), Failing())
+    undone: list[str] = []
 
-        def effect(row: tables.Row, undo: contextlib.ExitStack) -> None:
-            undo.callback(undone.append, row.key)
+    def effect(row: tables.Row, undo: contextlib.ExitStack) -> None:
+        undo.callback(undone.append, row.key)
 
-        making = [
-            database.create_snapshot(key, model.Kind.ACTIVE, "", {}, strategy="view", effect=effect) for key in "ab"
-        ]
-        async with asyncio.timeout(10):
-            told = await asyncio.gather(*making, return_exceptions=True)
-        assert [type(each) for each in told] == [MemoryError, MemoryError]
-        assert undone == ["b", "a"]
-        assert database.find("a") is None
+    making = [database.create_snapshot(key, model.Kind.ACTIVE, "", {}, strategy="view", effect=effect) for key in "ab"]
+    async with asyncio.timeout(10):
+        told = await asyncio.gather(*making, return_exceptions=True)
+    assert [type(each) for each in told] == [MemoryError, MemoryError]
+    assert undone == ["b", "a"]
+    assert database.find("a") is None
+    await database.close()
 
 
 async def test_a_closure_is_given_to_no_other_snapshot_than_the_one_that_it_fits(database: metadata.Metadata) -> None:

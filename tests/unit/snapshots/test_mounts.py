@@ -19,7 +19,7 @@ async def nothing_to_check() -> None:
 async def database(tmp_path: Path) -> AsyncIterator[metadata.Metadata]:
     made = metadata.Metadata(str(tmp_path / "nixlet.db"))
     yield made
-    made.close()
+    await made.close()
 
 
 async def chain(database: metadata.Metadata, count: int) -> tables.Row:

@@ -242,7 +242,7 @@ def _checks(
     async def serves() -> None:
         if not unixsocket.is_served(place.socket):
             raise errors.UnavailableError(f"nobody listens at {place.socket}")
-        snapshotter.counts()
+        snapshotter.check()
 
     async def answers() -> None:
         async with store.session() as session:
