@@ -32,11 +32,9 @@ _AUTHORITIES = {
     ETCD_PEER: "etcd-peer-ca",
 }
 
-#: Those that the controller manager signs with, which takes a file with one certificate and no chain.
-_WITHOUT_CHAIN = (CLIENT, SERVER)
-
-#: What an agent has to know the cluster by.
-_FOR_NODES = (CLIENT, SERVER)
+#: What an agent has to know the cluster by: whether with the chain. A kubelet believes the authority of clients alone, while those that look
+#: for the API server may know the root only.
+_FOR_NODES = {CLIENT: False, SERVER: True}
 
 #: What k3s calls authorities where it lists certificates by service.
 AUTHORITIES = "certificate-authority"
@@ -290,12 +288,13 @@ def _ensured_authority(
 
 def _publish(places: Layout, authorities: dict[str, signing.Authority]) -> None:
     """Have authorities' certificates where programs look for them."""
-    for name in _WITHOUT_CHAIN:
-        text = signing.certificates_text([authorities[name].certificate])
+    for name, authority in authorities.items():
+        # The controller manager takes no chain, and who is believed by others is one authority.
+        text = signing.certificates_text([authority.certificate])
         files.write_atomically(places.tls(f"{name}.nochain.crt"), text)
-    for name in _FOR_NODES:
-        text = signing.certificates_text(authorities[name].certificates)
-        files.write_atomically(places.node(f"{name}.crt"), text)
+    for name, whole in _FOR_NODES.items():
+        found = authorities[name].certificates if whole else [authorities[name].certificate]
+        files.write_atomically(places.node(f"{name}.crt"), signing.certificates_text(found))
 
 
 def _readable_key(path: str) -> signing.Key | None:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 from cryptography import exceptions, x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from nixlet import errors
-from nixlet.cluster import certificates, signing, subjects
+from nixlet.cluster import certificates, constraints, signing, subjects, validation
 from nixlet.cluster.layout import Layout
-from nixlet.cluster.settings import Address
+from nixlet.cluster.settings import Address, ClusterSettings
 from nixlet.cluster.subjects import Subject
 from nixlet.host import files
 
@@ -23,10 +22,6 @@ SIGNED_BY = {
     "serving-kubelet": certificates.SERVER,
     "client-kube-proxy": certificates.CLIENT,
 }
-
-#: What keys of others are good enough: those that Kubernetes' programs make, and what nobody breaks.
-_CURVES = frozenset(("secp256r1", "secp384r1", "secp521r1"))
-_SMALLEST_RSA = 2048
 
 
 class Node(NamedTuple):
@@ -54,16 +49,18 @@ def request(places: Layout, name: str) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def answer(places: Layout, name: str, request: bytes, node: Node, now: datetime.datetime) -> bytes:
+def answer(settings: ClusterSettings, name: str, request: bytes, node: Node, now: datetime.datetime) -> bytes:
     """A server's answer to such a request: the certificate, and the authority's.
 
     Raises:
-        InvalidArgumentError: The request is none, or there is no such certificate.
+        InvalidArgumentError: The request is none, there is no such certificate, or no node may have that name or such an address: the
+            authority of servers would say of it that it is the API server.
         FailedPreconditionError: The authority is broken, or not valid now.
     """
     subject = _subject(name, node)
+    _check(settings, node)
     key = _requested_key(request)
-    authority = signing.read_authority(signing.Pair.at(places.tls(SIGNED_BY[name])))
+    authority = signing.read_authority(signing.Pair.at(settings.layout.tls(SIGNED_BY[name])))
     return signing.certificates_text(authority.issue(subject, key, now))
 
 
@@ -99,6 +96,29 @@ def _subject(name: str, node: Node) -> Subject:
             raise errors.InvalidArgumentError(f"nodes have no certificate {name!r}")
 
 
+def _check(settings: ClusterSettings, node: Node) -> None:
+    """Check that a certificate that names a node names nothing else by it.
+
+    Raises:
+        InvalidArgumentError: It would.
+    """
+    if problem := validation.node_name_problem(node.name):
+        raise errors.InvalidArgumentError(f"{node.name!r} can't be a node's name: {problem}")
+    server = subjects.api_server(settings)
+    ends = (".svc", f".{settings.cluster_domain}")
+    wild = tuple(name.removeprefix("*") for name in server.dns if name.startswith("*."))
+    if node.name in server.dns or node.name.startswith("kubernetes.") or node.name.endswith(ends + wild):
+        raise errors.InvalidArgumentError(f"no node may be called {node.name!r}: the API server or a service is")
+    for address in node.addresses:
+        if problem := validation.address_problem(address):
+            raise errors.InvalidArgumentError(f"a node's address can't be {address}: it is {problem}")
+        networks = (*settings.service_cidrs, *settings.cluster_cidrs)
+        if address in server.addresses or any(address in network for network in networks):
+            raise errors.InvalidArgumentError(
+                f"no node may have the address {address}: the API server, a service or a pod has it"
+            )
+
+
 def _requested_key(data: bytes) -> signing.PublicKey:
     """The public key of a request whose sender has shown to have the private one.
 
@@ -108,12 +128,10 @@ def _requested_key(data: bytes) -> signing.PublicKey:
     try:
         found = x509.load_pem_x509_csr(data)
         key, valid = found.public_key(), found.is_signature_valid
-    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise errors.InvalidArgumentError("this is no request for a certificate") from error
     if not valid:
         raise errors.InvalidArgumentError("the request for a certificate is not signed by its own key")
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _SMALLEST_RSA:
-        return key
-    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+    if isinstance(key, signing.PublicKey) and constraints.is_strong(key):
         return key
     raise errors.InvalidArgumentError("the request's key is of a kind that is too weak, or unknown")

@@ -1,6 +1,9 @@
 """The arguments of a cluster's programs. Nothing listens but on loopback and the node's address, and nobody is let in unknown.
 
 What a person adds (``--kube-apiserver-arg`` and its like) goes last and may change all of it.
+
+Whoever lets somebody in believes one authority's own certificate and not its chain: several authorities may be below one root, and each is to
+speak for its own only.
 """
 
 import dataclasses
@@ -88,11 +91,11 @@ def etcd(settings: ClusterSettings, members: tuple[str, ...] = (), *, joins: boo
         "initial-cluster-state": "existing" if joins else "new",
         "listen-metrics-urls": f"http://{_LOOPBACK}:{model.ETCD_METRICS_PORT}",
         "client-cert-auth": "true",
-        "trusted-ca-file": places.tls("etcd/server-ca.crt"),
+        "trusted-ca-file": places.tls("etcd/server-ca.nochain.crt"),
         "cert-file": places.tls("etcd/server-client.crt"),
         "key-file": places.tls("etcd/server-client.key"),
         "peer-client-cert-auth": "true",
-        "peer-trusted-ca-file": places.tls("etcd/peer-ca.crt"),
+        "peer-trusted-ca-file": places.tls("etcd/peer-ca.nochain.crt"),
         "peer-cert-file": places.tls("etcd/peer-server-client.crt"),
         "peer-key-file": places.tls("etcd/peer-server-client.key"),
     }
@@ -114,10 +117,10 @@ def kube_apiserver(settings: ClusterSettings) -> list[str]:
         "secure-port": str(settings.https_listen_port),
         # What it would make by itself where certificates are missing: they aren't.
         "cert-dir": places.tls("temporary-certs"),
-        "client-ca-file": places.tls("client-ca.crt"),
+        "client-ca-file": places.tls("client-ca.nochain.crt"),
         "enable-admission-plugins": "NodeRestriction",
         "enable-bootstrap-token-auth": "true",
-        "kubelet-certificate-authority": places.tls("server-ca.crt"),
+        "kubelet-certificate-authority": places.tls("server-ca.nochain.crt"),
         "kubelet-client-certificate": places.tls("client-kube-apiserver.crt"),
         "kubelet-client-key": places.tls("client-kube-apiserver.key"),
         # Nodes' names are in nobody's DNS.
@@ -126,7 +129,7 @@ def kube_apiserver(settings: ClusterSettings) -> list[str]:
         "proxy-client-cert-file": places.tls("client-auth-proxy.crt"),
         "proxy-client-key-file": places.tls("client-auth-proxy.key"),
         "requestheader-allowed-names": subjects.FRONT_PROXY,
-        "requestheader-client-ca-file": places.tls("request-header-ca.crt"),
+        "requestheader-client-ca-file": places.tls("request-header-ca.nochain.crt"),
         "requestheader-extra-headers-prefix": "X-Remote-Extra-",
         "requestheader-group-headers": "X-Remote-Group",
         "requestheader-username-headers": "X-Remote-User",
@@ -147,7 +150,7 @@ def _datastore(settings: ClusterSettings) -> dict[str, str]:
     if settings.embedded_etcd:
         return {
             "etcd-servers": f"https://{_LOOPBACK}:{model.ETCD_CLIENT_PORT}",
-            "etcd-cafile": places.tls("etcd/server-ca.crt"),
+            "etcd-cafile": places.tls("etcd/server-ca.nochain.crt"),
             "etcd-certfile": places.tls("etcd/client.crt"),
             "etcd-keyfile": places.tls("etcd/client.key"),
         }

@@ -136,9 +136,12 @@ def addresses(text: str, *, what: str) -> tuple[Address, ...]:
     found = []
     for part in _parts(text):
         try:
-            found.append(ipaddress.ip_address(part))
+            address = ipaddress.ip_address(part)
         except ValueError as error:
             raise errors.InvalidArgumentError(f"{what} {part!r} is no IP address") from error
+        if "%" in part:
+            raise errors.InvalidArgumentError(f"{what} {part!r} has a zone, which other machines know nothing of")
+        found.append(address)
     return tuple(found)
 
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nixlet import errors
+from nixlet.cluster import constraints
 from nixlet.cluster.settings import Address
 from nixlet.cluster.subjects import Subject
 from nixlet.host import files
@@ -167,8 +168,14 @@ def parse_certificates(data: bytes) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(data)
         for certificate in found:
             # What is wrong with names and extensions shows only when they are looked at.
-            certificate.subject, certificate.extensions  # noqa: B018
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+            certificate.subject, certificate.extensions, certificate.public_key()
+    except (
+        ValueError,
+        exceptions.UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise Unreadable("holds no certificate") from error
     return found
 
@@ -240,15 +247,22 @@ class Authority:
         """The certificate that it signs as."""
         return self.certificates[0]
 
+    def _chain(self) -> list[x509.Certificate]:
+        """The certificate that it signs as and those above; others in the file, former ones for instance, speak for what they have signed."""
+        chain = [self.certificate]
+        for certificate in chain:
+            chain += [each for each in self.certificates if each not in chain and is_signed_by(certificate, each)]
+        return chain
+
     @property
     def ends(self) -> datetime.datetime:
-        """When the first of its certificates ends."""
-        return min(certificate.not_valid_after_utc for certificate in self.certificates)
+        """When the first certificate of its chain ends."""
+        return min(certificate.not_valid_after_utc for certificate in self._chain())
 
     @property
     def begins(self) -> datetime.datetime:
-        """When the last of its certificates begins to be valid."""
-        return max(certificate.not_valid_before_utc for certificate in self.certificates)
+        """When the last certificate of its chain begins to be valid."""
+        return max(certificate.not_valid_before_utc for certificate in self._chain())
 
     def check_time(self, now: datetime.datetime) -> None:
         """Check that what it signs is worth something now.
@@ -344,12 +358,12 @@ def read_authority(pair: Pair) -> Authority:
         raise _broken(f"the key {pair.key} of the certificate authority is missing")
     if not is_of(certificates[0], key):
         raise _broken(f"the key {pair.key} is not that of the certificate authority {pair.certificate}")
-    try:
-        is_authority = certificates[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        is_authority = False
-    if not is_authority:
-        raise _broken(f"the certificate in {pair.certificate} is not that of an authority")
+    # All: whoever is given the file believes each.
+    if not all(constraints.is_authority(each) for each in certificates):
+        which = "the certificate" if len(certificates) == 1 else "a certificate"
+        raise _broken(f"{which} in {pair.certificate} is not that of an authority that may sign others")
+    if not constraints.is_strong(key):
+        raise _broken(f"the key {pair.key} of the certificate authority is too weak, or of an unknown kind")
     return Authority(pair.certificate, certificates, key)
 
 

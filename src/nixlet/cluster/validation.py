@@ -38,12 +38,57 @@ _MAX_NAME = 253
 #: Kubelets are called ``system:node:NAME`` in their certificates, where 64 characters are the limit (X.520, ub-common-name).
 _MAX_NODE_NAME = 64 - len("system:node:")
 
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+#: No network of pods or services may be among these: Linux routes them otherwise or not at all.
+_OTHERS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/64",
+        "::ffff:0:0/96",
+        "fe80::/10",
+        "ff00::/8",
+    )
+)
+
 _ARGUMENT = re.compile(r"(?:--)?[A-Za-z0-9][-A-Za-z0-9_.]*[-+]?(?:=.*)?", re.DOTALL)
 
 
 def is_name(text: str) -> bool:
     """Whether a text is a DNS subdomain in Kubernetes' sense (RFC 1123, small letters)."""
     return len(text) <= _MAX_NAME and _SUBDOMAIN.fullmatch(text) is not None
+
+
+def node_name_problem(name: str) -> str:
+    """Why a text can't be a node's name; empty: it can."""
+    if not is_name(name):
+        return "small letters, digits, - and . make a name, which begins and ends with a letter or digit"
+    if len(name) > _MAX_NODE_NAME:
+        return f"it has {len(name)} characters, and a kubelet's certificate has room for {_MAX_NODE_NAME}"
+    return ""
+
+
+def address_problem(address: model.Address) -> str:
+    """What an address is in place of a node's; empty: other machines, and pods, may reach the node at it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return "an address with a zone"
+        if address.ipv4_mapped is not None:
+            return "an IPv4 address written as an IPv6 one"
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_unspecified:
+        return "no particular address"
+    if address.is_multicast:
+        return "a multicast address"
+    if address.is_link_local:
+        return "a link-local address"
+    return "the broadcast address" if address == _BROADCAST else ""
 
 
 def check(settings: ClusterSettings) -> None:
@@ -68,16 +113,10 @@ def _problems(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError
 
 def _names(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
     name, domain = settings.node_name, settings.cluster_domain
-    if not is_name(name):
+    if problem := node_name_problem(name):
         lower = name.lower().replace("_", "-")
-        hint = f"--node-name {lower}" if is_name(lower) else "--node-name gives it another one"
-        problem = "small letters, digits, - and . make a name, which begins and ends with a letter or digit"
+        hint = f"--node-name {lower}" if not node_name_problem(lower) else "--node-name gives it another one"
         yield errors.InvalidArgumentError(f"{name!r} can't be a node's name: {problem}", hint=hint)
-    elif len(name) > _MAX_NODE_NAME:
-        problem = f"it has {len(name)} characters, and a kubelet's certificate has room for {_MAX_NODE_NAME}"
-        yield errors.InvalidArgumentError(
-            f"{name!r} can't be a node's name: {problem}", hint="--node-name gives it another one"
-        )
     if not is_name(domain):
         yield errors.InvalidArgumentError(
             f"the cluster domain {domain!r} is no domain name", hint="such as cluster.local"
@@ -89,10 +128,11 @@ def _names(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
 
 def _is_address(text: str) -> bool:
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    # Certificates have no room for a zone, and no client asks for an IPv4 address in IPv6's form.
+    return isinstance(address, ipaddress.IPv4Address) or (address.scope_id is None and address.ipv4_mapped is None)
 
 
 def _node_addresses(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
@@ -101,10 +141,9 @@ def _node_addresses(settings: ClusterSettings) -> Iterator[errors.InvalidArgumen
     yield from _one_of_each(settings.node_ips, "node-ip")
     advertised = () if settings.advertise_address is None else (settings.advertise_address,)
     for address in settings.node_ips + advertised:
-        if address.is_loopback or address.is_unspecified or address.is_multicast:
-            kind = "a loopback" if address.is_loopback else "a multicast" if address.is_multicast else "no particular"
+        if problem := address_problem(address):
             hint = "name an address of the machine that other machines, and its pods, can reach"
-            yield errors.InvalidArgumentError(f"the node's address {address} is {kind} address", hint=hint)
+            yield errors.InvalidArgumentError(f"the node's address {address} is {problem}", hint=hint)
 
 
 def _one_of_each(items: Iterable[model.Address | model.Network], what: str) -> Iterator[errors.InvalidArgumentError]:
@@ -125,8 +164,29 @@ def _networks(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError
         yield errors.InvalidArgumentError(
             f"cluster-cidr has a network of IPv{min(missing)}, and the node no such address"
         )
+    yield from _first(settings)
+    for what, found in (("cluster-cidr", pods), ("service-cidr", services)):
+        for network in found:
+            if any(network.version == other.version and network.overlaps(other) for other in _OTHERS):
+                yield errors.InvalidArgumentError(f"{what} {network} has addresses in it that are not for networks")
     yield from _sizes(settings)
     yield from _overlaps(settings)
+
+
+def _first(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
+    """The API server's own address is of the IP version of the services' first network, which pods have to have as well."""
+    version = settings.service_cidrs[0].version
+    advertised = settings.advertise_address or settings.node_ip
+    for what, item in (
+        ("cluster-cidr", settings.cluster_cidrs[0]),
+        ("node-ip", settings.node_ip),
+        ("advertise-address", advertised),
+    ):
+        if item.version != version:
+            yield errors.InvalidArgumentError(
+                f"{what} begins with IPv{item.version}, and service-cidr with IPv{version}",
+                hint="name addresses and networks of the same IP version first",
+            )
 
 
 def _sizes(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
@@ -180,7 +240,7 @@ def _ports(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
     elif port in _TAKEN:
         yield errors.InvalidArgumentError(f"https-listen-port {port} is {_TAKEN[port]}")
     given = settings.service_node_port_range
-    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", given)
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", given)
     if match is None or not 0 < int(match[1]) <= int(match[2]) < 1 << 16:
         yield errors.InvalidArgumentError(
             f"service-node-port-range {given!r} is no range of ports", hint="such as 30000-32767"
@@ -206,13 +266,7 @@ def _datastore(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentErro
         )
     if settings.datastore_is_etcd:
         for part in endpoint.split(","):
-            url = urllib.parse.urlsplit(part)
-            if (
-                url.scheme not in model.ETCD_SCHEMES
-                or not url.hostname
-                or url.username is not None
-                or url.password is not None
-            ):
+            if not _is_etcd_url(part):
                 yield errors.InvalidArgumentError(
                     "the datastore-endpoint must be etcd servers' URLs, separated by commas, without users"
                 )
@@ -224,6 +278,24 @@ def _datastore(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentErro
         yield errors.InvalidArgumentError(
             f"kube-proxy has no mode {settings.proxy_mode!r}", hint="use iptables or nftables"
         )
+
+
+def _is_etcd_url(text: str) -> bool:
+    # Errors about a URL tell what is in it: no cause may go on from here.
+    try:
+        url = urllib.parse.urlsplit(text)
+        # (the port is looked at when it is asked for)
+        named = bool(url.hostname) and url.username is None and url.password is None and url.port != 0
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return (
+        plain
+        and named
+        and url.scheme in model.ETCD_SCHEMES
+        and url.path in {"", "/"}
+        and not (url.query or url.fragment)
+    )
 
 
 def _extra(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:

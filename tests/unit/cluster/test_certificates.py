@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from nixlet import errors
-from nixlet.cluster import certificates, signing
+from nixlet.cluster import certificates, kubelet, programs, signing, tokens
 from nixlet.cluster.certificates import State
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import files
@@ -51,7 +52,8 @@ def test_the_files_are_those_of_k3s(settings: ClusterSettings) -> None:
         "tls/etcd/peer-server-client",
     ]  # fmt: skip
     server = {f"server/{stem}.{kind}" for stem in stems for kind in ("crt", "key")}
-    server |= {f"server/tls/{name}-ca.nochain.crt" for name in ("client", "server")}
+    server |= {f"server/tls/{name}-ca.nochain.crt" for name in ("client", "server", "request-header")}
+    server |= {f"server/tls/etcd/{name}-ca.nochain.crt" for name in ("server", "peer")}
     server |= {"server/tls/service.key", "server/tls/service.current.key"}
     node = {
         f"agent/{stem}.{kind}"
@@ -290,7 +292,7 @@ def test_what_is_damaged_is_made_anew(settings: ClusterSettings, tmp_path: Path,
         ("cut off", r"^the certificate authority's file \S+/server-ca\.crt holds no certificate$"),
         ("no key in the key", r"^the certificate authority's file \S+/server-ca\.key holds no private key$"),
         ("encrypted", r"^the certificate authority's file \S+/server-ca\.key holds a private key that can't be read, or is encrypted$"),
-        ("a leaf", r"^the certificate in \S+/server-ca\.crt is not that of an authority$"),
+        ("a leaf", r"^a certificate in \S+/server-ca\.crt is not that of an authority that may sign others$"),
         ("neither", r"^the certificate authority \S+/server-ca\.crt is missing, and \S+serving-kube-apiserver\.crt was signed by it$"),
     ],
 )  # fmt: skip
@@ -354,7 +356,7 @@ def test_a_start_that_is_cut_off_after_each_file_comes_to_its_end(
         else:
             break
     # Authorities, their copies, certificates, the key of service accounts.
-    assert len(clusters.content(Path(settings.data_dir))) == 5 * 2 + 4 + 12 * 2 + 2
+    assert len(clusters.content(Path(settings.data_dir))) == 5 * 2 + 7 + 12 * 2 + 2
     assert set(states(settings, NOW).values()) == {State.VALID}
 
 
@@ -506,3 +508,112 @@ def test_all_keys_are_p_256(settings: ClusterSettings) -> None:
         key = signing.read_key(str(path))
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         assert key.curve.name == "secp256r1"
+
+
+def below(root: x509.Certificate, root_key: signing.Key, key: signing.Key) -> x509.Certificate:
+    """An authority of the same name each time, below a root."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ours")]))
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(root.not_valid_before_utc)
+        .not_valid_after(root.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(root_key, hashes.SHA256())
+    )
+
+
+def test_authorities_below_one_root_speak_each_for_its_own(tmp_path: Path) -> None:
+    """What lets somebody in is given no chain, by which a kubelet would be let in at etcd."""
+    settings = clusters.settings(tmp_path)
+    tls, now = settings.layout.tls, datetime.datetime.now(datetime.UTC)
+    os.makedirs(tls("etcd"))
+    root_key = signing.new_key()
+    root = signing.make_authority("root", root_key, now)
+    for name in ("client-ca", "server-ca", "request-header-ca", "etcd/server-ca", "etcd/peer-ca"):
+        key = signing.new_key()
+        signing.write_key(tls(f"{name}.key"), key)
+        Path(tls(f"{name}.crt")).write_bytes(signing.certificates_text([below(root, root_key, key), root]))
+    made(settings, now)
+    given = {
+        key.removeprefix("--"): value
+        for argv in (programs.etcd(settings), programs.kube_apiserver(settings))
+        for key, _, value in (argument.partition("=") for argument in argv)
+    }
+    given["kubelet"] = yaml.safe_load(kubelet.configuration(settings, programs.Node("/a")))["authentication"]["x509"][
+        "clientCAFile"
+    ]
+    for what, own in (
+        ("trusted-ca-file", "etcd/server-ca"),
+        ("peer-trusted-ca-file", "etcd/peer-ca"),
+        ("client-ca-file", "client-ca"),
+        ("requestheader-client-ca-file", "request-header-ca"),
+        ("kubelet", "client-ca"),
+    ):
+        assert certificate(given[what]) == certificate(tls(f"{own}.crt"))
+        assert Path(given[what]).read_bytes().count(b"BEGIN CERTIFICATE") == 1
+    assert made(settings, now) == []
+
+
+@pytest.mark.parametrize("weak", ["no signing", "RSA of 1024 bits", "secp256k1", "a leaf beside"])
+def test_an_authority_that_nobody_would_believe_is_told(settings: ClusterSettings, weak: str) -> None:
+    made(settings)
+    pair = signing.Pair.at(settings.layout.tls("server-ca"))
+    key: signing.Key = signing.new_key()
+    match weak:
+        case "RSA of 1024 bits":
+            key = rsa.generate_private_key(65537, 1024)
+        case "secp256k1":
+            key = ec.generate_private_key(ec.SECP256K1())
+        case _:
+            pass
+    found = signing.make_authority("ours", key, NOW)
+    usage = found.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.key_cert_sign
+    if weak == "no signing":
+        leaf = certificate(settings.layout.tls("client-admin.crt"))
+        builder = x509.CertificateBuilder(found.issuer, found.subject, found.public_key(), 1, NOW - DAY, NOW + DAY)
+        for extension in (
+            found.extensions.get_extension_for_class(x509.BasicConstraints),
+            leaf.extensions.get_extension_for_class(x509.KeyUsage),
+        ):
+            builder = builder.add_extension(extension.value, critical=True)
+        found = builder.sign(key, hashes.SHA256())
+    signing.write_key(pair.key, key)
+    text = signing.certificates_text([found])
+    if weak == "a leaf beside":
+        text += Path(settings.layout.tls("serving-kube-apiserver.crt")).read_bytes()
+    Path(pair.certificate).write_bytes(text)
+    with pytest.raises(errors.FailedPreconditionError, match=r"not that of an authority|is too weak"):
+        made(settings)
+    assert Path(pair.certificate).read_bytes() == text
+
+
+def test_a_former_authority_beside_the_one_that_signs_may_have_ended(settings: ClusterSettings) -> None:
+    made(settings)
+    path = Path(settings.layout.tls("server-ca.crt"))
+    former = signing.make_authority("former", signing.new_key(), datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    path.write_bytes(path.read_bytes() + signing.certificates_text([former]))
+    late = former.not_valid_after_utc + DAY
+    assert late < signing.read_authority(signing.Pair.at(settings.layout.tls("server-ca"))).ends
+    assert "server/tls/serving-kube-apiserver.crt" in made(settings, late)
+
+
+@pytest.mark.parametrize("odd", ["version", "explicit parameters"])
+def test_a_certificate_that_cryptography_does_not_know_is_made_anew(settings: ClusterSettings, odd: str) -> None:
+    made(settings)
+    path = Path(settings.layout.tls("client-admin.crt"))
+    der = certificate(str(path)).public_bytes(serialization.Encoding.DER)
+    old, new = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"
+    if odd != "version":
+        # The curve's identifier: that of one that nobody has.
+        old, new = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    assert old in der
+    text = ssl.DER_cert_to_PEM_cert(der.replace(old, new))
+    path.write_text(text)
+    with pytest.raises(errors.InvalidArgumentError, match="holds no certificate"):
+        tokens.authority_hash((text * 2).encode())
+    assert states(settings, NOW)["server/tls/client-admin.crt"] == State.MISFIT
+    assert made(settings) == ["server/tls/client-admin.crt"]

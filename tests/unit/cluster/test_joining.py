@@ -12,16 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from nixlet import errors
 from nixlet.cluster import certificates, joining, signing
 from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import ClusterSettings
 from support import clusters
 
 NODE = joining.Node("node-2", (ipaddress.ip_address("192.0.2.9"), ipaddress.ip_address("2001:db8::9")))
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Layout:
+def server(tmp_path: Path) -> ClusterSettings:
     settings = clusters.settings(tmp_path / "server")
     certificates.ensure(settings, clusters.NOW)
-    return settings.layout
+    return settings
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def agent(tmp_path: Path) -> Layout:
     ],
 )
 def test_a_node_keeps_its_key_and_gets_a_certificate(
-    server: Layout, agent: Layout, name: str, user: str, names: set[str]
+    server: ClusterSettings, agent: Layout, name: str, user: str, names: set[str]
 ) -> None:
     request = joining.request(agent, name)
     key = Path(agent.node(f"{name}.key"))
@@ -55,7 +56,7 @@ def test_a_node_keeps_its_key_and_gets_a_certificate(
     assert key.read_bytes() == before
 
 
-def test_what_a_request_says_of_itself_counts_for_nothing(server: Layout) -> None:
+def test_what_a_request_says_of_itself_counts_for_nothing(server: ClusterSettings) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     groups = [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "system:masters")]
     request = (
@@ -87,7 +88,7 @@ def signed_by(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25
     return request.public_bytes(serialization.Encoding.PEM)
 
 
-def test_bad_requests_are_refused(server: Layout, agent: Layout) -> None:
+def test_bad_requests_are_refused(server: ClusterSettings, agent: Layout) -> None:
     good = joining.request(agent, "client-kubelet")
     for request, message in (
         (b"", "this is no request for a certificate"),
@@ -112,7 +113,7 @@ def test_bad_requests_are_refused(server: Layout, agent: Layout) -> None:
     )
 
 
-def test_an_answer_for_another_key_is_not_stored(server: Layout, agent: Layout) -> None:
+def test_an_answer_for_another_key_is_not_stored(server: ClusterSettings, agent: Layout) -> None:
     joining.request(agent, "client-kubelet")
     foreign = joining.answer(
         server, "client-kubelet", signed_by(ec.generate_private_key(ec.SECP256R1())), NODE, clusters.NOW
@@ -122,3 +123,34 @@ def test_an_answer_for_another_key_is_not_stored(server: Layout, agent: Layout) 
     with pytest.raises(errors.FailedPreconditionError, match=r"holds no certificate$"):
         joining.store(agent, "client-kubelet", b"<html>")
     assert os.listdir(agent.agent) == ["client-kubelet.key"]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        *(
+            joining.Node(name, NODE.addresses)
+            for name in (
+                "kubernetes", "kubernetes.default.svc", "kubernetes.elsewhere", "localhost", "node-1", "api.example.org", "a.wild.example",
+                "dns.kube-system.svc", "dns.kube-system.svc.cluster.local", "", "a" * 53, "\xe4", "A b", "*.svc", "a\nb", "a:b",
+            )
+        ),
+        *(
+            joining.Node("node-2", (ipaddress.ip_address(address),))
+            for address in (
+                "192.0.2.7", "10.43.0.1", "10.43.7.7", "10.42.0.3", "198.51.100.4", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1",
+                "fe80::1%eth0", "::ffff:192.0.2.7", "255.255.255.255",
+            )
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", joining.SIGNED_BY)
+def test_no_node_is_given_what_is_the_api_server_s(
+    tmp_path: Path, agent: Layout, name: str, node: joining.Node
+) -> None:
+    """Nor what is no node's name or address; and nothing is read for it, not even the authority."""
+    settings = clusters.settings(tmp_path / "server", tls_sans=("api.example.org", "*.wild.example", "198.51.100.4"))
+    with pytest.raises(
+        errors.InvalidArgumentError, match=r"^(no node may|a node's address can't be|.* can't be a node's name)"
+    ):
+        joining.answer(settings, name, joining.request(agent, name), node, clusters.NOW)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixlet import errors
-from nixlet.cluster import signing, tokens
+from nixlet.cluster import signing, subjects, tokens
 from nixlet.cluster.layout import Layout
 from support import clusters
 
@@ -150,6 +150,48 @@ def test_of_a_chain_the_root_counts() -> None:
     ):
         text = signing.certificates_text(chain)
         assert tokens.authority_hash(text) == hashlib.sha256(text).hexdigest()
+
+
+def test_who_was_given_a_certificate_makes_no_authority_of_it(places: Layout) -> None:
+    """A node's key, or a server's, signs what calls itself an authority below the cluster's root: a full token isn't deceived by that."""
+    keys = [signing.new_key() for _ in range(4)]
+    root = signing.make_authority("root", keys[0], clusters.NOW)
+    middle = signed("middle", root, keys[1], keys[0])
+    bundle = signing.certificates_text([middle, root])
+    token = tokens.parse(tokens.Token("server", SECRET).full(bundle))
+    token.check_authority(bundle)
+    issuer = signing.Authority("", [middle, root], keys[1])
+    leaf = issuer.issue(subjects.kubelet_serving("node-2", ()), keys[2].public_key(), clusters.NOW)[0]
+    fake = signed("fake", leaf, keys[3], keys[2])
+    for chain in ([fake, leaf, middle, root], [fake, root, middle, leaf], [leaf, middle, root]):
+        with pytest.raises(errors.PermissionDeniedError):
+            token.check_authority(signing.certificates_text(chain))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"), [((None, 0), True), ((1, 0), True), ((0, None), False), ((1, None), False), ((2, None), True)]
+)
+def test_a_chain_is_as_long_as_its_root_allows(lengths: tuple[int | None, int | None], kept: bool) -> None:
+    keys = [signing.new_key() for _ in range(3)]
+    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
+    names = [own, *(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("one", "two"))]
+    made = []
+    for number, length in enumerate((lengths[0], lengths[1], None)):
+        issuer = max(number - 1, 0)
+        builder = x509.CertificateBuilder(
+            names[issuer],
+            names[number],
+            keys[number].public_key(),
+            1 + number,
+            clusters.NOW,
+            clusters.NOW + clusters.DAY,
+        )
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=length), critical=True)
+        made.append(builder.sign(keys[issuer], hashes.SHA256()))
+    root, one, two = made
+    for chain, good in (([one, root], lengths[0] != 0), ([two, one, root], kept and lengths[1] != 0)):
+        text = signing.certificates_text(chain)
+        assert (tokens.authority_hash(text) != hashlib.sha256(text).hexdigest()) == good
 
 
 def test_secrets_are_random_and_of_the_right_form() -> None:

@@ -63,6 +63,34 @@ def test_what_makes_a_cluster(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"node_ips": ips("127.0.0.1")}, "the node's address 127.0.0.1 is a loopback address"),
         ({"node_ips": ips("0.0.0.0")}, "the node's address 0.0.0.0 is no particular address"),
         ({"node_ips": ips("224.0.0.1")}, "the node's address 224.0.0.1 is a multicast address"),
+        ({"node_ips": ips("169.254.1.1")}, "the node's address 169.254.1.1 is a link-local address"),
+        ({"node_ips": ips("255.255.255.255")}, "the node's address 255.255.255.255 is the broadcast address"),
+        ({"node_ips": ips("192.0.2.7", "::ffff:192.0.2.8")}, "is an IPv4 address written as an IPv6 one"),
+        ({"node_ips": ips("192.0.2.7", "fe80::1%eth0")}, "is an address with a zone"),
+        ({"tls_sans": ("fe80::1%eth0",)}, "tls-san 'fe80::1%eth0' is neither a name nor an address"),
+        ({"tls_sans": ("::ffff:1.2.3.4",)}, "tls-san '::ffff:1.2.3.4' is neither a name nor an address"),
+        ({**BOTH, "node_ips": ips("2001:db8::7", "192.0.2.7")}, "node-ip begins with IPv6, and service-cidr with IPv4"),
+        (
+            {**BOTH, "cluster_cidrs": nets("fd00:42::/56", "10.42.0.0/16")},
+            "cluster-cidr begins with IPv6, and service-cidr with IPv4",
+        ),
+        (
+            {**BOTH, "advertise_address": ipaddress.ip_address("2001:db8::1")},
+            "advertise-address begins with IPv6, and service-cidr with IPv4",
+        ),
+        (
+            {"cluster_cidrs": nets("127.0.0.0/16")},
+            "cluster-cidr 127.0.0.0/16 has addresses in it that are not for networks",
+        ),
+        (
+            {"service_cidrs": nets("224.0.0.0/16")},
+            "service-cidr 224.0.0.0/16 has addresses in it that are not for networks",
+        ),
+        ({"service_node_port_range": "\u0663\u0660\u0660\u0660\u0660-32767"}, "is no range of ports"),
+        ({"datastore_endpoint": "https://[::1"}, "the datastore-endpoint must be etcd servers' URLs"),
+        ({"datastore_endpoint": "https://a:99999"}, "the datastore-endpoint must be etcd servers' URLs"),
+        ({"datastore_endpoint": "https://a:0"}, "the datastore-endpoint must be etcd servers' URLs"),
+        ({"datastore_endpoint": "https://a:x"}, "the datastore-endpoint must be etcd servers' URLs"),
         ({"node_ips": ips("192.0.2.7", "192.0.2.8")}, "node-ip names more than one of the same IP version"),
         ({"advertise_address": ipaddress.ip_address("::1")}, "the node's address ::1 is a loopback address"),
         ({"node_ips": ips("10.42.1.1")}, "the node's address 10.42.1.1 lies in cluster-cidr 10.42.0.0/16"),
@@ -128,6 +156,8 @@ def test_what_makes_none(tmp_path: Path, changes: dict[str, Any], message: str) 
         "oracle://user:very-secret-word@db",
         "https://user:very-secret-word@etcd:2379",
         "https://a,very-secret-word",
+        "https://user:very-secret-word@a\u2100b:2379",
+        "https://a:very-secret-word",
     ],
 )
 def test_a_datastore_s_password_is_never_told(tmp_path: Path, endpoint: str) -> None:
@@ -135,6 +165,7 @@ def test_a_datastore_s_password_is_never_told(tmp_path: Path, endpoint: str) -> 
     with pytest.raises(errors.InvalidArgumentError, match="datastore-endpoint") as caught:
         validation.check(settings)
     assert "very-secret-word" not in f"{caught.value} {caught.value.hint} {settings}"
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 def test_a_name_that_would_do_is_proposed(tmp_path: Path) -> None:
@@ -155,5 +186,7 @@ def test_addresses_and_networks_are_read_with_their_flag_s_name() -> None:
         with pytest.raises(errors.InvalidArgumentError) as caught:
             model.networks(text, what="cluster-cidr")
         assert (caught.value.message, caught.value.hint) == (message, hint)
+    with pytest.raises(errors.InvalidArgumentError, match="node-ip 'fe80::1%eth0' has a zone"):
+        model.addresses("fe80::1%eth0", what="node-ip")
     with pytest.raises(errors.InvalidArgumentError, match="node-ip 'host' is no IP address"):
         model.addresses("host", what="node-ip")
