@@ -134,13 +134,16 @@ def ensure(settings: ClusterSettings, now: datetime.datetime) -> list[Change]:
 
     Raises:
         FailedPreconditionError: An authority is broken or not valid now, the clock was never set, or another process is at it.
+        InvalidArgumentError: The time has no zone.
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    signing.check_zone(now)
     places = settings.layout
     _make_directories(places)
     with _locked(places):
         changes: list[Change] = []
         plan = wanted(settings)
+        _sweep(places, plan)
         for name in (*_AUTHORITIES, SERVICE_KEY.removesuffix(".key")):
             signing.keep_private(signing.Pair.at(places.tls(name)).key)
         authorities = {name: _ensured_authority(places, name, plan, now, changes) for name in _AUTHORITIES}
@@ -168,6 +171,7 @@ def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.d
         FailedPreconditionError: As in ``ensure``; or there is no cluster.
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    signing.check_zone(now)
     plan = wanted(settings)
     known = {each.service for each in plan}
     if unknown := sorted(set(services) - known):
@@ -200,6 +204,7 @@ def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
     Raises:
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    signing.check_zone(now)
     places = settings.layout
     authorities: dict[str, signing.Authority | None] = {}
     findings = []
@@ -211,15 +216,21 @@ def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
             authorities[name] = signing.read_authority(pair)
         except errors.FailedPreconditionError as error:
             problem = error.message
-        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, renewed=False))
+        hint = "authorities are not renewed by themselves"
+        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, hint, None))
     for each in wanted(settings):
         authority = authorities[each.authority]
         problem = "" if authority is None else _misfit(each, _readable_key(each.pair.key), authority)
-        findings.append(_finding(each.service, each.pair.certificate, problem, now, renewed=True))
+        hint = "so does its authority" if authority is not None else "it is not renewed while its authority is broken"
+        limit = None if authority is None else authority.ends
+        findings.append(_finding(each.service, each.pair.certificate, problem, now, hint, limit))
     return findings
 
 
-def _finding(service: str, file: str, problem: str, now: datetime.datetime, *, renewed: bool) -> Finding:
+def _finding(
+    service: str, file: str, problem: str, now: datetime.datetime, kept: str, limit: datetime.datetime | None
+) -> Finding:
+    """How a file is; ``kept`` says why one that ends soon isn't renewed, which it is where it ends before a limit."""
     try:
         found = signing.read_certificates(file)
     except signing.Unreadable as error:
@@ -236,7 +247,7 @@ def _finding(service: str, file: str, problem: str, now: datetime.datetime, *, r
     elif problem:
         state = State.MISFIT
     elif now >= ends - signing.RENEWAL:
-        hint = "the node's next start renews it" if renewed else "authorities are not renewed by themselves"
+        hint = "the node's next start renews it" if _can_be_renewed(ends, limit) else kept
         state, detail = State.ENDING, f"it ends on {signing.day(ends)}; {hint}"
     return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail)
 
@@ -247,6 +258,15 @@ def _make_directories(places: Layout) -> None:
         with files.refusing(f"can't make the directory {path}"):
             if files.own_directory(path, 0o700):
                 files.sync_directory(os.path.dirname(path))
+
+
+def _sweep(places: Layout, plan: list[Wanted]) -> None:
+    """Remove what a start left that was killed while it wrote: keys, for instance."""
+    stems = [*(places.tls(name) for name in _AUTHORITIES), *(each.pair.key.removesuffix(".key") for each in plan)]
+    paths = [*(f"{stem}{end}" for stem in stems for end in (".crt", ".nochain.crt", ".key"))]
+    paths += [places.tls(name) for name in (SERVICE_KEY, CURRENT_SERVICE_KEY)]
+    for directory in (places.tls(""), places.tls("etcd"), places.agent):
+        files.sweep(directory, [os.path.basename(path) for path in paths if os.path.dirname(path) == directory])
 
 
 @contextlib.contextmanager
@@ -275,6 +295,7 @@ def _ensured_authority(
         except signing.Unreadable as error:
             raise errors.FailedPreconditionError(f"the certificate authority's key {pair.key} {error}") from error
         if key is None:
+            _check_free(pair.key, "the certificate authority's key")
             signing.check_clock(now)
             key = signing.new_key()
             signing.write_key(pair.key, key)
@@ -282,8 +303,30 @@ def _ensured_authority(
         files.write_atomically(pair.certificate, signing.certificates_text([certificate]))
         changes.append(Change(pair.certificate, "it was missing"))
     authority = signing.read_authority(pair)
+    _check_private(pair.key, "the certificate authority's key")
     authority.check_time(now)
     return authority
+
+
+def _check_free(path: str, what: str) -> None:
+    """Check that nothing is written over a link that leads nowhere: what it leads to isn't mounted, perhaps."""
+    if os.path.lexists(path):
+        raise errors.FailedPreconditionError(
+            f"{what} {path} is a link that leads nowhere", hint="bring back what it leads to"
+        )
+
+
+def _check_private(path: str, what: str) -> None:
+    """Check that nobody else has a key, or may have read it."""
+    with files.refusing(f"{what} {path} can't be looked at"):
+        status = os.stat(path)
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o077:
+        whose = (
+            f"belongs to user {status.st_uid}" if status.st_uid not in {0, os.geteuid()} else "can be read by others"
+        )
+        raise errors.FailedPreconditionError(
+            f"{what} {path} {whose}", hint="have it for the node's user alone, with mode 600; others may have copied it"
+        )
 
 
 def _publish(places: Layout, authorities: dict[str, signing.Authority]) -> None:
@@ -307,7 +350,8 @@ def _readable_key(path: str) -> signing.Key | None:
 
 def _reason(each: Wanted, key: signing.Key | None, authority: signing.Authority, now: datetime.datetime) -> str:
     """Why a certificate is to be made (anew); empty: it is good."""
-    if not os.path.lexists(each.pair.certificate):
+    # (a link that leads nowhere is as good as none)
+    if not os.path.exists(each.pair.certificate):
         return "it was missing"
     problem = _misfit(each, key, authority)
     if problem:
@@ -320,9 +364,13 @@ def _reason(each: Wanted, key: signing.Key | None, authority: signing.Authority,
     if now < found[0].not_valid_before_utc:
         return f"it is valid from {signing.day(found[0].not_valid_before_utc)}, and this machine's clock says {signing.day(now)}"
     # A new one of an authority that itself ends soon would not last longer.
-    if now >= ends - signing.RENEWAL and ends < authority.ends.replace(microsecond=0):
+    if now >= ends - signing.RENEWAL and _can_be_renewed(ends, authority.ends):
         return f"it ends on {signing.day(ends)}"
     return ""
+
+
+def _can_be_renewed(ends: datetime.datetime, limit: datetime.datetime | None) -> bool:
+    return limit is not None and ends < limit.replace(microsecond=0)
 
 
 def _misfit(each: Wanted, key: signing.Key | None, authority: signing.Authority) -> str:
@@ -374,7 +422,15 @@ def _ensure_service_key(places: Layout, changes: list[Change]) -> None:
         hint = "bring it back from a backup; without it no service account's token is good any more"
         raise errors.FailedPreconditionError(f"the key of service accounts {path} {error}", hint=hint) from error
     if key is None:
+        _check_free(path, "the key of service accounts")
+        current = places.tls(CURRENT_SERVICE_KEY)
+        if os.path.lexists(current):
+            raise errors.FailedPreconditionError(
+                f"the key of service accounts {path} is missing, and {current} is there",
+                hint="bring it back from a backup, or make it a copy of the other; no token would be good with a new one",
+            )
         key = signing.new_key()
         signing.write_key(path, key)
         changes.append(Change(path, "it was missing"))
+    _check_private(path, "the key of service accounts")
     signing.write_key(places.tls(CURRENT_SERVICE_KEY), key)

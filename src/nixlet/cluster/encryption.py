@@ -30,17 +30,24 @@ def ensure(settings: ClusterSettings) -> None:
     """Have the configuration in ``server/cred`` (mode 0600) where secrets are to be encrypted. One that is there is kept as it is.
 
     Raises:
-        FailedPreconditionError: What is there can't be read; or it is there, and secrets are not to be encrypted: nobody could read them.
+        FailedPreconditionError: What is there can't be read, or is missing although secrets were encrypted; or they were, and are not to be:
+            nobody could read them.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     path, state = (settings.layout.cred(f"encryption-{name}.json") for name in ("config", "state"))
-    there = os.path.lexists(path)
+    # The state is written last: where it is there the configuration was.
+    there, begun = os.path.lexists(path), os.path.lexists(state)
     if not settings.secrets_encryption:
-        if there:
+        if there or begun:
             raise errors.FailedPreconditionError(
                 "secrets of this cluster are encrypted, and nobody could read them without", hint="--secrets-encryption"
             )
         return
+    if begun and not there:
+        raise errors.FailedPreconditionError(
+            f"{path} is missing, and secrets of this cluster were encrypted with its key",
+            hint="bring it back from a backup: without its key secrets are lost",
+        )
     if there:
         with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
             text = file.read()
@@ -48,7 +55,7 @@ def ensure(settings: ClusterSettings) -> None:
     else:
         text = configuration(secrets.token_bytes(_KEY_SIZE)).encode()
         files.write_atomically(path, text, mode=0o600)
-    if not os.path.lexists(state):
+    if not begun:
         # What k3s knows the stage of a change of keys by: the first, with the configuration's sum.
         files.write_atomically(state, f"start-{hashlib.sha256(text).hexdigest()}", mode=0o600)
 

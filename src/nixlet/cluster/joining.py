@@ -57,6 +57,7 @@ def answer(settings: ClusterSettings, name: str, request: bytes, node: Node, now
             authority of servers would say of it that it is the API server.
         FailedPreconditionError: The authority is broken, or not valid now.
     """
+    signing.check_zone(now)
     subject = _subject(name, node)
     _check(settings, node)
     key = _requested_key(request)

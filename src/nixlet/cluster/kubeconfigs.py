@@ -5,6 +5,8 @@ import dataclasses
 import grp
 import os
 import re
+import stat
+import urllib.parse
 from collections.abc import Mapping
 from typing import Literal
 
@@ -17,7 +19,19 @@ from nixlet.host import files
 #: What the parts of a file are called in those for people, as k3s has it.
 DEFAULT_NAME = "default"
 
-_MODE = re.compile(r"0?o?([0-7]{3})")
+_MODE = re.compile(r"(?:0o?)?([0-7]{3})")
+
+#: Groups have numbers of 32 bits, of which the last means none.
+_MAX_GROUP = (1 << 32) - 2
+
+#: What of a user and of a cluster changes whom one speaks to, and as whom: passed over, a request would say something else than the file.
+_NOT_OF_USERS = (
+    "exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra",
+)  # fmt: skip
+_NOT_OF_CLUSTERS = ("proxy-url", "tls-server-name")
+
+#: Tokens are no longer than what a server takes as a header (bytes).
+_MAX_TOKEN = 64 << 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,11 +169,15 @@ def group(text: str) -> int:
     """The number of a group as ``--write-kubeconfig-group`` names it; -1 for none.
 
     Raises:
+        InvalidArgumentError: No group has that number.
         NotFoundError: There is no such group.
     """
     if not text:
         return -1
     if text.isascii() and text.isdigit():
+        # (thousands of digits are no number to Python)
+        if len(text) > len(str(_MAX_GROUP)) or int(text) > _MAX_GROUP:
+            raise errors.InvalidArgumentError(f"write-kubeconfig-group {text[:20]} is no group's number")
         return int(text)
     try:
         return grp.getgrnam(text).gr_gid
@@ -186,7 +204,8 @@ def read(path: str, context: str = "") -> Kubeconfig:
 
     Raises:
         UsageError: It is no kubeconfig file, or lacks what is asked for.
-        UnsupportedError: Its user is known by other means than a certificate or a token, or its server isn't to be verified.
+        UnsupportedError: Its user is known by other means than a certificate or a token or speaks as somebody else, or its server isn't to be
+            verified or is reached by a proxy.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     with files.refusing(f"the kubeconfig {path} can't be read"), open(path, "rb") as file:
@@ -210,9 +229,12 @@ def read(path: str, context: str = "") -> Kubeconfig:
     credentials = Credentials()
     if user_name:
         credentials = _credentials(_inner(users, user_name, "user", path), user_name, directory, path)
-    server = cluster.required_text("server")
-    if not server.startswith("https://"):
-        raise cluster.error("server", "must begin with https://")
+    server = _server(cluster)
+    for key in _NOT_OF_CLUSTERS:
+        if cluster.kind(key) != "nothing":
+            raise errors.UnsupportedError(
+                f"cluster {yamlread.shown(cluster_name)} in {path} has {key}, which is not supported"
+            )
     if cluster.boolean("insecure-skip-tls-verify"):
         raise errors.UnsupportedError(
             f"{path} says not to verify the server, and then it may be anybody", hint="name its certificate-authority"
@@ -222,7 +244,29 @@ def read(path: str, context: str = "") -> Kubeconfig:
 
 
 def _named(document: yamlread.Mapping, kind: str) -> dict[str, yamlread.Mapping]:
-    return {each.required_text("name"): each for each in document.mappings(kind)}
+    found: dict[str, yamlread.Mapping] = {}
+    for each in document.mappings(kind):
+        name = each.required_text("name")
+        if name in found:
+            raise each.error("name", f"is there twice among {kind}: {yamlread.shown(name)}")
+        found[name] = each
+    return found
+
+
+def _server(cluster: yamlread.Mapping) -> str:
+    server = cluster.required_text("server")
+    if not server.startswith("https://"):
+        raise cluster.error("server", "must begin with https://")
+    try:
+        url = urllib.parse.urlsplit(server)
+        # (the port is looked at when it is asked for)
+        good = bool(url.hostname) and "@" not in url.netloc and url.port != 0 and not (url.query or url.fragment)
+    except ValueError:
+        good = False
+    if not good or not server.isascii() or not server.isprintable() or " " in server:
+        # (without its cause, which tells what may be a password)
+        raise cluster.error("server", "must be a URL with a host and no user") from None
+    return server
 
 
 def _inner(
@@ -237,7 +281,7 @@ def _inner(
 
 
 def _credentials(user: yamlread.Mapping, name: str, directory: str, path: str) -> Credentials:
-    for key in ("exec", "auth-provider", "username", "password"):
+    for key in _NOT_OF_USERS:
         if user.kind(key) != "nothing":
             raise errors.UnsupportedError(
                 f"user {yamlread.shown(name)} in {path} is known by {key}, which is not supported",
@@ -247,13 +291,37 @@ def _credentials(user: yamlread.Mapping, name: str, directory: str, path: str) -
     key, key_data = _either(user, "client-key", directory)
     token = user.text("token")
     token_file = user.text("tokenFile")
-    if token_file and not token:
-        place = os.path.join(directory, token_file)
-        with files.refusing(f"the token's file {place} can't be read"), open(place, "rb") as file:
-            token = file.read(yamlread.MAX_BYTES).decode("ascii", "replace").strip()
+    if token and not _is_token(token):
+        raise user.error("token", "is no token: it has blanks or other characters than ASCII's")
+    if token_file:
+        token = _token_in(os.path.join(directory, token_file), token)
     if (certificate or certificate_data) and not (key or key_data):
         raise user.error("client-certificate", "has no client-key beside it")
     return Credentials(certificate, key, certificate_data, key_data, token)
+
+
+def _is_token(text: str) -> bool:
+    """Whether a text goes into a header as it is, and nothing else with it."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _token_in(path: str, otherwise: str) -> str:
+    """The token in a file; as client-go has it, it comes before one that stands in the kubeconfig, which is for a file that can't be read."""
+    try:
+        # A pipe would keep us waiting.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise errors.UsageError(f"the token's file {path} is no regular file")
+            data = file.read(_MAX_TOKEN + 1).strip()
+    except OSError as error:
+        if otherwise:
+            return otherwise
+        raise files.refused(f"the token's file {path} can't be read", error) from error
+    token = data.decode("ascii", "replace")
+    if not token or len(data) > _MAX_TOKEN or not _is_token(token):
+        raise errors.UsageError(f"the token's file {path} holds no token: one word of ASCII's characters")
+    return token
 
 
 def _either(mapping: yamlread.Mapping, key: str, directory: str) -> tuple[str, bytes]:
@@ -261,7 +329,8 @@ def _either(mapping: yamlread.Mapping, key: str, directory: str) -> tuple[str, b
     path, data = mapping.text(key), mapping.text(f"{key}-data")
     if data:
         try:
-            return "", binascii.a2b_base64(data, strict_mode=True)
+            # Lines may be broken, as Go's decoder has it.
+            return "", binascii.a2b_base64(data.replace("\r", "").replace("\n", ""), strict_mode=True)
         except ValueError:
             # (without its cause, which is about what may be a key)
             raise mapping.error(f"{key}-data", "is no base64") from None

@@ -51,7 +51,10 @@ def directories(settings: ClusterSettings) -> tuple[str, ...]:
 
 
 def kine(settings: ClusterSettings) -> list[str]:
-    """kine: an etcd towards the API server, on a database. The arguments may hold the database's password."""
+    """kine: an etcd towards the API server, on a database.
+
+    The arguments may hold the database's password, which kine takes by no other way: all who are on the machine can read it while kine runs.
+    """
     places = settings.layout
     endpoint = settings.datastore_endpoint
     if endpoint in {"", "sqlite://"}:
@@ -238,6 +241,8 @@ def kube_proxy(settings: ClusterSettings) -> list[str]:
         "healthz-bind-address": f"{_LOOPBACK}:{model.PROXY_HEALTH_PORT}",
         "metrics-bind-address": f"{_LOOPBACK}:{model.PROXY_METRICS_PORT}",
         "proxy-mode": settings.proxy_mode,
+        # Node ports are the node's own address's, and not those of all its networks.
+        "nodeport-addresses": "primary",
         "cluster-cidr": _joined(settings.cluster_cidrs),
         # Zeros leave the machine's settings alone.
         "conntrack-max-per-core": "0",

@@ -57,9 +57,13 @@ class Token:
             bundle: The authority's certificates, as a server hands them out.
 
         Raises:
-            InvalidArgumentError: That is no certificate.
+            InvalidArgumentError: That is no certificate, or the password is too long for a token that can be read.
         """
-        return f"{_FULL}{authority_hash(bundle)}::{self.credentials()}"
+        found = f"{_FULL}{authority_hash(bundle)}::{self.credentials()}"
+        if len(found) > _MAX_LENGTH:
+            most = _MAX_LENGTH - len(found) + len(self.password)
+            raise _malformed(f"has a password of more than {most} characters")
+        return found
 
     def same_secret(self, other: "Token") -> bool:
         """Whether two tokens have the same secret, found out in a time that says nothing of it."""
@@ -100,6 +104,8 @@ def parse(text: str) -> Token:
         raise _malformed("is empty")
     if len(text) > _MAX_LENGTH:
         raise _malformed(f"is longer than {_MAX_LENGTH} characters")
+    if not text.isascii():
+        raise _malformed("has other characters than ASCII's in it")
     if not text.isprintable() or " " in text:
         raise _malformed("has blanks or control characters in it")
     if not text.startswith(_FULL):
@@ -191,10 +197,16 @@ def keep(places: Layout, bundle: bytes, *, given: str = "", agent: str = "") -> 
         The server's token.
 
     Raises:
-        FailedPreconditionError: The cluster has another token than the one that was given.
+        FailedPreconditionError: The cluster has another token than the one that was given, or another process is at it.
         InvalidArgumentError: What is given, or is there, is no token for this; the file is left as it is.
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    with files.exclusive_lock(os.path.join(places.server, ".lock"), what=f"the directory {places.server}"):
+        return _kept(places, bundle, given, agent)
+
+
+def _kept(places: Layout, bundle: bytes, given: str, agent: str) -> Token:
+    files.sweep(places.server, ("token", "node-token", "agent-token"))
     path = os.path.join(places.server, "token")
     there = read(path) if os.path.lexists(path) else None
     wanted = _given(given, bundle, SERVER) if given else None
@@ -202,15 +214,18 @@ def keep(places: Layout, bundle: bytes, *, given: str = "", agent: str = "") -> 
         raise errors.FailedPreconditionError(
             f"the cluster in {places.data_dir} was made with another token", hint=f"give none: it is kept in {path}"
         )
-    if there is not None and there.bootstrap:
-        raise errors.InvalidArgumentError(f"{path} holds a bootstrap token, which can't be a server's")
+    if there is not None and (there.bootstrap or there.user not in {"", SERVER}):
+        kind = "bootstrap" if there.bootstrap else there.user
+        raise errors.InvalidArgumentError(f"{path} holds a {kind} token, which can't be a server's")
     password = (there or wanted or Token(SERVER, new_password())).password
     token = Token(SERVER, password, authority_hash(bundle))
-    _write(path, token.full(bundle))
+    text = token.full(bundle)
+    of_agents = Token(NODE, _given(agent, bundle, NODE).password).full(bundle) if agent else ""
+    _write(path, text)
     files.link_atomically(os.path.join(places.server, "node-token"), "token")
     agent_path = os.path.join(places.server, "agent-token")
-    if agent:
-        _write(agent_path, Token(NODE, _given(agent, bundle, NODE).password).full(bundle))
+    if of_agents:
+        _write(agent_path, of_agents)
     else:
         files.link_atomically(agent_path, "token")
     return token

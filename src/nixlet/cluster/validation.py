@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from nixlet import errors
+from nixlet.cluster import names
 from nixlet.cluster import settings as model
 from nixlet.cluster.settings import ClusterSettings
 
@@ -30,10 +31,6 @@ _NODE_BITS = 16
 
 #: What kine takes.
 _KINE_SCHEMES = frozenset(("sqlite", "mysql", "postgres", "postgresql", "nats"))
-
-_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_MAX_NAME = 253
 
 #: Kubelets are called ``system:node:NAME`` in their certificates, where 64 characters are the limit (X.520, ub-common-name).
 _MAX_NODE_NAME = 64 - len("system:node:")
@@ -59,14 +56,9 @@ _OTHERS = tuple(
 _ARGUMENT = re.compile(r"(?:--)?[A-Za-z0-9][-A-Za-z0-9_.]*[-+]?(?:=.*)?", re.DOTALL)
 
 
-def is_name(text: str) -> bool:
-    """Whether a text is a DNS subdomain in Kubernetes' sense (RFC 1123, small letters)."""
-    return len(text) <= _MAX_NAME and _SUBDOMAIN.fullmatch(text) is not None
-
-
 def node_name_problem(name: str) -> str:
     """Why a text can't be a node's name; empty: it can."""
-    if not is_name(name):
+    if not names.is_name(name):
         return "small letters, digits, - and . make a name, which begins and ends with a letter or digit"
     if len(name) > _MAX_NODE_NAME:
         return f"it has {len(name)} characters, and a kubelet's certificate has room for {_MAX_NODE_NAME}"
@@ -117,12 +109,12 @@ def _names(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
         lower = name.lower().replace("_", "-")
         hint = f"--node-name {lower}" if not node_name_problem(lower) else "--node-name gives it another one"
         yield errors.InvalidArgumentError(f"{name!r} can't be a node's name: {problem}", hint=hint)
-    if not is_name(domain):
+    if not names.is_name(domain):
         yield errors.InvalidArgumentError(
             f"the cluster domain {domain!r} is no domain name", hint="such as cluster.local"
         )
     for san in settings.tls_sans:
-        if not _is_address(san) and not is_name(san.removeprefix("*.").lower()):
+        if not _is_address(san) and not names.is_name(san.removeprefix("*.").lower()):
             yield errors.InvalidArgumentError(f"tls-san {san!r} is neither a name nor an address")
 
 
@@ -309,8 +301,5 @@ def _extra(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
                 yield errors.InvalidArgumentError(
                     f"--{flag} number {number} is no argument", hint="write it as key=value"
                 )
-    for label in settings.node_labels:
-        if not label.partition("=")[0] or "," in label:
-            yield errors.InvalidArgumentError(f"node-label {label!r} is no label", hint="write it as key=value")
-    for text in settings.node_taints:
-        model.taint(text)
+    yield from names.label_problems(settings.node_labels)
+    yield from names.taint_problems(settings.node_taints)

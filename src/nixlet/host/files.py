@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from nixlet import errors
 
@@ -19,6 +19,9 @@ _IN_THE_WAY = "move away what has that name, or choose another directory"
 
 #: A disk with less room than this is full (bytes).
 _SMALL = 64 << 10
+
+#: How many characters tell temporary files apart (mkstemp's).
+_RANDOM = 8
 
 #: What to do about what a file system refuses.
 _HINTS = {
@@ -157,12 +160,11 @@ def link_atomically(path: str, target: str) -> None:
     Raises:
         NixletError: The file system refuses, as in ``refused``; what was there before still is.
     """
-    temporary = f"{path}.{os.getpid()}.new"
+    # As mkstemp names them: two may be at it at once.
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.urandom(4).hex()}")
     try:
         if os.path.islink(path) and os.readlink(path) == target:
             return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
         os.symlink(target, temporary)
         try:
             os.replace(temporary, path)
@@ -172,6 +174,19 @@ def link_atomically(path: str, target: str) -> None:
         sync_directory(os.path.dirname(path) or ".")
     except OSError as error:
         raise refused(f"{path} can't be made a link", error) from error
+
+
+def sweep(directory: str, names: Collection[str]) -> None:
+    """Remove what is left of files of these names whose writer was killed. Nobody may be writing them meanwhile.
+
+    Raises:
+        NixletError: The file system refuses, as in ``refused``.
+    """
+    with refusing(f"what is left in {directory} can't be removed"):
+        for entry in os.listdir(directory):
+            name, dot, random = entry.removeprefix(".").rpartition(".")
+            if dot and name in names and len(random) == _RANDOM and entry.startswith("."):
+                os.unlink(os.path.join(directory, entry))
 
 
 def new_directory(path: str, mode: int = 0o755) -> None:

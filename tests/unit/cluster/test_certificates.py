@@ -617,3 +617,87 @@ def test_a_certificate_that_cryptography_does_not_know_is_made_anew(settings: Cl
         tokens.authority_hash((text * 2).encode())
     assert states(settings, NOW)["server/tls/client-admin.crt"] == State.MISFIT
     assert made(settings) == ["server/tls/client-admin.crt"]
+
+
+@pytest.mark.parametrize("lost", ["missing", "a link"])
+def test_the_key_of_service_accounts_is_not_replaced_by_another_one(settings: ClusterSettings, lost: str) -> None:
+    made(settings)
+    path, current = (Path(settings.layout.tls(name)) for name in ("service.key", "service.current.key"))
+    before = current.read_bytes()
+    path.unlink()
+    if lost == "a link":
+        path.symlink_to("/nowhere/service.key")
+    with pytest.raises(
+        errors.FailedPreconditionError, match=r"service\.key is (missing, and|a link that leads nowhere)"
+    ):
+        made(settings)
+    assert current.read_bytes() == before
+    assert (path.is_symlink(), path.exists()) == (lost == "a link", False)
+
+
+def test_links_that_lead_nowhere(settings: ClusterSettings, tmp_path: Path) -> None:
+    made(settings)
+    leaf = Path(settings.layout.tls("client-admin.crt"))
+    leaf.unlink()
+    leaf.symlink_to("/nowhere")
+    assert made(settings) == ["server/tls/client-admin.crt"]
+    new = clusters.settings(tmp_path / "new")
+    os.makedirs(new.layout.tls(""))
+    key = Path(new.layout.tls("server-ca.key"))
+    key.symlink_to("/nowhere/ca.key")
+    with pytest.raises(errors.FailedPreconditionError, match=r"server-ca\.key is a link that leads nowhere$"):
+        made(new)
+    assert key.is_symlink()
+
+
+def test_a_key_that_others_have_is_told(settings: ClusterSettings, tmp_path: Path) -> None:
+    made(settings)
+    key = Path(settings.layout.tls("client-ca.key"))
+    os.chown(key, 65534, 65534)
+    with pytest.raises(errors.FailedPreconditionError, match=r"client-ca\.key belongs to user 65534$"):
+        made(settings)
+    os.chown(key, 0, 0)
+    assert made(settings) == []
+    elsewhere = tmp_path / "ca.key"
+    key.rename(elsewhere)
+    key.symlink_to(elsewhere)
+    assert made(settings) == []
+    elsewhere.chmod(0o644)
+    with pytest.raises(errors.FailedPreconditionError, match=r"client-ca\.key can be read by others$"):
+        made(settings)
+
+
+def test_the_list_says_truthfully_what_the_next_start_renews(settings: ClusterSettings) -> None:
+    made(settings)
+    found: dict[str, str] = {}
+    for late in (NOW + 300 * DAY, NOW + 3600 * DAY):
+        if late > NOW + YEAR:
+            made(settings, late)
+        found = {finding.file: finding.detail for finding in certificates.check(settings, late)}
+        renewed = {os.path.relpath(file, settings.data_dir) for file, detail in found.items() if "next start" in detail}
+        assert set(made(settings, late)) == renewed
+        assert len(renewed) == (12 if late < NOW + YEAR else 0)
+    assert found[settings.layout.tls("client-admin.crt")].endswith("; so does its authority")
+
+
+def test_what_a_killed_start_left_goes(settings: ClusterSettings) -> None:
+    made(settings)
+    left = [settings.layout.tls(".client-admin.key.abcd_123"), settings.layout.tls("etcd/.server-ca.key.abcd_123")]
+    left += [settings.layout.node(".client-kubelet.key.abcd_123"), settings.layout.tls(".service.key.abcd_123")]
+    other = Path(settings.layout.node(".somebody.key.abcd_123"))
+    for path in (*left, str(other)):
+        Path(path).write_bytes(b"key")
+    assert made(settings) == []
+    assert not any(os.path.exists(path) for path in left)
+    assert other.exists()
+
+
+def test_times_that_say_nothing_are_refused(settings: ClusterSettings) -> None:
+    naive = datetime.datetime(2026, 11, 28)  # noqa: DTZ001 (this is what is refused)
+    for attempt in (certificates.ensure, certificates.check):
+        with pytest.raises(errors.InvalidArgumentError, match="a time without a zone"):
+            attempt(settings, naive)
+    with pytest.raises(
+        errors.FailedPreconditionError, match="no certificates are made while this machine's clock says 9995"
+    ):
+        made(settings, datetime.datetime(9995, 1, 1, tzinfo=datetime.UTC))

@@ -66,3 +66,14 @@ def test_what_is_encrypted_stays_so(settings: ClusterSettings, tmp_path: Path) -
     with pytest.raises(errors.FailedPreconditionError, match=r"^secrets of this cluster are encrypted") as caught:
         encryption.ensure(without)
     assert caught.value.hint == "--secrets-encryption"
+
+
+def test_a_key_that_is_lost_is_not_replaced_by_another_one(settings: ClusterSettings, tmp_path: Path) -> None:
+    encryption.ensure(settings)
+    path = Path(settings.layout.cred("encryption-config.json"))
+    path.unlink()
+    with pytest.raises(errors.FailedPreconditionError, match=r"encryption-config\.json is missing"):
+        encryption.ensure(settings)
+    with pytest.raises(errors.FailedPreconditionError, match=r"^secrets of this cluster are encrypted"):
+        encryption.ensure(clusters.settings(tmp_path))
+    assert not path.exists()

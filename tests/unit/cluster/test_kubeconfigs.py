@@ -88,7 +88,7 @@ def test_another_group_and_back(tmp_path: Path) -> None:
 
 def test_modes_and_groups_of_people() -> None:
     assert [kubeconfigs.mode(text) for text in ("600", "0644", "0o640")] == [0o600, 0o644, 0o640]
-    for text in ("", "6", "rw", "0x1ff", "999", "-600", "64400"):
+    for text in ("", "6", "rw", "0x1ff", "999", "-600", "64400", "o640", "0o", "\u0666\u0660\u0660"):
         with pytest.raises(errors.InvalidArgumentError, match="is no mode"):
             kubeconfigs.mode(text)
     with pytest.raises(errors.InvalidArgumentError, match="666 lets everybody write"):
@@ -97,6 +97,9 @@ def test_modes_and_groups_of_people() -> None:
         kubeconfigs.mode("044")
     assert kubeconfigs.group("") == -1
     assert kubeconfigs.group("0") == kubeconfigs.group("root") == 0
+    for text in ("4294967295", "99999999999", "9" * 5000):
+        with pytest.raises(errors.InvalidArgumentError, match="is no group's number"):
+            kubeconfigs.group(text)
     with pytest.raises(errors.NotFoundError, match="this machine has no group 'no-such-group'"):
         kubeconfigs.group("no-such-group")
 
@@ -125,7 +128,7 @@ kind: Config
 preferences: {{colors: true}}
 extensions: []
 clusters:
-- cluster: {{server: "https://one:6443", certificate-authority: pki/ca.crt, tls-server-name: one}}
+- cluster: {{server: "https://one:6443", certificate-authority: pki/ca.crt}}
   name: one
 - {{name: two, cluster: {{server: "https://two", certificate-authority-data: {base64.b64encode(b"ca").decode()}}}}}
 - {{name: plain, cluster: {{server: "http://two"}}}}
@@ -201,3 +204,82 @@ def test_what_is_no_such_file_is_told(tmp_path: Path, text: str, message: str) -
     path.unlink()
     with pytest.raises(errors.FailedPreconditionError, match=r"No such file or directory$"):
         kubeconfigs.read(str(path))
+
+
+def asked(
+    tmp_path: Path, *, user: str = "token: abc", cluster: str = "", server: str = "https://x", more: str = ""
+) -> Kubeconfig:
+    """What is read of a file with these lines."""
+    path = tmp_path / "asked"
+    path.write_text(
+        f"""
+kind: Config
+current-context: c
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+clusters:
+- name: c
+  cluster:
+    server: "{server}"
+    {cluster}
+users:
+- name: u
+  user:
+    {user.replace(chr(10), chr(10) + "    ")}
+{more}
+"""
+    )
+    return kubeconfigs.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("as", "viewer"), ("as-uid", "x"), ("as-groups", "[x]"), ("as-user-extra", "{a: [b]}"), ("exec", "{command: x}")],
+)
+def test_nobody_speaks_as_somebody_else(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(errors.UnsupportedError, match=f"is known by {key}, which is not supported"):
+        asked(tmp_path, user=f"token: abc\n{key}: {value}")
+
+
+@pytest.mark.parametrize("key", ["proxy-url", "tls-server-name"])
+def test_a_server_is_reached_as_the_file_says_or_not_at_all(tmp_path: Path, key: str) -> None:
+    with pytest.raises(errors.UnsupportedError, match=f"cluster c in .* has {key}, which is not supported"):
+        asked(tmp_path, cluster=f"{key}: x")
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["https://", "https://:6443", "https://u:very-secret@h", "https://h\\r\\nx", "https://h:x", "https://h:99999", "https://[::1", "https://h/?a=b", "https://h x"],
+)  # fmt: skip
+def test_a_server_is_a_url(tmp_path: Path, server: str) -> None:
+    assert asked(tmp_path, server="https://[::1]:6443/k8s/x").server == "https://[::1]:6443/k8s/x"
+    with pytest.raises(errors.UsageError, match=r"cluster\.server must be a URL") as caught:
+        asked(tmp_path, server=server)
+    assert "very-secret" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_a_token_is_one_word(tmp_path: Path) -> None:
+    assert asked(tmp_path).credentials.token == "abc"
+    for token in ("a\\r\\nX-Remote-User: admin", "very secret", "\\xe4"):
+        with pytest.raises(errors.UsageError, match=r"user\.token is no token"):
+            asked(tmp_path, user=f'token: "{token}"')
+    place = tmp_path / "place"
+    for content in (b"a\r\nX: y", b"root:x\xff", b"", b"very secret", b"a" * 70000):
+        place.write_bytes(content)
+        with pytest.raises(errors.UsageError, match=r"place holds no token") as caught:
+            asked(tmp_path, user="tokenFile: place")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(errors.UsageError, match=r"is no regular file$"):
+        asked(tmp_path, user="tokenFile: /dev/null")
+    # client-go: the file comes first, and what stands beside it is for when it can't be read.
+    place.write_text("of-the-file\n")
+    assert asked(tmp_path, user="token: abc\ntokenFile: place").credentials.token == "of-the-file"
+    assert asked(tmp_path, user="token: abc\ntokenFile: nowhere").credentials.token == "abc"
+    with pytest.raises(errors.FailedPreconditionError, match="No such file or directory"):
+        asked(tmp_path, user="tokenFile: nowhere")
+
+
+def test_data_may_be_folded_and_names_are_there_once(tmp_path: Path) -> None:
+    folded = "client-certificate-data: |\n  YXV0aG9y\n  aXR5\nclient-key-data: a2V5"
+    assert asked(tmp_path, user=folded).credentials.certificate_data == b"authority"
+    with pytest.raises(errors.UsageError, match=r"users\[1\]\.name is there twice among users: u"):
+        asked(tmp_path, more="- name: u\n  user: {token: other}")

@@ -125,6 +125,7 @@ def test_everything_listens_on_loopback_and_the_node_s_address_only(tmp_path: Pa
         "proxy healthz-bind-address": "127.0.0.1:10256",
         "proxy metrics-bind-address": "127.0.0.1:10249",
     }
+    assert flags(programs.kube_proxy(settings))["nodeport-addresses"] == "primary"
     assert programs.directories(settings) == (f"{tmp_path}/data/server/db", f"{tmp_path}/run/kine")
 
 

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -229,7 +231,7 @@ def test_a_cluster_keeps_its_token(places: Layout, umask: int) -> None:
     assert tokens.keep(places, bundle, given=token.password) == token
     assert tokens.keep(places, bundle, given=token.full(bundle)) == token
     assert clusters.content(Path(places.server)) == before_that
-    assert sorted(os.listdir(places.server)) == ["agent-token", "node-token", "token"]
+    assert sorted(os.listdir(places.server)) == [".lock", "agent-token", "node-token", "token"]
 
 
 def test_a_token_that_was_given_is_the_cluster_s(places: Layout) -> None:
@@ -291,3 +293,58 @@ def test_a_new_authority_comes_into_the_token(places: Layout) -> None:
     renewed = authority()
     assert tokens.keep(places, renewed).password == token.password
     assert Path(places.server, "token").read_text() == f"{token.full(renewed)}\n"
+
+
+@pytest.mark.parametrize("user", ["given", "agent"])
+def test_what_could_not_be_read_again_is_refused(places: Layout, user: str) -> None:
+    bundle = authority()
+    for password, problem in (
+        ("p\xe4ssword", "has other characters than ASCII's in it"),
+        ("a" * 1000, "has a password of more than 9"),
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match=problem) as caught:
+            tokens.keep(places, bundle, **{user: password})
+        assert password not in f"{caught.value}"
+        assert {path.name for path in Path(places.server).iterdir()} == {".lock"}
+    longest = 1024 - len(f"K10{HASH}::server:")
+    tokens.keep(places, bundle, **{user: "a" * longest})
+    tokens.keep(places, bundle, **{user: "a" * longest})
+
+
+def test_a_node_s_token_does_not_become_a_server_s(places: Layout) -> None:
+    bundle = authority()
+    path = Path(places.server, "token")
+    path.write_text(tokens.Token("node", SECRET).full(bundle))
+    before = path.read_bytes()
+    with pytest.raises(
+        errors.InvalidArgumentError, match=r"server/token holds a node token, which can't be a server's"
+    ):
+        tokens.keep(places, bundle)
+    assert path.read_bytes() == before
+
+
+def test_two_at_once_have_one_token_or_are_told(places: Layout) -> None:
+    bundle = authority()
+    for _ in range(20):
+        for path in Path(places.server).iterdir():
+            path.unlink()
+        both = threading.Barrier(2)
+
+        def one(both: threading.Barrier = both) -> str:
+            both.wait(60)
+            with contextlib.suppress(errors.FailedPreconditionError):
+                return tokens.keep(places, bundle).password
+            return ""
+
+        with futures.ThreadPoolExecutor(2) as pool:
+            found = {task.result() for task in [pool.submit(one), pool.submit(one)]} - {""}
+        assert found == {tokens.read(os.path.join(places.server, "token")).password}
+
+
+def test_what_a_killed_one_left_goes(places: Layout) -> None:
+    left, others = Path(places.server, ".token.abcd_123"), Path(places.server, ".other.abcd_123")
+    for path in (left, others):
+        path.write_text(SECRET)
+    tokens.keep(places, authority())
+    assert not left.exists()
+    assert others.exists()
