@@ -7,7 +7,6 @@ Authorities are made once and never overwritten, since with them all nodes and u
 
 import contextlib
 import datetime
-import enum
 import os
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from cryptography import x509
 
 from nixlet import errors
-from nixlet.cluster import signing, subjects
+from nixlet.cluster import clock, signing, subjects
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.subjects import Subject
@@ -24,7 +23,7 @@ from nixlet.host import files
 #: The authorities: their files' names in ``server/tls``, and what their own names begin with.
 CLIENT, SERVER, REQUEST_HEADER = "client-ca", "server-ca", "request-header-ca"
 ETCD_SERVER, ETCD_PEER = "etcd/server-ca", "etcd/peer-ca"
-_AUTHORITIES = {
+NAMES = {
     CLIENT: "nixlet-client-ca",
     SERVER: "nixlet-server-ca",
     REQUEST_HEADER: "nixlet-request-header-ca",
@@ -35,9 +34,6 @@ _AUTHORITIES = {
 #: What an agent has to know the cluster by: whether with the chain. A kubelet believes the authority of clients alone, while those that look
 #: for the API server may know the root only.
 _FOR_NODES = {CLIENT: False, SERVER: True}
-
-#: What k3s calls authorities where it lists certificates by service.
-AUTHORITIES = "certificate-authority"
 
 #: The key that service accounts' tokens are signed with, and the first of the keys in it alone.
 SERVICE_KEY, CURRENT_SERVICE_KEY = "service.key", "service.current.key"
@@ -64,42 +60,6 @@ class Change(NamedTuple):
 
     file: str
     reason: str
-
-
-class State(enum.StrEnum):
-    """How a certificate is."""
-
-    VALID = "valid"
-    #: It will be renewed at the next start.
-    ENDING = "ends soon"
-    ENDED = "ended"
-    #: It begins in the future, or the clock is wrong.
-    FUTURE = "not valid yet"
-    #: It will be made anew at the next start; of an authority: it is broken, and the node doesn't start.
-    MISFIT = "does not fit"
-    MISSING = "missing"
-
-
-class Finding(NamedTuple):
-    """A certificate as it is on the disk.
-
-    Attributes:
-        service: As in ``Wanted``.
-        file: Its file.
-        subject: Whom it is for; None where that can't be read.
-        not_before: When it begins to be valid.
-        not_after: When it ends.
-        state: How it is.
-        detail: What is wrong, where something is.
-    """
-
-    service: str
-    file: str
-    subject: Subject | None
-    not_before: datetime.datetime | None
-    not_after: datetime.datetime | None
-    state: State
-    detail: str = ""
 
 
 def wanted(settings: ClusterSettings) -> list[Wanted]:
@@ -137,21 +97,21 @@ def ensure(settings: ClusterSettings, now: datetime.datetime) -> list[Change]:
         InvalidArgumentError: The time has no zone.
         NixletError: The file system refuses, as in ``files.refused``.
     """
-    signing.check_zone(now)
+    clock.check_zone(now)
     places = settings.layout
     _make_directories(places)
     with _locked(places):
         changes: list[Change] = []
         plan = wanted(settings)
         _sweep(places, plan)
-        for name in (*_AUTHORITIES, SERVICE_KEY.removesuffix(".key")):
+        for name in (*NAMES, SERVICE_KEY.removesuffix(".key")):
             signing.keep_private(signing.Pair.at(places.tls(name)).key)
-        authorities = {name: _ensured_authority(places, name, plan, now, changes) for name in _AUTHORITIES}
+        authorities = {name: _ensured_authority(places, name, plan, now, changes) for name in NAMES}
         _publish(places, authorities)
         for each in plan:
             authority = authorities[each.authority]
             signing.keep_private(each.pair.key)
-            key = _readable_key(each.pair.key)
+            key = readable_key(each.pair.key)
             reason = _reason(each, key, authority, now)
             if reason:
                 # Whoever renews keeps the key: there is no moment in which the two files don't fit each other.
@@ -171,7 +131,7 @@ def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.d
         FailedPreconditionError: As in ``ensure``; or there is no cluster.
         NixletError: The file system refuses, as in ``files.refused``.
     """
-    signing.check_zone(now)
+    clock.check_zone(now)
     plan = wanted(settings)
     known = {each.service for each in plan}
     if unknown := sorted(set(services) - known):
@@ -198,63 +158,14 @@ def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.d
     return changes
 
 
-def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
-    """How a server's certificates are: authorities first. Nothing is changed.
-
-    Raises:
-        NixletError: The file system refuses, as in ``files.refused``.
-    """
-    signing.check_zone(now)
-    places = settings.layout
-    authorities: dict[str, signing.Authority | None] = {}
-    findings = []
-    for name in _AUTHORITIES:
-        pair = signing.Pair.at(places.tls(name))
-        problem = ""
-        authorities[name] = None
-        try:
-            authorities[name] = signing.read_authority(pair)
-        except errors.FailedPreconditionError as error:
-            problem = error.message
-        hint = "authorities are not renewed by themselves"
-        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, hint, None))
-    for each in wanted(settings):
-        authority = authorities[each.authority]
-        problem = "" if authority is None else _misfit(each, _readable_key(each.pair.key), authority)
-        hint = "so does its authority" if authority is not None else "it is not renewed while its authority is broken"
-        limit = None if authority is None else authority.ends
-        findings.append(_finding(each.service, each.pair.certificate, problem, now, hint, limit))
-    return findings
-
-
-def _finding(
-    service: str, file: str, problem: str, now: datetime.datetime, kept: str, limit: datetime.datetime | None
-) -> Finding:
-    """How a file is; ``kept`` says why one that ends soon isn't renewed, which it is where it ends before a limit."""
-    try:
-        found = signing.read_certificates(file)
-    except signing.Unreadable as error:
-        return Finding(service, file, None, None, None, State.MISFIT, problem or f"it {error}")
-    if found is None:
-        return Finding(service, file, None, None, None, State.MISSING, problem)
-    begins, ends = found[0].not_valid_before_utc, found[0].not_valid_after_utc
-    state, detail = State.VALID, problem
-    if now < begins:
-        state = State.FUTURE
-        detail = detail or f"it is valid from {signing.day(begins)}, and this machine's clock says {signing.day(now)}"
-    elif now >= ends:
-        state, detail = State.ENDED, detail or f"it has ended on {signing.day(ends)}"
-    elif problem:
-        state = State.MISFIT
-    elif now >= ends - signing.RENEWAL:
-        hint = "the node's next start renews it" if _can_be_renewed(ends, limit) else kept
-        state, detail = State.ENDING, f"it ends on {signing.day(ends)}; {hint}"
-    return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail)
-
-
 def _make_directories(places: Layout) -> None:
     files.make_directory(places.agent)
     for path in (places.server, places.tls(""), places.tls("etcd"), places.cred("")):
+        if os.path.islink(path):
+            raise errors.FailedPreconditionError(
+                f"{path} is a link, and whoever may change what it leads to may have the cluster's keys",
+                hint="have --data-dir where they are to be",
+            )
         with files.refusing(f"can't make the directory {path}"):
             if files.own_directory(path, 0o700):
                 files.sync_directory(os.path.dirname(path))
@@ -262,7 +173,7 @@ def _make_directories(places: Layout) -> None:
 
 def _sweep(places: Layout, plan: list[Wanted]) -> None:
     """Remove what a start left that was killed while it wrote: keys, for instance."""
-    stems = [*(places.tls(name) for name in _AUTHORITIES), *(each.pair.key.removesuffix(".key") for each in plan)]
+    stems = [*(places.tls(name) for name in NAMES), *(each.pair.key.removesuffix(".key") for each in plan)]
     paths = [*(f"{stem}{end}" for stem in stems for end in (".crt", ".nochain.crt", ".key"))]
     paths += [places.tls(name) for name in (SERVICE_KEY, CURRENT_SERVICE_KEY)]
     for directory in (places.tls(""), places.tls("etcd"), places.agent):
@@ -296,10 +207,10 @@ def _ensured_authority(
             raise errors.FailedPreconditionError(f"the certificate authority's key {pair.key} {error}") from error
         if key is None:
             _check_free(pair.key, "the certificate authority's key")
-            signing.check_clock(now)
+            clock.check(now)
             key = signing.new_key()
             signing.write_key(pair.key, key)
-        certificate = signing.make_authority(_AUTHORITIES[name], key, now)
+        certificate = signing.make_authority(NAMES[name], key, now)
         files.write_atomically(pair.certificate, signing.certificates_text([certificate]))
         changes.append(Change(pair.certificate, "it was missing"))
     authority = signing.read_authority(pair)
@@ -340,7 +251,7 @@ def _publish(places: Layout, authorities: dict[str, signing.Authority]) -> None:
         files.write_atomically(places.node(f"{name}.crt"), signing.certificates_text(found))
 
 
-def _readable_key(path: str) -> signing.Key | None:
+def readable_key(path: str) -> signing.Key | None:
     """A key that is no authority's: one that can't be read is none, and is made anew."""
     try:
         return signing.read_key(path)
@@ -353,27 +264,28 @@ def _reason(each: Wanted, key: signing.Key | None, authority: signing.Authority,
     # (a link that leads nowhere is as good as none)
     if not os.path.exists(each.pair.certificate):
         return "it was missing"
-    problem = _misfit(each, key, authority)
+    problem = misfit(each, key, authority)
     if problem:
         return problem
     found = signing.read_certificates(each.pair.certificate)
     assert found
     ends = found[0].not_valid_after_utc
     if now >= ends:
-        return f"it has ended on {signing.day(ends)}"
+        return f"it has ended on {clock.day(ends)}"
     if now < found[0].not_valid_before_utc:
-        return f"it is valid from {signing.day(found[0].not_valid_before_utc)}, and this machine's clock says {signing.day(now)}"
+        return f"it is valid from {clock.day(found[0].not_valid_before_utc)}, and this machine's clock says {clock.day(now)}"
     # A new one of an authority that itself ends soon would not last longer.
-    if now >= ends - signing.RENEWAL and _can_be_renewed(ends, authority.ends):
-        return f"it ends on {signing.day(ends)}"
+    if now >= ends - signing.RENEWAL and can_be_renewed(ends, authority.ends):
+        return f"it ends on {clock.day(ends)}"
     return ""
 
 
-def _can_be_renewed(ends: datetime.datetime, limit: datetime.datetime | None) -> bool:
+def can_be_renewed(ends: datetime.datetime, limit: datetime.datetime | None) -> bool:
+    """Whether a certificate that ends so would last longer when it was made anew by an authority that ends then; None: that is broken."""
     return limit is not None and ends < limit.replace(microsecond=0)
 
 
-def _misfit(each: Wanted, key: signing.Key | None, authority: signing.Authority) -> str:
+def misfit(each: Wanted, key: signing.Key | None, authority: signing.Authority) -> str:
     """What of a certificate isn't as it should be, whatever the time is; empty: nothing, or it is missing."""
     try:
         found = signing.read_certificates(each.pair.certificate)

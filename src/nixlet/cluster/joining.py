@@ -10,7 +10,7 @@ from cryptography import exceptions, x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from nixlet import errors
-from nixlet.cluster import certificates, constraints, signing, subjects, validation
+from nixlet.cluster import certificates, clock, constraints, signing, subjects, validation
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import Address, ClusterSettings
 from nixlet.cluster.subjects import Subject
@@ -57,7 +57,7 @@ def answer(settings: ClusterSettings, name: str, request: bytes, node: Node, now
             authority of servers would say of it that it is the API server.
         FailedPreconditionError: The authority is broken, or not valid now.
     """
-    signing.check_zone(now)
+    clock.check_zone(now)
     subject = _subject(name, node)
     _check(settings, node)
     key = _requested_key(request)

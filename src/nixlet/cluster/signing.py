@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nixlet import errors
-from nixlet.cluster import constraints
+from nixlet.cluster import clock, constraints
 from nixlet.cluster.settings import Address
 from nixlet.cluster.subjects import Subject
 from nixlet.host import files
@@ -34,12 +34,6 @@ RENEWAL = datetime.timedelta(days=90)
 
 #: What is signed is valid from a while ago: other machines' clocks may be behind ours.
 _EARLIER = datetime.timedelta(hours=1)
-
-#: A clock that says less was never set. What is made by it would have ended when it is.
-_CLOCK_WAS_SET = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
-
-#: One that says more is wrong. (Certificates have no years of five digits.)
-_CLOCK_IS_WRONG = datetime.datetime(2200, 1, 1, tzinfo=datetime.UTC)
 
 _PRIVATE_KEY = re.compile(rb"-----BEGIN ((?:[A-Z]+ )?PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
@@ -58,33 +52,6 @@ class Pair(NamedTuple):
 
 class Unreadable(Exception):
     """What a file holds is no key, or no certificate; the text says of the file what is wrong with it."""
-
-
-def day(moment: datetime.datetime) -> str:
-    """A moment for a sentence."""
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def check_zone(now: datetime.datetime) -> None:
-    """Check that a time says when it is.
-
-    Raises:
-        InvalidArgumentError: It has no zone.
-    """
-    if now.tzinfo is None:
-        raise errors.InvalidArgumentError("a time without a zone says nothing of what is valid")
-
-
-def check_clock(now: datetime.datetime) -> None:
-    """Check that the clock may be right.
-
-    Raises:
-        FailedPreconditionError: It was never set, or is wrong by more than a lifetime.
-    """
-    if not _CLOCK_WAS_SET <= now < _CLOCK_IS_WRONG:
-        raise errors.FailedPreconditionError(
-            f"no certificates are made while this machine's clock says {day(now)}", hint="set the clock"
-        )
 
 
 def _read(path: str) -> bytes | None:
@@ -285,12 +252,12 @@ class Authority:
         """
         if now < self.begins:
             raise errors.FailedPreconditionError(
-                f"the certificate authority {self.file} is valid from {day(self.begins)}, and this machine's clock says {day(now)}",
+                f"the certificate authority {self.file} is valid from {clock.day(self.begins)}, and this machine's clock says {clock.day(now)}",
                 hint="set the clock",
             )
         if now >= self.ends:
             raise errors.FailedPreconditionError(
-                f"the certificate authority {self.file} has ended on {day(self.ends)}, and this machine's clock says {day(now)}",
+                f"the certificate authority {self.file} has ended on {clock.day(self.ends)}, and this machine's clock says {clock.day(now)}",
                 hint="set the clock, or give the cluster a new authority: its nodes will have to join anew",
             )
 
@@ -335,7 +302,7 @@ def make_authority(name: str, key: Key, now: datetime.datetime) -> x509.Certific
     Raises:
         FailedPreconditionError: The clock was never set.
     """
-    check_clock(now)
+    clock.check(now)
     # As k3s has it: two authorities that were made for the same can be told apart.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}@{int(now.timestamp())}")])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())

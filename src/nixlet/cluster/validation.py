@@ -201,7 +201,8 @@ def _overlaps(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError
             # (networks of different versions never overlap, and can't be asked)
             if network.version == other.version and network.overlaps(other):
                 yield errors.InvalidArgumentError(f"cluster-cidr {network} and service-cidr {other} overlap")
-    for address in settings.node_ips:
+    advertised = () if settings.advertise_address is None else (settings.advertise_address,)
+    for address in settings.node_ips + advertised:
         for network in (*pods, *services):
             if address in network:
                 what = "cluster-cidr" if network in pods else "service-cidr"
@@ -221,6 +222,10 @@ def _dns(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
         elif address in settings.kubernetes_addresses or any(address == net[0] for net in settings.service_cidrs):
             yield errors.InvalidArgumentError(
                 f"cluster-dns {address} is taken: the first address is the service kubernetes"
+            )
+        elif any(address == network[-1] and network.version == 4 for network in settings.service_cidrs):
+            yield errors.InvalidArgumentError(
+                f"cluster-dns {address} is no service's: the last address is not given out"
             )
     yield from _one_of_each(settings.dns_addresses, "cluster-dns")
 

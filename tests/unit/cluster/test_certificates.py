@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from nixlet import errors
-from nixlet.cluster import certificates, kubelet, programs, signing, tokens
-from nixlet.cluster.certificates import State
+from nixlet.cluster import certificates, findings, kubelet, programs, signing, tokens
+from nixlet.cluster.findings import State
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import files
 from support import clusters
@@ -35,7 +35,7 @@ def certificate(path: str) -> x509.Certificate:
 
 
 def states(settings: ClusterSettings, now: datetime.datetime) -> dict[str, State]:
-    return {os.path.relpath(each.file, settings.data_dir): each.state for each in certificates.check(settings, now)}
+    return {os.path.relpath(each.file, settings.data_dir): each.state for each in findings.check(settings, now)}
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_what_fits_is_kept_to_the_byte(settings: ClusterSettings) -> None:
 def test_subjects_are_those_that_kubernetes_knows(settings: ClusterSettings) -> None:
     made(settings)
     seen = {}
-    for each in certificates.check(settings, NOW):
+    for each in findings.check(settings, NOW):
         assert each.subject is not None
-        if each.service != certificates.AUTHORITIES:
+        if each.service != findings.AUTHORITIES:
             uses = (each.subject.client, each.subject.server)
             seen[os.path.basename(each.file)] = (each.subject.common_name, each.subject.organizations, uses)
     client, server, both = (True, False), (False, True), (True, True)
@@ -408,14 +408,14 @@ def test_a_clock_that_is_behind_is_told(settings: ClusterSettings) -> None:
     assert caught.value.hint == "set the clock"
     assert clusters.content(Path(settings.data_dir)) == before
     assert set(states(settings, early).values()) == {State.FUTURE}
-    assert "clock says 2026-10-29" in certificates.check(settings, early)[0].detail
+    assert "clock says 2026-10-29" in findings.check(settings, early)[0].detail
 
 
 def test_one_from_a_time_when_the_clock_was_ahead_is_made_anew(settings: ClusterSettings) -> None:
     made(settings)
     ahead = NOW + 3000 * DAY
     made(settings, ahead)
-    assert [each.state for each in certificates.check(settings, NOW)] == [State.VALID] * 5 + [State.FUTURE] * 12
+    assert [each.state for each in findings.check(settings, NOW)] == [State.VALID] * 5 + [State.FUTURE] * 12
     assert len(made(settings)) == 12
     assert set(states(settings, NOW).values()) == {State.VALID}
 
@@ -465,10 +465,10 @@ def test_what_can_not_be_rotated_is_told(settings: ClusterSettings) -> None:
 
 def test_the_list_says_where_and_how_each_is(settings: ClusterSettings) -> None:
     assert set(states(settings, NOW).values()) == {State.MISSING}
-    first = certificates.check(settings, NOW)[0]
+    first = findings.check(settings, NOW)[0]
     assert first.detail == f"the certificate authority {settings.layout.tls('client-ca.crt')} is missing"
     made(settings)
-    listed = certificates.check(settings, NOW + 300 * DAY)
+    listed = findings.check(settings, NOW + 300 * DAY)
     assert [each.service for each in listed[:5]] == ["certificate-authority"] * 5
     (admin,) = (each for each in listed if each.service == "admin")
     assert admin.file == settings.layout.tls("client-admin.crt")
@@ -673,7 +673,7 @@ def test_the_list_says_truthfully_what_the_next_start_renews(settings: ClusterSe
     for late in (NOW + 300 * DAY, NOW + 3600 * DAY):
         if late > NOW + YEAR:
             made(settings, late)
-        found = {finding.file: finding.detail for finding in certificates.check(settings, late)}
+        found = {finding.file: finding.detail for finding in findings.check(settings, late)}
         renewed = {os.path.relpath(file, settings.data_dir) for file, detail in found.items() if "next start" in detail}
         assert set(made(settings, late)) == renewed
         assert len(renewed) == (12 if late < NOW + YEAR else 0)
@@ -694,10 +694,21 @@ def test_what_a_killed_start_left_goes(settings: ClusterSettings) -> None:
 
 def test_times_that_say_nothing_are_refused(settings: ClusterSettings) -> None:
     naive = datetime.datetime(2026, 11, 28)  # noqa: DTZ001 (this is what is refused)
-    for attempt in (certificates.ensure, certificates.check):
+    for attempt in (certificates.ensure, findings.check):
         with pytest.raises(errors.InvalidArgumentError, match="a time without a zone"):
             attempt(settings, naive)
     with pytest.raises(
         errors.FailedPreconditionError, match="no certificates are made while this machine's clock says 9995"
     ):
         made(settings, datetime.datetime(9995, 1, 1, tzinfo=datetime.UTC))
+
+
+@pytest.mark.parametrize("name", ["server", "server/tls", "server/cred"])
+def test_keys_are_in_no_directory_that_is_a_link(settings: ClusterSettings, tmp_path: Path, name: str) -> None:
+    link = Path(settings.data_dir, name)
+    link.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.FailedPreconditionError, match=rf"{name} is a link, and whoever"):
+        made(settings)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -120,6 +120,8 @@ def test_what_makes_a_cluster(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"service_cidrs": nets("112.0.0.0/8")}, "service-cidr 112.0.0.0/8 must have a prefix of /12 to /29"),
         ({"service_cidrs": nets("10.43.0.0/29")}, "service-cidr 10.43.0.0/29 has no tenth address for the DNS service"),
         ({"cluster_dns": ips("10.44.0.10")}, "cluster-dns 10.44.0.10 lies outside of service-cidr 10.43.0.0/16"),
+        ({"cluster_dns": ips("10.43.255.255")}, "cluster-dns 10.43.255.255 is no service's"),
+        ({"advertise_address": ipaddress.ip_address("10.42.0.9")}, "the node's address 10.42.0.9 lies in cluster-cidr"),
         ({"cluster_dns": ips("10.43.0.1")}, "cluster-dns 10.43.0.1 is taken"),
         ({"cluster_dns": ips("10.43.0.2", "10.43.0.3")}, "cluster-dns names more than one of the same IP version"),
         ({"https_listen_port": 0}, "https-listen-port 0 is no port"),

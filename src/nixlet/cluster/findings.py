@@ -1,0 +1,105 @@
+"""How a cluster's certificates are, for those who ask: nothing is changed."""
+
+import datetime
+import enum
+from typing import NamedTuple
+
+from nixlet import errors
+from nixlet.cluster import certificates, clock, signing
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.subjects import Subject
+
+#: What k3s calls authorities where it lists certificates by service.
+AUTHORITIES = "certificate-authority"
+
+
+class State(enum.StrEnum):
+    """How a certificate is."""
+
+    VALID = "valid"
+    #: It will be renewed at the next start.
+    ENDING = "ends soon"
+    ENDED = "ended"
+    #: It begins in the future, or the clock is wrong.
+    FUTURE = "not valid yet"
+    #: It will be made anew at the next start; of an authority: it is broken, and the node doesn't start.
+    MISFIT = "does not fit"
+    MISSING = "missing"
+
+
+class Finding(NamedTuple):
+    """A certificate as it is on the disk.
+
+    Attributes:
+        service: As in ``Wanted``.
+        file: Its file.
+        subject: Whom it is for; None where that can't be read.
+        not_before: When it begins to be valid.
+        not_after: When it ends.
+        state: How it is.
+        detail: What is wrong, where something is.
+    """
+
+    service: str
+    file: str
+    subject: Subject | None
+    not_before: datetime.datetime | None
+    not_after: datetime.datetime | None
+    state: State
+    detail: str = ""
+
+
+def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
+    """How a server's certificates are: authorities first. Nothing is changed.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    clock.check_zone(now)
+    places = settings.layout
+    authorities: dict[str, signing.Authority | None] = {}
+    findings = []
+    for name in certificates.NAMES:
+        pair = signing.Pair.at(places.tls(name))
+        problem = ""
+        authorities[name] = None
+        try:
+            authorities[name] = signing.read_authority(pair)
+        except errors.FailedPreconditionError as error:
+            problem = error.message
+        hint = "authorities are not renewed by themselves"
+        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, hint, None))
+    for each in certificates.wanted(settings):
+        authority = authorities[each.authority]
+        problem = (
+            "" if authority is None else certificates.misfit(each, certificates.readable_key(each.pair.key), authority)
+        )
+        hint = "so does its authority" if authority is not None else "it is not renewed while its authority is broken"
+        limit = None if authority is None else authority.ends
+        findings.append(_finding(each.service, each.pair.certificate, problem, now, hint, limit))
+    return findings
+
+
+def _finding(
+    service: str, file: str, problem: str, now: datetime.datetime, kept: str, limit: datetime.datetime | None
+) -> Finding:
+    """How a file is; ``kept`` says why one that ends soon isn't renewed, which it is where it ends before a limit."""
+    try:
+        found = signing.read_certificates(file)
+    except signing.Unreadable as error:
+        return Finding(service, file, None, None, None, State.MISFIT, problem or f"it {error}")
+    if found is None:
+        return Finding(service, file, None, None, None, State.MISSING, problem)
+    begins, ends = found[0].not_valid_before_utc, found[0].not_valid_after_utc
+    state, detail = State.VALID, problem
+    if now < begins:
+        state = State.FUTURE
+        detail = detail or f"it is valid from {clock.day(begins)}, and this machine's clock says {clock.day(now)}"
+    elif now >= ends:
+        state, detail = State.ENDED, detail or f"it has ended on {clock.day(ends)}"
+    elif problem:
+        state = State.MISFIT
+    elif now >= ends - signing.RENEWAL:
+        hint = "the node's next start renews it" if certificates.can_be_renewed(ends, limit) else kept
+        state, detail = State.ENDING, f"it ends on {clock.day(ends)}; {hint}"
+    return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail)
