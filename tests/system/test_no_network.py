@@ -49,12 +49,12 @@ def own_node(tmp_path: Path, version: str) -> Iterator[nodes.Node]:
         yield made
 
 
-def asked_of_plugins(node: nodes.Node) -> object:
-    """What the CNI plugins, their library and containerd keep of pods' networks, and when each of it was written."""
+def asked_of_plugins(node: nodes.Node) -> set[str]:
+    """What the CNI plugins, their library and containerd keep of pods' networks, also other nodes', of which some may go at any time."""
     kept = [*node.state_dir.glob("cni/**/*"), *Path("/var/lib/cni").rglob("*"), *Path("/run/netns").iterdir()]
     kept += node.state_dir.rglob("netns/*")
-    interfaces = sorted(name for _, name in socket.if_nameindex())
-    return sorted((str(path), path.stat().st_mtime_ns) for path in kept), node.packet_rules(), interfaces
+    interfaces = {name for _, name in socket.if_nameindex()}
+    return {str(path) for path in kept} | {" ".join(rule) for rule in node.packet_rules()} | interfaces
 
 
 def namespace_of(pid: int | str, kind: str) -> str:
@@ -75,7 +75,7 @@ def test_no_plugin_is_asked_for_a_network(node: nodes.Node, image: str) -> None:
     container = node.ok("run", "-d", "--name", "alone", *NONE, image, "--", "/bin/sleep", "1000").strip()
     try:
         pid = details(node, container)["pid"]
-        assert asked_of_plugins(node) == before
+        assert asked_of_plugins(node) <= before
         for kind in ("net", "uts"):
             assert namespace_of(pid, kind) != namespace_of("self", kind)
             # Further processes, ours and those of CRI's other clients, are where the first is.
@@ -99,7 +99,8 @@ def test_no_plugin_is_asked_for_a_network(node: nodes.Node, image: str) -> None:
             node.crictl("start", container)
     finally:
         node.ok("rm", "-f", "alone")
-    assert (asked_of_plugins(node), node.crictl("pods", "-q")) == (before, "")
+    assert asked_of_plugins(node) <= before
+    assert node.crictl("pods", "-q") == ""
 
 
 @pytest.mark.parametrize("hostname", ["", "front.example"])
