@@ -42,11 +42,13 @@ def image(store_images: dict[int, storeimages.StoreImage]) -> str:
 
 
 def named(node: nodes.Node, name: str) -> list[int]:
-    return [
-        pid
-        for pid in nodes.processes_below(node.state_dir)
-        if Path(f"/proc/{pid}/comm").read_text().strip().startswith(name)
-    ]
+    found = []
+    for pid in nodes.processes_below(node.state_dir):
+        # Some end just now.
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().startswith(name):
+                found.append(pid)
+    return found
 
 
 def sandboxes(node: nodes.Node) -> set[str]:
