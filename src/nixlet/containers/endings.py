@@ -104,19 +104,17 @@ async def remove_container(runtime: cri.RuntimeClient, container: str) -> None:
 async def stop_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     """End a pod's containers and give its network back.
 
-    A pod that somebody else removed meanwhile is no error, though some versions say so.
+    A pod that somebody else removed meanwhile is no error, though some versions say so. No rule of its network stays in the packet
+    filter: a plugin that once failed to take the network down finds no interface the next time, and passes the rules over without a
+    word. Whether one failed before isn't known: a node may have been killed since.
     """
     with contextlib.suppress(errors.NotFoundError):
-        if await _tried(lambda: runtime.stop_sandbox(sandbox)):
-            await iptables.remove_rules(container=sandbox)
+        await _tried(lambda: runtime.stop_sandbox(sandbox))
+    await iptables.remove_rules(container=sandbox)
 
 
 async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
-    """End a sandbox with its containers and remove it, if it is (still) there.
-
-    No rule of its network stays in the packet filter: a plugin that once failed to take the network down finds no interface the next
-    time, and passes the rules over without a word. Whether one failed before isn't known: a node may have been killed since.
-    """
+    """End a sandbox with its containers and remove it, if it is (still) there, with its rules as in ``stop_sandbox``."""
     with contextlib.suppress(errors.NotFoundError):
         try:
             # It ends it as well. To end it before would take its network down twice.
@@ -130,21 +128,19 @@ async def remove_sandbox(runtime: cri.RuntimeClient, sandbox: str) -> None:
     await iptables.remove_rules(container=sandbox)
 
 
-async def _tried(step: Callable[[], Awaitable[None]]) -> bool:
-    """Take a step that ends containers, up to some times; whether it failed before it worked.
+async def _tried(step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step that ends containers, up to some times.
 
     containerd fails at it when one ends by itself at the same moment; the next try finds it ended.
     """
-    tries = 1
-    while True:
+    for tries_left in reversed(range(_STOP_TRIES)):
         try:
             await step()
         except errors.NotFoundError:
             raise
         except errors.NixletError:
-            if tries == _STOP_TRIES:
+            if not tries_left:
                 raise
-            tries += 1
             await asyncio.sleep(_STOP_INTERVAL)
         else:
-            return tries > 1
+            return
