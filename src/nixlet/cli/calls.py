@@ -3,11 +3,10 @@
 import os
 
 from nixlet import errors
-from nixlet.cli import ends, session, streams
+from nixlet.cli import ends, progress, session, streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import contextlib
     import signal
     from collections.abc import Iterator
     from typing import Any, Self
@@ -40,8 +39,7 @@ class Call(session.Session):
         self._held = held
         self._withdrawn = False
         self._withdrawn_by = 0
-        self._shown: contextlib.ExitStack | None = None
-        self._sinks: dict[str, Any] = {}
+        self._shown: progress.Shown | None = None
 
     def __enter__(self) -> "Self":
         return self
@@ -142,20 +140,13 @@ class Call(session.Session):
             self._ask("Withdraw", {"ticket": self.ticket, "signal": number})
 
     def _tell(self, step: "dict[str, Any]") -> None:
-        import contextlib
-
-        from nixlet.cli import progress
-
-        image = step["image"]
-        if image not in self._sinks:
+        title = f"pulling {step['image'].rpartition('/')[2]}"
+        if self._shown is None or self._shown.title != title:
             self._stop_telling()
-            self._shown = contextlib.ExitStack()
-            self._sinks[image] = self._shown.enter_context(progress.shown(f"pulling {image.rpartition('/')[2]}"))
-        if "stage" in step:
-            self._sinks[image](progress.step(step))
+            self._shown = progress.Shown(title)
+        self._shown.tell(step)
 
     def _stop_telling(self) -> None:
         if self._shown is not None:
             self._shown.close()
             self._shown = None
-        self._sinks.clear()

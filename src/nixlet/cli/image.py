@@ -105,11 +105,11 @@ def _let_load(
     """Let the node load the images; their names go to ``names`` as soon as they are."""
     from nixlet.cli import link, progress
 
-    with link.connected(state_dir) as node, progress.shown(os.path.basename(label)) as sink:
+    with link.connected(state_dir) as node, progress.Shown(os.path.basename(label)) as shown:
         asked = {"archive": 0, "label": label, "paths": paths, "ref": ref, "snapshotter": snapshotter}
         for reply in node.stream("LoadImage", asked, [fd]):
             if step := reply.get("progress"):
-                sink(progress.step(step))
+                shown.tell(step)
             elif name := reply.get("loaded"):
                 names.append(name)
 

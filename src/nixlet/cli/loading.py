@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from nixlet.cli import link, progress
+from nixlet.cli import link, progressbars
 from nixlet.containerd import imagestore, namespaces
 from nixlet.images import archive as archives
 from nixlet.images import importing, loader
@@ -62,6 +62,6 @@ async def _load(
     async with contextlib.AsyncExitStack() as stack:
         channel = await stack.enter_async_context(channels.connect(socket))
         loads = loader.Loader(imagestore.ImageStore(channel, socket, namespace), snapshotter, bringer)
-        with progress.shown(os.path.basename(label)) as sink:
+        with progressbars.shown(os.path.basename(label)) as sink:
             async for name in importing.load(loads, source, found, None, sink):
                 names.append(name)  # noqa: PERF401 (at once: the next one may fail)

@@ -1,75 +1,47 @@
-"""Progress on standard error: a bar on a terminal, a plain line for each stage elsewhere."""
+"""Progress that a node tells of. It imports nothing that takes time: most work is done before there is anything to be shown."""
 
-import contextlib
-import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Any, Self
 
-from nixlet.cli import sizes
-from nixlet.telemetry import progress
-
-
-@contextlib.contextmanager
-def shown(title: str) -> Iterator[progress.ProgressSink]:
-    """A sink that shows what it gets for the time of the context."""
-    if sys.stderr.isatty():
-        with _bars(title) as sink:
-            yield sink
-    else:
-        yield _Lines(title)
+    from nixlet.telemetry import progress
 
 
-def step(told: Mapping[str, Any]) -> progress.Progress:
-    """A step as the node tells it (``Progress`` in its interface's description)."""
-    return progress.Progress(told["stage"], told["done"], told["total"], told["unit"], told["detail"])
+class Shown:
+    """Shows the steps of some work from the first one on until its end; a context manager.
 
-
-class _Lines:
-    """A line when a stage begins; more would only fill logs."""
+    Args:
+        title: What the work is called.
+    """
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._stage = ""
+        self.title = title
+        self._showing: "AbstractContextManager[progress.ProgressSink] | None" = None
+        self._sink: "progress.ProgressSink | None" = None
 
-    def __call__(self, step: progress.Progress) -> None:
-        # Nothing to do is not worth a line.
-        if step.stage != self._stage and (step.total or not step.unit):
-            self._stage = step.stage
-            what = f"{step.stage} {step.total} {step.unit}" if step.unit else f"{step.stage} ({step.detail})"
-            print(f"{self._title}: {what}", file=sys.stderr)
+    def __enter__(self) -> "Self":
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
+    ) -> None:
+        self.close()
 
-@contextlib.contextmanager
-def _bars(title: str) -> Iterator[progress.ProgressSink]:
-    from rich import console
-    from rich import progress as bars
+    def tell(self, step: "Mapping[str, Any]") -> None:
+        """Show a step as the node tells it (``Progress`` in its interface's description), or that it begins."""
+        from nixlet.cli import progressbars
 
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TextColumn("{task.fields[figures]}"),
-        bars.TextColumn("[dim]{task.fields[detail]}"),
-    )
-    with bars.Progress(
-        *columns, console=console.Console(stderr=True), transient=True, refresh_per_second=10
-    ) as display:
-        task = display.add_task(title, total=None, figures="", detail="")
+        if self._sink is None:
+            self._showing = progressbars.shown(self.title)
+            self._sink = self._showing.__enter__()
+        if "stage" in step:
+            self._sink(progressbars.step(step))
 
-        def sink(step: progress.Progress) -> None:
-            figures = f"{step.done} of {step.total} {step.unit}" if step.unit else ""
-            if step.unit == "bytes":
-                figures = _size(step.done, step.total)
-            display.update(
-                task,
-                description=f"{title}: {step.stage}",
-                completed=step.done,
-                total=step.total or None,
-                figures=figures,
-                detail=step.detail[:60],
-            )
-
-        yield sink
-
-
-def _size(done: int, total: int) -> str:
-    return f"{sizes.decimal(done)} of {sizes.decimal(total)}" if total else sizes.decimal(done)
+    def close(self) -> None:
+        """Take it away."""
+        if self._showing is not None:
+            self._showing.__exit__(None, None, None)
+            self._showing = self._sink = None

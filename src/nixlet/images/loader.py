@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from nixlet import errors
@@ -254,9 +254,10 @@ class Loader:
         known = await asyncio.gather(*map(self._containerd.image, names))
         if not all(each is not None and record.is_met_by(each) for each in known):
             return None
-        contents, snapshots = await asyncio.gather(
+        contents, snapshots, members = await asyncio.gather(
             asyncio.gather(*(self._containerd.content_labels(blob.digest) for blob, _ in blobs)),
             asyncio.gather(*(self._containerd.snapshot(self._snapshotter, name) for name in chain)),
+            self._on_disk(self._named(layers)),
         )
         for there, (_, wanted) in zip(contents, blobs, strict=True):
             if there is None or not wanted.items() <= there.items():
@@ -264,11 +265,12 @@ class Loader:
         for info, layer in zip(snapshots, layers, strict=True):
             if info is None or not self._check.is_named_alike(layer, info.labels):
                 return None
-        named = self._named(layers)
-        if not named or self._realiser is None:
-            return None if named else 0
-        members = await self._realiser.on_disk(named)
         return None if members is None else len(members)
+
+    async def _on_disk(self, named: Sequence[closures.ClosureReference]) -> Collection[paths.StorePath] | None:
+        if not named:
+            return ()
+        return None if self._realiser is None else await self._realiser.on_disk(named)
 
     def _named(self, layers: Sequence[archive.Layer]) -> Sequence[closures.ClosureReference]:
         """The closures that layers name."""
