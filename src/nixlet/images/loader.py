@@ -204,16 +204,15 @@ class Loader:
         if (known := await self._found(names, record, blobs, image.layers, chain)) is not None:
             return Loaded(manifest.config.digest, known, interface.Realised())
         async with (
-            self._realised(image.layers, sink) as (closure_paths, took),
             self._containerd.leased() as containerd,
             _copied(containerd, source, blobs) as copies,
+            self._realised(image.layers, sink) as (closure_paths, took),
         ):
             total = len(image.layers)
             parent = ""
             for number, (layer, chain_id) in enumerate(zip(image.layers, chain, strict=True)):
                 sink(progress.Progress("loading", number, total, "layers"))
-                await copies[layer.descriptor.digest]
-                await self._unpack(containerd, layer, parent, chain_id)
+                await self._unpack(containerd, layer, parent, chain_id, copies[layer.descriptor.digest])
                 parent = chain_id
             for copy in copies.values():
                 await copy
@@ -301,7 +300,15 @@ class Loader:
             members = {member for closure in found.values() for member in closure.members}
             yield len(members), sum((closure.took for closure in found.values()), interface.Realised())
 
-    async def _unpack(self, containerd: imagestore.ImageStore, layer: archive.Layer, parent: str, name: str) -> None:
+    async def _unpack(
+        self,
+        containerd: imagestore.ImageStore,
+        layer: archive.Layer,
+        parent: str,
+        name: str,
+        copied: "asyncio.Task[None] | None" = None,
+    ) -> None:
+        """Unpack a layer, unless it is; its snapshot is prepared while its blob is still being copied."""
         labels = {**closurecheck.inherited(layer), _SNAPSHOT_REF: name}
         for attempt in range(_TRIES):
             key = f"extract-{os.urandom(8).hex()} {name}"
@@ -315,6 +322,8 @@ class Loader:
                     await lostlayers.forget(containerd, self._snapshotter, name)
                 continue
             try:
+                if copied is not None:
+                    await copied
                 await self._unpack_onto(containerd, layer, mounts)
                 await containerd.commit_snapshot(self._snapshotter, name, key, labels)
             except BaseException as error:
