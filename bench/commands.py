@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,9 @@ CONTAINERDS = parts.CONTAINERDS[1:]
 #: containerd's namespace and the image's name for nerdctl. Another namespace than CRI's: neither tool sees the other's containers.
 NAMESPACE = "bench"
 IMAGE = "localhost/bench:1"
+
+#: The bridge that nerdctl makes.
+_BRIDGE = "nerdctl0"
 
 #: Seconds that any command may take.
 PATIENCE = 600.0
@@ -132,7 +136,8 @@ def nixlet(node: nodes.Node, image: str) -> Tool:
 def nerdctl(node: nodes.Node, directory: Path) -> Iterator[Tool]:
     """nerdctl on the node's containerd and snapshotter, with a network of its own making.
 
-    With a Nix image each of its runs leaves a directory with mounts of the image's root below TMPDIR, so it has a TMPDIR of its own.
+    With a Nix image each of its runs leaves a directory with mounts of the image's root below TMPDIR, so it has a TMPDIR of its own. Its
+    bridge goes as well: the next one would find its addresses taken.
     """
     own = directory / "nerdctl"
     for name in ("tmp", "net.d", "data"):
@@ -145,5 +150,7 @@ def nerdctl(node: nodes.Node, directory: Path) -> Iterator[Tool]:
     try:
         yield Tool("nerdctl", argv, environment, IMAGE, ("--log-opt", "max-size=16g"))
     finally:
+        if _BRIDGE in (name for _, name in socket.if_nameindex()):
+            subprocess.run(["ip", "link", "delete", _BRIDGE], check=True)
         for entry in reversed(mounts.below(str(own))):
             mounts.unmount(entry.path)
