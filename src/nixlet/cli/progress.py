@@ -19,8 +19,8 @@ class Shown:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._showing: "AbstractContextManager[progress.ProgressSink] | None" = None
-        self._sink: "progress.ProgressSink | None" = None
+        self._showing: AbstractContextManager[progress.ProgressSink] | None = None
+        self._sink: progress.ProgressSink | None = None
 
     def __enter__(self) -> "Self":
         return self
