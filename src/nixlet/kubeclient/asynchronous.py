@@ -1,0 +1,138 @@
+"""The client for the event loop: each request in a thread, and a caller that is cancelled ends it by closing its socket."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncGenerator, Callable
+from typing import Self, TypeVar
+
+from nixlet.host import uncut
+from nixlet.kubeclient.calls import Call
+from nixlet.kubeclient.client import Client, Event, Listing, Object
+from nixlet.kubeclient.resources import Resource
+
+T = TypeVar("T")
+
+#: How many requests go on at once, watches among them; more wait. Threads are made as they are needed.
+_MAX_THREADS = 32
+
+
+class AsyncClient:
+    """A ``Client`` whose methods don't hold up the loop. An async context manager, whose end gives up what still goes on.
+
+    What the methods mean and raise is told there. A caller that is cancelled goes on when its thread has ended, which is at once: only the
+    look-up of a host's name can't be given up.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="kubernetes")
+        self._calls: set[Call] = set()
+
+    async def __aenter__(self) -> Self:
+        """Use it."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for call in tuple(self._calls):
+            call.cancel()
+        # (in another thread, since whoever is at work there may look a name up)
+        await uncut.to_its_end(asyncio.to_thread(self._threads.shutdown, cancel_futures=True))
+        self.client.close()
+
+    async def _run(self, work: Callable[[Call], T], call: Call | None = None) -> T:
+        call = call or Call()
+        self._calls.add(call)
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
+            return await uncut.outcome(future, call.cancel)
+        finally:
+            self._calls.discard(call)
+
+    async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
+        """As ``Client.get``."""
+        return await self._run(lambda call: self.client.get(resource, name, namespace=namespace, call=call))
+
+    async def list(self, resource: Resource, *, namespace: str = "", labels: str = "", fields: str = "") -> Listing:
+        """As ``Client.list``."""
+        return await self._run(
+            lambda call: self.client.list(resource, namespace=namespace, labels=labels, fields=fields, call=call)
+        )
+
+    async def create(self, resource: Resource, new: Object, *, namespace: str = "") -> Object:
+        """As ``Client.create``."""
+        return await self._run(lambda call: self.client.create(resource, new, namespace=namespace, call=call))
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str = "",
+        uid: str = "",
+        propagation: str = "",
+        grace: int | None = None,
+    ) -> None:
+        """As ``Client.delete``."""
+        await self._run(
+            lambda call: self.client.delete(
+                resource, name, namespace=namespace, uid=uid, propagation=propagation, grace=grace, call=call
+            )
+        )
+
+    async def patch(
+        self, resource: Resource, name: str, change: Object, *, namespace: str = "", subresource: str = ""
+    ) -> Object:
+        """As ``Client.patch``."""
+        return await self._run(
+            lambda call: self.client.patch(
+                resource, name, change, namespace=namespace, subresource=subresource, call=call
+            )
+        )
+
+    async def apply(
+        self,
+        resource: Resource,
+        name: str,
+        wanted: Object,
+        *,
+        namespace: str = "",
+        subresource: str = "",
+        manager: str = "nixlet",
+        force: bool = True,
+    ) -> Object:
+        """As ``Client.apply``."""
+        return await self._run(
+            lambda call: self.client.apply(
+                resource,
+                name,
+                wanted,
+                namespace=namespace,
+                subresource=subresource,
+                manager=manager,
+                force=force,
+                call=call,
+            )
+        )
+
+    async def watch(
+        self, resource: Resource, *, version: str, namespace: str = "", labels: str = "", fields: str = ""
+    ) -> AsyncGenerator[Event, None]:
+        """As ``Client.watch``. Whoever leaves it early closes it (``contextlib.aclosing``)."""
+        call = Call()
+        events = self.client.watch(
+            resource, version=version, namespace=namespace, labels=labels, fields=fields, call=call
+        )
+        try:
+            while (event := await self._run(lambda _: next(events, None), call)) is not None:
+                yield event
+        finally:
+            # Nobody is in it: whoever was has been waited for.
+            events.close()
+
+    async def check(self, path: str = "/readyz") -> None:
+        """As ``Client.check``: what a child's readiness is asked by."""
+        await self._run(lambda call: self.client.check(path, call=call))
+
+    async def raw(self, path: str) -> bytes:
+        """As ``Client.raw``."""
+        return await self._run(lambda call: self.client.raw(path, call=call))
