@@ -32,6 +32,8 @@ SUMMARIES = {
     "doctor": ("doctor", "Check this machine for a node"),
     "check-config": ("doctor", "The same, by its name in k3s"),
     "config": ("config", "Look at the configuration that a node gives its containerd"),
+    "certificate": ("certificate", "Look at a cluster's certificates, and make them anew"),
+    "token": ("token", "Make, list and remove what nodes join a cluster by"),
     "uninstall": ("uninstall", "Take a node away"),
     "ctr": ("passthrough", "Run the real ctr against the node's containerd"),
     "crictl": ("passthrough", "Run the real crictl against the node"),

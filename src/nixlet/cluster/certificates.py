@@ -131,13 +131,15 @@ def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.d
         FailedPreconditionError: As in ``ensure``; or there is no cluster.
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    return rotate_planned(settings.layout, wanted(settings), services, now)
+
+
+def rotate_planned(
+    places: Layout, plan: list[Wanted], services: Collection[str], now: datetime.datetime
+) -> list[Change]:
+    """``rotate``, for certificates that are not a settings' but a plan's."""
     clock.check_zone(now)
-    plan = wanted(settings)
-    known = {each.service for each in plan}
-    if unknown := sorted(set(services) - known):
-        hint = f"there are {', '.join(sorted(known))}"
-        raise errors.InvalidArgumentError(f"no certificates belong to a service {unknown[0]!r}", hint=hint)
-    places = settings.layout
+    check_services(plan, services)
     if not os.path.isdir(places.tls("")):
         raise errors.FailedPreconditionError(
             f"there are no certificates in {places.data_dir}: no server was started there yet"
@@ -150,12 +152,25 @@ def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.d
             name: signing.read_authority(signing.Pair.at(places.tls(name)))
             for name in {each.authority for each in chosen}
         }
-        for authority in authorities.values():
+        for name, authority in authorities.items():
+            _check_private(places.tls(f"{name}.key"), "the certificate authority's key")
             authority.check_time(now)
         for each in chosen:
             _issue(each, None, authorities[each.authority], now)
             changes.append(Change(each.pair.certificate, "it was asked for"))
     return changes
+
+
+def check_services(plan: list[Wanted], services: Collection[str]) -> None:
+    """Check that services have certificates.
+
+    Raises:
+        InvalidArgumentError: One has none.
+    """
+    known = {each.service for each in plan}
+    if unknown := sorted(set(services) - known):
+        hint = f"there are {', '.join(sorted(known))}"
+        raise errors.InvalidArgumentError(f"no certificates belong to a service {unknown[0]!r}", hint=hint)
 
 
 def _make_directories(places: Layout) -> None:

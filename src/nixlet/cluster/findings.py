@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from nixlet import errors
 from nixlet.cluster import certificates, clock, signing
+from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.subjects import Subject
 
@@ -55,8 +56,12 @@ def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
     Raises:
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    return check_planned(settings.layout, certificates.wanted(settings), now)
+
+
+def check_planned(places: Layout, plan: list[certificates.Wanted], now: datetime.datetime) -> list[Finding]:
+    """``check``, for certificates that are not a settings' but a plan's."""
     clock.check_zone(now)
-    places = settings.layout
     authorities: dict[str, signing.Authority | None] = {}
     findings = []
     for name in certificates.NAMES:
@@ -68,22 +73,34 @@ def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
         except errors.FailedPreconditionError as error:
             problem = error.message
         hint = "authorities are not renewed by themselves"
-        findings.append(_finding(AUTHORITIES, pair.certificate, problem, now, hint, None))
-    for each in certificates.wanted(settings):
+        findings.append(finding(AUTHORITIES, pair.certificate, problem, now, hint, None))
+    for each in plan:
         authority = authorities[each.authority]
         problem = (
             "" if authority is None else certificates.misfit(each, certificates.readable_key(each.pair.key), authority)
         )
         hint = "so does its authority" if authority is not None else "it is not renewed while its authority is broken"
         limit = None if authority is None else authority.ends
-        findings.append(_finding(each.service, each.pair.certificate, problem, now, hint, limit))
+        findings.append(finding(each.service, each.pair.certificate, problem, now, hint, limit))
     return findings
 
 
-def _finding(
+def finding(
     service: str, file: str, problem: str, now: datetime.datetime, kept: str, limit: datetime.datetime | None
 ) -> Finding:
-    """How a file is; ``kept`` says why one that ends soon isn't renewed, which it is where it ends before a limit."""
+    """How a certificate's file is.
+
+    Args:
+        service: As in ``Wanted``.
+        file: The file.
+        problem: What is wrong with it, whatever the time is; empty: nothing.
+        now: The time.
+        kept: Why one that ends soon isn't renewed.
+        limit: It is renewed where it ends before this; None: it isn't.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
     try:
         found = signing.read_certificates(file)
     except signing.Unreadable as error:

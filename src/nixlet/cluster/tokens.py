@@ -231,6 +231,42 @@ def _kept(places: Layout, bundle: bytes, given: str, agent: str) -> Token:
     return token
 
 
+def rotate(places: Layout, *, old: str = "", new: str = "") -> str:
+    """Give a server another token, at once for whoever asks to join; the new one, as it is handed to others.
+
+    Args:
+        places: Where.
+        old: The one that there is; empty: whichever it is.
+        new: A password, or a server's token; empty: any.
+
+    Raises:
+        FailedPreconditionError: There is none, or another process is at it.
+        PermissionDeniedError: The old one is another one, or the new one is for another authority.
+        InvalidArgumentError: What is given is no token for this; it is the same as before.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    path = os.path.join(places.server, "token")
+    authority = places.tls("server-ca.crt")
+    if not os.path.lexists(path) or not os.path.lexists(authority):
+        raise errors.FailedPreconditionError(
+            f"there is no token in {places.data_dir}: no server was started there yet",
+            hint="--data-dir says where another one is",
+        )
+    with files.exclusive_lock(os.path.join(places.server, ".lock"), what=f"the directory {places.server}"):
+        with files.refusing(f"{authority} can't be read"), open(authority, "rb") as file:
+            bundle = file.read()
+        there = read(path)
+        if old and not there.same_secret(parse(old)):
+            raise errors.PermissionDeniedError("the server's token is another one", hint=f"it is in {path}")
+        password = _given(new, bundle, SERVER).password if new else new_password()
+        if same(password, there.password):
+            raise errors.InvalidArgumentError("the new token is the one that there is")
+        text = Token(SERVER, password).full(bundle)
+        # (what leads to it, node-token for one, goes on leading to it)
+        _write(path, text)
+        return text
+
+
 def _given(text: str, bundle: bytes, user: str) -> Token:
     token = parse(text)
     if token.bootstrap or token.user not in {"", user}:

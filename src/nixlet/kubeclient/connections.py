@@ -46,6 +46,7 @@ class Request(NamedTuple):
         seconds: How long the whole may take.
         most: How large the answer may be (bytes).
         repeatable: It means the same when it arrives twice.
+        authorization: In place of the endpoint's token. A secret.
     """
 
     method: str
@@ -55,6 +56,10 @@ class Request(NamedTuple):
     seconds: float = 10.0
     most: int = 64 << 20
     repeatable: bool = True
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return f"Request({self.method!r}, {self.target!r})"
 
 
 class Answer(NamedTuple):
@@ -127,6 +132,7 @@ class _Connection:
     def send(self, request: Request, headers: dict[str, str], path: str) -> http.client.HTTPResponse:
         """Send a request; its answer, of which the head is read."""
         own = {"Content-Type": request.content_type} if request.content_type else {}
+        own |= {"Authorization": request.authorization} if request.authorization else {}
         self._http.request(request.method, f"{path}{request.target}", request.body or None, {**headers, **own})
         return self._http.getresponse()
 

@@ -107,6 +107,10 @@ class Endpoint:
             credentials=config.credentials,
         )
 
+    def as_stranger(self) -> Self:
+        """The same server, whose certificate isn't looked at, and which is shown nothing: what it says has to be checked otherwise."""
+        return dataclasses.replace(self, verified=False, credentials=Credentials())
+
     @property
     def address(self) -> str:
         """Host and port, as they stand in a URL."""

@@ -8,7 +8,7 @@ import pytest
 
 from nixlet import cluster
 
-WITH_X509 = {"certificates", "chains", "constraints", "findings", "joining", "signing"}
+WITH_X509 = {"certificates", "chains", "constraints", "findings", "joining", "signing", "standing"}
 MODULES = sorted(path.stem for path in Path(cluster.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 

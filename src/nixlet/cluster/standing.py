@@ -1,0 +1,138 @@
+"""Certificates by what they say themselves: for those who look at a data directory without the settings that it was made by.
+
+What the settings would have otherwise (another name for the API server, say) is the next start's affair, which looks at them.
+"""
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Collection
+from typing import NamedTuple
+
+from nixlet import errors
+from nixlet.cluster import certificates, clock, findings, signing
+from nixlet.cluster.findings import Finding
+from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.subjects import Subject
+
+#: What an agent has of its cluster's authorities, and the services of its own certificates by their files' names.
+_AUTHORITIES = ("client-ca", "server-ca")
+_OF_AGENTS = {
+    "client-kubelet": ("kubelet", "client-ca"),
+    "serving-kubelet": ("kubelet", "server-ca"),
+    "client-kube-proxy": ("kube-proxy", "client-ca"),
+}
+
+
+class Rotated(NamedTuple):
+    """What has become of certificates that were to be made anew.
+
+    Attributes:
+        changes: Those that were.
+        left: The files of those that are missing or can't be read: nothing says whom they are for. The server's next start makes them.
+    """
+
+    changes: list[certificates.Change]
+    left: list[str]
+
+
+def is_server(places: Layout) -> bool:
+    """Whether a server was started in a data directory."""
+    return os.path.isdir(places.tls(""))
+
+
+def plan(places: Layout) -> list[certificates.Wanted]:
+    """The certificates of a server, each for whom it says; a missing one, or one that can't be read, is for nobody.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    # Which there are doesn't depend on the settings.
+    anybody = ClusterSettings(places.data_dir, places.state_dir, "anybody", (ipaddress.IPv4Address("192.0.2.1"),))
+    return [each._replace(subject=_subject(each.pair.certificate)) for each in certificates.wanted(anybody)]
+
+
+def _subject(file: str) -> Subject:
+    try:
+        found = signing.read_certificates(file)
+    except signing.Unreadable:
+        found = None
+    return Subject("") if found is None else signing.subject_of(found[0])
+
+
+def check(places: Layout, now: datetime.datetime) -> list[Finding]:
+    """How a node's certificates are, a server's or an agent's; authorities first. Nothing is changed.
+
+    Raises:
+        FailedPreconditionError: There is no cluster.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    if is_server(places):
+        return findings.check_planned(places, plan(places), now)
+    clock.check_zone(now)
+    if not any(os.path.lexists(places.node(f"{name}.crt")) for name in (*_AUTHORITIES, *_OF_AGENTS)):
+        raise _no_cluster(places)
+    found = []
+    for name in _AUTHORITIES:
+        file = places.node(f"{name}.crt")
+        found.append(findings.finding(findings.AUTHORITIES, file, "", now, "the server has it from its own", None))
+    for name, (service, authority) in _OF_AGENTS.items():
+        pair = signing.Pair.at(places.node(name))
+        problem = _problem(pair, places.node(f"{authority}.crt"))
+        found.append(
+            findings.finding(
+                service, pair.certificate, problem, now, "", datetime.datetime.max.replace(tzinfo=datetime.UTC)
+            )
+        )
+    return found
+
+
+def _problem(pair: signing.Pair, authority: str) -> str:
+    """What of an agent's certificate doesn't fit; empty: nothing, or it is missing."""
+    key = certificates.readable_key(pair.key)
+    try:
+        found = signing.read_certificates(pair.certificate)
+        issuers = signing.read_certificates(authority) or []
+    except signing.Unreadable as error:
+        return f"it, or {authority}, {error}"
+    if found is None:
+        return ""
+    if key is None:
+        return "its key is missing or can't be read"
+    if not signing.is_of(found[0], key):
+        return "its key is another one's"
+    if not any(signing.is_signed_by(found[0], each) for each in issuers):
+        return f"it was signed by another authority than {authority}"
+    return ""
+
+
+def rotate(places: Layout, services: Collection[str], now: datetime.datetime) -> Rotated:
+    """Give services of a server new keys and certificates for the same; all of them, where none is named.
+
+    Raises:
+        InvalidArgumentError: There is no such service.
+        FailedPreconditionError: An authority is broken, is not valid now, or isn't its owner's alone; another process is at it; or there is
+            no server.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    if not is_server(places):
+        if os.path.lexists(places.node("client-kubelet.crt")):
+            raise errors.FailedPreconditionError(
+                f"{places.data_dir} is an agent's, and its certificates are its server's to make",
+                hint="start the agent anew: it asks for new ones",
+            )
+        raise _no_cluster(places)
+    known = plan(places)
+    certificates.check_services(known, services)
+    chosen = [each for each in known if not services or each.service in services]
+    left = [each.pair.certificate for each in chosen if each.subject == Subject("")]
+    there = [each for each in chosen if each.subject != Subject("")]
+    return Rotated(certificates.rotate_planned(places, there, (), now) if there else [], left)
+
+
+def _no_cluster(places: Layout) -> errors.FailedPreconditionError:
+    return errors.FailedPreconditionError(
+        f"there are no certificates in {places.data_dir}: no node of a cluster was started there yet",
+        hint="--data-dir says where another node's are",
+    )

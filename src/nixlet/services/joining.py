@@ -1,0 +1,98 @@
+"""Who may join a cluster, and what they get: a server's part of ``kubeclient.joinforms``. ``joinserver`` listens."""
+
+import datetime
+import os
+
+from nixlet import errors
+from nixlet.cluster import settings as model
+from nixlet.cluster import tokens
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.tokens import Token
+from nixlet.host import files
+from nixlet.kubeclient import bootstraptokens, joinforms, nodepasswords
+from nixlet.kubeclient.client import Client
+
+
+class Doorkeeper:
+    """Who is let in, and what they get. Its methods wait, for threads."""
+
+    def __init__(self, settings: ClusterSettings, client: Client, *, flannel_backend: str = "none") -> None:
+        """For a cluster.
+
+        Args:
+            settings: The cluster's.
+            client: The API server, as its administrator.
+            flannel_backend: What routes pods' packets between nodes.
+        """
+        self._settings = settings
+        self._client = client
+        self._facts = joinforms.ClusterFacts(
+            tuple(map(str, settings.cluster_cidrs)),
+            tuple(map(str, settings.service_cidrs)),
+            tuple(map(str, settings.dns_addresses)),
+            settings.cluster_domain,
+            flannel_backend,
+            settings.https_listen_port,
+        )
+
+    def authority(self) -> bytes:
+        """The certificates of the authority of servers.
+
+        Raises:
+            NixletError: The file system refuses, as in ``files.refused``.
+        """
+        return _content(self._settings.layout.tls("server-ca.crt"))
+
+    def is_known(self, shown: Token) -> bool:
+        """Whether somebody with this token may join.
+
+        Raises:
+            NixletError: It can't be found out: the API server doesn't answer, or a file can't be read.
+        """
+        if shown.bootstrap:
+            return self._is_good(shown)
+        places = self._settings.layout
+        # Whoever may make servers may make agents. (both are compared, whatever the first says)
+        kept = [tokens.read(os.path.join(places.server, name)) for name in ("token", "agent-token")]
+        return any([shown.same_secret(each) for each in kept]) and shown.user in {tokens.NODE, tokens.SERVER}  # noqa: C419 (see above)
+
+    def _is_good(self, shown: Token) -> bool:
+        kept = bootstraptokens.find(self._client, shown.user)
+        if kept is None or not shown.same_secret(kept.token) or kept.has_ended(datetime.datetime.now(datetime.UTC)):
+            return False
+        return bootstraptokens.AUTHENTICATION in kept.usages and bootstraptokens.DEFAULT_GROUP in kept.groups
+
+    def let_in(self, wish: joinforms.Wish) -> joinforms.Welcome:
+        """Give a node what it needs; whoever it is has shown a token.
+
+        Raises:
+            InvalidArgumentError: It wants what no node may have.
+            PermissionDeniedError: Its name is another machine's.
+            NixletError: The API server doesn't answer, or an authority is broken.
+        """
+        # X.509 is for those who sign.
+        from nixlet.cluster import joining  # noqa: PLC0415 (see above)
+
+        addresses = tuple(
+            address for text in wish.addresses for address in model.addresses(text, what="the node's address")
+        )
+        node = joining.Node(wish.node, addresses)
+        if set(wish.requests) - set(joining.SIGNED_BY):
+            raise errors.InvalidArgumentError("a node has no such certificate")
+        now = datetime.datetime.now(datetime.UTC)
+
+        def answered(name: str, request: str) -> str:
+            return joining.answer(self._settings, name, request.encode(), node, now).decode()
+
+        # What can be refused is refused before the name is taken.
+        nodepasswords.check(wish.password)
+        certificates = {name: answered(name, request) for name, request in wish.requests.items()}
+        nodepasswords.claim(self._client, wish.node, wish.password)
+        places = self._settings.layout
+        authorities = {name: _content(places.node(name)).decode() for name in ("client-ca.crt", "server-ca.crt")}
+        return joinforms.Welcome(self._facts, authorities, certificates)
+
+
+def _content(path: str) -> bytes:
+    with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,398 @@
+"""Where nodes join a cluster: what a server says to those that have a token (``kubeclient.joinforms``).
+
+HTTPS on a port of its own, one above the API server's: that one is Kubernetes' own program, and to share its port all traffic to it would have
+to go through us. It shows the API server's certificate. Only what is needed of RFC 9112 is spoken: one request for each connection.
+
+Whoever can reach the port may be anybody: what they send, how long they take, how many they are, and how often they guess is limited, and
+everything that takes time is done in threads. Connections are counted before their handshake.
+"""
+
+import asyncio
+import base64
+import binascii
+import collections
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+import msgspec
+
+from nixlet import errors
+from nixlet.cluster import tokens
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.tokens import Token
+from nixlet.host import files
+from nixlet.kubeclient import joinforms
+from nixlet.services.joining import Doorkeeper
+
+#: Bytes of a request's head; seconds for the handshake, for all of a request, and for taking its answer.
+_MAX_HEAD = 8 << 10
+_HANDSHAKE_TIMEOUT, _REQUEST_TIMEOUT, _ANSWER_TIMEOUT = 5.0, 10.0, 10.0
+
+#: Connections at a time: of all, and of one address.
+_MAX_CONNECTIONS, _MAX_OF_ONE = 64, 8
+
+#: Seconds that joining may take, and how many nodes are let in at a time.
+_JOIN_TIMEOUT, _AT_ONCE = 60.0, 4
+
+#: How often one address may show a wrong token in so many seconds, and how many addresses are remembered.
+_GUESSES, _GUESSES_WITHIN, _MAX_GUESSERS = 10, 60.0, 1024
+
+#: Seconds before connections are taken again after there was no room for one.
+_PAUSE = 0.5
+
+#: Addresses of IPv6 are given to one customer by networks of this prefix.
+_PREFIX = 64
+
+_REASONS = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
+    409: "Conflict", 413: "Content Too Large", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    503: "Service Unavailable",
+}  # fmt: skip
+
+#: Statuses by the kind of the error; all others are the server's affair.
+_STATUSES: tuple[tuple[type[errors.NixletError], int], ...] = (
+    (errors.InvalidArgumentError, 400),
+    (errors.PermissionDeniedError, 403),
+    (errors.UnavailableError, 503),
+    (errors.DeadlineExceededError, 503),
+    (errors.FailedPreconditionError, 409),
+)
+
+_log = logging.getLogger("nixlet.joining")
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+    media_type: str = "application/json"
+
+
+class _RefusedError(Exception):
+    """A request is answered by a refusal."""
+
+    def __init__(self, status: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.answer = _Answer(status, msgspec.json.encode(joinforms.Refusal(message, hint)))
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    authorization: str
+    body: bytes
+
+
+class Guesses:
+    """Who has shown wrong tokens lately, by networks as people have them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._made: collections.OrderedDict[str, collections.deque[float]] = collections.OrderedDict()
+
+    def check(self, address: str) -> None:
+        """Check that an address may try once more.
+
+        Raises:
+            PermissionDeniedError: It has tried too often.
+        """
+        made = self._made.get(_network(address), ())
+        if sum(self._clock() - each < _GUESSES_WITHIN for each in made) >= _GUESSES:
+            raise errors.PermissionDeniedError(
+                "too many wrong tokens came from this address", hint=f"wait for {_GUESSES_WITHIN:g} s"
+            )
+
+    def note(self, address: str) -> None:
+        """Note that it has shown a wrong one."""
+        network = _network(address)
+        self._made.setdefault(network, collections.deque(maxlen=_GUESSES)).append(self._clock())
+        self._made.move_to_end(network)
+        while len(self._made) > _MAX_GUESSERS:
+            self._made.popitem(last=False)
+
+
+def _network(address: str) -> str:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if parsed.version == 6:
+        return str(ipaddress.ip_network((parsed, _PREFIX), strict=False))
+    return address
+
+
+def port(settings: ClusterSettings) -> int:
+    """Where nodes join."""
+    return settings.https_listen_port + joinforms.PORT_ABOVE
+
+
+@contextlib.asynccontextmanager
+async def serve(doorkeeper: Doorkeeper, settings: ClusterSettings) -> AsyncIterator[None]:
+    """Let nodes join for the time of the context, at the node's address. The certificates are there.
+
+    Raises:
+        FailedPreconditionError: The address is taken, or no address of this machine's.
+        NixletError: A certificate can't be read.
+    """
+    context = await asyncio.to_thread(_Shown(settings).context)
+    with _listening(settings) as listening:
+        connections = _Connections(doorkeeper, context)
+        accepting = asyncio.create_task(connections.accept(listening), name="joining")
+        try:
+            yield
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await connections.close()
+
+
+def _listening(settings: ClusterSettings) -> socket.socket:
+    family = socket.AF_INET6 if settings.node_ip.version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(settings.node_ip), port(settings)))
+        sock.listen(_MAX_CONNECTIONS)
+    except OSError as error:
+        sock.close()
+        raise errors.FailedPreconditionError(
+            f"can't listen on {settings.node_ip} port {port(settings)}, where nodes join: {error.strerror}",
+            hint="it is one above --https-listen-port: choose another one",
+        ) from error
+    return sock
+
+
+class _Shown:
+    """What is shown to those who come: the API server's certificate as it is on the disk, also when it was renewed."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        tls = settings.layout.tls
+        self._files = (tls("serving-kube-apiserver.crt"), tls("serving-kube-apiserver.key"))
+        self._made_of: tuple[tuple[int, int], ...] = ()
+        self._current: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """For a server, which asks for what is current with each handshake.
+
+        Raises:
+            FailedPreconditionError: They are no certificate and its key.
+            NixletError: The file system refuses, as in ``files.refused``.
+        """
+        with files.refusing("the API server's certificate can't be read"):
+            made_of = self._state()
+            try:
+                outer = self._made()
+            except ssl.SSLError:
+                raise errors.FailedPreconditionError(
+                    f"{self._files[0]} is no certificate, or its key is another one's"
+                ) from None
+        self._current, self._made_of = outer, made_of
+        outer.sni_callback = self._choose
+        return outer
+
+    def _choose(self, connection: "ssl.SSLSocket | ssl.SSLObject", _name: str, _context: ssl.SSLContext) -> None:
+        # While they are being written they may not fit each other: then the former ones are shown.
+        with contextlib.suppress(OSError):
+            made_of = self._state()
+            if made_of != self._made_of:
+                self._current, self._made_of = self._made(), made_of
+        if self._current is not None:
+            connection.context = self._current
+
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        return tuple((status.st_ino, status.st_mtime_ns) for status in map(os.stat, self._files))
+
+    def _made(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*self._files)
+        return context
+
+
+class _Connections:
+    """The connections of a server."""
+
+    def __init__(self, doorkeeper: Doorkeeper, context: ssl.SSLContext) -> None:
+        self._doorkeeper = doorkeeper
+        self._context = context
+        self._guesses = Guesses()
+        self._joining = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of: collections.Counter[str] = collections.Counter()
+
+    async def accept(self, listening: socket.socket) -> None:
+        """Take connections until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                # It has gone again; or there is no room for more in this process, or on this machine, just now.
+                if error.errno != errno.ECONNABORTED:
+                    _log.warning("no connection can be taken: %s", error.strerror)
+                    await asyncio.sleep(_PAUSE)
+                continue
+            self._take(connection, str(peer[0]))
+
+    def _take(self, connection: socket.socket, address: str) -> None:
+        network = _network(address)
+        if len(self._tasks) >= _MAX_CONNECTIONS or self._of[network] >= _MAX_OF_ONE:
+            connection.close()
+            return
+        self._of[network] += 1
+        task = asyncio.create_task(self._talk(connection, address), name="joining")
+        self._tasks.add(task)
+
+        def ended(_: "asyncio.Task[None]") -> None:
+            # Also when it was cancelled before its first step.
+            connection.close()
+            self._tasks.discard(task)
+            self._of[network] -= 1
+            if not self._of[network]:
+                del self._of[network]
+
+        task.add_done_callback(ended)
+
+    async def close(self) -> None:
+        """End all of them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Transports close in a later turn of the loop than they are asked to.
+        await asyncio.sleep(0)
+
+    async def _talk(self, connection: socket.socket, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(_MAX_HEAD)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=self._context, ssl_handshake_timeout=_HANDSHAKE_TIMEOUT
+            )
+        except (OSError, TimeoutError):
+            # Somebody who speaks no TLS, takes too long, or doesn't believe us.
+            return
+        try:
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            writer.write(_response(await self._answer(reader, address)))
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, address: str) -> _Answer:
+        try:
+            return await self._answered(await _request(reader), address)
+        except _RefusedError as refused:
+            return refused.answer
+        except Exception:  # noqa: BLE001 (it is logged, and told in one sentence)
+            _log.exception("a request failed")
+            return _RefusedError(500, "the server made a mistake", "its log says more").answer
+
+    async def _answered(self, request: _Request, address: str) -> _Answer:
+        wanted = {joinforms.AUTHORITY: "GET", joinforms.JOIN: "POST"}.get(request.path)
+        if wanted is None:
+            raise _RefusedError(404, f"there are {joinforms.AUTHORITY} and {joinforms.JOIN}")
+        if request.method != wanted:
+            raise _RefusedError(405, f"{request.path} is asked for by {wanted}")
+        try:
+            if request.path == joinforms.AUTHORITY:
+                return _Answer(200, await asyncio.to_thread(self._doorkeeper.authority), "application/x-pem-file")
+            return await self._joined(request, address)
+        except errors.NixletError as error:
+            status = next((code for kind, code in _STATUSES if isinstance(error, kind)), 500)
+            if status >= 500:
+                _log.warning("a node from %s can't join: %s", address, error)
+            message = f"{error.said_by} answered: {error.message}" if error.said_by else error.message
+            raise _RefusedError(status, message, error.hint) from error
+        except TimeoutError as error:
+            raise _RefusedError(503, f"the server can't let a node in within {_JOIN_TIMEOUT:g} s") from error
+
+    async def _joined(self, request: _Request, address: str) -> _Answer:
+        try:
+            self._guesses.check(address)
+        except errors.PermissionDeniedError as error:
+            raise _RefusedError(429, error.message, error.hint) from error
+        shown = _shown(request.authorization)
+        async with asyncio.timeout(_JOIN_TIMEOUT), self._joining:
+            if shown is None or not await asyncio.to_thread(self._doorkeeper.is_known, shown):
+                self._guesses.note(address)
+                _log.warning("somebody at %s wants to join with a wrong token", address)
+                raise _RefusedError(
+                    401, "the token is wrong, or has ended", "the server's is in its DATA_DIR/server/node-token"
+                )
+            try:
+                wish = msgspec.json.decode(request.body, type=joinforms.Wish)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _RefusedError(
+                    400, "this is no node's wish to join", "are the two nixlets of different versions?"
+                ) from error
+            welcome = await asyncio.to_thread(self._doorkeeper.let_in, wish)
+        _log.info("node %s at %s has its certificates", wish.node, address)
+        return _Answer(200, msgspec.json.encode(welcome))
+
+
+def _shown(authorization: str) -> Token | None:
+    """The token in a request's header: of users by Basic, bootstrap tokens by Bearer; None: there is none."""
+    scheme, _, said = authorization.partition(" ")
+    try:
+        if scheme.lower() == "basic":
+            user, _, password = base64.b64decode(said, validate=True).decode("ascii").partition(":")
+            return Token(user, password) if user and password else None
+        token = tokens.parse(said) if scheme.lower() == "bearer" else None
+    except (binascii.Error, UnicodeDecodeError, errors.InvalidArgumentError):
+        return None
+    return token if token is not None and token.bootstrap and not token.authority else None
+
+
+async def _request(reader: asyncio.StreamReader) -> _Request:
+    try:
+        async with asyncio.timeout(_REQUEST_TIMEOUT):
+            head = await reader.readuntil(b"\r\n\r\n")
+            method, path, fields = _head(head)
+            length = fields.get("content-length", "0")
+            if "transfer-encoding" in fields or not (length.isascii() and length.isdigit() and len(length) < 10):
+                raise _RefusedError(400, "a request's body has a length")
+            if int(length) > joinforms.MAX_WISH:
+                raise _RefusedError(413, "the request is too large")
+            body = await reader.readexactly(int(length))
+    except TimeoutError as error:
+        raise _RefusedError(408, "the request took too long") from error
+    except asyncio.LimitOverrunError as error:
+        raise _RefusedError(431, "the request's head is too large") from error
+    except asyncio.IncompleteReadError as error:
+        raise _RefusedError(400, "the request is not whole") from error
+    return _Request(method, path, fields.get("authorization", ""), body)
+
+
+def _head(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    parts = first.split(" ")
+    if len(parts) != 3 or not parts[1].startswith("/") or parts[2] not in {"HTTP/1.1", "HTTP/1.0"}:
+        raise _RefusedError(400, "this is no request of HTTP/1.1")
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip() or name.lower() in fields:
+            raise _RefusedError(400, "the request's head is none of HTTP/1.1")
+        fields[name.lower()] = value.strip()
+    return parts[0], parts[1], fields
+
+
+def _response(answer: _Answer) -> bytes:
+    fields = [
+        f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}",
+        f"Content-Type: {answer.media_type}",
+        f"Content-Length: {len(answer.body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    return "\r\n".join([*fields, "", ""]).encode("latin-1") + answer.body

@@ -1,0 +1,503 @@
+"""How nodes join: a server with a cluster's own certificates, the client's part as a node does it, and those who shouldn't get in.
+
+Only the API server behind it is made up; with a real one: system/test_kubeclient.py.
+"""
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import datetime
+import ipaddress
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nixlet import errors
+from nixlet.cluster import certificates, kubeconfigs, signing, standing, tokens
+from nixlet.cluster.findings import State
+from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.cluster.tokens import Token
+from nixlet.kubeclient import bootstraptokens, failures, joinforms, joining, nodepasswords
+from nixlet.kubeclient.client import Client
+from nixlet.services import joining as doors
+from nixlet.services import joinserver
+from support import apiservers
+from support.secretservers import Secrets
+
+NOW = datetime.datetime.now(datetime.UTC)
+ADDRESSES = (ipaddress.ip_address("192.0.2.9"),)
+
+
+@pytest.fixture(autouse=True)
+def _without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> ClusterSettings:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _fd: None)
+        return apiservers.made(tmp_path_factory.mktemp("cluster"), node_ips=(apiservers.LOOPBACK,))
+
+
+@pytest.fixture
+def cluster(original: ClusterSettings, tmp_path: Path) -> ClusterSettings:
+    """A copy for each test, at a port of its own."""
+    shutil.copytree(original.data_dir, tmp_path / "data")
+    made = dataclasses.replace(
+        original, data_dir=str(tmp_path / "data"), https_listen_port=apiservers.closed_port() - joinforms.PORT_ABOVE
+    )
+    with open(made.layout.tls("server-ca.crt"), "rb") as file:
+        tokens.keep(made.layout, file.read(), agent="agents-only-password")
+    return made
+
+
+@pytest.fixture
+def secrets() -> Secrets:
+    return Secrets()
+
+
+@pytest.fixture
+def api(cluster: ClusterSettings, secrets: Secrets) -> Iterator[Client]:
+    with (
+        apiservers.serving(secrets.answer, apiservers.context(cluster)) as server,
+        Client(apiservers.endpoint(cluster, server)) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def door(cluster: ClusterSettings, api: Client) -> AsyncIterator[None]:
+    keeper = doors.Doorkeeper(cluster, api, flannel_backend="host-gw")
+    async with joinserver.serve(keeper, cluster):
+        yield
+
+
+def token(cluster: ClusterSettings, name: str = "agent-token") -> Token:
+    return tokens.read(os.path.join(cluster.layout.server, name))
+
+
+class Agent:
+    """A node's directory."""
+
+    def __init__(self, directory: Path, name: str = "node-2") -> None:
+        self.places = Layout(str(directory / name), "")
+        self.name = name
+
+    async def join(self, cluster: ClusterSettings, shown: Token, **changes: str) -> joinforms.ClusterFacts:
+        server = changes.get("server", cluster.server_url)
+        return await asyncio.to_thread(
+            joining.join, self.places, server, shown, changes.get("name", self.name), ADDRESSES
+        )
+
+    def files(self) -> set[str]:
+        return set(os.listdir(self.places.agent)) if os.path.isdir(self.places.agent) else set()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    return Agent(tmp_path)
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize("name", ["token", "node-token", "agent-token"])
+async def test_a_node_joins_and_has_all_that_its_programs_need(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, name: str
+) -> None:
+    facts = await agent.join(cluster, token(cluster, name))
+    assert facts == joinforms.ClusterFacts(
+        ("10.42.0.0/16",), ("10.43.0.0/16",), ("10.43.0.10",), "cluster.local", "host-gw", cluster.https_listen_port
+    )
+    assert agent.files() == {
+        "client-ca.crt", "server-ca.crt", "client-kubelet.crt", "client-kubelet.key", "serving-kubelet.crt", "serving-kubelet.key",
+        "client-kube-proxy.crt", "client-kube-proxy.key", "kubelet.kubeconfig", "kubeproxy.kubeconfig", "node-password", "cluster.json",
+    }  # fmt: skip
+    for each in ("client-kubelet.key", "node-password", "cluster.json", "kubelet.kubeconfig"):
+        assert os.stat(agent.places.node(each)).st_mode & 0o777 == 0o600
+    assert {each.state for each in standing.check(agent.places, NOW)} == {State.VALID}
+    config = kubeconfigs.read(agent.places.node("kubelet.kubeconfig"))
+    assert config.server == cluster.server_url
+    leaf = signing.read_certificates(config.credentials.certificate)
+    assert leaf is not None
+    assert signing.subject_of(leaf[0]).common_name == "system:node:node-2"
+    # Of the node's password the cluster has a hash.
+    kept = secrets.data("node-2.node-password.nixlet")["hash"]
+    password = Path(agent.places.node("node-password")).read_text().strip()
+    assert password not in kept
+    assert nodepasswords.fits(password, kept)
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_node_comes_back_with_its_keys_and_new_certificates(cluster: ClusterSettings, agent: Agent) -> None:
+    await agent.join(cluster, token(cluster))
+    before = {each: Path(agent.places.node(each)).read_bytes() for each in agent.files()}
+    await agent.join(cluster, token(cluster))
+    after = {each: Path(agent.places.node(each)).read_bytes() for each in agent.files()}
+    changed = {each for each in after if after[each] != before[each]}
+    assert changed == {"client-kubelet.crt", "serving-kubelet.crt", "client-kube-proxy.crt"}
+
+
+@pytest.mark.usefixtures("door")
+async def test_nobody_takes_a_node_s_name(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, tmp_path: Path
+) -> None:
+    other = Agent(tmp_path / "other")
+    await agent.join(cluster, token(cluster))
+    secrets.nodes.add("node-2")
+    with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already") as caught:
+        await other.join(cluster, token(cluster))
+    assert "kubectl delete node node-2" in caught.value.hint
+    assert "client-kubelet.crt" not in other.files()
+    # When it is gone its name is free; who had it before has to have another one.
+    secrets.nodes.clear()
+    await other.join(cluster, token(cluster))
+    secrets.nodes.add("node-2")
+    with pytest.raises(errors.PermissionDeniedError):
+        await agent.join(cluster, token(cluster))
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_name_that_was_just_given_is_no_other_s_although_there_is_no_node_yet(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, tmp_path: Path
+) -> None:
+    secrets.made_at = NOW.isoformat()
+    await agent.join(cluster, token(cluster))
+    with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already"):
+        await Agent(tmp_path / "other").join(cluster, token(cluster))
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_node_that_is_there_by_another_way_keeps_its_name(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent
+) -> None:
+    secrets.nodes.add("node-2")
+    with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already"):
+        await agent.join(cluster, token(cluster))
+    assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize("name", ["node-1", "kubernetes", "dns.kube-system.svc", "A", ""])
+async def test_names_that_are_no_node_s_are_refused(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, name: str
+) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="doesn't let this node in"):
+        await agent.join(cluster, token(cluster), name=name)
+    assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_wrong_token_is_refused_and_told(cluster: ClusterSettings, secrets: Secrets, agent: Agent) -> None:
+    good = token(cluster)
+    for wrong in (
+        dataclasses.replace(good, password="another"),
+        dataclasses.replace(good, password=good.password + "x"),
+        Token("abcdef", "0123456789abcdef", good.authority, bootstrap=True),
+    ):
+        with pytest.raises(errors.PermissionDeniedError, match="the token is wrong, or has ended") as caught:
+            await agent.join(cluster, wrong)
+        assert wrong.password not in f"{caught.value}{caught.value.hint}"
+    assert secrets.held == {}
+    assert "client-kubelet.crt" not in agent.files()
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_token_for_another_authority_is_shown_to_nobody(
+    cluster: ClusterSettings, agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = dataclasses.replace(token(cluster), authority="0" * 64)
+    with pytest.raises(errors.PermissionDeniedError, match="another certificate authority than the one that the token"):
+        await agent.join(cluster, wrong)
+    assert agent.files() == set()
+    assert "wrong token" not in caplog.text
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_token_without_a_hash_believes_whoever_answers_and_says_so(
+    cluster: ClusterSettings, agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    await agent.join(cluster, tokens.parse(token(cluster).password))
+    assert "the token has no hash of the cluster's authority" in caplog.text
+
+
+@pytest.mark.usefixtures("door")
+async def test_bootstrap_tokens_let_in_as_long_as_they_are_good(
+    cluster: ClusterSettings, api: Client, agent: Agent
+) -> None:
+    authority = token(cluster).authority
+
+    async def join(**changes: object) -> None:
+        made = tokens.new_bootstrap()
+        new = bootstraptokens.BootstrapToken(made.user, made.password, **changes)  # type: ignore[arg-type]
+        await asyncio.to_thread(bootstraptokens.add, api, new)
+        await agent.join(cluster, dataclasses.replace(made, authority=authority))
+
+    await join()
+    await join(expires=NOW + datetime.timedelta(hours=1))
+    for changes in (
+        {"expires": NOW - datetime.timedelta(seconds=10)},
+        {"usages": ("signing",), "groups": ()},
+        {"groups": ("system:bootstrappers:others",)},
+    ):
+        with pytest.raises(errors.PermissionDeniedError, match="the token is wrong, or has ended"):
+            await join(**changes)
+
+
+async def test_nothing_answers(cluster: ClusterSettings, agent: Agent) -> None:
+    with pytest.raises(errors.UnavailableError, match="nothing listens where the server at"):
+        await agent.join(cluster, token(cluster))
+
+
+async def test_another_server_answers(cluster: ClusterSettings, agent: Agent) -> None:
+    with apiservers.serving(lambda _: apiservers.Reply(401), apiservers.context(cluster)) as server:
+        url = f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}"
+        with pytest.raises(errors.UnavailableError, match="is no server of nixlet's that nodes join at"):
+            await agent.join(cluster, token(cluster), server=url)
+
+
+async def test_who_repeats_the_authority_without_its_key_is_shown_no_token(
+    cluster: ClusterSettings, agent: Agent, tmp_path: Path
+) -> None:
+    """Somebody between us and the server, who hands out the right authority, and has a certificate of another one."""
+    other = apiservers.made(tmp_path / "other", node_ips=(apiservers.LOOPBACK,))
+    authority = Path(cluster.layout.tls("server-ca.crt")).read_bytes()
+    with apiservers.serving(lambda _: apiservers.Reply(body=authority), apiservers.context(other)) as server:
+        url = f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}"
+        with pytest.raises(failures.StrangerError, match="signed by an authority that isn't known here"):
+            await agent.join(cluster, token(cluster), server=url)
+        assert [(each.method, each.path, "Authorization" in each.headers) for each in server.asked] == [
+            ("GET", "/cacerts", False)
+        ]
+
+
+@pytest.mark.parametrize(("days", "message"), [(-400, "has ended"), (3, "isn't valid yet")])
+async def test_a_server_s_certificate_outside_of_its_time(
+    cluster: ClusterSettings, api: Client, agent: Agent, days: int, message: str
+) -> None:
+    then = NOW + datetime.timedelta(days=days)
+    shutil.rmtree(cluster.layout.tls(""))
+    shutil.rmtree(cluster.layout.agent)
+    certificates.ensure(cluster, min(then, NOW))
+    if days > 0:
+        certificates.rotate(cluster, ["api-server"], then)
+    authority = tokens.authority_hash(Path(cluster.layout.tls("server-ca.crt")).read_bytes())
+    shown = dataclasses.replace(token(cluster), authority=authority)
+    async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+        with pytest.raises(failures.StrangerError, match=message):
+            await agent.join(cluster, shown)
+
+
+@pytest.mark.usefixtures("door")
+async def test_while_the_api_server_is_away_it_is_told(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent
+) -> None:
+    secrets.down = True
+    with pytest.raises(errors.UnavailableError, match="doesn't let this node in: the API server answered"):
+        await agent.join(cluster, token(cluster))
+
+
+async def test_a_node_starts_with_what_it_has_while_the_server_is_away(
+    cluster: ClusterSettings, api: Client, agent: Agent
+) -> None:
+    assert joining.remembered(agent.places, cluster.server_url, NOW) is None
+    async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+        facts = await agent.join(cluster, token(cluster))
+    places, server = agent.places, cluster.server_url
+    assert joining.remembered(places, server, NOW) == facts
+    assert joining.remembered(places, "https://192.0.2.1:6443", NOW) is None
+    assert joining.remembered(places, server, NOW + datetime.timedelta(days=400)) is None
+    os.unlink(places.node("client-kubelet.key"))
+    assert joining.remembered(places, server, NOW) is None
+    made = joining.with_facts(cluster, dataclasses_changed(facts))
+    assert str(made.cluster_cidrs[0]) == "10.99.0.0/16"
+
+
+def dataclasses_changed(facts: joinforms.ClusterFacts) -> joinforms.ClusterFacts:
+    return msgspec.structs.replace(facts, cluster_cidrs=("10.99.0.0/16",))
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_certificate_that_is_renewed_meanwhile_is_shown_to_the_next(
+    cluster: ClusterSettings, agent: Agent
+) -> None:
+    def serial() -> bytes | None:
+        address = ("127.0.0.1", joinserver.port(cluster))
+        context = ssl.create_default_context(cafile=cluster.layout.tls("server-ca.crt"))
+        with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+            return tls.getpeercert(binary_form=True)
+
+    before = await asyncio.to_thread(serial)
+    certificates.rotate(cluster, ["api-server"], NOW)
+    assert await asyncio.to_thread(serial) != before
+    await agent.join(cluster, token(cluster))
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[bytes]"]
+
+
+async def exchanged(cluster: ClusterSettings, text: bytes) -> bytes:
+    """What a server answers to some bytes."""
+    context = ssl.create_default_context(cafile=cluster.layout.tls("server-ca.crt"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", joinserver.port(cluster), ssl=context)
+    try:
+        writer.write(text)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+def posted(cluster: ClusterSettings, body: bytes, *, authorization: str | None = None) -> bytes:
+    shown = base64.b64encode(token(cluster).credentials().encode()).decode()
+    known = f"Basic {shown}" if authorization is None else authorization
+    return f"POST /v1/join HTTP/1.1\r\nAuthorization: {known}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (b"GET /cacerts HTTP/1.1\r\n\r\n", 200),
+        (b"GET /cacerts?x HTTP/1.1\r\n\r\n", 404),
+        (b"GET /v1/join HTTP/1.1\r\n\r\n", 405),
+        (b"POST /cacerts HTTP/1.1\r\n\r\n", 405),
+        (b"GET / HTTP/1.1\r\n\r\n", 404),
+        (b"GET http://x/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/2\r\n\r\n", 400),
+        (b"\x00\xff\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nA: b\r\nA: c\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"POST /v1/join HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /v1/join HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /v1/join HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", 413),
+        (b"POST /v1/join HTTP/1.1\r\n\r\n", 401),
+        (b"POST /v1/join HTTP/1.1\r\nAuthorization: Basic !\r\n\r\n", 401),
+        (b"POST /v1/join HTTP/1.1\r\nAuthorization: Bearer server:x\r\n\r\n", 401),
+        (b"POST /v1/join HTTP/1.1\r\nAuthorization: Bearer K10\r\n\r\n", 401),
+    ],
+)  # fmt: skip
+async def test_requests_that_are_none(cluster: ClusterSettings, text: bytes, status: int) -> None:
+    assert (await exchanged(cluster, text)).split(b" ", 2)[1] == str(status).encode()
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize(
+    "wish",
+    [
+        b"",
+        b"[]",
+        b'{"node": "node-2"}',
+        b'{"node": "node-2", "addresses": ["x"], "password": "0123456789abcdef", "requests": {}}',
+        b'{"node": "node-2", "addresses": [], "password": "short", "requests": {}}',
+        b'{"node": "node-2", "addresses": [], "password": "0123456789abcdef", "requests": {"client-admin": "x"}}',
+        b'{"node": "node-2", "addresses": [], "password": "0123456789abcdef", "requests": {"client-kubelet": "x"}}',
+        b'{"node": "node-2", "addresses": [], "password": "0123456789abcdef", "requests": {}, "more": 1}',
+        b'{"node": "node-2", "addresses": ["10.43.0.1"], "password": "0123456789abcdef", "requests": {"client-kubelet": "x"}}',
+    ],
+)
+async def test_wishes_that_are_none(cluster: ClusterSettings, secrets: Secrets, wish: bytes) -> None:
+    found = await exchanged(cluster, posted(cluster, wish))
+    assert found.split(b" ", 2)[1] == b"400"
+    assert msgspec.json.decode(found.partition(b"\r\n\r\n")[2], type=joinforms.Refusal).message
+    assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+async def test_who_guesses_is_soon_refused_unseen(cluster: ClusterSettings, agent: Agent) -> None:
+    for _ in range(10):
+        assert b" 401 " in await exchanged(
+            cluster, posted(cluster, b"{}", authorization="Bearer abcdef.0123456789abcdef")
+        )
+    with pytest.raises(errors.PermissionDeniedError, match="too many wrong tokens came from this address"):
+        await agent.join(cluster, token(cluster))
+    # What is for everybody still is.
+    assert b" 200 " in await exchanged(cluster, b"GET /cacerts HTTP/1.1\r\n\r\n")
+
+
+def test_guesses_are_forgotten_in_time_and_counted_by_networks() -> None:
+    now = 0.0
+    guesses = joinserver.Guesses(lambda: now)
+    for number in range(10):
+        guesses.note(f"2001:db8::{number:x}")
+    with pytest.raises(errors.PermissionDeniedError):
+        guesses.check("2001:db8::ffff")
+    guesses.check("2001:db8:0:1::1")
+    guesses.check("192.0.2.1")
+    now = 61.0
+    guesses.check("2001:db8::1")
+    for number in range(5000):
+        guesses.note(str(ipaddress.IPv4Address(number)))
+    assert len(guesses._made) == 1024
+
+
+@pytest.mark.usefixtures("door")
+async def test_one_address_has_few_connections_and_slow_ones_end(
+    cluster: ClusterSettings, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joinserver, "_HANDSHAKE_TIMEOUT", 1.0)
+    before = apiservers.open_files()
+    idle = [await asyncio.open_connection("127.0.0.1", joinserver.port(cluster)) for _ in range(20)]
+    # Twelve are too many, and are closed at once.
+    async with asyncio.timeout(30):
+        ended = await asyncio.gather(*(reader.read() for reader, _ in idle), return_exceptions=True)
+    assert len(ended) == 20
+    for _, writer in idle:
+        writer.close()
+    async with asyncio.timeout(30):
+        while apiservers.open_files() > before:
+            await asyncio.sleep(0.01)
+    await agent.join(cluster, token(cluster))
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_request_that_takes_too_long_is_told(cluster: ClusterSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joinserver, "_REQUEST_TIMEOUT", 0.2)
+    assert b" 408 " in await exchanged(cluster, b"GET /cacerts HTTP/1.1\r\n")
+
+
+async def test_a_port_that_is_taken_is_told(cluster: ClusterSettings, api: Client) -> None:
+    with (
+        socket.create_server(("127.0.0.1", joinserver.port(cluster))),
+        pytest.raises(errors.FailedPreconditionError, match=r"where nodes join: Address already in use"),
+    ):
+        async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://192.0.2.7", "https://192.0.2.7:6443"),
+        ("https://192.0.2.7:6443/", "https://192.0.2.7:6443"),
+        ("https://[2001:db8::7]", "https://[2001:db8::7]:6443"),
+        ("https://server.example:443", "https://server.example:443"),
+    ],
+)
+def test_a_server_is_named_with_or_without_its_port(given: str, url: str) -> None:
+    assert joining.server_url(given) == url
+
+
+@pytest.mark.parametrize("given", ["server", "http://127.0.0.1:6443", "https://a/b", "https://u:p@a"])
+def test_a_server_that_is_none(given: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError):
+        joining.server_url(given)
+
+
+def test_a_password_that_is_damaged_is_not_replaced(tmp_path: Path) -> None:
+    places = Layout(str(tmp_path), "")
+    os.makedirs(places.agent)
+    Path(places.node("node-password")).write_text("short\n")
+    with pytest.raises(errors.FailedPreconditionError, match="holds no node's password"):
+        joining._password(places)
