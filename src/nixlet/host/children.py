@@ -1,27 +1,32 @@
 """Programs that are kept running together: each started as soon as those that it waits for are ready, beside the others.
 
 They are started again when they die, and stopped before those that they wait for. What ends because another one is away has not
-failed: it waits until the other is ready again, and that costs none of its tries.
+failed: it waits until the other is ready again, and that costs none of its tries. One that fails again and again is given up: that
+ends the node where it is essential to it; otherwise it is tried once more after a long time.
 """
 
 import asyncio
 import contextlib
 import functools
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from nixlet import errors
-from nixlet.host import supervisor
+from nixlet.host import supervisor, uncut
+
+#: What a child may be called: its name is a label and stands in sentences.
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 
 _log = logging.getLogger("nixlet.supervisor")
 
-#: What a child does: "waiting" for others; "starting", but not ready; "ready"; "died", to be started again; "gave up": it isn't;
-#: "stopped" by us.
-State = Literal["waiting", "starting", "ready", "died", "gave up", "stopped"]
+#: What a child does: "waiting" for others; "starting", but not ready; "ready"; "stopping", since it is asked to end; "died", to be
+#: started again; "gave up": not before long, if at all; "stopped" by us for good.
+State = Literal["waiting", "starting", "ready", "stopping", "died", "gave up", "stopped"]
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -29,7 +34,7 @@ class Status(msgspec.Struct, frozen=True):
 
     Attributes:
         name: What people call it.
-        pid: Its process; 0: it has none.
+        pid: Its process, whether or not it is ready; 0: it has none.
         state: What it does.
         since: Since when, in seconds since 1970.
         restarts: How often it was started again.
@@ -49,35 +54,50 @@ class Status(msgspec.Struct, frozen=True):
 class Child:
     """A child that is started again when it dies; ``Children`` makes it."""
 
-    def __init__(self, program: supervisor.Program, others: "Sequence[Child]") -> None:
+    def __init__(self, program: supervisor.Program, others: "Collection[Child]") -> None:
         self.program = program
         #: Those that it waits for.
         self.others = others
-        #: The running child, when it is ready; None while there is none.
+        #: Its process; None while there is none.
+        self.process: supervisor.SupervisedChild | None = None
+        #: The same while it is ready.
         self.current: supervisor.SupervisedChild | None = None
-        #: How often it was started again.
-        self.restarts = 0
+        #: How many processes it has had.
+        self.starts = 0
         #: Why it ended last; None: it never did.
         self.failure: errors.NixletError | None = None
-        #: Done when it was ready for the first time; an error where it never will be.
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: Whether it was ever ready.
+        self.was_ready = False
+        #: Why it could not be started, where it was never ready and that was nobody else's doing.
+        self.refusal: errors.NixletError | None = None
         self.state: State = "waiting"
         self.since = time.time()
-        self.is_ready, self.is_away = asyncio.Event(), asyncio.Event()
-        self.is_away.set()
-        #: How often it was ready and then not any more.
-        self.falls = 0
+        self.is_ready = asyncio.Event()
+        #: Done when it is not ready any more; each time that it is, there is a new one.
+        self.away: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.away.set_result(None)
+        #: Since when it is ready, by the loop's clock.
+        self.ready_since = 0.0
 
     @property
     def name(self) -> str:
         """What people call it."""
         return self.program.name
 
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(0, self.starts - 1)
+
+    @property
+    def pid(self) -> int:
+        """Its process, whether or not it is ready; 0: it has none."""
+        return 0 if self.process is None or self.process.has_ended else self.process.pid
+
     def status(self) -> Status:
         """How it does."""
-        pid = 0 if self.current is None else self.current.pid
         failure = "" if self.failure is None else self.failure.message
-        return Status(self.name, pid, self.state, self.since, self.restarts, failure, self.program.log_path)
+        return Status(self.name, self.pid, self.state, self.since, self.restarts, failure, self.program.log_path)
 
     def check(self) -> None:
         """Check that it is ready.
@@ -85,23 +105,66 @@ class Child:
         Raises:
             UnavailableError: It isn't, with the reason of its last end if that is why.
         """
-        if self.current is None:
-            raise errors.UnavailableError(f"{self.name} is not running: {self.failure or 'it is being started'}")
+        if self.current is not None:
+            return
+        if self.state == "waiting":
+            away = ", ".join(other.name for other in self.others if other.current is None)
+            message = f"{self.name} is not running: it waits for {away}"
+        elif self.state == "starting":
+            before = "" if self.failure is None else f"; before that, {self.failure}"
+            message = f"{self.name} is being started and is not ready yet{before}"
+        elif self.state == "stopped":
+            message = f"{self.name} is not running: it was stopped"
+        else:
+            what = "is being stopped" if self.state == "stopping" else "is not running"
+            message = f"{self.name} {what}: {self.failure or 'the node ends'}"
+        raise errors.UnavailableError(message)
 
     def enter(self, state: State, current: supervisor.SupervisedChild | None = None) -> None:
         """Take notice of what it does now."""
-        if self.current is not None and current is None:
-            self.falls += 1
+        loop = asyncio.get_running_loop()
         self.state, self.since, self.current = state, time.time(), current
-        for event, holds in ((self.is_ready, current is not None), (self.is_away, current is None)):
-            event.set() if holds else event.clear()
+        if current is not None:
+            self.was_ready, self.refusal = True, None
+            self.away, self.ready_since = loop.create_future(), loop.time()
+            self.is_ready.set()
+        elif not self.away.done():
+            self.away.set_result(None)
+            self.is_ready.clear()
 
-    def is_alone(self, falls: Sequence[int]) -> bool:
-        """Whether one of those that it waits for is away, or was since they had fallen so often; also if nobody was told yet."""
+
+class _Others:
+    """Those that a child waits for, when it is started: all of them are ready."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._away = {other.away: other for other in child.others}
+
+    @property
+    def needed(self) -> "Mapping[asyncio.Future[Any], Child]":
+        """Those with which it falls: done when they are not ready any more."""
+        return {away: other for away, other in self._away.items() if other.name in self._child.program.falls_with}
+
+    def fallen(self) -> errors.NixletError:
+        """The error for one that has to end since another has."""
+        other = next(other for away, other in self.needed.items() if away.done())
+        return errors.UnavailableError(f"{self._child.name} can't go on without {other.name}, which has ended")
+
+    def excuse(self) -> bool:
+        """Whether the child's end is the doing of one of them, which is away (also if nobody was told yet) or was a short time ago."""
+        recent = asyncio.get_running_loop().time() - self._child.program.restart.stable_after
         return any(
-            other.current is None or other.current.has_ended or other.falls != before
-            for other, before in zip(self.others, falls, strict=True)
+            other.current is None or other.current.has_ended or (away.done() and other.ready_since > recent)
+            for away, other in self._away.items()
         )
+
+
+class _Life(msgspec.Struct, frozen=True):
+    """How a child lived once: why it ended, whether another one is to blame, and whether it had been ready for long."""
+
+    failure: errors.NixletError
+    excused: bool
+    stable: bool
 
 
 class Children:
@@ -113,6 +176,8 @@ class Children:
         self._children: dict[str, Child] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._given_up: asyncio.Future[errors.NixletError] = asyncio.get_running_loop().create_future()
+        #: Done with the next change of any child, when there is another one.
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = False
 
     def __iter__(self) -> Iterator[Child]:
@@ -137,20 +202,25 @@ class Children:
             self._keeping[program.name] = keeping
 
     async def ready(self, *names: str) -> None:
-        """Wait until children are ready for the first time: those that are named, or all that were started until now.
+        """Wait until children were ready once: those that are named, or all that were started until now.
 
         Raises:
-            NixletError: One of them did not start; it is not tried again.
+            NixletError: One of them, or of those that they wait for, could not be started, or was given up; or an essential one was.
+                What isn't essential is tried again all the same.
         """
-        awaited = [self._children[name].begun for name in names or self._children]
-        if awaited:
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_EXCEPTION)
-        for each in awaited:
-            if each.done():
-                each.result()
+        awaited = [self._children[name] for name in names or self._children]
+        while not all(child.was_ready for child in awaited):
+            if self._given_up.done():
+                raise self._given_up.result()
+            for child in awaited:
+                if (error := _obstacle(child)) is not None:
+                    raise error
+            if self._closing:
+                raise errors.UnavailableError("the node ends before all of its children were ready")
+            await asyncio.shield(self._changed)
 
     async def gave_up(self) -> errors.NixletError:
-        """Wait until one can't be started, or died for good; the error that says why, with its last lines."""
+        """Wait until an essential one can't be started, or died for good; the error that says why, with its last lines."""
         return await asyncio.shield(self._given_up)
 
     def status(self) -> list[Status]:
@@ -168,65 +238,91 @@ class Children:
     async def close(self) -> None:
         """Stop all of them, each when those that wait for it have ended; where nothing waits, at the same time."""
         self._closing = True
+        self._wake()
         stopping: dict[str, asyncio.Task[None]] = {}
         for child in reversed(self._children.values()):
             before = [stopping[each.name] for each in self if child in each.others]
             stopping[child.name] = asyncio.create_task(self._stop(child, before), name=f"end of {child.name}")
         await asyncio.gather(*stopping.values())
-        for child in self:
-            _passed_over(child.begun)
         _passed_over(self._given_up)
 
     async def _stop(self, child: Child, before: "Collection[asyncio.Task[None]]") -> None:
         keeping = self._keeping[child.name]
         if before and child.state in {"starting", "ready"}:
             await asyncio.wait(before)
+        if child.pid:
+            child.enter("stopping")
         keeping.cancel()
         await asyncio.wait({keeping})
-        self._enter(child, "stopped")
+        child.enter("stopped")
 
     def _enter(self, child: Child, state: State, current: supervisor.SupervisedChild | None = None) -> None:
         child.enter(state, current)
+        self._wake()
         if not self._closing:
             self._tell(self.summary())
 
+    def _wake(self) -> None:
+        """Have those look who wait for a change."""
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
+
     async def _keep(self, child: Child) -> None:
-        """Keep one running until this is cancelled; ``begun`` learns how the first start went."""
-        policy, failures = child.program.restart, 0
-        loop = asyncio.get_running_loop()
+        """Keep one running until this is cancelled, or it is given up for good."""
+        program, policy, failures, times = child.program, child.program.restart, 0, 0
         while not self._closing:
             await self._wait_for_others(child)
-            self._enter(child, "starting")
-            falls, fell, up_since = [other.falls for other in child.others], False, float("inf")
-            try:
-                async with supervisor.supervise(child.program, hastened=self._hastened) as running:
-                    up_since = loop.time()
-                    self._enter(child, "ready", running)
-                    if not child.begun.done():
-                        child.begun.set_result(None)
-                    failure, fell = await _ended(child, running)
-                    # Those that need it learn so at once, and not when it has been cleaned up after.
-                    child.enter("died")
-            except errors.NixletError as error:
-                failure = error
-            child.failure = failure
-            excused = fell or child.is_alone(falls)
-            if not excused:
-                failures = 1 if loop.time() - up_since >= policy.stable_after else failures + 1
-            if not excused and not child.begun.done():
-                # What can't even start is a matter for a person, who is waiting for the answer.
-                child.begun.set_exception(failure)
-                self._give_up(child, failure)
+            life = await self._live(child)
+            child.failure = life.failure
+            if life.stable:
+                failures = times = 0
+            if not life.excused:
+                failures += 1
+                if not child.was_ready:
+                    # What can't even start is a matter for a person, who is waiting for the answer.
+                    child.refusal = life.failure
+            over = not life.excused and failures > policy.tries
+            if program.essential and (over or child.refusal is not None):
+                self._give_up(
+                    child, life.failure if child.refusal is not None else _final(child.name, failures, life.failure)
+                )
                 return
-            self._enter(child, "died")
-            if failures > policy.tries:
-                self._give_up(child, _final(child.name, failures, failure))
-                return
-            delay = policy.delay(max(failures, 1))
+            self._enter(child, "gave up" if over else "died")
+            times += over
+            delay = policy.pause_after(times) if over else policy.delay(max(failures, 1))
             if not self._closing:
-                _log.error("%s is started again in %g s: %s", child.name, delay, failure, extra={"failures": failures})
-            await asyncio.sleep(delay)
-            child.restarts += 1
+                _say(child, delay, failures)
+                await asyncio.sleep(delay)
+
+    async def _live(self, child: Child) -> _Life:
+        """Start one whose others are ready, and wait until it has ended."""
+        loop, others, ready_at = asyncio.get_running_loop(), _Others(child), float("inf")
+        self._enter(child, "starting")
+        stable = False
+        try:
+            async with supervisor.started(child.program, hastened=self._hastened) as running:
+                child.process = running
+                child.starts += 1
+                try:
+                    if await running.answered(others.needed):
+                        ready_at = loop.time()
+                        self._enter(child, "ready", running)
+                        await _ended(running, others)
+                    failure = others.fallen()
+                except errors.NixletError as error:
+                    failure = error
+                stable = loop.time() - ready_at >= child.program.restart.stable_after
+                child.failure = failure
+                # Those that need it learn so at once, and not when it has been cleaned up after.
+                if running.has_ended:
+                    child.enter("died")
+                else:
+                    self._enter(child, "stopping")
+        except errors.NixletError as error:
+            failure = error
+        finally:
+            child.process = None
+        return _Life(failure, others.excuse(), stable)
 
     async def _wait_for_others(self, child: Child) -> None:
         while not all(other.is_ready.is_set() for other in child.others):
@@ -236,16 +332,46 @@ class Children:
                 await other.is_ready.wait()
 
     def _give_up(self, child: Child, error: errors.NixletError) -> None:
-        self._enter(child, "gave up")
         if not self._given_up.done():
             self._given_up.set_result(error)
+        self._enter(child, "gave up")
 
     def _pass_on_bug(self, child: Child, task: "asyncio.Task[None]") -> None:
         # Whoever waits must not wait for ever because of a mistake of ours.
-        if not task.cancelled() and (bug := task.exception()) is not None:
-            for future in (child.begun, self._given_up):
-                if not future.done():
-                    future.set_exception(bug)
+        if self._closing and task.cancelled():
+            return
+        bug = RuntimeError(f"{child.name} is not kept running any more") if task.cancelled() else task.exception()
+        if bug is not None:
+            child.failure = errors.NixletError(
+                f"{child.name} is not kept running because of a mistake in nixlet: {bug!r}"
+            )
+            if not self._given_up.done():
+                self._given_up.set_exception(bug)
+            self._enter(child, "gave up")
+
+
+def _obstacle(child: Child) -> errors.NixletError | None:
+    """Why a child won't be ready for the first time before long; None: nothing is known to be in the way."""
+    if child.was_ready:
+        return None
+    if child.refusal is not None:
+        return child.refusal
+    if child.state != "waiting":
+        return None
+    for other in child.others:
+        if other.state == "gave up" and other.failure is not None:
+            return other.failure
+        if (error := _obstacle(other)) is not None:
+            return error
+    return None
+
+
+def _say(child: Child, delay: float, failures: int) -> None:
+    """Tell the log that one has ended, with its last lines, and what is done about it."""
+    output = child.failure.output if isinstance(child.failure, errors.CommandFailedError) else ""
+    extra = {"failures": failures, **({"output": output} if output else {})}
+    what = "is given up, and tried once more" if child.state == "gave up" else "is started again"
+    _log.error("%s %s in %g s: %s", child.name, what, delay, child.failure, extra=extra)
 
 
 def _passed_over(future: "asyncio.Future[Any]") -> None:
@@ -255,21 +381,21 @@ def _passed_over(future: "asyncio.Future[Any]") -> None:
     future.cancel()
 
 
-async def _ended(child: Child, running: supervisor.SupervisedChild) -> tuple[errors.NixletError, bool]:
-    """Wait until it ends by itself, or has to because one with which it falls has; why, and whether it is the latter."""
-    dying = asyncio.create_task(running.died(), name=f"{child.name} died")
-    needed = [other for other in child.others if other.name in child.program.falls_with]
-    falling = {asyncio.create_task(other.is_away.wait(), name=f"{other.name} is away"): other for other in needed}
+async def _ended(running: supervisor.SupervisedChild, others: _Others) -> None:
+    """Wait until one has to end that is ready, because one with which it falls has.
+
+    Raises:
+        CommandFailedError: It has ended by itself.
+    """
+    dying = asyncio.create_task(running.died(), name=f"{running.program.name} died")
     try:
-        await asyncio.wait({dying, *falling}, return_when=asyncio.FIRST_COMPLETED)
+        awaited: set[asyncio.Future[Any]] = {dying, *others.needed}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if dying.done():
-            return dying.result(), False
-        other = next(other for task, other in falling.items() if task.done())
-        return errors.UnavailableError(f"{child.name} can't go on without {other.name}, which has ended"), True
+            raise dying.result()
     finally:
-        for task in (dying, *falling):
-            task.cancel()
-        await asyncio.gather(dying, *falling, return_exceptions=True)
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
 
 
 def _in_order(programs: Iterable[supervisor.Program], known: Collection[str]) -> list[supervisor.Program]:
@@ -283,6 +409,8 @@ def _in_order(programs: Iterable[supervisor.Program], known: Collection[str]) ->
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two children are called {', '.join(sorted(twice))}")
     for program in rest:
+        if not _NAME.fullmatch(program.name):
+            raise ValueError(f"{program.name!r} is no name for a child")
         if unknown := set(program.waits_for) - set(names):
             raise ValueError(f"{program.name} waits for {', '.join(sorted(unknown))}, which is no child")
         if astray := set(program.falls_with) - set(program.waits_for):
@@ -327,5 +455,5 @@ async def kept_running(
     try:
         yield children
     finally:
-        # Shielded: a cancelled owner must still not leave one behind.
-        await asyncio.shield(children.close())
+        # A cancelled owner must still not leave one behind.
+        await uncut.to_its_end(children.close())

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,6 +22,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
+from nixlet.host import uncut
 
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
@@ -37,8 +39,16 @@ _HINTS: dict[int | None, str] = {
     errno.EMFILE: "too many files are open: see ulimit -n, and LimitNOFILE of the service",
 }
 
-#: How much of a program's output an error shows.
+#: What keeps another user's program from rights that a file's mode or capabilities would give it.
+_POWERLESS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+
+#: How much an error shows of a program's output, of its last line, and of its command.
 _SHOWN_OUTPUT = 2000
+_SHOWN_LINE = 300
+_SHOWN_COMMAND = 600
+
+#: What colours a terminal or sets its title (ECMA-48, 5.4 and 5.6): of no use to a reader, also without its first character.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,8 +139,29 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def shown(text: str, limit: int = _SHOWN_LINE) -> str:
+    """Words of a program for a person to read: one line, without what would steer a terminal, cut at ``limit`` characters."""
+    # More than is shown need not be looked at, however long a line is.
+    words = "".join(char if char.isprintable() else " " for char in _ESCAPES.sub("", text[: 4 * limit]))
+    words = " ".join(words.split())
+    return words if len(words) <= limit else f"{words[:limit]} …"
+
+
+def shown_output(text: str) -> str:
+    """The end of what a program printed, likewise, in its own lines."""
+    lines = _ESCAPES.sub("", text.strip()[-_SHOWN_OUTPUT:]).splitlines()
+    return "\n".join("".join(char for char in line.expandtabs() if char.isprintable()) for line in lines)
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """A hint that says what was started."""
+    return f"the command was: {shown(shlex.join(argv), _SHOWN_COMMAND)}"
+
+
 def failure(argv: Sequence[str], returncode: int, output: bytes, *, name: str = "") -> errors.CommandFailedError:
     """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status.
+
+    It shows the end of what the program printed and the beginning of its command, both without control characters.
 
     Args:
         argv: What was started.
@@ -139,15 +170,20 @@ def failure(argv: Sequence[str], returncode: int, output: bytes, *, name: str = 
         name: What people call it; empty: as its file.
     """
     program = name or os.path.basename(argv[0])
-    text = output.decode(errors="replace").strip()[-_SHOWN_OUTPUT:]
+    text = shown_output(output.decode(errors="replace"))
     if returncode < 0:
         what = f"{program} was ended by {_signal_name(-returncode)}"
     else:
         what = f"{program} ended with status {returncode}"
-    last_line = text.splitlines()[-1] if text else "it printed nothing"
     return errors.CommandFailedError(
-        f"{what}: {last_line}", returncode=returncode, output=text, hint=f"the command was: {shlex.join(argv)}"
+        f"{what}: {last_line(text)}", returncode=returncode, output=text, hint=shown_command(argv)
     )
+
+
+def last_line(output: str) -> str:
+    """The last line of what a program printed, or that it printed nothing, to stand in a sentence."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    return shown(lines[-1]) if lines else "it printed nothing"
 
 
 def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None = None) -> list[str]:
@@ -160,7 +196,7 @@ def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None
         return [program, *argv[1:]]
     guard = ["/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
     # One program for both: the kernel forgets the signal when the user changes, so it has to be asked for after that.
-    other = [] if user is None else [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
+    other = [] if user is None else [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups", *_POWERLESS]
     return [find_setpriv(), *other, "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
@@ -195,6 +231,8 @@ async def start(
 ) -> AsyncIterator[Child]:
     """Start a program; leaving the context closes its standard input, asks it to end, and kills it after ``grace`` seconds.
 
+    The context is left when it has ended, however often its owner is cancelled meanwhile.
+
     Args:
         argv: The program (a path, or a name to look up) and its arguments.
         env: The whole environment of the child; None hands on our own.
@@ -205,12 +243,14 @@ async def start(
         cwd: Its working directory.
         ends_with_input: Whether the program ends at the end of its standard input whatever it does, and has a umask of its own:
             with a pipe for that it needs nobody who ends it with us, and starts in less time.
-        user: The numbers of the user and group as whom it runs, with no further groups; None: as ourselves.
+        user: The numbers of the user and group as whom it runs, with no further groups, no capabilities, and no way to more
+            rights by a file's mode; None: as ourselves.
 
     Raises:
         UnavailableError: There is no such program, or the system can't start one.
     """
-    command = _command(argv, guarded=user is not None or not (ends_with_input and stdin == PIPE), user=user)
+    guarded = user is not None or not (ends_with_input and stdin == PIPE)
+    command = _command(argv, guarded=guarded, user=user)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -220,6 +260,9 @@ async def start(
             stderr=stderr,
             cwd=cwd,
             limit=1 << 20,
+            # A terminal's Ctrl-C reaches its whole process group; children end by our word, in our order. What ends with its
+            # input stays with the terminal: it may be an ssh that asks for a password there.
+            start_new_session=guarded,
         )
     except OSError as error:
         # Most often there are too many processes or too little memory, in this moment.
@@ -232,8 +275,8 @@ async def start(
     finally:
         if child.stdin is not None:
             child.stdin.close()
-        # Shielded: a cancelled owner must still not leave the child behind.
-        await asyncio.shield(child.stop(grace))
+        # A cancelled owner must still not leave the child behind.
+        await uncut.to_its_end(child.stop(grace))
 
 
 async def run(
@@ -258,7 +301,5 @@ async def run(
                 out, err = await child._process.communicate(stdin or None)  # noqa: SLF001 (one class, two halves)
         except TimeoutError as error:
             message = f"{os.path.basename(argv[0])} did not end within {timeout:g} s"
-            raise errors.CommandFailedError(
-                message, returncode=-signal.SIGKILL, hint=f"the command was: {shlex.join(argv)}"
-            ) from error
+            raise errors.CommandFailedError(message, returncode=-signal.SIGKILL, hint=shown_command(argv)) from error
         return Completed(tuple(argv), await child.wait(), out, err)

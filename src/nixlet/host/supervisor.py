@@ -8,13 +8,15 @@ hand. The pipe ends with nixlet, which is no loss: such a child does so, too. Ho
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import msgspec
 
 from nixlet import errors
-from nixlet.host import logfiles, process
+from nixlet.host import logfiles, process, uncut
 
 #: How many of a child's last lines, and bytes at most, stand in our error when it dies.
 _KEPT_LINES = 20
@@ -34,16 +36,30 @@ class RestartPolicy(msgspec.Struct, frozen=True):
         first_delay: Seconds before the first such start; each further one waits twice as long.
         longest_delay: Seconds that are never exceeded.
         stable_after: A child that was up for this long (seconds) has recovered: all is counted anew.
+        pause: Seconds before one that was given up is tried once more, where that doesn't end the node; each further time it is
+            twice as long.
+        longest_pause: Seconds that are never exceeded.
     """
 
     tries: int = 5
     first_delay: float = 0.5
     longest_delay: float = 30.0
     stable_after: float = 60.0
+    pause: float = 300.0
+    longest_pause: float = 3600.0
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after so many quick failures, the latest included."""
-        return min(self.first_delay * 2.0 ** (failures - 1), self.longest_delay)
+        return _doubled(self.first_delay, failures, self.longest_delay)
+
+    def pause_after(self, times: int) -> float:
+        """Seconds to wait when it was given up so many times, the latest included."""
+        return _doubled(self.pause, times, self.longest_pause)
+
+
+def _doubled(first: float, times: int, limit: float) -> float:
+    # The exponent is limited as well: what goes on for years must not end as an overflow.
+    return min(first * 2.0 ** min(times - 1, 64), limit)
 
 
 def _nothing() -> None:
@@ -58,7 +74,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         argv: The program and its arguments.
         env: Its whole environment.
         log_path: The file that gets what it prints.
-        ready: Returns when it answers; it is cancelled when the program dies first.
+        ready: Returns when it answers; it is cancelled when the program dies first. A ``NixletError`` says that it never will.
         ready_timeout: Seconds to wait for that.
         user: The numbers of the user and group as whom it runs; None: as ourselves.
         waits_for: The children that have to be ready before it is started, the first time as later.
@@ -66,6 +82,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         may_start: Raises a ``NixletError`` where it can't be started now; asked before each start.
         restart: How patient we are with it.
         grace: Seconds between SIGTERM and SIGKILL at its end.
+        essential: Whether the node ends when this one can't be started, or is given up. Otherwise its first failure is told, too,
+            but it is tried again, and when it is given up once more after each ``RestartPolicy.pause``.
     """
 
     name: str
@@ -80,17 +98,28 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     may_start: Callable[[], None] = _nothing
     restart: RestartPolicy = RestartPolicy()
     grace: float = 10.0
+    essential: bool = True
 
 
 class SupervisedChild:
-    """A child that is running and was ready once."""
+    """A child that was started; ``started`` makes it."""
 
-    def __init__(self, program: Program, child: process.Child, log: logfiles.RotatingFile) -> None:
+    def __init__(self, program: Program, child: process.Child, output: int, log: logfiles.RotatingFile) -> None:
+        """Take care of a process.
+
+        Args:
+            program: What it is.
+            child: The process.
+            output: A descriptor, which doesn't block, for what it prints.
+            log: Gets that.
+        """
         self.program = program
         self._child = child
         self._last_words = b""
-        assert child.stdout is not None
-        self._reader = asyncio.create_task(self._keep_log(child.stdout, log), name=f"log of {program.name}")
+        self._output, self._log = output, log
+        #: Done at the end of its output.
+        self._is_silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(output, self._keep_output)
 
     @property
     def pid(self) -> int:
@@ -110,15 +139,19 @@ class SupervisedChild:
     async def died(self) -> errors.CommandFailedError:
         """Wait until it ends by itself; the error that says so, with its last lines."""
         returncode = await self._child.wait()
-        await asyncio.wait({self._reader}, timeout=_LAST_WORDS)
+        await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
         output = "\n".join(self.last_lines).encode()
         return self._told(process.failure(self._child.argv, returncode, output, name=self.program.name))
 
-    async def answered(self) -> None:
-        """Wait until it is ready.
+    async def answered(self, unless: "Collection[asyncio.Future[Any]]" = ()) -> bool:
+        """Wait until it is ready; whether it is.
+
+        Args:
+            unless: When one of these is done before, it isn't waited for any more, and not ready.
 
         Raises:
-            CommandFailedError: It died before, or took too long.
+            CommandFailedError: It died before, or took too long, or nobody can tell any more.
+            NixletError: As ``Program.ready``.
         """
         program = self.program
 
@@ -128,19 +161,31 @@ class SupervisedChild:
         waiting = asyncio.create_task(wait(), name=f"{program.name} ready")
         dying = asyncio.create_task(self.died(), name=f"{program.name} died")
         try:
-            await asyncio.wait({waiting, dying}, timeout=program.ready_timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {waiting, dying, *unless}, timeout=program.ready_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
             if dying.done():
                 raise dying.result()
-            if waiting.done():
-                waiting.result()
-                return
-            last = self.last_lines[-1] if self.last_lines else "it printed nothing"
-            message = f"{program.name} did not answer within {program.ready_timeout:g} s: {last}"
-            raise self._told(errors.CommandFailedError(message, returncode=0, output="\n".join(self.last_lines)))
+            if any(each.done() for each in unless):
+                return False
+            if not waiting.done():
+                raise self._failed(f"did not answer within {program.ready_timeout:g} s")
+            if waiting.cancelled():
+                # Not by us: it has ended so by itself.
+                raise self._failed("may be ready or not, since what asks it was cancelled")
+            waiting.result()
+            _log.info("%s is ready", program.name, extra={"pid": self.pid})
+            return True
         finally:
             for task in (waiting, dying):
                 task.cancel()
             await asyncio.gather(waiting, dying, return_exceptions=True)
+
+    def _failed(self, what: str) -> errors.CommandFailedError:
+        """The error for one that has not ended, with its last lines."""
+        output = process.shown_output("\n".join(self.last_lines))
+        message = f"{self.program.name} {what}: {process.last_line(output)}"
+        return self._told(errors.CommandFailedError(message, returncode=0, output=output))
 
     def _told(self, error: errors.CommandFailedError) -> errors.CommandFailedError:
         """An error with the place where more is said."""
@@ -158,52 +203,79 @@ class SupervisedChild:
             if not stopping.done():
                 self._child.send_signal(signal.SIGKILL)
         await stopping
-        await asyncio.wait({self._reader}, timeout=_LAST_WORDS)
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        # A grandchild that holds its output is not waited for.
+        await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
 
-    async def _keep_log(self, stream: asyncio.StreamReader, log: logfiles.RotatingFile) -> None:
-        """Write its output to its log file and keep the end of it."""
-        while chunk := await stream.read(1 << 16):
-            log.write(chunk)
-            self._last_words = (self._last_words + chunk)[-_KEPT_BYTES:]
+    def release(self) -> None:
+        """Take no more of its output."""
+        asyncio.get_running_loop().remove_reader(self._output)
+
+    def _keep_output(self) -> None:
+        """Write what it has printed to its log file and keep the end of it."""
+        try:
+            chunk = os.read(self._output, 1 << 16)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self.release()
+            self._is_silent.set_result(None)
+            return
+        self._log.write(chunk)
+        self._last_words = (self._last_words + chunk)[-_KEPT_BYTES:]
 
 
 @contextlib.asynccontextmanager
-async def supervise(program: Program, *, hastened: asyncio.Event | None = None) -> AsyncIterator[SupervisedChild]:
-    """Start a program and wait until it is ready; leaving the context stops it.
+async def started(program: Program, *, hastened: asyncio.Event | None = None) -> AsyncIterator[SupervisedChild]:
+    """Start a program; leaving the context stops it, however often its owner is cancelled meanwhile.
 
     Args:
         program: What to start.
         hastened: Cuts its grace short when it is set.
 
     Raises:
-        UnavailableError: There is no such program.
+        UnavailableError: There is no such program, or the system can't start one.
         FailedPreconditionError: Its log can't be written.
-        CommandFailedError: It died before it was ready, or did not become ready in time; its last lines are in the error.
         NixletError: As ``Program.may_start``.
     """
     program.may_start()
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(_open_log(program))
+        output, into = stack.enter_context(_pipe(program))
         child = await stack.enter_async_context(
             process.start(
                 program.argv,
                 env=program.env,
-                stdout=process.PIPE,
+                stdout=into.fileno(),
                 stderr=process.STDOUT,
                 grace=program.grace,
                 user=program.user,
             )
         )
-        supervised = SupervisedChild(program, child, log)
+        # The pipe's end comes with that of those who write to it.
+        into.close()
+        supervised = SupervisedChild(program, child, output.fileno(), log)
+        stack.callback(supervised.release)
         try:
-            await supervised.answered()
-            _log.info("%s is ready", program.name, extra={"pid": child.pid})
             yield supervised
         finally:
-            # Shielded: a cancelled owner must still not leave the child behind.
-            await asyncio.shield(supervised.stop(hastened))
+            # A cancelled owner must still not leave the child behind.
+            await uncut.to_its_end(supervised.stop(hastened))
+
+
+@contextlib.contextmanager
+def _pipe(program: Program) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A pipe for a program's output: where we read, which doesn't block, and where it writes.
+
+    Not the process's own, as asyncio has them: a grandchild that holds such a pipe keeps the child's end from being noticed, and
+    the pipe open for as long as it lives.
+    """
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:
+        raise errors.UnavailableError(f"{program.name} can't be started: {error.strerror}") from error
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as output, open(writing, "wb", buffering=0) as into:
+        yield output, into
 
 
 def _open_log(program: Program) -> logfiles.RotatingFile:

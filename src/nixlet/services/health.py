@@ -65,6 +65,7 @@ class Health:
         checks: Mapping[str, Check],
         registry: metrics.Registry,
         remarks: Mapping[str, Callable[[], str]] | None = None,
+        further: Callable[[], Mapping[str, Check]] = dict,
     ) -> None:
         """Answers from checks and metrics.
 
@@ -72,9 +73,11 @@ class Health:
             checks: What must be so for the node to be ready, by name.
             registry: The metrics.
             remarks: Tell what is not as somebody wants it, though the node is ready; empty where all is.
+            further: Gives checks that may change: it is asked each time.
         """
         self._checks = checks
         self._remarks = remarks or {}
+        self._further = further
         self._registry = registry
         self._checking: asyncio.Task[dict[str, str]] | None = None
 
@@ -85,8 +88,10 @@ class Health:
         return await asyncio.shield(self._checking)
 
     async def _check_all(self) -> dict[str, str]:
-        outcomes = await asyncio.gather(*(self._outcome(name, check) for name, check in self._checks.items()))
-        return dict(zip(self._checks, outcomes, strict=True))
+        # A further check never takes the place of one that must be.
+        checks = {**self._further(), **self._checks}
+        outcomes = await asyncio.gather(*(self._outcome(name, check) for name, check in checks.items()))
+        return dict(zip(checks, outcomes, strict=True))
 
     @staticmethod
     async def _outcome(name: str, check: Check) -> str:

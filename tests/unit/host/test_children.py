@@ -237,6 +237,9 @@ async def test_what_is_started_later_may_wait_for_what_is_there(things: Things, 
         ({"a": ("b",), "b": ("c",), "c": ("a",), "d": ()}, "these children wait for each other: a, b, c"),
         ({"a": ("a",)}, "these children wait for each other: a"),
         ({"there": ()}, "two children are called there"),
+        ({"a": (), "b c": ()}, "'b c' is no name for a child"),
+        ({"a": (), "node/b": ()}, "'node/b' is no name for a child"),
+        ({"a": (), "-b": ()}, "'-b' is no name for a child"),
     ],
 )
 async def test_a_wrong_description_is_refused_at_once_and_nothing_starts(
@@ -392,7 +395,8 @@ async def test_a_system_that_starts_no_process_for_a_while_costs_tries_only(
     await kept.ready()
     os.kill(running(kept["thing"]).pid, signal.SIGKILL)
     await until(lambda: calls == 4 and kept["thing"].current is not None)
-    assert (len(things.starts("thing")), kept["thing"].restarts) == (2, 3)
+    # What never became a process is no restart.
+    assert (len(things.starts("thing")), kept["thing"].restarts) == (2, 1)
     calls = 1
     with pytest.raises(errors.UnavailableError, match=r"^sh can't be started: Resource temporarily unavailable$"):
         await process.run(["sh", "-c", "exit"])
@@ -421,6 +425,24 @@ async def test_mistakes_of_ours_reach_those_who_wait(things: Things, kept: child
     await kept.ready()
     with pytest.raises(KeyError):
         await asyncio.wait_for(kept.gave_up(), 30)
+    await until(lambda: kept["thing"].state == "gave up")
+    assert kept["thing"].status().failure == (
+        "thing is not kept running because of a mistake in nixlet: KeyError('a mistake')"
+    )
+    assert kept["thing"].pid == 0
+
+
+@pytest.mark.parametrize("mistake", [KeyError("a mistake"), asyncio.CancelledError()])
+async def test_a_mistake_of_ours_before_a_first_start_reaches_those_who_wait_for_another(
+    things: Things, kept: children.Children, mistake: BaseException
+) -> None:
+    def may_start() -> None:
+        raise mistake
+
+    kept.start(things.program("thing", may_start=may_start), things.program("top", waits_for=("thing",)))
+    with pytest.raises((KeyError, RuntimeError)):
+        await asyncio.wait_for(kept.ready("top"), 30)
+    assert (kept["thing"].state, kept["top"].state) == ("gave up", "waiting")
 
 
 async def test_no_children_are_ready_and_never_give_up() -> None:
@@ -429,3 +451,283 @@ async def test_no_children_are_ready_and_never_give_up() -> None:
         assert kept.status() == []
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(kept.gave_up(), 0.05)
+
+
+async def test_an_owner_that_is_cancelled_while_children_end_waits_for_them(things: Things) -> None:
+    pids: list[int] = []
+
+    async def own() -> None:
+        async with children.kept_running() as kept:
+            kept.start(things.program("deaf", "trap '' TERM; touch up; while :; do sleep 0.05; done", grace=1.0))
+            await kept.ready()
+            pids.append(running(kept["deaf"]).pid)
+
+    owner = asyncio.create_task(own())
+    await until(lambda: pids != [])
+    for _ in range(3):
+        owner.cancel()
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await owner
+    assert not alive(pids[0])
+
+
+async def test_who_waits_for_all_learns_that_one_is_given_up_after_it_was_ready(
+    things: Things, kept: children.Children
+) -> None:
+    kept.start(
+        things.program("base", "touch up; sleep 0.2; exit 1"),
+        things.program("slow", "exec sleep 60"),
+        things.program("top", waits_for=("base", "slow")),
+    )
+    with pytest.raises(errors.CommandFailedError, match="base failed 4 times"):
+        await asyncio.wait_for(kept.ready(), 30)
+
+
+async def test_who_waits_for_one_learns_that_another_is_in_its_way(things: Things, kept: children.Children) -> None:
+    long = msgspec.structs.replace(QUICK, tries=0)
+    kept.start(
+        things.program(
+            "base", "touch up; until test -e go; do sleep 0.02; done; exit 3", essential=False, restart=long
+        ),
+        things.program("never", "exec sleep 60", waits_for=("base",)),
+        things.program("middle", waits_for=("base", "never")),
+        things.program("top", waits_for=("middle",)),
+        things.program("aside"),
+    )
+    waiting = asyncio.create_task(kept.ready("top"))
+    await until(lambda: things.starts("never") != [])
+    await kept.ready("aside")
+    assert not waiting.done()
+    (things.directory / "base/go").touch()
+    with pytest.raises(errors.CommandFailedError, match=r"^base ended with status 3: it printed nothing$"):
+        await asyncio.wait_for(waiting, 30)
+    # Others have nothing to do with it, and the node goes on.
+    await asyncio.wait_for(kept.ready("aside", "base"), 30)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(kept.gave_up(), 0.1)
+
+
+async def test_who_waits_learns_that_all_end(things: Things) -> None:
+    async with children.kept_running() as kept:
+        kept.start(things.program("never", "exec sleep 60"))
+        waiting = asyncio.create_task(kept.ready())
+        await until(lambda: things.starts("never") != [])
+    with pytest.raises(errors.UnavailableError, match="the node ends"):
+        await asyncio.wait_for(waiting, 30)
+
+
+async def test_what_is_not_essential_is_told_at_its_first_failure_and_tried_again(
+    things: Things, kept: children.Children, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.start(
+        things.program(
+            "extra", f"test -e again || {{ touch again; echo one; echo no disk; exit 7; }}; {STAYS}", essential=False
+        ),
+        things.program("node"),
+    )
+    with pytest.raises(errors.CommandFailedError) as caught:
+        await kept.ready("extra")
+    assert caught.value.message == "extra ended with status 7: no disk"
+    assert caught.value.output == "one\nno disk"
+    await until(lambda: kept["extra"].state == "ready")
+    await asyncio.wait_for(kept.ready(), 30)
+    assert len(things.starts("extra")) == 2
+    (told,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert told.getMessage() == "extra is started again in 0.01 s: extra ended with status 7: no disk"
+    assert vars(told)["output"] == "one\nno disk"
+
+
+async def test_what_is_not_essential_is_given_up_without_the_node_and_tried_after_ever_longer_pauses(
+    things: Things, kept: children.Children, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = supervisor.RestartPolicy(tries=1, first_delay=0.01, pause=0.1, longest_pause=0.3)
+    script = f"test -e well && {{ {STAYS}; }}; touch up; sleep 0.05; echo no quorum; exit 2"
+    kept.start(
+        things.program("extra", script, essential=False, restart=policy),
+        things.program("node"),
+        things.program("later", waits_for=("extra",)),
+    )
+    extra = kept["extra"]
+    await until(lambda: extra.state == "gave up")
+    status = extra.status()
+    assert (status.pid, status.failure) == (0, "extra ended with status 2: no quorum")
+    with pytest.raises(errors.UnavailableError, match=r"^extra is not running: extra ended with status 2: no quorum$"):
+        extra.check()
+
+    def told() -> list[str]:
+        words = [each.getMessage() for each in caplog.records if each.getMessage().startswith("extra ")]
+        return [each.partition(": ")[0] for each in words if "once more" in each]
+
+    await until(lambda: len(told()) >= 4)
+    assert told()[:4] == [
+        f"extra is given up, and tried once more in {pause} s" for pause in ("0.1", "0.2", "0.3", "0.3")
+    ]
+    # One start for each pause, beside the first one and its try.
+    assert len(things.starts("extra")) in {5, 6}
+    assert kept["node"].restarts == 0
+    (things.directory / "extra/well").touch()
+    await until(lambda: extra.state == "ready" and kept["later"].state == "ready")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(kept.gave_up(), 0.1)
+
+
+async def test_what_was_given_up_and_is_well_again_has_all_its_tries_and_short_pauses(
+    things: Things, kept: children.Children, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = supervisor.RestartPolicy(tries=1, first_delay=0.01, pause=0.02, longest_pause=100, stable_after=0.5)
+    # Its first four starts end at once; the fifth stays until it may end, and all further ones end at once again.
+    script = "touch up; test $(wc -l < starts) = 5 && until test -e go; do sleep 0.02; done; sleep 0.05; exit 2"
+    kept.start(things.program("extra", script, essential=False, restart=policy))
+    await until(lambda: len(things.starts("extra")) == 5 and kept["extra"].state == "ready")
+    await asyncio.sleep(1)
+    (things.directory / "extra/go").touch()
+    await until(lambda: sum("once more" in each.getMessage() for each in caplog.records) == 4)
+    told = [each.getMessage().partition(": ")[0].partition(" in ")[2] for each in caplog.records]
+    assert [each for each in told if each][:6] == ["0.01 s", "0.02 s", "0.04 s", "0.08 s", "0.01 s", "0.02 s"]
+
+
+async def test_a_child_falls_with_another_also_while_it_starts(things: Things, kept: children.Children) -> None:
+    # Only its second start becomes ready.
+    script = f"test -e again || {{ touch again; exec sleep 60; }}; {STAYS}"
+    kept.start(things.program("base"), things.program("top", script, waits_for=("base",), falls_with=("base",)))
+    await until((things.directory / "top/again").exists)
+    first = things.starts("top")[0]
+    assert kept["top"].status().pid == first
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await asyncio.wait_for(kept.ready(), 30)
+    await until(lambda: kept["top"].state == "ready" and kept["base"].state == "ready")
+    assert (len(things.starts("top")), len(things.starts("base"))) == (2, 2)
+    assert not alive(first)
+    assert kept["top"].status().failure == "top can't go on without base, which has ended"
+
+
+async def test_a_child_that_has_to_fall_is_stopping_until_its_process_has_ended(
+    things: Things, kept: children.Children
+) -> None:
+    asked = things.directory / "asked"
+    slow = f"trap 'echo >> {asked}; until test -e go; do sleep 0.02; done; exit 0' TERM; touch up; while :; do sleep 0.02; done"
+    kept.start(
+        things.program("base"), things.program("falls", slow, waits_for=("base",), falls_with=("base",), grace=60.0)
+    )
+    await kept.ready()
+    pid = running(kept["falls"]).pid
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await until(asked.exists)
+    status = kept["falls"].status()
+    assert (status.state, status.pid, alive(pid)) == ("stopping", pid, True)
+    with pytest.raises(errors.UnavailableError, match=r"^falls is being stopped: falls can't go on without base"):
+        kept["falls"].check()
+    (things.directory / "falls/go").touch()
+    await until(lambda: len(things.starts("falls")) == 2 and kept["falls"].state == "ready")
+    assert asked.read_text() == "\n"
+
+
+async def test_a_child_that_is_falling_is_not_asked_again_when_all_end(things: Things) -> None:
+    asked = things.directory / "asked"
+    slow = f"trap 'echo >> {asked}' TERM; touch up; until test -e go; do sleep 0.02; done"
+    async with children.kept_running() as kept:
+        kept.start(
+            things.program("base"), things.program("falls", slow, waits_for=("base",), falls_with=("base",), grace=60.0)
+        )
+        await kept.ready()
+        pid = running(kept["falls"]).pid
+        os.kill(running(kept["base"]).pid, signal.SIGKILL)
+        await until(asked.exists)
+        closing = asyncio.create_task(kept.close())
+        await asyncio.sleep(0.3)
+        assert (kept["falls"].state, kept["falls"].pid, closing.done()) == ("stopping", pid, False)
+        (things.directory / "falls/go").touch()
+        await closing
+        assert asked.read_text() == "\n"
+        assert not alive(pid)
+        assert [child.state for child in kept] == ["stopped"] * 2
+    assert len(things.starts("falls")) == 1
+
+
+async def test_a_child_is_stopping_while_all_end(things: Things) -> None:
+    asked = things.directory / "asked"
+    slow = f"trap 'touch {asked}' TERM; touch up; until test -e go; do sleep 0.02; done"
+    async with children.kept_running() as kept:
+        kept.start(things.program("slow", slow, grace=60.0))
+        await kept.ready()
+        pid = kept["slow"].pid
+        closing = asyncio.create_task(kept.close())
+        await until(asked.exists)
+        assert (kept["slow"].status().state, kept["slow"].status().pid) == ("stopping", pid)
+        (things.directory / "slow/go").touch()
+        await closing
+        with pytest.raises(errors.UnavailableError, match=r"^slow is not running: it was stopped$"):
+            kept["slow"].check()
+        assert kept["slow"].pid == 0
+
+
+async def test_an_end_with_another_gives_the_tries_back_of_who_was_up_for_long(
+    things: Things, kept: children.Children
+) -> None:
+    # It fails at its first start after which it was ready, stays, falls with the other, and fails once more.
+    script = "touch up; case $(wc -l < starts) in 1|3) sleep 0.05; exit 1;; *) exec sleep 60;; esac"
+    once = supervisor.RestartPolicy(tries=1, first_delay=0.01, stable_after=0.5)
+    kept.start(
+        things.program("base"),
+        things.program("needs", script, waits_for=("base",), falls_with=("base",), restart=once),
+    )
+    await until(lambda: len(things.starts("needs")) == 2 and kept["needs"].state == "ready")
+    await asyncio.sleep(1)
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await until(lambda: kept["needs"].state == "gave up" or len(things.starts("needs")) == 4)
+    assert kept["needs"].state != "gave up"
+
+
+async def test_a_fall_of_long_ago_excuses_nothing(things: Things, kept: children.Children) -> None:
+    never = supervisor.RestartPolicy(tries=0, stable_after=0.2)
+    script = "touch up; until test -e crash; do sleep 0.02; done; exit 9"
+    kept.start(things.program("base"), things.program("needs", script, waits_for=("base",), restart=never))
+    await kept.ready()
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await until(lambda: kept["base"].restarts == 1 and kept["base"].state == "ready")
+    await asyncio.sleep(1)
+    (things.directory / "needs/crash").touch()
+    error = await asyncio.wait_for(kept.gave_up(), 30)
+    assert error.message.startswith("needs ended with status 9")
+
+
+async def test_a_fall_of_a_moment_ago_excuses_an_end(things: Things, kept: children.Children) -> None:
+    never = supervisor.RestartPolicy(tries=0, first_delay=0.01)
+    script = "touch up; test -e crash && exec sleep 60; until test -e crash; do sleep 0.02; done; exit 9"
+    kept.start(things.program("base"), things.program("needs", script, waits_for=("base",), restart=never))
+    await kept.ready()
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await until(lambda: kept["base"].restarts == 1 and kept["base"].state == "ready")
+    (things.directory / "needs/crash").touch()
+    await until(lambda: kept["needs"].state == "gave up" or len(things.starts("needs")) == 2)
+    assert kept["needs"].state != "gave up"
+
+
+async def test_what_is_said_of_a_child_is_what_it_does(things: Things, kept: children.Children) -> None:
+    kept.start(
+        things.program(
+            "base", "test -e once && exec sleep 60; touch once up; until test -e die; do sleep 0.02; done; exit 5"
+        ),
+        things.program("top", waits_for=("base",)),
+        things.program("last", waits_for=("base", "top")),
+    )
+    await kept.ready()
+    for child in kept:
+        child.check()
+    (things.directory / "base/die").touch()
+    await until(lambda: kept["base"].state == "starting" and len(things.starts("base")) == 2)
+    os.kill(running(kept["top"]).pid, signal.SIGKILL)
+    await until(lambda: kept["top"].state == "waiting")
+    with pytest.raises(errors.UnavailableError) as said:
+        kept["base"].check()
+    assert said.value.message == (
+        "base is being started and is not ready yet; before that, base ended with status 5: it printed nothing"
+    )
+    with pytest.raises(errors.UnavailableError, match=r"^top is not running: it waits for base$"):
+        kept["top"].check()
+    kept.start(things.program("first", "exec sleep 60"))
+    await until(lambda: kept["first"].pid != 0)
+    with pytest.raises(errors.UnavailableError, match=r"^first is being started and is not ready yet$"):
+        kept["first"].check()
+    assert kept["first"].restarts == 0

@@ -1,6 +1,7 @@
 """Starting programs: what they print, how they end, that nothing stays behind."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -121,3 +122,56 @@ def test_a_child_whose_parent_ended_at_once_never_becomes_the_program(tmp_path: 
     assert (orphan.returncode, ran.exists()) == (1, False)
     ours = subprocess.run(command, check=False)
     assert (ours.returncode, ran.exists()) == (0, True)
+
+
+async def test_a_terminals_signals_do_not_reach_children() -> None:
+    async with process.start(["sleep", "60"]) as child:
+        assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
+        assert child.pid != os.getsid(0)
+    # What ends with its input may ask for a password at our terminal.
+    async with process.start(["cat"], stdin=process.PIPE, ends_with_input=True) as child:
+        assert os.getsid(child.pid) == os.getsid(0)
+
+
+async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process() -> None:
+    pids: list[int] = []
+
+    async def own() -> None:
+        deaf = ["sh", "-c", "trap '' TERM; echo; while :; do sleep 0.05; done"]
+        async with process.start(deaf, stdout=process.PIPE, grace=1.0) as child:
+            assert child.stdout is not None
+            await child.stdout.readline()
+            pids.append(child.pid)
+
+    owner = asyncio.create_task(own())
+    while not pids:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        owner.cancel()
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await owner
+    assert not alive(pids[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("as it is, ä and 語", "as it is, ä and 語"),
+        ("two\nlines\r\n and\ttabs", "two lines and tabs"),
+        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07\x1b]8;;http://x\x1b\\link", "red link"),
+        ("\x00\x9b31m\u202ehidden\x7f", "31m hidden"),
+        ("x" * 300, "x" * 300),
+        ("x" * 301, "x" * 300 + " …"),
+        ("\n" * 100_000 + "x", ""),
+    ],
+)
+def test_words_of_programs_are_shown_as_one_short_line(said: str, shown: str) -> None:
+    assert process.shown(said) == shown
+
+
+def test_a_long_command_is_shown_by_its_beginning() -> None:
+    error = process.failure(["/bin/x", "--first", "two words", *("y" * 100,) * 100], 1, b"")
+    assert error.hint.startswith("the command was: /bin/x --first 'two words' yyy")
+    assert error.hint.endswith("y …")
+    assert len(error.hint) < 700

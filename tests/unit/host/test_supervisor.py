@@ -1,11 +1,13 @@
 """One supervised child: when it is ready, how its death is told, as whom it runs."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,13 @@ def alive(pid: int) -> bool:
     return True
 
 
+@contextlib.asynccontextmanager
+async def supervised(described: supervisor.Program) -> AsyncIterator[supervisor.SupervisedChild]:
+    async with supervisor.started(described) as child:
+        assert await child.answered()
+        yield child
+
+
 async def never() -> None:
     await asyncio.Event().wait()
 
@@ -50,7 +59,7 @@ async def test_a_supervised_child_is_ready_when_it_answers(tmp_path: Path) -> No
             await asyncio.sleep(0.01)
 
     script = f"echo starting; touch {tmp_path}/answer; exec sleep 60"
-    async with supervisor.supervise(
+    async with supervised(
         program(
             tmp_path,
             script,
@@ -64,7 +73,7 @@ async def test_a_supervised_child_is_ready_when_it_answers(tmp_path: Path) -> No
 
 async def test_an_early_death_is_told_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(errors.CommandFailedError, match="status 7: no such config") as caught:
-        async with supervisor.supervise(
+        async with supervised(
             program(
                 tmp_path,
                 "echo one; echo no such config; exit 7",
@@ -78,7 +87,7 @@ async def test_an_early_death_is_told_with_its_last_lines(tmp_path: Path) -> Non
 
 async def test_a_child_that_never_answers_is_told_and_ended(tmp_path: Path) -> None:
     with pytest.raises(errors.CommandFailedError, match=r"thing did not answer within 0\.3 s: waiting"):
-        async with supervisor.supervise(
+        async with supervised(
             program(
                 tmp_path,
                 f"echo $$ > {tmp_path}/pid; echo waiting; exec sleep 60",
@@ -94,7 +103,7 @@ async def test_a_later_death_is_noticed(tmp_path: Path) -> None:
     async def ready() -> None:
         return
 
-    async with supervisor.supervise(
+    async with supervised(
         program(
             tmp_path,
             "echo bye; sleep 0.1; exit 1",
@@ -109,22 +118,26 @@ async def test_a_later_death_is_noticed(tmp_path: Path) -> None:
 async def test_a_log_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(errors.FailedPreconditionError, match="log of thing can't be written"):
-        async with supervisor.supervise(program(tmp_path, "exec sleep 60")):
+        async with supervised(program(tmp_path, "exec sleep 60")):
             pass
 
 
 async def test_a_child_of_another_user_has_no_rights_of_ours(tmp_path: Path) -> None:
     async def ready() -> None:
-        while "CapEff" not in (tmp_path / "log").read_text():
+        while "NoNewPrivs" not in (tmp_path / "log").read_text():
             await asyncio.sleep(0.01)
 
-    script = "grep -E '^(Uid|Gid|Groups|CapPrm|CapEff):' /proc/self/status; exec sleep 60"
-    async with supervisor.supervise(program(tmp_path, script, user=(65534, 65533), ready=ready)) as child:
+    script = (
+        "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs):' /proc/self/status; exec sleep 60"
+    )
+    async with supervised(program(tmp_path, script, user=(65534, 65533), ready=ready)) as child:
         said = dict(line.split(":", 1) for line in (tmp_path / "log").read_text().splitlines())
         assert said["Uid"].split() == ["65534"] * 4
         assert said["Gid"].split() == ["65533"] * 4
         assert said["Groups"].split() == []
-        assert (int(said["CapPrm"], 16), int(said["CapEff"], 16)) == (0, 0)
+        sets = {kind: int(said[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+        assert sets == dict.fromkeys(sets, 0)
+        assert said["NoNewPrivs"].strip() == "1"
         assert alive(child.pid)
 
 
@@ -156,3 +169,142 @@ asyncio.run(main())
 def test_delays_double_up_to_a_limit() -> None:
     policy = supervisor.RestartPolicy(first_delay=1.0, longest_delay=10.0)
     assert [policy.delay(failures) for failures in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_pauses_double_up_to_a_limit_however_often() -> None:
+    policy = supervisor.RestartPolicy(pause=300.0, longest_pause=3600.0)
+    assert [policy.pause_after(times) for times in (1, 2, 3, 4, 5, 100_000)] == [
+        300.0,
+        600.0,
+        1200.0,
+        2400.0,
+        3600.0,
+        3600.0,
+    ]
+
+
+@contextlib.contextmanager
+def ended_afterwards(pids: Path) -> Iterator[None]:
+    """Ends the processes that a script has written down there."""
+    try:
+        yield
+    finally:
+        for pid in pids.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_a_grandchild_that_holds_the_output_neither_hides_the_end_nor_keeps_the_pipe(tmp_path: Path) -> None:
+    holders = tmp_path / "holders"
+    held = len(os.listdir("/proc/self/fd"))
+    with ended_afterwards(holders):
+        for _ in range(3):
+            script = f"sleep 300 & echo $! >> {holders}; sleep 0.1; echo bye; exit 3"
+            async with supervised(program(tmp_path, script)) as child:
+                error = await asyncio.wait_for(child.died(), 30)
+            assert (error.returncode, error.output) == (3, "bye")
+        # What a loop opens at its first child it may keep.
+        assert len(os.listdir("/proc/self/fd")) < held + 3
+
+
+async def test_a_grandchild_that_holds_the_output_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    holders = tmp_path / "holders"
+    with ended_afterwards(holders):
+        script = f"sleep 300 & echo $! >> {holders}; touch {tmp_path}/up; exec sleep 60"
+
+        async def ready() -> None:
+            while not (tmp_path / "up").exists():
+                await asyncio.sleep(0.01)
+
+        async with asyncio.timeout(30), supervised(program(tmp_path, script, ready=ready)) as child:
+            pid = child.pid
+        assert not alive(pid)
+
+
+async def test_a_flood_of_output_is_logged_whole(tmp_path: Path) -> None:
+    async with supervised(program(tmp_path, "seq 200000; echo end; exit 1")) as child:
+        error = await asyncio.wait_for(child.died(), 30)
+    assert (tmp_path / "log").read_text() == "".join(f"{number}\n" for number in range(1, 200_001)) + "end\n"
+    assert error.output.splitlines()[-2:] == ["200000", "end"]
+
+
+async def test_a_child_has_one_stream_for_all_that_it_prints_and_no_end_of_ours(tmp_path: Path) -> None:
+    async with supervised(program(tmp_path, "ls /proc/self/fd; echo bad >&2; exit 1")) as child:
+        await asyncio.wait_for(child.died(), 30)
+    # The last one is the directory's own.
+    assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "3", "bad"]
+
+
+async def test_a_check_that_ends_cancelled_is_a_failure(tmp_path: Path) -> None:
+    async def ready() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(
+        errors.CommandFailedError, match=r"^thing may be ready or not, since what asks it was cancelled"
+    ):
+        async with supervised(program(tmp_path, "exec sleep 60", ready=ready)):
+            pass
+
+
+async def test_a_check_that_says_never_is_told(tmp_path: Path) -> None:
+    async def ready() -> None:
+        raise errors.FailedPreconditionError("it has no plugin")
+
+    with pytest.raises(errors.FailedPreconditionError, match="it has no plugin"):
+        async with supervised(program(tmp_path, "exec sleep 60", ready=ready)):
+            pass
+
+
+async def test_what_is_not_to_go_on_is_not_waited_for(tmp_path: Path) -> None:
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with supervisor.started(program(tmp_path, "exec sleep 60", ready=never)) as child:
+        asyncio.get_running_loop().call_later(0.05, lost.set_result, None)
+        assert not await asyncio.wait_for(child.answered([lost]), 30)
+        assert not child.has_ended
+    assert child.has_ended
+
+
+async def test_words_of_a_child_are_cut_and_steer_no_terminal(tmp_path: Path) -> None:
+    coloured = r"printf '\033[31mfirst\033[0m\tline\nlast \033]0;title\007words \001 here\n'; "
+    for script, ended in (
+        (f"{coloured} exit 1", "thing ended with status 1"),
+        (f"{coloured} exec sleep 60", "thing did not answer within 1 s"),
+    ):
+        with pytest.raises(errors.CommandFailedError) as caught:
+            async with supervised(program(tmp_path, script, ready=never, ready_timeout=1)):
+                pass
+        assert caught.value.message == f"{ended}: last words here"
+        assert caught.value.output == "first   line\nlast words  here"
+    long = "head -c 9000 /dev/zero | tr '\\0' x"
+    for script in (f"{long}; exit 1", f"{long}; exec sleep 60"):
+        argv = ["sh", "-c", script, "y" * 5000]
+        with pytest.raises(errors.CommandFailedError) as caught:
+            async with supervised(program(tmp_path, script, argv=argv, ready=never, ready_timeout=1)):
+                pass
+        assert caught.value.message.endswith(f": {'x' * 300} …")
+        assert len(caught.value.output) == 2000
+        assert len(caught.value.hint) < 1000
+        assert caught.value.hint.endswith(f"its log is {tmp_path}/log")
+
+
+async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    async def own() -> None:
+        deaf = f"trap '' TERM; touch {tmp_path}/deaf; while :; do sleep 0.05; done"
+
+        async def ready() -> None:
+            while not (tmp_path / "deaf").exists():
+                await asyncio.sleep(0.01)
+
+        async with supervised(program(tmp_path, deaf, grace=1.0, ready=ready)) as child:
+            pids.append(child.pid)
+
+    owner = asyncio.create_task(own())
+    while not pids:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        owner.cancel()
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await owner
+    assert not alive(pids[0])

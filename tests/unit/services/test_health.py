@@ -230,3 +230,21 @@ def test_addresses(text: str) -> None:
 def test_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(errors.UsageError):
         health.parse_address(text)
+
+
+async def test_further_checks_are_asked_for_each_time_and_take_no_other_ones_place() -> None:
+    async def well() -> None:
+        return
+
+    async def wrong() -> None:
+        raise errors.UnavailableError("gone")
+
+    further: dict[str, health.Check] = {}
+    told = health.Health({"first": wrong}, metrics.Registry(), further=lambda: further)
+    assert await told.failures() == {"first": "gone"}
+    further |= {"first": well, "later": wrong}
+    assert await told.failures() == {"first": "gone", "later": "gone"}
+    further["later"] = well
+    assert await told.failures() == {"first": "gone", "later": ""}
+    further.clear()
+    assert await told.failures() == {"first": "gone"}

@@ -15,6 +15,9 @@ from nixlet.varlink import client
 #: Seconds that the node gets to answer.
 _ANSWER = 5.0
 
+#: Seconds after which a child that was started again is well again.
+_RECOVERED = 3600.0
+
 
 def looks(layout: config.Layout) -> Mapping[str, machine.Look]:
     """A look at each child of the node that runs here, by name; none where no node runs. It asks the node (blocking)."""
@@ -44,12 +47,16 @@ def _untold(error: errors.NixletError) -> str:
 def _look(child: Mapping[str, Any]) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(child["since"]))
     state, log = f"{child['state']} since {since}", f"see {child['log']}"
+    well = f"process {child['pid']}, {state}"
     if child["state"] == "ready" and not child["restarts"]:
-        return f"process {child['pid']}, {state}"
+        return well
     times = "once" if child["restarts"] == 1 else f"{child['restarts']} times"
     why = f": {child['failure']}" if child["failure"] else ""
     if child["state"] == "ready":
-        raise machine.Worse(f"process {child['pid']}, {state}, was started again {times}{why}", log)
-    if child["state"] in {"waiting", "starting"}:
+        again = f"{well}, was started again {times}"
+        if time.time() - child["since"] > _RECOVERED:
+            return again
+        raise machine.Worse(f"{again}{why}", log)
+    if child["state"] in {"waiting", "starting", "stopping"}:
         raise machine.Worse(f"{state}{why}", log)
     raise errors.UnavailableError(f"{state}{why}", hint=log)

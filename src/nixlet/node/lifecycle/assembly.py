@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import nixlet
 from nixlet import errors
@@ -164,10 +164,11 @@ class Assembly:
         stack.push_async_callback(self._faces.close, signals.Ending(hastened=hastened))
         observed.registry.add(*_child_metrics(self._children))
         if settings.health_address != node_config.NO_HEALTH:
-            checks = _checks(self._children, containerd, served, self._place, self._store, layout)
+            checks = _checks(containerd, served, self._place, self._store, layout)
             address = settings.health_address or layout.health_socket
             remarks = {"registries": served.remarks.tell} if self._programs is not None else {}
-            told = health.Health(checks, observed.registry, remarks)
+            further = _further(self._children, containerd.child)
+            told = health.Health(checks, observed.registry, remarks, further)
             await stack.enter_async_context(health.serve(told, address))
         image_socket = settings.image_service_endpoint or self._place.socket
         rendered = crictl.render(runtime_socket=self._place.containerd_socket, image_socket=image_socket)
@@ -216,7 +217,6 @@ async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout
 
 
 def _checks(
-    children: host_children.Children,
     containerd: faces_module.Containerd,
     served: proxyplugin.Served,
     place: proxyplugin.Place,
@@ -230,7 +230,6 @@ def _checks(
             files.check_room(directory)
 
     checks: dict[str, health.Check] = {
-        **{child.name: _runs(child) for child in children},
         "containerd": lambda: containerd.check(served.runtime),
         "network": served.runtime.check_network,
         "disk": has_room,
@@ -249,6 +248,13 @@ def _checks(
             await session.present(())
 
     return {**checks, "snapshotter": serves, "store": health.good_for(_STORE_GOOD_FOR, answers)}
+
+
+def _further(
+    children: Iterable[host_children.Child], containerd: host_children.Child | None
+) -> Callable[[], dict[str, health.Check]]:
+    """Checks for the children that are there when they are asked for; the node's containerd has one of its own."""
+    return lambda: {f"child/{child.name}": _runs(child) for child in children if child is not containerd}
 
 
 def _runs(child: host_children.Child) -> health.Check:

@@ -50,11 +50,13 @@ async def run(settings: node_config.Settings) -> None:
     """
     limits.raise_open_files()
     stop = signals.watched()
-    living = asyncio.create_task(_live(settings, stop), name="node")
+    failing = asyncio.Event()
+    living = asyncio.create_task(_live(settings, stop, failing), name="node")
     stopping = asyncio.create_task(stop.requested.wait(), name="signal")
     await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not living.done():
+    # One that ends for an error comes to tell it; a signal then only counts as the first of two.
+    if not living.done() and not failing.is_set():
         _log.info("stopping; pods go on")
         living.cancel()
     try:
@@ -69,13 +71,14 @@ async def run(settings: node_config.Settings) -> None:
         raise
 
 
-async def _live(settings: node_config.Settings, stop: signals.StopSignals) -> None:
+async def _live(settings: node_config.Settings, stop: signals.StopSignals, failing: asyncio.Event) -> None:
     notifier = sdnotify.Notifier(os.environ)
 
     def tell(summary: str) -> None:
         notifier.tell(f"STATUS={summary}")
 
-    async with running(settings, hastened=stop.hastened, tell=tell) as children, notifier.ready():
+    node = running(settings, hastened=stop.hastened, tell=tell, fails=failing.set)
+    async with node as children, notifier.ready():
         _log.info("the node is ready")
         raise await children.gave_up()
 
@@ -86,6 +89,7 @@ async def running(
     *,
     hastened: asyncio.Event | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    fails: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[host_children.Children]:
     """A node that is ready for pods, for the time of the context; gives its children.
 
@@ -93,12 +97,13 @@ async def running(
         settings: What it is told.
         hastened: Makes its end quick when it is set.
         tell: Learns how its children do, in a line.
+        fails: Is called when it begins to end for an error, of which it, or whoever uses it, has heard.
     """
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     preflight.check_root()
     marker.check(layout)
     store = _store(settings)
-    async with contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack, _told(fails):
         # Nix is another program, which takes its time.
         checking = asyncio.create_task(snapshotters.check_supported(settings, layout, store), name="snapshotter")
         stack.push_async_callback(_given_up, checking)
@@ -123,10 +128,10 @@ async def running(
         async def ready() -> None:
             await (await asyncio.shield(answered))()
 
-        # What its children need goes after them, also where the start ends in the middle.
+        # What its children need goes after them, and so does what serves them, also where the start ends in the middle.
         needed = await stack.enter_async_context(contextlib.AsyncExitStack())
-        own = await stack.enter_async_context(contextlib.AsyncExitStack())
-        children = await own.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
+        serving = await stack.enter_async_context(contextlib.AsyncExitStack())
+        children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
         start = functools.partial(_start, needed, children, settings, layout, programs, ready)
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
@@ -135,17 +140,24 @@ async def running(
         reached = None if late else await start()
         made = (await asyncio.to_thread(_assembly))(settings, layout, programs, store, children)
         await checking
-        await made.serve(stack, accepting)
+        await made.serve(serving, accepting)
         answered.set_result(made.answered)
         if late:
             reached = await start()
-        # What serves its children goes after them.
-        stack.push_async_exit(own.pop_all())
         containerd = await stack.enter_async_context(
             made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
         )
         await made.attend(stack, containerd, hastened)
         yield children
+
+
+@contextlib.asynccontextmanager
+async def _told(fails: Callable[[], None]) -> AsyncIterator[None]:
+    try:
+        yield
+    except Exception:
+        fails()
+        raise
 
 
 def _assembly() -> "type[assembly.Assembly]":

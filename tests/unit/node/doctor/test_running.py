@@ -1,6 +1,7 @@
 """What doctor says of the children of a node that runs."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,26 @@ async def test_a_node_of_an_earlier_version_is_no_fault(tmp_path: Path) -> None:
     with pytest.raises(machine.Worse, match="GetChildren") as worse:
         looks["node"]()
     assert worse.value.remedy
+
+
+def test_a_child_is_well_again_some_time_after_it_was_started_again() -> None:
+    def told(state: str, seconds: float) -> str:
+        child = {
+            "name": "x",
+            "pid": 7,
+            "state": state,
+            "since": time.time() - seconds,
+            "restarts": 2,
+            "failure": "it died",
+        }
+        return running._look({**child, "log": "/log"})
+
+    with pytest.raises(machine.Worse, match=r"was started again 2 times: it died$"):
+        told("ready", 3000)
+    assert told("ready", 4000).startswith("process 7, ready since 2")
+    assert told("ready", 4000).endswith("was started again 2 times")
+    with pytest.raises(machine.Worse, match=r"^stopping since .*: it died$"):
+        told("stopping", 4000)
+    for state in ("died", "gave up", "stopped"):
+        with pytest.raises(errors.UnavailableError, match=rf"^{state} since .*: it died$"):
+            told(state, 4000)
