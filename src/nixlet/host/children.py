@@ -298,7 +298,7 @@ class Children:
         """Start one whose others are ready, and wait until it has ended."""
         loop, others, ready_at = asyncio.get_running_loop(), _Others(child), float("inf")
         self._enter(child, "starting")
-        stable = False
+        stable = fell = False
         try:
             async with supervisor.started(child.program, hastened=self._hastened) as running:
                 child.process = running
@@ -308,7 +308,7 @@ class Children:
                         ready_at = loop.time()
                         self._enter(child, "ready", running)
                         await _ended(running, others)
-                    failure = others.fallen()
+                    failure, fell = others.fallen(), True
                 except errors.NixletError as error:
                     failure = error
                 stable = loop.time() - ready_at >= child.program.restart.stable_after
@@ -322,7 +322,7 @@ class Children:
             failure = error
         finally:
             child.process = None
-        return _Life(failure, others.excuse(), stable)
+        return _Life(failure, fell or others.excuse(), stable)
 
     async def _wait_for_others(self, child: Child) -> None:
         while not all(other.is_ready.is_set() for other in child.others):

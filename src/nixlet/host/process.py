@@ -200,6 +200,13 @@ def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None
     return [find_setpriv(), *other, "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
+def unstartable(name: str, error: OSError) -> errors.UnavailableError:
+    """The error for a program that the system can't start: there are too many processes or files, or too little memory, in this moment."""
+    return errors.UnavailableError(
+        f"{name} can't be started: {error.strerror or error}", hint=_HINTS.get(error.errno, "")
+    )
+
+
 def find_setpriv() -> str:
     """The program that has the kernel end a child with its parent (util-linux); a service's PATH may lack its directory.
 
@@ -265,10 +272,7 @@ async def start(
             start_new_session=guarded,
         )
     except OSError as error:
-        # Most often there are too many processes or too little memory, in this moment.
-        raise errors.UnavailableError(
-            f"{os.path.basename(argv[0])} can't be started: {error.strerror or error}", hint=_HINTS.get(error.errno, "")
-        ) from error
+        raise unstartable(os.path.basename(argv[0]), error) from error
     child = Child(tuple(argv), process)
     try:
         yield child

@@ -272,7 +272,7 @@ def _pipe(program: Program) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     try:
         reading, writing = os.pipe()
     except OSError as error:
-        raise errors.UnavailableError(f"{program.name} can't be started: {error.strerror}") from error
+        raise process.unstartable(program.name, error) from error
     os.set_blocking(reading, False)
     with open(reading, "rb", buffering=0) as output, open(writing, "wb", buffering=0) as into:
         yield output, into

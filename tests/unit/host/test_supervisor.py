@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -232,6 +234,14 @@ async def test_a_child_has_one_stream_for_all_that_it_prints_and_no_end_of_ours(
         await asyncio.wait_for(child.died(), 30)
     # The last one is the directory's own.
     assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "3", "bad"]
+
+
+async def test_a_system_that_has_no_pipe_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pipe", mock.Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+    with pytest.raises(errors.UnavailableError, match=r"^thing can't be started: Too many open files$") as caught:
+        async with supervised(program(tmp_path, "exec sleep 60")):
+            pass
+    assert "ulimit -n" in caught.value.hint
 
 
 async def test_a_check_that_ends_cancelled_is_a_failure(tmp_path: Path) -> None:
