@@ -206,7 +206,7 @@ class Children:
 
         Raises:
             NixletError: One of them, or of those that they wait for, could not be started, or was given up; or an essential one was.
-                What isn't essential is tried again all the same.
+                What isn't essential is tried again all the same: who goes on waiting has ``Child.is_ready``.
         """
         awaited = [self._children[name] for name in names or self._children]
         while not all(child.was_ready for child in awaited):
@@ -283,9 +283,7 @@ class Children:
                     child.refusal = life.failure
             over = not life.excused and failures > policy.tries
             if program.essential and (over or child.refusal is not None):
-                self._give_up(
-                    child, life.failure if child.refusal is not None else _final(child.name, failures, life.failure)
-                )
+                self._give_up(child, _final(child.name, failures, life.failure))
                 return
             self._enter(child, "gave up" if over else "died")
             times += over
