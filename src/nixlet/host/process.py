@@ -113,6 +113,10 @@ class Child:
                 self.send_signal(signal.SIGKILL)
         return await self._process.wait()
 
+    def close(self) -> None:
+        """Have no more to do with its pipes, which a process that it has left behind may hold for long."""
+        self._process._transport.close()  # type: ignore[attr-defined] # noqa: SLF001 (asyncio has no other way)
+
 
 def find_program(name: str, search_path: str | None = None) -> str | None:
     """The absolute path of a program, looked up in ``search_path`` or the environment's PATH and the sbin directories.
@@ -280,7 +284,10 @@ async def start(
         if child.stdin is not None:
             child.stdin.close()
         # A cancelled owner must still not leave the child behind.
-        await uncut.to_its_end(child.stop(grace))
+        try:
+            await uncut.to_its_end(child.stop(grace))
+        finally:
+            child.close()
 
 
 async def run(

@@ -593,7 +593,7 @@ async def test_a_child_falls_with_another_also_while_it_starts(things: Things, k
     kept.start(things.program("base"), things.program("top", script, waits_for=("base",), falls_with=("base",)))
     await until((things.directory / "top/again").exists)
     first = things.starts("top")[0]
-    assert kept["top"].status().pid == first
+    await until(lambda: kept["top"].status().pid == first)
     os.kill(running(kept["base"]).pid, signal.SIGKILL)
     await asyncio.wait_for(kept.ready(), 30)
     await until(lambda: kept["top"].state == "ready" and kept["base"].state == "ready")

@@ -175,3 +175,21 @@ def test_a_long_command_is_shown_by_its_beginning() -> None:
     assert error.hint.startswith("the command was: /bin/x --first 'two words' yyy")
     assert error.hint.endswith("y …")
     assert len(error.hint) < 700
+
+
+async def test_a_pipe_that_somebody_left_behind_holds_is_not_kept() -> None:
+    async with process.start(["true"]):
+        pass
+    held = len(os.listdir("/proc/self/fd"))
+    pids: list[int] = []
+    try:
+        for _ in range(3):
+            script = "sleep 300 & echo $!; exec sleep 60"
+            async with process.start(["sh", "-c", script], stdout=process.PIPE, grace=0.5) as child:
+                assert child.stdout is not None
+                pids.append(int(await child.stdout.readline()))
+        await asyncio.sleep(0.1)
+        assert len(os.listdir("/proc/self/fd")) < held + 3
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)

@@ -12,8 +12,11 @@ from unittest import mock
 import pytest
 
 from nixlet import errors
-from nixlet.host import children, supervisor
+from nixlet.host import children, mounts, supervisor
+from nixlet.node.children import containerd_child
 from nixlet.node.lifecycle import server
+from nixlet.node.ownership import marker
+from nixlet.node.requirements import preflight, snapshotters
 from nixlet.node.settings import config
 
 
@@ -116,11 +119,11 @@ async def test_what_serves_children_goes_after_them_wherever_a_start_ends(
         "_store": mock.Mock(return_value=None),
     }.items():
         monkeypatch.setattr(server, name, instead)
-    monkeypatch.setattr(server.preflight, "check_root", mock.Mock())
-    monkeypatch.setattr(server.marker, "check", mock.Mock())
-    monkeypatch.setattr(server.mounts, "powerless", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(server.snapshotters, "check_supported", mock.AsyncMock())
-    monkeypatch.setattr(server.containerd_child, "find_programs", mock.AsyncMock())
+    monkeypatch.setattr(preflight, "check_root", mock.Mock())
+    monkeypatch.setattr(marker, "check", mock.Mock())
+    monkeypatch.setattr(mounts, "powerless", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(snapshotters, "check_supported", mock.AsyncMock())
+    monkeypatch.setattr(containerd_child, "find_programs", mock.AsyncMock())
     settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "state"))
     with pytest.raises(errors.UnavailableError, match="broken") if fails else contextlib.nullcontext():
         async with server.running(settings):
