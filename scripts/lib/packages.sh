@@ -35,6 +35,8 @@ need_packages() {
 # has_counterpart NAME: whether what one of Debian's packages brings is there, on a system that has it from elsewhere.
 has_counterpart() {
   case $1 in
+    etcd-server) command -v etcd ;;
+    nftables) command -v nft ;;
     nix-bin) command -v nix-build ;;
     busybox-static) [ -x /bin/busybox ] ;;
     containernetworking-plugins) [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || [ -x /usr/libexec/cni/bridge ] ;;

@@ -49,3 +49,8 @@ def crictl(image_socket: Path, runtime_socket: Path | None = None) -> list[str]:
     if runtime_socket is not None:
         ends += ["--runtime-endpoint", f"unix://{runtime_socket}"]
     return [str(tool("crictl")), *ends, "--timeout", "100s"]
+
+
+def kubernetes() -> Path:
+    """The directory of Kubernetes' programs."""
+    return directories()["kubernetes-1.36"]

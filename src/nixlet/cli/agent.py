@@ -9,8 +9,8 @@ from nixlet.cli import grammar, server
     *server.OPTIONS,
 )
 def agent(**given: Any) -> None:  # noqa: ANN401 (what the options give)
-    """Run a node without what only a server has; for now there is nothing of that, and the two are the same.
+    """Run a node without what only a server has: it is alone, since joining a cluster is not supported yet.
 
-    It takes server's options and reads the same configuration files. Joining a cluster is not supported yet.
+    It takes server's options and reads the same configuration files.
     """
-    server.run(given)
+    server.run(given, alone=True)

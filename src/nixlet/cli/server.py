@@ -1,5 +1,6 @@
 """``nixlet server``: run a node."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from nixlet.cli import grammar, options, settings
@@ -19,7 +20,7 @@ OPTIONS = (
     *OPTIONS,
 )
 def server(**given: Any) -> None:  # noqa: ANN401 (what the options give)
-    """Run a node: containerd with a snapshotter, and the CRI image service.
+    """Run a node: containerd with a snapshotter, and the CRI image service; with Kubernetes' programs a whole cluster of one node.
 
     A setting is taken from its flag, else from its environment variable, else from the configuration files, else it has its
     default; --show-config says which. SIGTERM and SIGINT take the node down; pods go on, and the next start takes them up again.
@@ -27,17 +28,22 @@ def server(**given: Any) -> None:  # noqa: ANN401 (what the options give)
     run(given)
 
 
-def run(given: dict[str, Any]) -> None:
+def run(given: dict[str, Any], *, alone: bool = False) -> None:
     """Run a node until it is told to stop, or show what it would be.
 
     Args:
         given: What ``OPTIONS`` gave the verb.
+        alone: It is no cluster, whatever there is for one.
     """
     configuration = settings.load(given)
     if given["show_config"]:
+        for warning in configuration.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         _show(configuration, given["output"])
         return
     import asyncio
+    import dataclasses
+    import logging
 
     import uvloop
 
@@ -45,8 +51,11 @@ def run(given: dict[str, Any]) -> None:
     from nixlet.telemetry import logs
 
     logs.configure(debug=configuration.settings.debug, path=configuration.settings.log)
+    for warning in configuration.warnings:
+        logging.getLogger("nixlet.node").warning("%s", warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(node.run(configuration.settings))
+        chosen = configuration.settings
+        runner.run(node.run(dataclasses.replace(chosen, kubernetes="no") if alone else chosen))
 
 
 def _show(configuration: "configfile.Configuration", output: str) -> None:
@@ -54,7 +63,7 @@ def _show(configuration: "configfile.Configuration", output: str) -> None:
     from nixlet.node.settings import names
 
     said = [
-        (names.key(name), getattr(configuration.settings, name), origin)
+        (names.key(name), settings.shown(name, configuration.settings), origin)
         for name, origin in configuration.origins.items()
     ]
     if output == "json":

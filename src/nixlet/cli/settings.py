@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nixlet.cli import grammar
-from nixlet.node.settings import config, names
+from nixlet.node.settings import config, k3skeys, names
 
 if TYPE_CHECKING:
     from nixlet.node.settings import configfile
@@ -26,6 +26,10 @@ class _Said(NamedTuple):
     text: str
     short: str = ""
     default: str = ""
+
+
+def _argument(program: str) -> _Said:
+    return _Said("KEY=VALUE", f"A further argument for {program}; may be given several times.")
 
 
 _SAID = {
@@ -74,6 +78,62 @@ _SAID = {
     ),
     "log": _Said("FILE", "Write the log to a file.", "-l", default="standard error"),
     "debug": _Said("BOOL", "Log more."),
+    "kubernetes": _Said(
+        "WHEN",
+        "Whether the node is a whole Kubernetes cluster: auto (where all programs for that are found), yes or no.",
+    ),
+    "kubernetes_bin_dir": _Said(
+        "DIR", "Where kube-apiserver, kubelet and the others are, and kine or etcd.", default="PATH"
+    ),
+    "token": _Said("SECRET", "What other nodes join the cluster by.", "-t", default="one that is made"),
+    "token_file": _Said("FILE", "A file that holds the token."),
+    "agent_token": _Said("SECRET", "What nodes join by as agents only.", default="the token"),
+    "agent_token_file": _Said("FILE", "A file that holds the agents' token."),
+    "node_name": _Said("NAME", "The node's name in the cluster.", default="the machine's"),
+    "node_ip": _Said(
+        "ADDRESS",
+        "The node's address; may be given several times.",
+        "-i",
+        default="the one that the default route goes out from",
+    ),
+    "node_label": _Said("KEY=VALUE", "A label that the node registers with; may be given several times."),
+    "node_taint": _Said("KEY=VALUE:EFFECT", "A taint that the node registers with; may be given several times."),
+    "cluster_cidr": _Said("NETWORK", "The network that nodes' pods get parts of."),
+    "service_cidr": _Said("NETWORK", "The network of services."),
+    "cluster_dns": _Said("ADDRESS", "The cluster's DNS service.", default="the tenth address of --service-cidr"),
+    "cluster_domain": _Said("DOMAIN", "The domain of services' names."),
+    "service_node_port_range": _Said("FIRST-LAST", "The ports of NodePort services."),
+    "flannel_backend": _Said("NAME", "What routes pods' packets between nodes: none."),
+    "tls_san": _Said("NAME", "A further name or address of the API server's; may be given several times."),
+    "https_listen_port": _Said("PORT", "Where the API server listens."),
+    "advertise_address": _Said("ADDRESS", "Where others reach the API server.", default="the node's address"),
+    "write_kubeconfig": _Said(
+        "FILE",
+        "Where the administrator's kubeconfig goes.",
+        default="/etc/nixlet/kubeconfig.yaml, or DATA_DIR/kubeconfig.yaml where --data-dir is not the default one",
+    ),
+    "write_kubeconfig_mode": _Said("MODE", "The kubeconfig's mode."),
+    "write_kubeconfig_group": _Said("GROUP", "The kubeconfig's group.", default="root's"),
+    "datastore_endpoint": _Said(
+        "URL",
+        "Where the cluster's state is kept: a database by kine, or etcd.",
+        default="sqlite by kine, or an etcd of ours",
+    ),
+    "datastore_cafile": _Said("FILE", "The authority of the datastore's servers."),
+    "datastore_certfile": _Said("FILE", "The certificate that the datastore is shown."),
+    "datastore_keyfile": _Said("FILE", "The key of that certificate."),
+    "cluster_init": _Said("BOOL", "Keep the cluster's state in an etcd of ours."),
+    "secrets_encryption": _Said("BOOL", "Encrypt secrets in the datastore."),
+    "disable_agent": _Said("BOOL", "Run no kubelet and no kube-proxy."),
+    "disable_kube_proxy": _Said("BOOL", "Run no kube-proxy."),
+    "disable_scheduler": _Said("BOOL", "Run no kube-scheduler."),
+    "disable_controller_manager": _Said("BOOL", "Run no kube-controller-manager."),
+    "etcd_arg": _argument("etcd"),
+    "kube_apiserver_arg": _argument("kube-apiserver"),
+    "kube_controller_manager_arg": _argument("kube-controller-manager"),
+    "kube_scheduler_arg": _argument("kube-scheduler"),
+    "kubelet_arg": _argument("kubelet"),
+    "kube_proxy_arg": _argument("kube-proxy"),
 }
 
 
@@ -93,6 +153,12 @@ def _option(name: str, said: _Said) -> grammar.Option:
     )
 
 
+def _of_k3s(key: str, *, truth: bool) -> grammar.Option:
+    """An option that k3s has and that means nothing here: it is told so."""
+    flag = f"--{key}" if len(key) > 1 else f"-{key}"
+    return (grammar.Truth if truth else grammar.Values)(flag, name=key.replace("-", "_"), hidden=True)
+
+
 #: ``--config`` and an option for every setting; the verb gets them as keyword arguments, for ``load``. None has a default of its own,
 #: nor an environment variable: ``configfile.load`` knows both, and what is said elsewhere.
 OPTIONS = (
@@ -104,13 +170,20 @@ OPTIONS = (
         f"[env var: {names.FILE_VARIABLE}; default: {names.DEFAULT_FILE}]",
     ),
     *(_option(name, said) for name, said in _SAID.items()),
-    *(grammar.Value(f"--{key}", hidden=True) for key in ("server", "token", "token-file")),
+    grammar.Value("--server", "-s", hidden=True),
+    *(_of_k3s(key, truth=truth) for key, (_, truth) in {**k3skeys.PASSED_OVER, **k3skeys.REFUSED}.items()),
 )
+
+
+def shown(name: str, settings: config.Settings) -> object:
+    """A setting's value for people to look at: of a secret only whether there is one."""
+    value: object = getattr(settings, name)
+    return "(secret)" if name in config.SECRET and value else value
 
 
 def what_holds(name: str, settings: config.Settings) -> str:
     """What a setting means for a node with these settings, for a person: also where nobody said anything."""
-    value = getattr(settings, name)
+    value = shown(name, settings)
     if isinstance(value, bool):
         return "true" if value else "false"
     text = (", ".join(value) if isinstance(value, tuple | list) else str(value)) or _SAID[name].default or "none"

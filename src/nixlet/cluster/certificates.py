@@ -75,7 +75,7 @@ def wanted(settings: ClusterSettings) -> list[Wanted]:
     user, node = subjects.user, settings.node_name
     return [
         in_tls("admin", "client-admin", CLIENT, user("system:admin", subjects.MASTERS)),
-        in_tls("api-server", "client-kube-apiserver", CLIENT, user("system:apiserver", subjects.MASTERS)),
+        in_tls("api-server", "client-kube-apiserver", CLIENT, user(subjects.API_SERVER_USER)),
         in_tls("api-server", "serving-kube-apiserver", SERVER, subjects.api_server(settings)),
         in_tls("controller-manager", "client-controller", CLIENT, user("system:kube-controller-manager")),
         in_tls("scheduler", "client-scheduler", CLIENT, user("system:kube-scheduler")),

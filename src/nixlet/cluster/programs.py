@@ -171,7 +171,7 @@ def kube_controller_manager(settings: ClusterSettings) -> list[str]:
     """kube-controller-manager."""
     places = settings.layout
     ours = {
-        **_beside_apiserver(settings, places.cred("controller.kubeconfig")),
+        **_beside_apiserver(settings, places.cred("controller.kubeconfig"), model.CONTROLLERS_PORT),
         "allocate-node-cidrs": "true",
         "cluster-cidr": _joined(settings.cluster_cidrs),
         "service-cluster-ip-range": _joined(settings.service_cidrs),
@@ -196,31 +196,33 @@ def kube_controller_manager(settings: ClusterSettings) -> list[str]:
 
 def kube_scheduler(settings: ClusterSettings) -> list[str]:
     """kube-scheduler."""
-    ours = _beside_apiserver(settings, settings.layout.cred("scheduler.kubeconfig"))
+    ours = _beside_apiserver(settings, settings.layout.cred("scheduler.kubeconfig"), model.SCHEDULER_PORT)
     return arguments.merged(ours, settings.kube_scheduler_args)
 
 
-def _beside_apiserver(settings: ClusterSettings, kubeconfig: str) -> dict[str, str]:
+def _beside_apiserver(settings: ClusterSettings, kubeconfig: str, port: int) -> dict[str, str]:
     return {
         "kubeconfig": kubeconfig,
+        # Who asks for their metrics is known, and may do so, as the API server says; of their health anybody on the machine may ask.
+        "authentication-kubeconfig": kubeconfig,
+        "authorization-kubeconfig": kubeconfig,
         "bind-address": _LOOPBACK,
-        # They serve nothing.
-        "secure-port": "0",
+        "secure-port": str(port),
         "leader-elect": "true" if settings.shares_datastore else "false",
         "profiling": "false",
     }
 
 
-def kubelet(settings: ClusterSettings, node: Node, config: str) -> list[str]:
+def kubelet(settings: ClusterSettings, node: Node, config_dir: str) -> list[str]:
     """kubelet.
 
     Args:
         settings: The cluster.
         node: The node that it runs on.
-        config: The file that ``kubelet.configuration`` went into.
+        config_dir: The directory of the files (``*.conf``) that make up its configuration, that of ``kubelet.configuration`` among them.
     """
     ours = {
-        "config": config,
+        "config-dir": config_dir,
         "kubeconfig": settings.layout.node("kubelet.kubeconfig"),
         "hostname-override": settings.node_name,
         "node-ip": _joined(settings.node_ips),

@@ -11,6 +11,9 @@ from nixlet.cluster.settings import Address, ClusterSettings
 #: Who is an administrator of everything, whatever RBAC says.
 MASTERS = "system:masters"
 
+#: Who the API server is to kubelets. A role lets it in there: it needs no more than that.
+API_SERVER_USER = "system:apiserver"
+
 #: The one client whose word on who somebody is extension API servers take.
 FRONT_PROXY = "system:auth-proxy"
 

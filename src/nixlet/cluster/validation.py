@@ -17,6 +17,8 @@ _TAKEN = {
     model.KUBELET_HEALTH_PORT: "the kubelet's health",
     model.PROXY_HEALTH_PORT: "kube-proxy's health",
     model.PROXY_METRICS_PORT: "kube-proxy's metrics",
+    model.CONTROLLERS_PORT: "the controller manager's",
+    model.SCHEDULER_PORT: "the scheduler's",
     model.ETCD_CLIENT_PORT: "etcd's",
     model.ETCD_PEER_PORT: "etcd's",
     model.ETCD_METRICS_PORT: "etcd's metrics",

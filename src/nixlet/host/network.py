@@ -46,6 +46,20 @@ def addresses(name: str) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interfa
     return found
 
 
+def outgoing_address(towards: str = "192.0.2.1") -> ipaddress.IPv4Address | None:
+    """The address that packets to the world get as their sender; None: there is no way to it. Nothing is sent.
+
+    Args:
+        towards: An address out there; by default one that nobody has (RFC 5737).
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect((towards, 9))
+        except OSError:
+            return None
+        return ipaddress.IPv4Address(sock.getsockname()[0])
+
+
 def remove_bridge(name: str) -> bool:
     """Remove a bridge that has no members; whether it was removed (False: not there, or in use).
 

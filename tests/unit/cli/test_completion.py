@@ -33,7 +33,8 @@ def completed(words: str, **environment: str) -> tuple[list[str], str, int]:
         ("nixlet run --network ho", ["host"]),
         ("nixlet server --sel", ["--selinux"]),
         ("nixlet completion z", ["zsh"]),
-        ("nixlet server --tok", []),
+        ("nixlet server --rootl", []),
+        ("nixlet server --tok", ["--token", "--token-file"]),
     ],
 )
 def test_what_is_declared_is_completed(words: str, found: list[str]) -> None:

@@ -97,11 +97,19 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["server", "agent"])
-@pytest.mark.parametrize("flag", ["--server", "--token", "--token-file"])
+@pytest.mark.parametrize("flag", ["--server", "-s"])
 def test_joining_a_cluster(capsys: pytest.CaptureFixture[str], name: str, flag: str) -> None:
     status, printed = refused(capsys, name, flag, "x")
     assert status == 125
-    assert printed.startswith(f"error: {flag}: joining a cluster is not supported yet")
+    assert printed.startswith("error: --server: joining a cluster is not supported yet")
+
+
+def test_secrets_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    secrets = {"token": "se-cret", "agent-token": "se-crets", "datastore-endpoint": "mysql://u:se-cret@tcp(db)/k"}
+    said = shown(capsys, "server", *(f"--{key}={value}" for key, value in secrets.items()))
+    assert {key: said[key]["value"] for key in secrets} == dict.fromkeys(secrets, "(secret)")
+    assert app.run(["server", *(f"--{key}={value}" for key, value in secrets.items()), "--show-config"]) == 0
+    assert "se-cret" not in capsys.readouterr().out
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

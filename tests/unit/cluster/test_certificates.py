@@ -99,7 +99,7 @@ def test_subjects_are_those_that_kubernetes_knows(settings: ClusterSettings) -> 
     client, server, both = (True, False), (False, True), (True, True)
     assert seen == {
         "client-admin.crt": ("system:admin", ("system:masters",), client),
-        "client-kube-apiserver.crt": ("system:apiserver", ("system:masters",), client),
+        "client-kube-apiserver.crt": ("system:apiserver", (), client),
         "serving-kube-apiserver.crt": ("kube-apiserver", (), server),
         "client-controller.crt": ("system:kube-controller-manager", (), client),
         "client-scheduler.crt": ("system:kube-scheduler", (), client),

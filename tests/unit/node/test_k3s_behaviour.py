@@ -17,7 +17,7 @@ from nixlet.host import cgroups, logfiles
 from nixlet.kube import manifest
 from nixlet.node.children import containerd_child, rendering
 from nixlet.node.requirements import snapshotters
-from nixlet.node.settings import config, configfile, names
+from nixlet.node.settings import config, configfile, k3skeys, names
 from nixlet.store.daemon import client as nix
 
 RUNTIME = "io.containerd.cri.v1.runtime"
@@ -113,72 +113,52 @@ TAKEN = {
     "log": "/l",
 }
 
-#: k3s's flags for what nixlet has not: joining a cluster, where it says so in words.
-OF_A_CLUSTER = ("server", "token", "token-file")
-
-#: k3s's flags that are refused, so that nobody believes in an effect.
-REFUSED = [
-    "docker",
-    "embedded-registry",
-    "supervisor-metrics",
-    "image-credential-provider-bin-dir",
-    "image-credential-provider-config",
-    "rootless",
-    "prefer-bundled-bin",
-    "kubelet-arg",
-    "kube-proxy-arg",
-    "node-name",
-    "with-node-id",
-    "node-label",
-    "node-taint",
-    "node-ip",
-    "node-external-ip",
-    "node-internal-dns",
-    "node-external-dns",
-    "protect-kernel-defaults",
-    "flannel-iface",
-    "flannel-conf",
-    "flannel-cni-conf",
-    "lb-server-port",
-    "disable-apiserver-lb",
-    "enable-pprof",
-    "vpn-auth",
-    "vpn-auth-file",
-    "vmodule",
-    "alsologtostderr",
-    "v",
-    "agent-token",
-    "cluster-init",
-    "cluster-reset",
-    "write-kubeconfig",
-    "datastore-endpoint",
-    "cluster-cidr",
-    "service-cidr",
-    "cluster-dns",
-    "cluster-domain",
-    "flannel-backend",
-    "https-listen-port",
-    "disable",
-    "disable-scheduler",
-    "disable-cloud-controller",
-    "disable-kube-proxy",
-    "disable-network-policy",
-    "disable-helm-controller",
-    "secrets-encryption",
-    "disable-agent",
-    "disable-apiserver",
-    "disable-controller-manager",
-    "disable-etcd",
-    "kube-controller-arg",
-    "kube-cloud-controller-arg",
-]
+#: The same of its flags that concern a cluster.
+OF_A_CLUSTER = {
+    "token": "secret",
+    "token-file": "/t",
+    "agent-token": "another",
+    "agent-token-file": "/a",
+    "node-name": "n",
+    "node-ip": "192.0.2.7",
+    "node-label": "a=b",
+    "node-taint": "a=b:NoSchedule",
+    "cluster-cidr": "10.1.0.0/16",
+    "service-cidr": "10.2.0.0/16",
+    "cluster-dns": "10.2.0.10",
+    "cluster-domain": "example.local",
+    "service-node-port-range": "31000-32000",
+    "flannel-backend": "none",
+    "tls-san": "a.example",
+    "https-listen-port": "7443",
+    "advertise-address": "192.0.2.8",
+    "write-kubeconfig": "/k",
+    "write-kubeconfig-mode": "640",
+    "write-kubeconfig-group": "adm",
+    "datastore-endpoint": "mysql://x",
+    "datastore-cafile": "/ca",
+    "datastore-certfile": "/crt",
+    "datastore-keyfile": "/key",
+    "cluster-init": "true",
+    "secrets-encryption": "true",
+    "disable-agent": "true",
+    "disable-kube-proxy": "true",
+    "disable-scheduler": "true",
+    "disable-controller-manager": "true",
+    "etcd-arg": "a=b",
+    "kube-apiserver-arg": "a=b",
+    "kube-controller-manager-arg": "a=b",
+    "kube-scheduler-arg": "a=b",
+    "kubelet-arg": "a=b",
+    "kube-proxy-arg": "a=b",
+}
 
 
 def status_of(*arguments: str) -> int:
     return app.run(["server", "--config", os.devnull, "--show-config", *arguments])
 
 
-@pytest.mark.parametrize(("key", "value"), TAKEN.items())
+@pytest.mark.parametrize(("key", "value"), (TAKEN | OF_A_CLUSTER).items())
 def test_flags_that_are_taken(tmp_path: Path, key: str, value: str) -> None:
     name = key.replace("-", "_")
     several = isinstance(getattr(config.Settings(), name), tuple)
@@ -190,24 +170,36 @@ def test_flags_that_are_taken(tmp_path: Path, key: str, value: str) -> None:
     assert status_of(f"--{key}={value}") == 0
 
 
-@pytest.mark.parametrize("key", REFUSED)
-def test_flags_that_mean_nothing_here_are_refused(tmp_path: Path, key: str) -> None:
-    """k3s's server passes unknown keys over with a warning."""
+@pytest.mark.parametrize("key", k3skeys.PASSED_OVER)
+def test_what_means_nothing_here_is_told_and_passed_over(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"{key}: 'true'\n")
-    with pytest.raises(errors.UsageError, match=rf"^{file}, line 1: {key} is not a known key"):
-        configfile.load({}, {}, file=str(file))
-    assert status_of(f"--{key}=true" if len(key) > 1 else f"-{key}") == 2
+    assert configfile.load({}, {}, file=str(file)).warnings[0].startswith(f"{file}, line 1: {key} is passed over: ")
+    assert status_of(f"--{key}=true" if len(key) > 1 else f"-{key}true") == 0
+    assert f"warning: --{key} is passed over: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", OF_A_CLUSTER)
-def test_flags_of_a_cluster_are_refused_in_words(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("key", k3skeys.REFUSED)
+def test_what_somebody_would_miss_is_refused_in_words(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(f"{key}: x\n")
+    file.write_text(f"{key}: 'true'\n")
+    with pytest.raises(errors.UnsupportedError, match=f": {key} is k3s's, and not supported: "):
+        configfile.load({}, {}, file=str(file))
+    assert status_of(f"--{key}=true") == 125
+    assert f"error: --{key} is k3s's, and not supported: " in capsys.readouterr().err
+
+
+def test_joining_a_cluster_is_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("server: x\n")
     with pytest.raises(errors.UnsupportedError, match="joining a cluster is not supported yet"):
         configfile.load({}, {}, file=str(file))
-    assert status_of(f"--{key}=x") == 125
-    assert f"error: --{key}: joining a cluster is not supported yet" in capsys.readouterr().err
+    assert status_of("--server=x") == 125
+    assert "error: --server: joining a cluster is not supported yet" in capsys.readouterr().err
 
 
 def test_help_needs_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

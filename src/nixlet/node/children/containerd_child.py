@@ -136,7 +136,7 @@ async def configured(
         cni_bin_dir=programs.cni_bin_dir,
         said=said,
     )
-    _write_network(settings, layout)
+    write_network(settings, layout)
     await _wait_until_gone(layout.containerd_socket)
     argv = _command(settings, layout, programs, config)
     _log.info("starting containerd", extra={"command": argv})
@@ -167,14 +167,20 @@ async def configured(
                 os.unlink(socket)
 
 
-def _write_network(settings: node_config.Settings, layout: node_config.Layout) -> None:
+def write_network(settings: node_config.Settings, layout: node_config.Layout) -> None:
+    """Write the network of pods, of which containerd takes notice by itself; without one that is known pods wait."""
+    path = os.path.join(layout.cni_conf_dir, cni.FILE_NAME)
+    if not settings.pod_cidr:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
     conflist = cni.render(
         name=f"nixlet-{settings.bridge}",
         bridge=settings.bridge,
         pod_cidr=settings.pod_cidr,
         data_dir=layout.cni_data_dir,
     )
-    files.write_atomically(os.path.join(layout.cni_conf_dir, cni.FILE_NAME), conflist)
+    files.write_atomically(path, conflist)
 
 
 async def _wait_until_gone(socket: str) -> None:

@@ -20,7 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, imagestore, runtimes
 from nixlet.host import files, mounts, process, unixsocket
 from nixlet.node.children import rendering
-from nixlet.node.doctor import machine, netprobe, running
+from nixlet.node.doctor import kubernetes, machine, netprobe, running
 from nixlet.node.images import pause
 from nixlet.node.ownership import marker
 from nixlet.node.requirements import preflight, snapshotters
@@ -99,8 +99,8 @@ class Doctor:
     """Checks for a node with certain settings."""
 
     def __init__(self, settings: node_config.Settings) -> None:
-        self._settings = settings
         self._layout = node_config.Layout(settings.data_dir, settings.state_dir)
+        self._settings = kubernetes.with_pods(settings, self._layout)
         self._store: nix.DaemonStore | None = None
         self._ours = settings.snapshotter == containerd_config.NIX
         self._findings: probe.Findings | None = None
@@ -140,6 +140,8 @@ class Doctor:
             yield Check("containerd", "registries", self._registries)
         yield Check("containerd", "snapshotter", self._snapshotter)
         yield Check("containerd", "pods' network", self._network)
+        looks = kubernetes.looks(settings, self._layout)
+        yield from (Check("Kubernetes", name, look) for name, look in looks.items())
         yield from self._sockets()
         yield Check("disk", "data directory", self._data_directory)
         yield Check("disk", "space", lambda: machine.space(existing(self._layout.data_dir)))

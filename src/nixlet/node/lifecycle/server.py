@@ -20,6 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.host import children as host_children
 from nixlet.host import files, limits, mounts, network, sdnotify, signals
 from nixlet.node.children import containerd_child, registries
+from nixlet.node.cluster import finding
 from nixlet.node.ownership import claims, marker
 from nixlet.node.requirements import preflight, snapshotters
 from nixlet.node.serving import listeners
@@ -29,6 +30,7 @@ from nixlet.store import roots
 from nixlet.store.daemon import client as nix
 
 if TYPE_CHECKING:
+    from nixlet.node.cluster import running as cluster_running
     from nixlet.node.lifecycle import assembly
 
 #: Where CRI keeps containers' streams below containerd's state directory.
@@ -116,6 +118,8 @@ async def running(
         await asyncio.wait({checking}, timeout=0 if store is not None else None)
         if checking.done():
             checking.result()
+        cluster = await _cluster(settings, layout)
+        settings = settings if cluster is None else cluster.settings
         _claim(stack, settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
         # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
@@ -133,6 +137,8 @@ async def running(
         serving = await stack.enter_async_context(contextlib.AsyncExitStack())
         children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
         start = functools.partial(_start, needed, children, settings, layout, programs, ready)
+        beginning = asyncio.create_task(_begun(cluster, children), name="cluster")
+        stack.push_async_callback(_given_up, beginning)
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
         # Streams of an earlier node's containers are taken up before containerd starts, which forgets those that have ended.
@@ -147,6 +153,9 @@ async def running(
         containerd = await stack.enter_async_context(
             made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
         )
+        await beginning
+        if cluster is not None:
+            await cluster.go_on(stack, children)
         await made.attend(stack, containerd, hastened)
         yield children
 
@@ -165,6 +174,21 @@ def _assembly() -> "type[assembly.Assembly]":
     from nixlet.node.lifecycle import assembly  # noqa: PLC0415 (see above)
 
     return assembly.Assembly
+
+
+async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -> "cluster_running.Cluster | None":
+    """The cluster that a node is; None: it is alone."""
+    found = finding.find(settings, layout)
+    if found is None:
+        return None
+    from nixlet.node.cluster import running  # noqa: PLC0415 (a node alone doesn't wait for it)
+
+    return await running.of(settings, layout, found)
+
+
+async def _begun(cluster: "cluster_running.Cluster | None", children: host_children.Children) -> None:
+    if cluster is not None:
+        await cluster.begin(children)
 
 
 def _has_streams(layout: node_config.Layout) -> bool:
@@ -208,12 +232,14 @@ def _claim(
     # Once more: another node may have had them until now.
     marker.check(layout)
     bridge, own = settings.bridge, not settings.container_runtime_endpoint
-    if own:
+    # (a cluster's node learns only later which network its pods have)
+    if own and settings.pod_cidr:
         stack.enter_context(claims.pod_network(bridge, settings.pod_cidr))
     # Before there is anything else that would have to be taken away.
     known = marker.write(settings, layout, gc_roots, bridge_is_there=network.bridge_exists(bridge))
     if own:
-        claims.clear_gateway(bridge, settings.pod_cidr, ours=bridge in known.bridges)
+        if settings.pod_cidr:
+            claims.clear_gateway(bridge, settings.pod_cidr, ours=bridge in known.bridges)
         if bridge in known.bridges:
             stack.callback(network.remove_bridge, bridge)
 

@@ -8,31 +8,26 @@ mount table of any process shows something beneath it or bound from it.
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import re
-import shutil
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import cni, cri
 from nixlet.containers import endings
-from nixlet.host import files, iptables, logfiles, mounts, network, process
+from nixlet.host import files, iptables, logfiles, network
 from nixlet.node.children import registries
+from nixlet.node.cluster import kernel, podnetwork, preparing, traces
 from nixlet.node.images import preload
-from nixlet.node.lifecycle import server
+from nixlet.node.lifecycle import remains, server
 from nixlet.node.ownership import marker, podtraces
 from nixlet.node.requirements import preflight
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import names
 from nixlet.rpc import channel as channels
 from nixlet.store.daemon import client as nix
-
-#: Seconds for processes to be gone after SIGKILL, and for mounts that a dying process still holds.
-_PATIENCE = 10.0
 
 #: The settings by which a node is known; what it was started with holds.
 _KNOWN_BY = ("state_dir", "bridge")
@@ -103,6 +98,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
         *(layout.containerd_root, layout.pods, layout.containerd_config, layout.crictl_config),
         os.path.join(layout.cni_conf_dir, cni.FILE_NAME),
         *registries.made_in(layout.certs_dir),
+        *traces.trees(last, layouts),
         preload.cache_file(layout.images),
         *known.gc_roots,
         *filter(_is_plain_file, logs),
@@ -112,11 +108,19 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     present = tuple(tree for tree in trees if os.path.lexists(tree))
     _check_store(present)
     kept += (f"{path}, which is not the node's" for path in _others(layout, present))
+    if traces.pods(last, layout):
+        kept.append("logs of pods that were removed less than a minute before, in /var/log/pods")
     if last.container_runtime_endpoint:
         kept.append(f"the pods and images of the containerd at {last.container_runtime_endpoint}")
     # Parents behind what is in them.
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
-    emptied = (*inside, *(each.state_dir for each in layouts), data_dir, *map(os.path.dirname, known.gc_roots))
+    emptied = (
+        *inside,
+        os.path.join(data_dir, "server"),
+        *(each.state_dir for each in layouts),
+        data_dir,
+        *map(os.path.dirname, known.gc_roots),
+    )
     return Plan(settings, tuple(layouts), present, emptied, known.bridges, (*kept, *_KEPT))
 
 
@@ -206,7 +210,7 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
     assert settings is not None
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     # Before the pods' end: after it nothing knows them.
-    pods = podtraces.of_node(doomed.layouts)
+    pods, uids = podtraces.of_node(doomed.layouts), traces.pods(settings, layout)
     try:
         with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
             pass
@@ -225,20 +229,26 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
             stack.enter_context(lock)
         for each in doomed.layouts:
             sockets = podtraces.shim_sockets(each)
-            await _delete_containers(settings, each)
-            await _end_shims(each)
-            _remove(sockets)
-            await _unmount(each.containerd_state)
-        await _unmount(layout.containerd_root)
+            await remains.delete_containers(settings, each)
+            await remains.end_shims(each)
+            remains.remove(sockets)
+            await remains.unmount(each.containerd_state)
+        await remains.unmount(layout.containerd_root)
         # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
-        await _unmount(layout.pods, itself=True)
+        await remains.unmount(layout.pods, itself=True)
+        # Volumes that its kubelet made, and its own mount of that directory.
+        await remains.unmount(preparing.kubelet_dir(settings, layout))
+        traces.remove_cgroups(settings, uids)
+        await traces.remove_services(settings, layout)
+        kernel.put_settings_back(layout)
+        remains.remove(traces.shared(uids))
         for pod in pods:
             await iptables.remove_rules(container=pod)
-        _remove(podtraces.cni_results(pods))
+        remains.remove(podtraces.cni_results(pods))
         for bridge in doomed.bridges:
             network.remove_bridge(bridge)
-        _check_free(doomed.trees)
-        await asyncio.to_thread(_remove, doomed.trees)
+        remains.check_free(doomed.trees)
+        await asyncio.to_thread(remains.remove, doomed.trees)
     _remove_emptied(doomed)
     return doomed
 
@@ -252,9 +262,9 @@ async def uninstall_snapshotter(root: str) -> Plan:
     preflight.check_root()
     doomed = plan_snapshotter(root)
     with files.exclusive_lock(os.path.join(root, "lock"), what=f"the snapshotter's root {root}"):
-        await _unmount(os.path.join(root, "views"))
-        _check_free(doomed.trees)
-        await asyncio.to_thread(_remove, doomed.trees)
+        await remains.unmount(os.path.join(root, "views"))
+        remains.check_free(doomed.trees)
+        await asyncio.to_thread(remains.remove, doomed.trees)
     _remove_emptied(doomed)
     return doomed
 
@@ -267,8 +277,13 @@ def _remove_emptied(doomed: Plan) -> None:
 
 async def _in_order(settings: node_config.Settings) -> None:
     """Start the node once more, and let it remove its pods and images."""
-    quiet = dataclasses.replace(settings, health_address=node_config.NO_HEALTH)
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    quiet = dataclasses.replace(
+        settings,
+        health_address=node_config.NO_HEALTH,
+        kubernetes="no",
+        pod_cidr=podnetwork.remembered(layout) or settings.pod_cidr,
+    )
     try:
         async with server.running(quiet), channels.connect(layout.containerd_socket) as channel:
             runtime = cri.RuntimeClient(channel, layout.containerd_socket)
@@ -282,117 +297,3 @@ async def _in_order(settings: node_config.Settings) -> None:
                     await images.remove(image.id)
     except errors.NixletError as error:
         _log.warning("the node can't be started once more; its pods are ended by hand: %s", error)
-
-
-async def _delete_containers(settings: node_config.Settings, layout: node_config.Layout) -> None:
-    """Let runc end the containers that are left, with their cgroups."""
-    runc = process.find_program(settings.runc)
-    for namespace in podtraces.directories(layout.runc_root):
-        for container in podtraces.directories(namespace) if runc else []:
-            argv = [runc or "", "--root", namespace, "delete", "--force", os.path.basename(container)]
-            with contextlib.suppress(errors.NixletError):
-                await process.run(argv, timeout=_PATIENCE)
-
-
-def _processes() -> Iterator[tuple[int, int, list[str]]]:
-    """Number, parent and command line of each process."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                    parent = int(file.read().rpartition(")")[2].split()[1])
-                with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    command = file.read().decode(errors="surrogateescape").split("\0")
-                yield int(entry), parent, command
-
-
-def _shim_processes(layout: node_config.Layout) -> list[int]:
-    """Our shims and all that runs below them, the deepest last."""
-    listed = list(_processes())
-    ours = [
-        pid
-        for pid, _, command in listed
-        if "containerd-shim" in command[0] and ("-address", layout.containerd_socket) in itertools.pairwise(command)
-    ]
-    for pid in ours:
-        ours.extend(child for child, parent, _ in listed if parent == pid)
-    return ours
-
-
-async def _end_shims(layout: node_config.Layout) -> None:
-    deadline = asyncio.get_running_loop().time() + _PATIENCE
-    while left := _shim_processes(layout):
-        if asyncio.get_running_loop().time() > deadline:
-            raise errors.FailedPreconditionError(f"process {left[0]} of a pod does not end")
-        for pid in reversed(left):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(0.1)
-
-
-async def _unmount(place: str, *, itself: bool = False) -> None:
-    """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen.
-
-    Args:
-        place: The directory.
-        itself: Only what is mounted on the directory, and not what is below it.
-    """
-    for entry in reversed(mounts.below(place)):
-        if itself and entry.path != os.path.realpath(place):
-            continue
-        for attempt in range(20):
-            try:
-                mounts.unmount(entry.path)
-                break
-            except errors.FailedPreconditionError:
-                if attempt == 19:
-                    raise
-                await asyncio.sleep(0.1)
-
-
-def _namespaces() -> Iterator[str]:
-    """The mount table of each mount namespace, through one of its processes."""
-    seen = set()
-    for entry in ["self", *filter(str.isdigit, os.listdir("/proc"))]:
-        with contextlib.suppress(OSError):
-            namespace = os.readlink(f"/proc/{entry}/ns/mnt")
-            if namespace not in seen:
-                seen.add(namespace)
-                yield f"/proc/{entry}/mountinfo"
-
-
-def _check_free(trees: Sequence[str]) -> None:
-    """Check that nothing is mounted beneath trees, and nothing anywhere is bound from them or stacked on them.
-
-    Raises:
-        FailedPreconditionError: Something is.
-    """
-    own = list(mounts.table())
-    for tree in filter(os.path.isdir, trees):
-        real = os.path.realpath(tree)
-        under = f"{real}/"
-        # The mount that the tree lies on: what is bound from the tree names it by its path in that file system.
-        base = max(
-            (entry for entry in own if f"{real}/".startswith(f"{entry.path.rstrip('/')}/")), key=lambda e: len(e.path)
-        )
-        inside = os.path.normpath(f"{base.root.rstrip('/')}/{os.path.relpath(real, base.path)}")
-        for mountinfo in _namespaces():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for entry in mounts.table(mountinfo):
-                    # Layers are named as whoever mounted them named them, which may be by way of a link.
-                    stacked = under in entry.options or f"{tree}/" in entry.options
-                    bound = entry.device == base.device and f"{entry.root}/".startswith(f"{inside}/")
-                    if f"{entry.path}/".startswith(under) or bound or stacked:
-                        raise errors.FailedPreconditionError(
-                            f"{tree} is not deleted: {entry.path} is mounted {'from' if bound else 'in'} it",
-                            hint=f"look at it, and unmount it: umount {entry.path}",
-                        )
-
-
-def _remove(trees: Sequence[str]) -> None:
-    for tree in trees:
-        if os.path.isdir(tree) and not os.path.islink(tree):
-            shutil.rmtree(tree)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(tree)

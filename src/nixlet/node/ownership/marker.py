@@ -133,7 +133,8 @@ def write(
         bridges=_with(before.bridges, "" if foreign else settings.bridge),
         logs=_with(before.logs, settings.log and os.path.abspath(settings.log)),
         gc_roots=_with(before.gc_roots, gc_roots),
-        settings=dataclasses.asdict(settings),
+        # Secrets have files of their own.
+        settings={**dataclasses.asdict(settings), **dict.fromkeys(node_config.SECRET, "")},
     )
     for directory in (layout.data_dir, layout.state_dir):
         _write(directory, marker)

@@ -21,6 +21,12 @@ NO_HEALTH = "none"
 #: What an endpoint may begin with; nothing else than Unix sockets is talked to.
 UNIX = "unix://"
 
+#: The values of ``kubernetes``.
+KUBERNETES = ("auto", "yes", "no")
+
+#: Settings whose values are secrets: shown nowhere, and written down nowhere but in files for them.
+SECRET = frozenset(("token", "agent_token", "datastore_endpoint"))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -62,6 +68,40 @@ class Settings:
             empty: at the Unix socket ``Layout.health_socket``; "none": nowhere.
         log: The file that the node's log goes to; empty: standard error.
         debug: Log more.
+        kubernetes: Whether the node is a whole Kubernetes cluster: "auto" (where all programs for that are found), "yes" or "no".
+        kubernetes_bin_dir: Where Kubernetes' programs are, and the datastore's; empty: on PATH.
+        token: The secret that other nodes join by; empty: one that is made.
+        token_file: A file that holds it.
+        agent_token: Another one, by which nodes join as agents only; empty: the same.
+        agent_token_file: A file that holds it.
+        node_name: The Node object's name; empty: the machine's.
+        node_ip: The node's addresses, at most one of each IP version; empty: the one that the default route goes out from.
+        node_label: Labels that the node registers with.
+        node_taint: Taints that the node registers with.
+        cluster_cidr: The networks that nodes' pods get parts of.
+        service_cidr: The networks of services.
+        cluster_dns: The addresses of the cluster's DNS service; empty: the tenth of each services' network.
+        cluster_domain: The domain of services' names.
+        service_node_port_range: Ports of NodePort services, as ``FIRST-LAST``.
+        flannel_backend: What routes pods' packets between nodes: ``none`` (nothing of ours).
+        tls_san: More names and addresses for the API server's certificate.
+        https_listen_port: Where the API server listens.
+        advertise_address: Where others reach the API server; empty: the node's address.
+        write_kubeconfig: Where the administrator's kubeconfig goes; empty: as ``node.cluster.mapping.kubeconfig_path`` says.
+        write_kubeconfig_mode: Its mode, in octal digits.
+        write_kubeconfig_group: Its group; empty: root's.
+        datastore_endpoint: Where the cluster's state is kept; empty: in ``server/db`` by a kine of ours, or an etcd where there is no kine.
+        datastore_cafile: The authority of the datastore's servers.
+        datastore_certfile: The certificate that they are shown.
+        datastore_keyfile: The key of that.
+        cluster_init: Keep the cluster's state in an etcd of ours, which others can join.
+        secrets_encryption: Secrets are encrypted in the datastore.
+        disable_agent: Run no kubelet and no kube-proxy.
+        disable_kube_proxy: Run no kube-proxy.
+        disable_scheduler: Run no kube-scheduler.
+        disable_controller_manager: Run no kube-controller-manager.
+        etcd_arg: Arguments for etcd, as ``cluster.arguments.merged`` takes them; the following are such for the programs that they are
+            named after.
     """
 
     data_dir: str = names.DEFAULT_DATA_DIR
@@ -93,6 +133,44 @@ class Settings:
     health_address: str = ""
     log: str = ""
     debug: bool = False
+    kubernetes: str = "auto"
+    kubernetes_bin_dir: str = ""
+    token: str = dataclasses.field(default="", repr=False)
+    token_file: str = ""
+    agent_token: str = dataclasses.field(default="", repr=False)
+    agent_token_file: str = ""
+    node_name: str = ""
+    node_ip: Sequence[str] = ()
+    node_label: Sequence[str] = ()
+    node_taint: Sequence[str] = ()
+    cluster_cidr: Sequence[str] = ("10.42.0.0/16",)
+    service_cidr: Sequence[str] = ("10.43.0.0/16",)
+    cluster_dns: Sequence[str] = ()
+    cluster_domain: str = "cluster.local"
+    service_node_port_range: str = "30000-32767"
+    flannel_backend: str = "none"
+    tls_san: Sequence[str] = ()
+    https_listen_port: str = "6443"
+    advertise_address: str = ""
+    write_kubeconfig: str = ""
+    write_kubeconfig_mode: str = "600"
+    write_kubeconfig_group: str = ""
+    datastore_endpoint: str = dataclasses.field(default="", repr=False)
+    datastore_cafile: str = ""
+    datastore_certfile: str = ""
+    datastore_keyfile: str = ""
+    cluster_init: bool = False
+    secrets_encryption: bool = False
+    disable_agent: bool = False
+    disable_kube_proxy: bool = False
+    disable_scheduler: bool = False
+    disable_controller_manager: bool = False
+    etcd_arg: Sequence[str] = ()
+    kube_apiserver_arg: Sequence[str] = ()
+    kube_controller_manager_arg: Sequence[str] = ()
+    kube_scheduler_arg: Sequence[str] = ()
+    kubelet_arg: Sequence[str] = ()
+    kube_proxy_arg: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from nixlet import errors
-from nixlet.node.settings import config, names, rules, trusted
+from nixlet.node.settings import config, k3skeys, names, rules, trusted
 
 if TYPE_CHECKING:
     from nixlet.encoding import yamlread
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 Value = bool | str | tuple[str, ...]
 
 #: Flags with one letter, which may be keys as well.
-SHORT = {"d": "data_dir", "l": "log"}
+SHORT = {"d": "data_dir", "i": "node_ip", "l": "log", "t": "token"}
 
 #: What k3s has for joining a cluster, by key, with the environment variable.
-JOINING = {"server": "NIXLET_URL", "token": "NIXLET_TOKEN", "token-file": "NIXLET_TOKEN_FILE"}
+JOINING = {"server": "NIXLET_URL"}
 
 _DEFAULTS: Mapping[str, Value] = dataclasses.asdict(config.Settings())
 _KEYS = {names.key(name): name for name in _DEFAULTS}
 _NAMES = _KEYS | SHORT
+
+_K3S = frozenset((*k3skeys.PASSED_OVER, *k3skeys.REFUSED))
 
 #: Go's words for truth values (strconv.ParseBool), which k3s takes on the command line and in the environment.
 _BOOLEANS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
@@ -67,11 +69,13 @@ class Configuration:
         settings: The settings, checked.
         origins: Where each was said, by the names of ``Settings``.
         files: The files that were read, in their order.
+        warnings: What was passed over, and why.
     """
 
     settings: config.Settings
     origins: Mapping[str, Origin]
     files: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: str | None = None) -> Configuration:
@@ -79,15 +83,16 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
 
     Args:
         flags: The command line by the names of ``Settings``: a truth value or a word for one, text, or several texts; None and
-            no texts at all stand for "not given". The flags of ``JOINING`` may be among them, to be refused.
+            no texts at all stand for "not given". The flags of ``JOINING`` and of ``k3skeys`` may be among them.
         environment: NIXLET_ variables: an empty one counts as not set; several values are parted by commas.
         file: The configuration file that the command line names.
 
     Raises:
         UsageError: A value or a key can't be used; the sentence names the place.
         PermissionDeniedError: Somebody else can write a file.
-        UnsupportedError: Something asks for joining a cluster.
+        UnsupportedError: Something asks for joining a cluster, or for what k3s has and nixlet hasn't.
     """
+    warnings = [_of_k3s(key, f"--{key}") for key in _K3S if flags.get(key.replace("-", "_")) not in {None, ()}]
     for name, environment_variable in JOINING.items():
         if environment.get(environment_variable):
             raise cannot_join(environment_variable)
@@ -97,7 +102,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
     origins = dict.fromkeys(_DEFAULTS, Origin("default"))
     files = tuple(_files(file, environment))
     for path in files:
-        for name, value, place, appends in _entries(path):
+        for name, value, place, appends in _entries(path, warnings):
             before = origins[name].places if appends else ()
             earlier = values[name] if before else ()
             assert isinstance(earlier, tuple)
@@ -114,14 +119,15 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
         values[name] = _from_flag(given, default, names.flag(name))
         origins[name] = Origin("flag", (names.flag(name),))
     settings = config.Settings(**values)  # type: ignore[arg-type]  # each is of its default's type
-    return Configuration(rules.checked(settings, lambda name: origins[name].called(name)), origins, files)
+    checked = rules.checked(settings, lambda name: origins[name].called(name))
+    return Configuration(checked, origins, files, tuple(warnings))
 
 
 def cannot_join(place: str) -> errors.UnsupportedError:
     """The error for what asks for joining a cluster."""
     return errors.UnsupportedError(
-        f"{place}: joining a cluster is not supported yet: a node runs its own pods",
-        hint="leave it out, and give the node its pods with nixlet kube play",
+        f"{place}: joining a cluster is not supported yet: a server is a cluster of its own",
+        hint="leave it out",
     )
 
 
@@ -177,14 +183,31 @@ def _drop_ins(directory: str) -> Iterator[str]:
     yield from (os.path.join(directory, name) for name in found if name.lower().endswith((".yaml", ".yml")))
 
 
-def _entries(path: str) -> Iterator[tuple[str, Value, str, bool]]:
-    """The settings of one file: name, value, place, and whether the value is appended."""
+def _of_k3s(key: str, place: str) -> str:
+    """What there is to say of a key or flag that k3s has and that means nothing here.
+
+    Raises:
+        UnsupportedError: Somebody would miss it.
+    """
+    if key in k3skeys.REFUSED:
+        raise errors.UnsupportedError(
+            f"{place} is k3s's, and not supported: {k3skeys.REFUSED[key][0]}", hint="leave it out"
+        )
+    return f"{place} is passed over: {k3skeys.PASSED_OVER[key][0]}"
+
+
+def _entries(path: str, warnings: list[str]) -> Iterator[tuple[str, Value, str, bool]]:
+    """The settings of one file: name, value, place, and whether the value is appended; ``warnings`` learns of what is passed over."""
     documents = _documents(path)
     if len(documents) > 1:
         raise documents[1].error("", "is one too many: a configuration file has one")
     for document in documents:
         for written in document.left():
             name = _NAMES.get(written.removesuffix("+"))
+            if name is None and written.removesuffix("+") in _K3S:
+                warnings.append(_of_k3s(written.removesuffix("+"), document.error(written, "").message.rstrip()))
+                document.skip(written)
+                continue
             if name is None:
                 raise _unknown(document, written)
             place = f"{path}, line {document.line(written)}"
@@ -227,7 +250,7 @@ def _value(document: "yamlread.Mapping", written: str, name: str) -> Value:
 
 def _unknown(document: "yamlread.Mapping", written: str) -> errors.NixletError:
     known = written.removesuffix("+").lstrip("-")
-    if known in JOINING:
+    if known in {*JOINING, "s"}:
         return cannot_join(document.error(written, "").message.rstrip())
     if known in {"config", "c"}:
         return document.error(

@@ -36,6 +36,17 @@ _REQUIRED = {
 }
 
 
+#: Files of a cluster's: their names in ``Settings``.
+_FILES = (
+    "token_file",
+    "agent_token_file",
+    "write_kubeconfig",
+    "datastore_cafile",
+    "datastore_certfile",
+    "datastore_keyfile",
+)
+
+
 class _Problem(NamedTuple):
     """What is wrong with a value: the rest of a sentence that begins with the setting."""
 
@@ -63,6 +74,7 @@ def checked(settings: config.Settings, called: Callable[[str], str] = names.flag
         private_registry=os.path.abspath(settings.private_registry),
         resolv_conf=os.path.abspath(settings.resolv_conf) if settings.resolv_conf else "",
         log=os.path.abspath(settings.log) if settings.log else "",
+        **{name: os.path.abspath(getattr(settings, name)) for name in _FILES if getattr(settings, name)},
         container_runtime_endpoint=settings.container_runtime_endpoint.removeprefix(config.UNIX),
         image_service_endpoint=settings.image_service_endpoint.removeprefix(config.UNIX),
     )
@@ -72,11 +84,13 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     for name, value in dataclasses.asdict(settings).items():
         for text in (value,) if isinstance(value, str) else () if isinstance(value, bool) else value:
             if not text.isprintable():
-                yield _Problem(name, f"{text!r} holds a line break, a control character or no UTF-8")
+                shown = "" if name in config.SECRET else f"{text!r} "
+                yield _Problem(name, f"{shown}holds a line break, a control character or no UTF-8")
     yield from _path_problems(settings)
     yield from _network_problems(settings)
     yield from _image_problems(settings)
     yield from _log_problems(settings)
+    yield from _cluster_problems(settings)
     if not _SNAPSHOTTER.fullmatch(settings.snapshotter):
         hint = 'use "nix", "overlayfs" or "native"'
         yield _Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
@@ -90,6 +104,23 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     if settings.containerd_restart not in config.RESTARTS:
         hint = f"use {' or '.join(config.RESTARTS)}"
         yield _Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
+
+
+def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:
+    """What can be told without a cluster's own rules (``cluster.validation``), which hold where there is one."""
+    if settings.kubernetes not in config.KUBERNETES:
+        hint = f"use {', '.join(config.KUBERNETES)}"
+        yield _Problem("kubernetes", f"{settings.kubernetes!r} is not known", hint)
+    if settings.kubernetes_bin_dir and not os.path.isabs(settings.kubernetes_bin_dir):
+        yield _Problem("kubernetes_bin_dir", f"{settings.kubernetes_bin_dir!r} must be an absolute path")
+    if (
+        not re.fullmatch(r"[1-9][0-9]{0,4}", settings.https_listen_port, re.ASCII)
+        or int(settings.https_listen_port) > 65535
+    ):
+        yield _Problem("https_listen_port", f"{settings.https_listen_port!r} is no port", "as in 6443")
+    for name in ("token", "agent_token"):
+        if getattr(settings, name) and getattr(settings, f"{name}_file"):
+            yield _Problem(name, f"and {names.key(f'{name}_file')} are both set", "use one of them")
 
 
 def _log_problems(settings: config.Settings) -> Iterator[_Problem]:

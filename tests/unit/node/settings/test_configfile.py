@@ -63,6 +63,8 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "system_default_registry": "r.example.com",
         "airgap_extra_registry": "r.example.com",
         "default_runtime": "crun",
+        "kubernetes": "yes",
+        "https_listen_port": "7443",
     }
     default = getattr(config.Settings(), name)
     text = "true" if isinstance(default, bool) else samples.get(name, "/x/y")
@@ -162,8 +164,13 @@ def test_keys_of_one_letter(file: Path) -> None:
         ("config: /x\n", ", line 1: config can't stand in a configuration file", ""),
         ("c: /x\n", ", line 1: c can't stand in a configuration file", ""),
         ("server: https://x\n", ", line 1: server: joining a cluster is not supported yet", "leave it out"),
-        ("token: x\n", ", line 1: token: joining a cluster is not supported yet", "leave it out"),
-        ("token-file: x\n", ", line 1: token-file: joining a cluster is not supported yet", "leave it out"),
+        ("s: https://x\n", ", line 1: s: joining a cluster is not supported yet", "leave it out"),
+        ("docker: true\n", ", line 1: docker is k3s's, and not supported: pods run in containerd", "leave it out"),
+        ("kubernetes: maybe\n", ", line 1: kubernetes 'maybe' is not known", "use auto, yes, no"),
+        ("kubernetes-bin-dir: bin\n", ", line 1: kubernetes-bin-dir 'bin' must be an absolute path", ""),
+        ("https-listen-port: 65536\n", ", line 1: https-listen-port '65536' is no port", "as in 6443"),
+        ("token: x\ntoken-file: /x\n", ", line 1: token and token-file are both set", "use one of them"),
+        ('token: "se\\ncret"\n', ", line 1: token holds a line break", ""),
         ("runc: a\nrunc: b\n", ", line 2: runc stands there twice", ""),
         ("snapshotter: [nix]\n", ", line 1: snapshotter must be a string", ""),
         ("snapshotter: {a: b}\n", ", line 1: snapshotter must be a string", ""),
@@ -203,6 +210,28 @@ def test_a_mistake_in_a_file(file: Path, text: str, sentence: str, hint: str) ->
     assert error.hint.startswith(hint)
 
 
+def test_a_file_that_was_written_for_k3s(file: Path) -> None:
+    """A node starts with it: what means something here holds, and what doesn't is told."""
+    file.write_text(
+        "token: se-cret\ntls-san: [a.example]\ndisable:\n- traefik\n- servicelb\nnode-label+: a=b\n"
+        "disable-network-policy: true\nwrite-kubeconfig-mode: '0644'\netcd-snapshot-retention: 5\n"
+    )
+    found = load(file)
+    said = found.settings
+    assert (said.token, said.tls_san, said.node_label, said.write_kubeconfig_mode) == (
+        "se-cret",
+        ("a.example",),
+        ("a=b",),
+        "0644",
+    )
+    assert [warning.partition(" is passed over: ")[0] for warning in found.warnings] == [
+        f"{file}, line 3: disable",
+        f"{file}, line 7: disable-network-policy",
+        f"{file}, line 9: etcd-snapshot-retention",
+    ]
+    assert "se-cret" not in repr(found)
+
+
 def test_bytes_that_are_no_text(file: Path) -> None:
     file.write_bytes(b"runc: a\nlog: \xff\n")
     assert refused(file).message.startswith(f"{file}, line 2, column 6: this is no YAML")
@@ -222,8 +251,6 @@ def test_a_mistake_in_a_drop_in_names_that(file: Path) -> None:
         ({"NIXLET_BRIDGE": "A"}, "NIXLET_BRIDGE 'A' is no interface name"),
         ({"NIXLET_CNI_BIN_DIR": "/a,b"}, "NIXLET_CNI_BIN_DIR 'b' must be an absolute path"),
         ({"NIXLET_CNI_BIN_DIR": ","}, "NIXLET_CNI_BIN_DIR is empty: it must name a directory"),
-        ({"NIXLET_TOKEN": "x"}, "NIXLET_TOKEN: joining a cluster is not supported yet"),
-        ({"NIXLET_TOKEN_FILE": "/x"}, "NIXLET_TOKEN_FILE: joining a cluster is not supported yet"),
         ({"NIXLET_URL": "https://x"}, "NIXLET_URL: joining a cluster is not supported yet"),
     ],
 )
@@ -237,8 +264,7 @@ def test_a_mistake_in_the_environment(file: Path, environment: dict[str, str], s
     [
         ({"debug": "perhaps"}, "--debug must be true or false, not 'perhaps'"),
         ({"bridge": "A"}, "--bridge 'A' is no interface name"),
-        ({"token": "x"}, "--token: joining a cluster is not supported yet"),
-        ({"token_file": "x"}, "--token-file: joining a cluster is not supported yet"),
+        ({"rootless": "true"}, "--rootless is k3s's, and not supported: a node needs root rights"),
         ({"server": "x"}, "--server: joining a cluster is not supported yet"),
     ],
 )

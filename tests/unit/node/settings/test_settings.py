@@ -8,6 +8,15 @@ import pytest
 from nixlet import errors
 from nixlet.node.settings import config, names, rules
 
+OF_A_CLUSTER = (
+    "token_file", "agent_token_file", "node_name", "cluster_domain", "service_node_port_range", "flannel_backend", "advertise_address",
+    "write_kubeconfig", "write_kubeconfig_mode", "write_kubeconfig_group", "datastore_cafile", "datastore_certfile", "datastore_keyfile",
+)  # fmt: skip
+LISTS_OF_A_CLUSTER = (
+    "node_ip", "node_label", "node_taint", "cluster_cidr", "service_cidr", "cluster_dns", "tls_san", "etcd_arg", "kube_apiserver_arg",
+    "kube_controller_manager_arg", "kube_scheduler_arg", "kubelet_arg", "kube_proxy_arg",
+)  # fmt: skip
+
 WRONG = [
     ("data_dir", "", "--data-dir is empty: it must name a directory"),
     ("data_dir", "/a b", "--data-dir '/a b' holds a blank, colon, comma, quote or backslash"),
@@ -83,6 +92,16 @@ WRONG = [
     ("health_address", "127.0.0.1:65536", "is not HOST:PORT, with a port up to 65535"),
     ("health_address", "127.0.0.1:٨٠", "is not HOST:PORT"),
     ("log", "/var/log/\x1b", "--log '/var/log/\\x1b' holds a line break"),
+    ("kubernetes", "maybe", "--kubernetes 'maybe' is not known"),
+    ("kubernetes_bin_dir", "bin", "--kubernetes-bin-dir 'bin' must be an absolute path"),
+    ("https_listen_port", "0", "--https-listen-port '0' is no port"),
+    ("https_listen_port", "65536", "--https-listen-port '65536' is no port"),
+    ("https_listen_port", "", "--https-listen-port '' is no port"),
+    # A secret isn't repeated.
+    *((name, "a\nb", f"{names.flag(name)} holds a line break") for name in sorted(config.SECRET)),
+    # What else they must be like is told by the cluster's own rules, when there is a cluster.
+    *((name, "a\nb", f"{names.flag(name)} 'a\\nb' holds a line break") for name in OF_A_CLUSTER),
+    *((name, ("a\nb",), f"{names.flag(name)} 'a\\nb' holds a line break") for name in LISTS_OF_A_CLUSTER),
 ]
 
 RIGHT = [
@@ -122,6 +141,15 @@ def test_a_value_that_cannot_be(name: str, value: Any, sentence: str) -> None:
 @pytest.mark.parametrize(("name", "value", "checked"), RIGHT)
 def test_a_value_that_can_be(name: str, value: Any, checked: str) -> None:
     assert getattr(rules.checked(dataclasses.replace(config.Settings(), **{name: value})), name) == checked
+
+
+def test_a_token_comes_from_one_place() -> None:
+    with pytest.raises(errors.UsageError, match=r"^--agent-token and agent-token-file are both set$"):
+        rules.checked(config.Settings(agent_token="x", agent_token_file="/x"))
+    checked = rules.checked(config.Settings(token_file="t", write_kubeconfig="/a/../k"))
+    assert checked.token_file.endswith("/t")
+    assert checked.token_file.startswith("/")
+    assert checked.write_kubeconfig == "/k"
 
 
 def test_the_defaults_can_be_and_checking_twice_changes_nothing() -> None:

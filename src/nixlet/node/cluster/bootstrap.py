@@ -1,0 +1,58 @@
+"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, and who may join by a bootstrap token.
+
+Kubernetes: "Kubelet authentication/authorization" and "TLS bootstrapping"; the roles are its own (RBAC bootstrap policy).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from nixlet import errors
+from nixlet.cluster import subjects
+from nixlet.kubeclient import resources
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.client import Object
+
+#: Seconds between two tries.
+_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+
+#: Everybody who has shown a bootstrap token that is good, and every node (both are Kubernetes' names).
+_BOOTSTRAPPERS, _NODES = "system:bootstrappers", "system:nodes"
+
+_SIGNING = "system:certificates.k8s.io:certificatesigningrequests"
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+def bindings() -> Iterator[Object]:
+    """The bindings of roles."""
+    yield _binding("nixlet:kube-apiserver-to-kubelets", "system:kubelet-api-admin", "User", subjects.API_SERVER_USER)
+    yield _binding("nixlet:node-bootstrapper", "system:node-bootstrapper", "Group", _BOOTSTRAPPERS)
+    yield _binding("nixlet:approve-bootstrapped-nodes", f"{_SIGNING}:nodeclient", "Group", _BOOTSTRAPPERS)
+    yield _binding("nixlet:approve-renewed-nodes", f"{_SIGNING}:selfnodeclient", "Group", _NODES)
+
+
+def _binding(name: str, role: str, kind: str, subject: str) -> Object:
+    group = resources.CLUSTER_ROLES.version.partition("/")[0]
+    return {
+        "apiVersion": resources.CLUSTER_ROLE_BINDINGS.version,
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+        "subjects": [{"apiGroup": group, "kind": kind, "name": subject}],
+    }
+
+
+async def apply(client: AsyncClient) -> None:
+    """Have it all there, once; what fails is tried again until it works."""
+    for wanted in bindings():
+        name, pause = wanted["metadata"]["name"], _PAUSE
+        while True:
+            try:
+                await client.apply(resources.CLUSTER_ROLE_BINDINGS, name, wanted)
+                break
+            except errors.NixletError as error:
+                if pause == _PAUSE:
+                    _log.warning("%s can't be applied yet: %s", name, error, extra={"hint": error.hint})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)

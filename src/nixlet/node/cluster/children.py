@@ -1,0 +1,133 @@
+"""A cluster's programs as a node's children: what each waits for, how it answers, where its log is."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from nixlet.cluster import programs
+from nixlet.cluster import settings as model
+from nixlet.cluster.kubeconfigs import Kubeconfig
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import supervisor, unixsocket
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.children import containerd_child
+from nixlet.node.cluster import answers, finding, preparing
+from nixlet.node.settings import config as node_config
+
+API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
+KUBELET, PROXY = "kubelet", "kube-proxy"
+
+_LOOPBACK = "127.0.0.1"
+
+#: Seconds that each gets to answer: the API server reads all of the datastore before it does, the proxy waits for its node.
+_READY_TIMEOUT = 120.0
+
+#: Seconds between SIGTERM and SIGKILL: the API server lets requests end, the datastore writes down what it has.
+_GRACE = {API_SERVER: 20.0, finding.ETCD: 20.0, finding.KINE: 20.0}
+
+
+class Described:
+    """Describes the children of a cluster.
+
+    Args:
+        layout: Where things are.
+        found: The programs.
+        cluster: The cluster.
+        administrator: How the API server is asked by us.
+    """
+
+    def __init__(
+        self, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings, administrator: Kubeconfig
+    ) -> None:
+        self._layout, self._found, self._cluster, self._administrator = layout, found, cluster, administrator
+        self._env = _environment(os.environ, cluster)
+
+    def of_server(self) -> list[supervisor.Program]:
+        """Datastore, API server, controllers, scheduler."""
+        cluster, store = self._cluster, self._found.datastore
+        found = []
+        if store == finding.ETCD:
+            well = _well(store, f"http://{_LOOPBACK}:{model.ETCD_METRICS_PORT}", "/health")
+            found.append(self._program(store, programs.etcd(cluster), well))
+        elif store == finding.KINE:
+            found.append(self._program(store, programs.kine(cluster), _served(cluster.layout.kine_socket)))
+        well = answers.until_well(Endpoint.of_kubeconfig(self._administrator), "/readyz")
+        waits = (store,) if store else ()
+        found.append(self._program(API_SERVER, programs.kube_apiserver(cluster), well, waits))
+        for name, arguments, port in (
+            (CONTROLLERS, programs.kube_controller_manager, model.CONTROLLERS_PORT),
+            (SCHEDULER, programs.kube_scheduler, model.SCHEDULER_PORT),
+        ):
+            if name in self._found.programs:
+                well = _well(name, f"https://{_LOOPBACK}:{port}", "/healthz")
+                found.append(self._program(name, arguments(cluster), well, (API_SERVER,)))
+        return found
+
+    def of_agent(self, node: programs.Node, others: Iterable[str]) -> list[supervisor.Program]:
+        """kubelet and proxy.
+
+        Args:
+            node: The node.
+            others: The children that there are already.
+        """
+        cluster, there = self._cluster, set(others)
+        found = []
+        if KUBELET in self._found.programs:
+            well = _well(KUBELET, f"http://{_LOOPBACK}:{model.KUBELET_HEALTH_PORT}", "/healthz")
+            argv = programs.kubelet(cluster, node, preparing.kubelet_config_dir(self._layout))
+            waits = tuple(name for name in (containerd_child.NAME, API_SERVER) if name in there)
+            found.append(self._program(KUBELET, argv, well, waits))
+        if PROXY in self._found.programs:
+            well = _well(PROXY, f"http://{_LOOPBACK}:{model.PROXY_HEALTH_PORT}", "/healthz")
+            waits = tuple(name for name in (API_SERVER,) if name in there)
+            found.append(self._program(PROXY, programs.kube_proxy(cluster), well, waits))
+        return found
+
+    def _program(
+        self, name: str, arguments: list[str], ready: Callable[[], Awaitable[object]], waits_for: tuple[str, ...] = ()
+    ) -> supervisor.Program:
+        return supervisor.Program(
+            name=name,
+            argv=[self._found.programs[name], *arguments],
+            env=self._env,
+            log_path=os.path.join(preparing.logs_dir(self._layout), f"{name}.log"),
+            ready=ready,
+            ready_timeout=_READY_TIMEOUT,
+            waits_for=waits_for,
+            # Pods go on without any of them: a node that was ready once doesn't end for it.
+            essential=False,
+            grace=_GRACE.get(name, 10.0),
+        )
+
+
+def _well(name: str, url: str, path: str) -> Callable[[], Awaitable[None]]:
+    """The answer of a program at a loopback address, with a certificate that nobody knows where it has one."""
+    return answers.until_well(Endpoint.of(url, what=name, verified=not url.startswith("https:")), path)
+
+
+def _served(socket: str) -> Callable[[], Awaitable[None]]:
+    async def served() -> None:
+        while not unixsocket.is_served(socket):
+            await asyncio.sleep(0.05)
+
+    return served
+
+
+def _environment(node: Mapping[str, str], cluster: ClusterSettings) -> dict[str, str]:
+    """The environment of a cluster's programs in that of a node."""
+    environment = {name: value for name, value in node.items() if not name.startswith("CONTAINERD_")}
+    # Ours: systemd waits for the node's word, not for theirs.
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        environment.pop(name, None)
+    # The kubelet calls mount, the proxy nft or iptables.
+    environment["PATH"] = os.pathsep.join([environment.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    # What is within the cluster is reached without a proxy, whatever there is for the world outside.
+    if any(name.lower() in {"http_proxy", "https_proxy"} for name in environment):
+        inside = [
+            *map(str, (*cluster.node_ips, *cluster.cluster_cidrs, *cluster.service_cidrs)),
+            ".svc",
+            f".{cluster.cluster_domain}",
+        ]
+        for name in ("NO_PROXY", "no_proxy"):
+            environment[name] = ",".join(filter(None, [environment.get(name, ""), _LOOPBACK, *inside]))
+    return environment

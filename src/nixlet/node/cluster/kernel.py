@@ -1,0 +1,137 @@
+"""What a cluster needs of the machine's kernel: packets handed on, packets of bridges filtered, and how services can be made."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+
+from nixlet import errors
+from nixlet.host import files, process
+from nixlet.node.settings import config as node_config
+
+NFTABLES, IPTABLES = "nftables", "iptables"
+
+#: Pods' packets go by way of the node, and what goes from one port of a bridge to another passes the filter, too: a service's answers.
+_SWITCHED_ON = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
+
+#: The first nft that kube-proxy takes, and the first kernel (its own requirements for the nftables mode).
+_NFT, _KERNEL = (1, 0, 1), (5, 13)
+
+#: A transaction that changes nothing: it is only checked.
+_TRIAL = b"add table ip nixlet-trial\nadd map ip nixlet-trial m { type ipv4_addr : verdict ; }\n"
+
+#: What kubelets set for the whole machine (k8s.io/component-helpers, node/util/sysctl).
+_OF_KUBELETS = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+async def prepare(root: str = "/proc/sys") -> None:
+    """Have the kernel hand packets on between pods, services and the world."""
+    if not os.path.exists(os.path.join(root, _SWITCHED_ON[1])) and (modprobe := process.find_program("modprobe")):
+        # It may be built in, or not be there at all.
+        with contextlib.suppress(errors.NixletError):
+            await process.run([modprobe, "--quiet", "br_netfilter"], timeout=10)
+    for name in _SWITCHED_ON:
+        _switch_on(os.path.join(root, name))
+
+
+def _switch_on(path: str) -> None:
+    try:
+        with open(path, "r+", encoding="ascii") as file:
+            if file.read().strip() == "0":
+                file.seek(0)
+                file.write("1")
+    except FileNotFoundError:
+        # A kernel without it has nothing to switch on.
+        return
+    except OSError as error:
+        _log.warning("%s can't be set to 1, which services need: %s", path, error.strerror)
+
+
+def settings_file(layout: node_config.Layout) -> str:
+    """Where it stands what the machine's settings were before there was a kubelet."""
+    return os.path.join(layout.agent, "sysctls.json")
+
+
+def remember_settings(layout: node_config.Layout, root: str = "/proc/sys") -> None:
+    """Write down what a kubelet is about to change, unless an earlier one has done so."""
+    if os.path.exists(settings_file(layout)):
+        return
+    found = {name: value for name in _OF_KUBELETS if (value := _read(os.path.join(root, name))) is not None}
+    files.write_atomically(settings_file(layout), json.dumps(found), mode=0o600)
+
+
+def put_settings_back(layout: node_config.Layout, root: str = "/proc/sys") -> None:
+    """Put the machine's settings back that a kubelet has changed, and nobody since then."""
+    try:
+        with open(settings_file(layout), "rb") as file:
+            before = json.load(file)
+    except (OSError, ValueError):
+        return
+    for name, ours in _OF_KUBELETS.items():
+        path, value = os.path.join(root, name), before.get(name) if isinstance(before, dict) else None
+        if isinstance(value, str) and value != ours and _read(path) == ours:
+            try:
+                with open(path, "w", encoding="ascii") as file:
+                    file.write(value)
+            except OSError as error:
+                _log.warning("%s can't be set back to %s: %s", path, value, error.strerror)
+
+
+def _read(path: str) -> str | None:
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return file.read().strip()
+    return None
+
+
+def warn_of_cgroups(root: str = "/sys/fs/cgroup") -> None:
+    """Say what becomes of a machine with cgroups of version 1, which Kubernetes gives up."""
+    if not os.path.exists(os.path.join(root, "cgroup.controllers")):
+        _log.warning(
+            "this machine has cgroups of version 1: its kubelet is told to run all the same (failCgroupV1: false), and later ones won't",
+            extra={"hint": "boot with systemd.unified_cgroup_hierarchy=1"},
+        )
+
+
+async def proxy_mode() -> str:
+    """How kube-proxy can work here: ``nftables`` where the program and the kernel are good for it, else ``iptables``.
+
+    Raises:
+        UnavailableError: Neither program is there.
+    """
+    nft = process.find_program("nft")
+    if nft is not None and await _nft_works(nft):
+        return NFTABLES
+    if process.find_program("iptables") is None:
+        what = "neither nft nor iptables is" if nft is None else "nft does not work here, and iptables is not"
+        raise errors.UnavailableError(
+            f"{what} installed, and kube-proxy makes services with them",
+            hint="install one of them (Debian: apt install nftables), or do without: --disable-kube-proxy",
+        )
+    return IPTABLES
+
+
+async def _nft_works(nft: str) -> bool:
+    if _numbers(os.uname().release) < _KERNEL:
+        return False
+    try:
+        version = await process.run([nft, "--version"], timeout=10)
+        tried = await process.run([nft, "--check", "--file", "-"], stdin=_TRIAL, timeout=10)
+    except errors.NixletError:
+        return False
+    found = re.search(rb"v?(\d+\.\d+(?:\.\d+)?)", version.stdout)
+    return found is not None and _numbers(found[1].decode()) >= _NFT and tried.returncode == 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(each or 0) for each in match.groups()) if match else ()

@@ -1,0 +1,88 @@
+"""The ports that a cluster's programs listen at, and whether they are free."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from nixlet import errors
+from nixlet.cluster import settings as model
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.node.cluster import finding
+
+_LOOPBACK = "127.0.0.1"
+
+#: Seconds for the programs of a node that was killed to be gone: the kernel ends them a moment after it.
+_GONE_TIMEOUT = 5.0
+
+
+class Port(NamedTuple):
+    """A port, and whose it is."""
+
+    program: str
+    host: str
+    number: int
+
+
+def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port]:
+    """The ports of programs; without those of a program that a person's own arguments put elsewhere."""
+    address = str(cluster.node_ip)
+    listens = {
+        finding.ETCD: (
+            (_LOOPBACK, model.ETCD_CLIENT_PORT),
+            (address, model.ETCD_CLIENT_PORT),
+            (address, model.ETCD_PEER_PORT),
+            (_LOOPBACK, model.ETCD_METRICS_PORT),
+        ),
+        "kube-apiserver": ((address, cluster.https_listen_port),),
+        "kube-controller-manager": ((_LOOPBACK, model.CONTROLLERS_PORT),),
+        "kube-scheduler": ((_LOOPBACK, model.SCHEDULER_PORT),),
+        "kubelet": ((address, model.KUBELET_PORT), (_LOOPBACK, model.KUBELET_HEALTH_PORT)),
+        "kube-proxy": ((_LOOPBACK, model.PROXY_HEALTH_PORT), (_LOOPBACK, model.PROXY_METRICS_PORT)),
+    }
+    said = {
+        finding.ETCD: cluster.etcd_args,
+        "kube-apiserver": cluster.kube_apiserver_args,
+        "kube-controller-manager": cluster.kube_controller_manager_args,
+        "kube-scheduler": cluster.kube_scheduler_args,
+        "kubelet": cluster.kubelet_args,
+        "kube-proxy": cluster.kube_proxy_args,
+    }
+    for program, places in listens.items():
+        keys = [argument.partition("=")[0] for argument in said[program]]
+        if program in programs and not any(part in key for key in keys for part in ("port", "listen", "bind")):
+            yield from (Port(program, host, number) for host, number in places)
+
+
+def check(ports: Collection[Port]) -> None:
+    """Check that ports can be listened at.
+
+    Raises:
+        FailedPreconditionError: Somebody listens at one, or the machine hasn't its address.
+    """
+    for port in ports:
+        try:
+            with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET)) as trial:
+                # Connections that have just ended are no hindrance.
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind((port.host, port.number))
+                trial.listen(1)
+        except OSError as error:
+            raise errors.FailedPreconditionError(
+                f"{port.program} can't listen at {port.host} port {port.number}: {error.strerror}",
+                hint=f"end what listens there: ss -ltnp 'sport = :{port.number}' names it",
+            ) from error
+
+
+async def free(ports: Collection[Port]) -> None:
+    """The same, with patience for the programs of a node that was killed a moment ago."""
+    deadline = asyncio.get_running_loop().time() + _GONE_TIMEOUT
+    while True:
+        try:
+            check(ports)
+            return
+        except errors.FailedPreconditionError:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+        await asyncio.sleep(0.1)

@@ -1,0 +1,141 @@
+"""A cluster around a node: its programs started beside containerd, its pods' network had when it is known."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from nixlet.cluster import kubeconfigs
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import children as host_children
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.children import containerd_child
+from nixlet.node.cluster import bootstrap, finding, kernel, mapping, podnetwork, ports, preparing, versions
+from nixlet.node.cluster import children as described
+from nixlet.node.ownership import claims, marker
+from nixlet.node.settings import config as node_config
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+class Cluster:
+    """A cluster that a node is, before any of its programs runs; ``of`` makes it.
+
+    Attributes:
+        settings: The node's, with the network of its pods; empty: it is not known yet.
+    """
+
+    def __init__(
+        self,
+        settings: node_config.Settings,
+        layout: node_config.Layout,
+        found: finding.Found,
+        cluster: ClusterSettings,
+    ) -> None:
+        self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.remembered(layout))
+        self._layout, self._found, self._cluster = layout, found, cluster
+        administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
+        self._administrator = administrator
+        self._described = described.Described(layout, found, cluster, administrator)
+
+    async def begin(self, children: host_children.Children) -> None:
+        """Prepare all, and start what needs no containerd.
+
+        Raises:
+            NixletError: It can't be prepared.
+        """
+        await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
+        _, _, said = await asyncio.gather(
+            kernel.prepare(),
+            asyncio.to_thread(preparing.prepare_server, self.settings, self._layout, self._cluster),
+            versions.ask(self._found, self._layout),
+        )
+        versions.check(said)
+        _log.info("starting Kubernetes", extra={"versions": dict(said)})
+        children.start(*self._described.of_server())
+
+    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        """Start the rest beside containerd, and wait until all is ready and pods have their network, until ``stack`` is left.
+
+        Raises:
+            NixletError: One can't be started.
+        """
+        if not self.settings.disable_agent:
+            kernel.warn_of_cgroups()
+            kernel.remember_settings(self._layout)
+            node = await asyncio.to_thread(preparing.node_of, self.settings, self._layout)
+            await asyncio.to_thread(preparing.prepare_agent, self.settings, self._layout, self._cluster, node)
+            children.start(*self._described.of_agent(node, [child.name for child in children]))
+        await children.ready(described.API_SERVER)
+        client = AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator)))
+        await stack.enter_async_context(client)
+        awaited = {await _owned(stack, bootstrap.apply(client), "bootstrap")}
+        if not (self.settings.disable_agent or self.settings.container_runtime_endpoint):
+            awaited.add(await self._network(stack, client))
+        awaited.add(await _owned(stack, children.ready(), "all children"))
+        # (one that has started and then gives up ends the node, and there is nothing more to wait for)
+        failing = await _owned(stack, children.gave_up(), "given up")
+        while awaited and not failing.done():
+            done, awaited = await asyncio.wait({*awaited, failing}, return_when=asyncio.FIRST_COMPLETED)
+            awaited -= {failing}
+            for task in done - {failing}:
+                task.result()
+
+    async def _network(self, stack: contextlib.AsyncExitStack, client: AsyncClient) -> "asyncio.Task[object]":
+        """Have the network of this node's pods until ``stack`` is left; what ends when it is there."""
+        first = asyncio.Event()
+        own = stack.enter_context(contextlib.ExitStack())
+
+        def have(pod_cidr: str) -> None:
+            self._have_network(own, pod_cidr)
+
+        keeping = await _owned(
+            stack, podnetwork.keep(self._layout, self._cluster.node_name, client, have, first), "pod network"
+        )
+
+        async def had() -> None:
+            waiting = asyncio.ensure_future(first.wait())
+            await asyncio.wait({waiting, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if keeping.done():
+                keeping.result()
+
+        return await _owned(stack, had(), "first pod network")
+
+    def _have_network(self, stack: contextlib.ExitStack, pod_cidr: str) -> None:
+        """Make the network of this node's pods, with a claim on it."""
+        settings = dataclasses.replace(self.settings, pod_cidr=pod_cidr)
+        bridge = settings.bridge
+        stack.enter_context(claims.pod_network(bridge, pod_cidr))
+        known = marker.read(self._layout.data_dir)
+        claims.clear_gateway(bridge, pod_cidr, ours=known is not None and bridge in known.bridges)
+        containerd_child.write_network(settings, self._layout)
+        self.settings = settings
+
+
+async def _owned(
+    stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, object], name: str
+) -> "asyncio.Task[object]":
+    """A task that ends with ``stack`` at the latest."""
+    task = asyncio.create_task(work, name=name)
+    stack.push_async_callback(_ended, task)
+    return task
+
+
+async def _ended(task: "asyncio.Task[object]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Cluster:
+    """The cluster that a node is.
+
+    Raises:
+        NixletError: The settings make no cluster, or the machine lacks something.
+    """
+    mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
+    return Cluster(settings, layout, found, mapping.cluster_settings(settings, found, mode))

@@ -1,0 +1,144 @@
+"""What a cluster has on its machine, for whoever takes its node away: files, mounts, cgroups, a proxy's rules, logs in shared places."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Collection, Iterator
+
+from nixlet import errors
+from nixlet.cluster import kubeconfigs
+from nixlet.cluster.layout import Layout
+from nixlet.host import mounts, process, unixsocket
+from nixlet.node.cluster import finding, kernel, mapping, podnetwork, preparing, versions
+from nixlet.node.settings import config as node_config
+
+#: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.
+_POD_LOGS, _CONTAINER_LOGS = "/var/log/pods", "/var/log/containers"
+
+#: Where device plugins look for a kubelet, likewise.
+_DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
+
+#: The cgroup of all pods, and those of their classes in it, by the driver cgroupfs.
+_PODS, _CLASSES = "kubepods", ("", "burstable", "besteffort")
+
+#: Seconds for the proxy to take its rules back.
+_CLEANUP_TIMEOUT = 60.0
+
+_AGENT_FILES = (
+    "kubelet.kubeconfig", "kubeproxy.kubeconfig", "client-ca.crt", "server-ca.crt", "client-kubelet.crt", "client-kubelet.key",
+    "serving-kubelet.crt", "serving-kubelet.key", "client-kube-proxy.crt", "client-kube-proxy.key",
+)  # fmt: skip
+_SERVER_FILES = ("tls", "cred", "db", "token", "node-token", "agent-token", ".lock")
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout]) -> Iterator[str]:
+    """The files and directories of a cluster, whether they are there or not.
+
+    Args:
+        settings: Those of the node's last start.
+        layouts: The node's directories, with each of its state directories.
+    """
+    for layout in layouts:
+        yield os.path.dirname(Layout(layout.data_dir, layout.state_dir).kine_socket)
+        yield versions.memory(layout)
+    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    places = Layout(settings.data_dir, settings.state_dir)
+    yield from (os.path.join(places.server, name) for name in _SERVER_FILES)
+    yield from (places.node(name) for name in _AGENT_FILES)
+    yield podnetwork.memory(layout)
+    yield kernel.settings_file(layout)
+    yield preparing.logs_dir(layout)
+    yield preparing.kubelet_config(layout)
+    yield preparing.named_kubelet_config(layout)
+    yield preparing.kubelet_dir(settings, layout)
+    if _is_our_kubeconfig(settings, places):
+        yield mapping.kubeconfig_path(settings)
+
+
+def _is_our_kubeconfig(settings: node_config.Settings, places: Layout) -> bool:
+    """Whether the administrator's file is for this cluster: another node may have written it since then."""
+    with contextlib.suppress(OSError, errors.NixletError):
+        found = kubeconfigs.read(mapping.kubeconfig_path(settings))
+        with open(places.tls("server-ca.crt"), "rb") as file:
+            return found.authority_data == file.read()
+    return False
+
+
+def pods(settings: node_config.Settings, layout: node_config.Layout) -> frozenset[str]:
+    """The UIDs of the pods that the node's kubelet has, running or not."""
+    with contextlib.suppress(OSError):
+        return frozenset(os.listdir(os.path.join(preparing.kubelet_dir(settings, layout), "pods")))
+    return frozenset()
+
+
+def shared(uids: Collection[str]) -> list[str]:
+    """What pods have left in places that all kubelets of a machine share."""
+    logs = [
+        os.path.join(_POD_LOGS, name) for name in _names(_POD_LOGS) if name.rpartition("_")[2] in uids and "_" in name
+    ]
+    found = list(logs)
+    for name in _names(_CONTAINER_LOGS):
+        link = os.path.join(_CONTAINER_LOGS, name)
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link).startswith(f"{log}/") for log in logs):
+                found.append(link)
+    socket = os.path.join(_DEVICE_PLUGINS, "kubelet.sock")
+    if uids and os.path.lexists(socket) and not unixsocket.is_served(socket):
+        found.append(socket)
+    return found
+
+
+def _names(directory: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return sorted(os.listdir(directory))
+    return []
+
+
+def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) -> None:
+    """Remove the cgroups of pods that have ended, and those around them that nothing else is in."""
+    others = _kubelet_runs()
+    root = preparing.kubelet_argument(settings, "cgroup-root").strip("/")
+    for hierarchy in [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]:
+        top = os.path.join(hierarchy, root, _PODS)
+        for name in _CLASSES:
+            for uid in uids:
+                _remove_cgroup(os.path.join(top, name, f"pod{uid}"))
+        # Another kubelet of this machine has the same ones.
+        for name in () if others else (*_CLASSES[1:], ""):
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(top, name))
+
+
+def _remove_cgroup(path: str) -> None:
+    # The files in it are the kernel's, and go with it.
+    for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
+        try:
+            os.rmdir(directory)
+        except OSError as error:
+            _log.warning("the cgroup %s stays: %s", directory, error.strerror)
+
+
+def _kubelet_runs() -> bool:
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/comm", "rb") as file:
+            if file.read().strip() == b"kubelet":
+                return True
+    return False
+
+
+async def remove_services(settings: node_config.Settings, layout: node_config.Layout) -> None:
+    """Have the proxy take back the rules by which services were reached; what can't be removed is told."""
+    if not os.path.exists(Layout(layout.data_dir, layout.state_dir).node("kubeproxy.kubeconfig")):
+        return
+    program = finding.program("kube-proxy", settings)
+    if program is None:
+        _log.warning(
+            "kube-proxy is not there any more to take its rules back: they stay until the machine's next start"
+        )
+        return
+    try:
+        (await process.run([program, "--cleanup"], timeout=_CLEANUP_TIMEOUT)).check()
+    except errors.NixletError as error:
+        _log.warning("kube-proxy can't take its rules back: %s", error, extra={"hint": error.hint})

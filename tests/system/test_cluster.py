@@ -1,0 +1,218 @@
+"""`nixlet server` with Kubernetes' programs is a whole cluster; the first test is k3s's own for its nix snapshotter."""
+
+import contextlib
+import ipaddress
+import json
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixlet.host import mounts, network
+from support import kubernetes, nodes, parts, storeimages
+
+pytestmark = pytest.mark.timeout(300)
+
+#: Where k3s's test copies the image archive to.
+ARCHIVE = Path("/tmp/nix-hello-image.tar")
+
+#: Seconds from an empty directory to a node that is ready: generous, a quiet machine takes a fifth of it.
+READY_SECONDS = 60
+
+
+@pytest.fixture(scope="module", params=[each for each in parts.CONTAINERD_PARAMETERS if "1.6.20" not in each.values])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Cluster]:
+    """A running cluster, for each containerd that kubelets of today work with."""
+    version: str = request.param
+    number = 60 + parts.CONTAINERDS.index(version)
+    made = kubernetes.Cluster(
+        number, tmp_path_factory.mktemp(f"cluster-{version}"), "--containerd", str(parts.containerd(version))
+    )
+    with kubernetes.cleaned_up(made):
+        begun = time.monotonic()
+        made.start()
+        made.await_node()
+        took = time.monotonic() - begun
+        print(f"from nothing to Ready: {took:.1f} s, containerd {version}")
+        assert took < READY_SECONDS
+        yield made
+
+
+@pytest.fixture
+def archive(hello: str) -> Iterator[Path]:
+    shutil.copyfile(hello.removeprefix("nix:0"), ARCHIVE)
+    ARCHIVE.chmod(0o644)
+    yield ARCHIVE
+    ARCHIVE.unlink()
+
+
+def test_the_pod_of_k3ss_own_test(cluster: kubernetes.Cluster, archive: Path) -> None:
+    cluster.kubectl(
+        "run", "nix-hello", f"--image=nix:0{archive}", "--image-pull-policy=Always", "--restart=Never"
+    )  # fmt: skip
+    cluster.await_phase("nix-hello", "Succeeded")
+    assert cluster.kubectl("logs", "nix-hello") == "Hello, world!\n"
+    cluster.kubectl("delete", "pod", "nix-hello")
+
+
+def test_the_kubelet_asks_our_image_service(cluster: kubernetes.Cluster) -> None:
+    (node,) = cluster.get("nodes")["items"]
+    name = node["metadata"]["name"]
+    answer = json.loads(cluster.kubectl("get", "--raw", f"/api/v1/nodes/{name}/proxy/configz"))
+    config = answer["kubeletconfig"]
+    assert config["imageServiceEndpoint"] == f"unix://{cluster.node_socket}"
+    assert config["containerRuntimeEndpoint"] == f"unix://{cluster.containerd_socket}"
+    assert node["spec"]["podCIDR"]
+
+
+def test_pods_have_addresses_of_the_nodes_part(cluster: kubernetes.Cluster, archives: Path) -> None:
+    image = storeimages.make(archives, 3)
+    cluster.kubectl(
+        "run", "address", f"--image={image.reference}", "--restart=Never", "--command", "--", "/bin/sleep", "1000"
+    )  # fmt: skip
+    cluster.await_phase("address", "Running")
+    (node,) = cluster.get("nodes")["items"]
+    pod = cluster.get("pod", "address")["status"]
+    assert ipaddress.ip_address(pod["podIP"]) in ipaddress.ip_network(node["spec"]["podCIDR"])
+    assert pod["hostIP"] == cluster.address
+    # The API server reaches the kubelet, and is known to it.
+    assert cluster.kubectl("exec", "address", "--", "/bin/echo", "inside") == "inside\n"
+    cluster.kubectl("delete", "pod", "address", "--now")
+
+
+def test_what_is_secret_is_for_root_alone(cluster: kubernetes.Cluster) -> None:
+    server, agent = cluster.data_dir / "server", cluster.data_dir / "agent"
+    for directory in (server / "tls", server / "cred", server / "db", agent / "etc" / "kubelet.conf.d", agent / "logs"):
+        assert directory.stat().st_mode & 0o077 == 0, directory
+    for file in (server / "token", cluster.kubeconfig, agent / "kubelet.kubeconfig", agent / "client-kubelet.key"):
+        assert file.stat().st_mode & 0o077 == 0, file
+    token = (server / "token").read_text().strip()
+    assert token.startswith("K10")
+    password = token.rpartition(":")[2]
+    printed = cluster.log.read_text() + cluster.ok("server", *cluster.arguments, "--show-config")
+    assert password not in printed
+    assert str(server / "token") in printed
+
+
+def test_who_may_do_what(cluster: kubernetes.Cluster) -> None:
+    """What a server applies by itself: the API server reaches kubelets, and a bootstrap token lets a node ask for a certificate."""
+
+    def may(verb: str, what: str, *who: str) -> bool:
+        return cluster.kubectl("auth", "can-i", verb, what, *who, check=False).strip() == "yes"
+
+    assert may("get", "nodes/proxy", "--as=system:apiserver")
+    assert not may("get", "secrets", "--as=system:apiserver")
+    bootstrapped = ("--as=system:bootstrap:abcdef", "--as-group=system:bootstrappers")
+    assert may("create", "certificatesigningrequests", *bootstrapped)
+    assert not may("list", "pods", *bootstrapped)
+    assert not may("create", "certificatesigningrequests", "--as=system:bootstrap:abcdef")
+
+
+def test_nobody_is_let_in_unknown(cluster: kubernetes.Cluster) -> None:
+    context = ssl.create_default_context(cafile=str(cluster.data_dir / "agent" / "server-ca.crt"))
+    for url in (f"https://{cluster.address}:6443/api/v1/namespaces", f"https://{cluster.address}:10250/pods"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, context=context)
+        caught.value.close()
+        assert caught.value.code == 401, url
+
+
+def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
+    found = json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
+    ours = {each["name"]: each for each in found if each["group"] == "Kubernetes"}
+    assert {name: each["status"] for name, each in ours.items()} == dict.fromkeys(
+        ("programs", "settings", "services", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
+    ), ours
+    assert "kube-apiserver 1.36.3" in ours["programs"]["evidence"]
+    children = {each["name"] for each in found if each["group"] == "children"}
+    assert {"containerd", "etcd", "kube-apiserver", "kubelet", "kube-proxy"} <= children
+
+
+def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> None:
+    image = storeimages.make(archives, 3)
+    cluster.kubectl(
+        "run", "lasting", f"--image={image.reference}", "--restart=Never", "--command", "--", "/bin/sleep", "1000"
+    )  # fmt: skip
+    cluster.await_phase("lasting", "Running")
+    before = cluster.get("pod", "lasting")["status"]
+    assert cluster.stop() == 0
+    assert [pid for pid in nodes.with_descendants(nodes.processes_below(cluster.state_dir)) if is_sleep(pid)]
+    cluster.start()
+    cluster.await_node()
+    after = cluster.get("pod", "lasting")["status"]
+    assert after["containerStatuses"][0]["containerID"] == before["containerStatuses"][0]["containerID"]
+    assert after["containerStatuses"][0]["restartCount"] == 0
+    assert after["podIP"] == before["podIP"]
+    assert cluster.kubectl("exec", "lasting", "--", "/bin/echo", "still") == "still\n"
+
+
+def is_sleep(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/bin/sleep")
+    return False
+
+
+def test_nothing_is_left_after_uninstall(cluster: kubernetes.Cluster, archives: Path) -> None:
+    """The last one: afterwards the cluster is gone."""
+    image = storeimages.make(archives, 3)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "mounts"},
+        "spec": {
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image.reference,
+                    "command": ["/bin/sleep", "1000"],
+                    "ports": [{"containerPort": 80, "hostPort": 8765}],
+                    "volumeMounts": [{"name": "memory", "mountPath": "/memory"}],
+                }
+            ],
+            "volumes": [{"name": "memory", "emptyDir": {"medium": "Memory"}}],
+        },
+    }
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(pod).encode())
+    cluster.kubectl("create", "service", "clusterip", "some", "--tcp=80:80")
+    cluster.await_phase("mounts", "Running")
+    kubelet = cluster.data_dir / "agent" / "kubelet"
+    assert [each for each in mounts.below(str(kubelet)) if each.fstype == "tmpfs"]
+    assert cluster.cgroups("kubepods")
+    assert "kube-proxy" in cluster.packet_tables()
+    assert list(Path("/var/log/pods").glob("default_mounts_*"))
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    assert overcommit.read_text() == "1\n"
+    assert cluster.stop() == 0
+    printed = cluster.ok("uninstall", "--data-dir", str(cluster.data_dir), "--yes")
+    assert str(cluster.kubeconfig) in printed
+    assert not cluster.data_dir.exists()
+    assert not cluster.state_dir.exists()
+    assert not cluster.kubeconfig.exists()
+    assert cluster.mounts() == []
+    assert nodes.processes_below(cluster.state_dir) == []
+    assert cluster.cgroups("kubepods") == []
+    assert "kube-proxy" not in cluster.packet_tables()
+    assert cluster.packet_rules() == []
+    assert overcommit.read_text() == "0\n"
+    assert not network.bridge_exists(cluster.bridge)
+    # (The kubelet itself removes those of pods that are gone, a minute later.)
+    for name in ("mounts", "lasting"):
+        assert not list(Path("/var/log/pods").glob(f"default_{name}_*"))
+        assert not list(Path("/var/log/containers").glob(f"{name}_default_*"))
+
+
+def test_a_port_that_somebody_has(tmp_path: Path) -> None:
+    """It is told before anything is started."""
+    made = kubernetes.Cluster(68, tmp_path, "--https-listen-port", "7443")
+    with kubernetes.cleaned_up(made), socket.create_server((made.address, 7443)):
+        assert made.launch().wait(60) == 125
+        printed = made.log.read_text()
+        assert f"kube-apiserver can't listen at {made.address} port 7443: Address already in use" in printed
+        assert "sport = :7443" in printed
+        assert "etcd is ready" not in printed

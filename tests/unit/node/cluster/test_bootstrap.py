@@ -1,0 +1,40 @@
+"""What a server tells its API server: applied until it is there."""
+
+from typing import Any
+
+import pytest
+
+from nixlet import errors
+from nixlet.kubeclient import resources
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster import bootstrap
+
+
+async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    applied: list[str] = []
+    refusals = [errors.UnavailableError("not yet"), errors.PermissionDeniedError("rbac is not there")]
+
+    async def apply(_: object, resource: resources.Resource, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        assert resource == resources.CLUSTER_ROLE_BINDINGS
+        assert (wanted["apiVersion"], wanted["kind"]) == ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding")
+        assert wanted["metadata"] == {"name": name}
+        if refusals:
+            raise refusals.pop(0)
+        applied.append(name)
+        return wanted
+
+    monkeypatch.setattr(AsyncClient, "apply", apply)
+    monkeypatch.setattr(bootstrap, "_PAUSE", 0.001)
+    await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))))
+    assert applied == [
+        "nixlet:kube-apiserver-to-kubelets",
+        "nixlet:node-bootstrapper",
+        "nixlet:approve-bootstrapped-nodes",
+        "nixlet:approve-renewed-nodes",
+    ]
+    # One line for however many tries.
+    assert [message for message in caplog.messages if "can't be applied yet" in message] == [
+        "nixlet:kube-apiserver-to-kubelets can't be applied yet: not yet"
+    ]

@@ -1,0 +1,72 @@
+"""A cluster's programs as a node's children."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from nixlet.cluster import kubeconfigs, programs
+from nixlet.host import supervisor
+from nixlet.node.cluster import children, finding
+from nixlet.node.settings import config
+from support import clusters
+
+ALL = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+
+
+def described(directory: Path, datastore: str, *without: str) -> children.Described:
+    cluster = dataclasses.replace(clusters.settings(directory), embedded_etcd=datastore == finding.ETCD)
+    names = [name for name in (datastore, *ALL) if name and name not in without]
+    found = finding.Found({name: f"/bin/{name}" for name in names}, datastore)
+    administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
+    return children.Described(config.Layout(cluster.data_dir, cluster.state_dir), found, cluster, administrator)
+
+
+def agents(made: children.Described, *others: str) -> list[supervisor.Program]:
+    return made.of_agent(programs.Node("/run/c.sock"), others)
+
+
+@pytest.mark.parametrize("datastore", [finding.ETCD, finding.KINE])
+def test_who_waits_for_whom(tmp_path: Path, datastore: str) -> None:
+    made = described(tmp_path, datastore)
+    server = made.of_server()
+    waits = {
+        each.name: each.waits_for for each in (*server, *agents(made, "containerd", *(one.name for one in server)))
+    }
+    assert waits == {
+        datastore: (),
+        "kube-apiserver": (datastore,),
+        "kube-controller-manager": ("kube-apiserver",),
+        "kube-scheduler": ("kube-apiserver",),
+        "kubelet": ("containerd", "kube-apiserver"),
+        "kube-proxy": ("kube-apiserver",),
+    }
+    assert all(each.argv[0] == f"/bin/{each.name}" for each in server)
+    assert {each.log_path for each in server} == {f"{tmp_path}/data/agent/logs/{each.name}.log" for each in server}
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    made = described(tmp_path, finding.ELSEWHERE, "kube-scheduler", "kube-proxy")
+    assert [(each.name, each.waits_for) for each in made.of_server()] == [
+        ("kube-apiserver", ()),
+        ("kube-controller-manager", ("kube-apiserver",)),
+    ]
+    # Beside somebody else's containerd.
+    assert [(each.name, each.waits_for) for each in agents(made, "kube-apiserver")] == [
+        ("kubelet", ("kube-apiserver",))
+    ]
+
+
+def test_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("CONTAINERD_HTTP_PROXY", "http://p")
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    (etcd, *_) = described(tmp_path, finding.ETCD).of_server()
+    assert not {"NOTIFY_SOCKET", "CONTAINERD_HTTP_PROXY", "NO_PROXY"} & set(etcd.env)
+    assert etcd.env["PATH"].endswith(":/usr/sbin:/sbin")
+    monkeypatch.setenv("https_proxy", "http://p")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    (etcd, *_) = described(tmp_path, finding.ETCD).of_server()
+    inside = "127.0.0.1,192.0.2.7,10.42.0.0/16,10.43.0.0/16,.svc,.cluster.local"
+    assert (etcd.env["NO_PROXY"], etcd.env["no_proxy"]) == (f"example.com,{inside}", inside)

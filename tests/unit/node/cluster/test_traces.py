@@ -1,0 +1,81 @@
+"""What a cluster has on its machine: what is its own is known, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixlet.cluster import certificates, kubeconfigs, tokens
+from nixlet.node.cluster import mapping, preparing, traces
+from nixlet.node.settings import config
+from nixlet.pods import resolvconf
+from support import clusters
+
+
+def settings_at(directory: Path, **said: Any) -> tuple[config.Settings, config.Layout]:
+    data_dir, state_dir = str(directory / "data"), str(directory / "run")
+    made = config.Settings(data_dir=data_dir, state_dir=state_dir, node_ip=("192.0.2.7",), node_name="node-1", **said)
+    return made, config.Layout(data_dir, state_dir)
+
+
+def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolvconf, "for_pods", lambda *_: "/etc/resolv.conf")
+    settings, layout = settings_at(tmp_path, secrets_encryption=True, token="se-cret")
+    cluster = clusters.settings(tmp_path, secrets_encryption=True)
+    preparing.prepare_server(settings, layout, cluster)
+    preparing.prepare_agent(settings, layout, cluster, preparing.node_of(settings, layout))
+    trees = list(traces.trees(settings, [layout]))
+    made = [str(path) for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert len(made) > 40
+    assert [path for path in made if not any(f"{path}/".startswith(f"{tree}/") for tree in trees)] == []
+    # What a person put beside ours is theirs.
+    for mine in (
+        "agent/etc/kubelet.conf.d/50-mine.conf",
+        "agent/pod-manifests/a.yaml",
+        "server/manifests/a.yaml",
+        "agent/images/a.tar",
+    ):
+        path = tmp_path / "data" / mine
+        assert not any(f"{path}/".startswith(f"{tree}/") for tree in trees), mine
+    assert tokens.read(str(tmp_path / "data/server/token")).password == "se-cret"
+
+
+def test_another_cluster_s_kubeconfig_stays(tmp_path: Path) -> None:
+    settings, layout = settings_at(tmp_path, write_kubeconfig=str(tmp_path / "k.yaml"))
+    certificates.ensure(clusters.settings(tmp_path), clusters.NOW)
+    path = mapping.kubeconfig_path(settings)
+    assert path not in traces.trees(settings, [layout])
+    kubeconfigs.write(path, kubeconfigs.for_people(clusters.settings(tmp_path)))
+    assert path in traces.trees(settings, [layout])
+    other = clusters.settings(tmp_path / "other")
+    certificates.ensure(other, clusters.NOW)
+    kubeconfigs.write(path, kubeconfigs.for_people(other))
+    assert path not in traces.trees(settings, [layout])
+
+
+def test_what_pods_left_in_shared_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, layout = settings_at(tmp_path)
+    assert traces.pods(settings, layout) == frozenset()
+    (tmp_path / "data/agent/kubelet/pods/1-2").mkdir(parents=True)
+    uids = traces.pods(settings, layout)
+    assert uids == {"1-2"}
+    logs, links = tmp_path / "pods", tmp_path / "containers"
+    monkeypatch.setattr(traces, "_POD_LOGS", str(logs))
+    monkeypatch.setattr(traces, "_CONTAINER_LOGS", str(links))
+    monkeypatch.setattr(traces, "_DEVICE_PLUGINS", str(tmp_path / "plugins"))
+    assert traces.shared(uids) == []
+    for name in ("ns_ours_1-2", "ns_theirs_1-3", "1-2"):
+        (logs / name / "main").mkdir(parents=True)
+    links.mkdir()
+    for name, target in (("a", "ns_ours_1-2"), ("b", "ns_theirs_1-3")):
+        (links / name).symlink_to(logs / target / "main" / "0.log")
+    assert traces.shared(uids) == [str(logs / "ns_ours_1-2"), str(links / "a")]
+    assert traces.shared(frozenset()) == []
+
+
+def test_where_the_kubelet_is(tmp_path: Path) -> None:
+    settings, layout = settings_at(tmp_path)
+    assert preparing.kubelet_dir(settings, layout) == f"{tmp_path}/data/agent/kubelet"
+    settings, layout = settings_at(tmp_path, kubelet_arg=("root-dir=/a", "v=2", "--root-dir=/var/lib/kubelet"))
+    assert preparing.kubelet_dir(settings, layout) == "/var/lib/kubelet"
+    assert preparing.kubelet_argument(settings, "cgroup-root") == ""

@@ -1,0 +1,125 @@
+"""What doctor says of a node that is a cluster, or would be one."""
+
+import contextlib
+import inspect
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixlet import errors
+from nixlet.cluster import certificates, validation
+from nixlet.host import process
+from nixlet.node.cluster import finding, kernel, versions
+from nixlet.node.doctor import kubernetes, machine
+from nixlet.node.settings import config
+from support import clusters
+
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The programs that are on PATH."""
+    found = set(PROGRAMS)
+    monkeypatch.setattr(process, "find_program", lambda name: f"/bin/{name}" if name in found else None)
+    return found
+
+
+def settings_at(directory: Path, **said: Any) -> tuple[config.Settings, config.Layout]:
+    given = {"node_ip": ("192.0.2.7",), "node_name": "node-1", **said}
+    made = config.Settings(data_dir=f"{directory}/data", state_dir=f"{directory}/run", **given)
+    return made, config.Layout(made.data_dir, made.state_dir)
+
+
+async def looked(settings: config.Settings, layout: config.Layout, name: str) -> str:
+    seen = kubernetes.looks(settings, layout)[name]()
+    return await seen if inspect.isawaitable(seen) else seen
+
+
+async def test_a_node_alone(tmp_path: Path, installed: set[str]) -> None:
+    installed -= {"kubelet"}
+    settings, layout = settings_at(tmp_path)
+    assert set(kubernetes.looks(settings, layout)) == {"cluster"}
+    assert "the node is alone" in await looked(settings, layout, "cluster")
+    assert kubernetes.with_pods(settings, layout).pod_cidr == "10.63.0.0/16"
+    settings, layout = settings_at(tmp_path, kubernetes="yes")
+    assert set(kubernetes.looks(settings, layout)) == {"programs"}
+    with pytest.raises(errors.UnavailableError, match="kubelet is not on PATH"):
+        await looked(settings, layout, "programs")
+
+
+async def test_pods_have_the_cluster_s_network(tmp_path: Path, installed: set[str]) -> None:
+    settings, layout = settings_at(tmp_path)
+    assert kubernetes.with_pods(settings, layout).pod_cidr == "10.42.0.0/16"
+    Path(layout.agent).mkdir(parents=True)
+    Path(layout.agent, "pod-network.json").write_text('{"node":"node-1","pod_cidr":"10.42.5.0/24"}')
+    assert kubernetes.with_pods(settings, layout).pod_cidr == "10.42.5.0/24"
+
+
+async def test_programs_and_their_versions(
+    tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = dict.fromkeys(PROGRAMS, "1.36.3")
+
+    async def ask(found: finding.Found, layout: config.Layout) -> dict[str, str]:
+        return said
+
+    monkeypatch.setattr(versions, "ask", ask)
+    settings, layout = settings_at(tmp_path)
+    assert "kubelet 1.36.3" in await looked(settings, layout, "programs")
+    said["kubelet"] = "1.37.0"
+    with pytest.raises(errors.FailedPreconditionError, match="newer than"):
+        await looked(settings, layout, "programs")
+
+
+async def test_settings_that_make_none(tmp_path: Path, installed: set[str]) -> None:
+    assert "node node-1 at 192.0.2.7, API server at https://192.0.2.7:6443" in await looked(
+        *settings_at(tmp_path), "settings"
+    )
+    with pytest.raises(errors.InvalidArgumentError, match="loopback"):
+        await looked(*settings_at(tmp_path, node_ip=("127.0.0.1",)), "settings")
+
+
+async def test_how_services_are_made(tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = kernel.NFTABLES
+
+    async def proxy_mode() -> str:
+        return mode
+
+    monkeypatch.setattr(kernel, "proxy_mode", proxy_mode)
+    settings, layout = settings_at(tmp_path)
+    assert await looked(settings, layout, "services") == "kube-proxy makes them with nftables"
+    mode = kernel.IPTABLES
+    with pytest.raises(machine.Worse, match="iptables"):
+        await looked(settings, layout, "services")
+    assert "nothing of ours" in await looked(*settings_at(tmp_path, disable_kube_proxy=True), "services")
+
+
+async def test_certificates(tmp_path: Path, installed: set[str]) -> None:
+    settings, layout = settings_at(tmp_path)
+    assert await looked(settings, layout, "certificates") == "they are made at the first start"
+    cluster = clusters.settings(tmp_path, embedded_etcd=True)
+    certificates.ensure(cluster, clusters.NOW)
+    assert "are valid; the first ends on " in await looked(settings, layout, "certificates")
+    Path(cluster.layout.tls("client-admin.crt")).write_text("x")
+    with pytest.raises(machine.Worse, match=r"client-admin\.crt: does not fit"):
+        await looked(settings, layout, "certificates")
+
+
+async def test_ports_that_somebody_has(tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "address_problem", lambda _: "")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as somebody:
+        port = somebody.getsockname()[1]
+        settings, layout = settings_at(tmp_path, node_ip=("127.0.0.1",), https_listen_port=str(port))
+        with pytest.raises(
+            errors.FailedPreconditionError, match=f"kube-apiserver can't listen at 127.0.0.1 port {port}: "
+        ):
+            await looked(settings, layout, "ports")
+
+
+async def test_where_things_are(tmp_path: Path, installed: set[str]) -> None:
+    settings, layout = settings_at(tmp_path)
+    assert await looked(settings, layout, "kubeconfig") == f"{tmp_path}/data/kubeconfig.yaml"
+    assert f"{tmp_path}/data/agent/etc/kubelet.conf.d" in await looked(settings, layout, "kubelet")
