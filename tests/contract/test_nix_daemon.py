@@ -466,3 +466,49 @@ async def test_who_waits_for_a_garbage_collection_is_told_so(
     )
     assert set(steps) == {waiting}
     assert daemon.awaited() == ""
+
+
+async def test_a_program_is_added_as_nix_does_it(
+    store: PrivateStore, daemon: client.DaemonStore, tmp_path: Path
+) -> None:
+    program = tmp_path / "package" / "bin" / "server"
+    program.parent.mkdir(parents=True)
+    # Of several pieces, and with padding behind it.
+    program.write_bytes(os.urandom((3 << 18) + 5))
+    program.chmod(0o755)
+    async with daemon.session() as session:
+        with program.open("rb") as file:
+            added = await session.add_program("server", file, program.stat().st_size)
+        made = Path(added) / "bin" / "server"
+        assert made.read_bytes() == program.read_bytes()
+        assert made.stat().st_mode & 0o777 == 0o555
+        with program.open("rb") as file:
+            assert await session.add_program("server", file, program.stat().st_size) == added
+        # It is held, and the connection is good for more.
+        collected = await asyncio.to_thread(store.nix, "nix-store", "--gc")
+        assert str(added) not in collected
+        assert await session.present([added]) == {added}
+    renamed = tmp_path / "server"
+    program.parent.parent.rename(renamed)
+    renamed.chmod(0o755)
+    assert store.nix("nix-store", "--add", str(renamed)) == added
+
+
+async def test_a_program_that_changes_is_not_added(daemon: client.DaemonStore, tmp_path: Path) -> None:
+    program = tmp_path / "server"
+    program.write_bytes(bytes(100))
+    for size in (99, 101):
+        async with daemon.session() as session:
+            with program.open("rb") as file, pytest.raises(errors.FailedPreconditionError, match="while it is read"):
+                await session.add_program("server", file, size)
+            assert not session.alive
+    async with daemon.session() as session:
+        assert await session.closure([]) == {}
+
+
+async def test_a_program_that_the_store_refuses_is_told(daemon: client.DaemonStore, tmp_path: Path) -> None:
+    program = tmp_path / "server"
+    program.write_bytes(os.urandom(8 << 20))
+    async with daemon.session() as session:
+        with program.open("rb") as file, pytest.raises(errors.NixletError, match="name"):
+            await session.add_program("no name", file, program.stat().st_size)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from nixlet import errors
@@ -93,6 +93,43 @@ class Connection:
             self.requests += 1
             self._writer.write(wire.integer(operation) + body)
             return await self._reply(parser, sink)
+
+    async def upload(self, operation: int, body: bytes, data: Iterable[bytes], parser: Callable[[wire.Reader], T]) -> T:
+        """Send a request with data of any length behind it, and parse its reply.
+
+        Args:
+            operation: The operation.
+            body: The request.
+            data: The data, in pieces; they are asked for in another thread.
+            parser: Parses the reply.
+
+        Raises:
+            DaemonError: The daemon refuses.
+        """
+        async with self._whole():
+            self.requests += 1
+            self._writer.write(wire.integer(operation) + body)
+            writing = asyncio.create_task(self._write_frames(iter(data)), name="data for the Nix daemon")
+            reading = asyncio.create_task(self._reply(parser, None), name="reply of the Nix daemon")
+            try:
+                await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_EXCEPTION)
+                if not (writing.done() and reading.done()):
+                    # Refused in the middle, or cut short by us: what is left of it would be taken for a request.
+                    self.close()
+                if writing.done():
+                    writing.result()
+                return reading.result()
+            finally:
+                for task in (writing, reading):
+                    task.cancel()
+                await asyncio.gather(writing, reading, return_exceptions=True)
+
+    async def _write_frames(self, data: Iterator[bytes]) -> None:
+        while piece := await asyncio.to_thread(next, data, b""):
+            self._writer.write(wire.integer(len(piece)) + piece)
+            await self._writer.drain()
+        self._writer.write(wire.integer(0))
+        await self._writer.drain()
 
     async def requests_in_a_row(
         self, operation: int, bodies: Iterable[bytes], parser: Callable[[wire.Reader], T]

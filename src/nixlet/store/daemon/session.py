@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import BinaryIO
 
 from nixlet import errors
-from nixlet.store import interface, paths
+from nixlet.store import interface, nar, paths
 from nixlet.store.daemon import activity, connection, wire
 from nixlet.telemetry import progress
 
 # Operations of the worker protocol (Nix: enum WorkerProto::Op).
+_ADD_TO_STORE = 7
 _BUILD_PATHS = 9
 _ADD_TEMP_ROOT = 11
 _SET_OPTIONS = 19
@@ -133,6 +135,29 @@ class DaemonSession:
         except connection.DaemonError as error:
             return dict.fromkeys(missing, error.message)
         return {result.path: connection.plain(result.error) for result in results if result.error}
+
+    async def add_program(self, name: str, file: BinaryIO, size: int) -> paths.StorePath:
+        """Add a package with one program, as ``nix-store --add`` does; it is held while the session is open.
+
+        Args:
+            name: The name of both.
+            file: The program, open at its beginning; it is ``bin/NAME`` in the package.
+            size: How large it is (bytes).
+
+        Raises:
+            DaemonError: The daemon refuses.
+            FailedPreconditionError: The file can't be read, or changes meanwhile.
+        """
+        # As its archive's SHA-256 has it, without references, and not again where it is there.
+        body = wire.string(name) + wire.string("fixed:r:sha256") + wire.strings(()) + wire.integer(0)
+
+        def parse(reader: wire.Reader) -> str:
+            path = reader.string()
+            self._parse_info(reader)
+            return path
+
+        path = await self.connection.upload(_ADD_TO_STORE, body, nar.of_program(name, file, size), parse)
+        return paths.parse(path, self._store_dir)
 
     async def path_infos(self, wanted: Iterable[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
         """What is known of valid paths; all requests are under way at once."""
