@@ -1,0 +1,221 @@
+"""kubectl, which applies, looks up and deletes: the real one, with the kubeconfig of the cluster's administrator.
+
+What it says of secrets is not handed on: the API server's refusals hold values. It is told what is refused, and why in one word.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+from nixlet import errors
+from nixlet.host import process
+from nixlet.node.manifests import objects
+
+#: Whose the fields are that manifests set (Kubernetes, "Server-Side Apply").
+_FIELD_MANAGER = "nixlet-manifests"
+
+#: The same for our records of them.
+_RECORD_MANAGER = "nixlet-records"
+
+#: How long the API server may take for one object, and kubectl for all of a manifest (seconds).
+_REQUEST_TIMEOUT, _TIMEOUT = 60, 600
+
+#: How long a kind of objects that a manifest itself brings may take to be known (seconds).
+_ESTABLISHED = 30
+
+#: How kubectl says that nobody answers it.
+_AWAY = ("Unable to connect to the server", "The connection to the server", "Error from server (ServiceUnavailable)")
+
+#: Lines of its libraries' log, which stand between those for people: level, date, time (klog).
+_LOGGED = re.compile(r"[IWEF]\d{4} \d{2}:")
+_WARNING = "Warning: "
+
+#: The reason in what it says: one word of a fixed set (metav1.StatusReason).
+_REASON = re.compile(r"Error from server \((?P<reason>[A-Z][A-Za-z]+)\):")
+
+#: What its YAML reader quotes of a text that it can't make sense of.
+_QUOTED = re.compile(r"`[^`]*`")
+
+#: How much of what it says is told: characters.
+_SHOWN = 400
+
+_log = logging.getLogger("nixlet.manifests")
+
+
+class Kubectl:
+    """kubectl for one cluster.
+
+    Args:
+        program: The program's path.
+        kubeconfig: The kubeconfig file that lets us do everything.
+        cache: A directory of ours for what it remembers of the API server.
+        search_path: The PATH for it.
+    """
+
+    def __init__(self, program: str, kubeconfig: str, cache: str, search_path: str) -> None:
+        self._argv = [
+            program,
+            f"--kubeconfig={kubeconfig}",
+            f"--cache-dir={cache}",
+            f"--request-timeout={_REQUEST_TIMEOUT}s",
+        ]
+        # Nothing of ours: a proxy would be asked for the node's own address, and a person's preferences change what commands mean.
+        self._environment: Mapping[str, str] = {"PATH": search_path, "HOME": cache, "KUBECTL_KUBERC": "false"}
+
+    async def read(self, content: bytes, manifest: str, label: str) -> list[objects.Written]:
+        """A manifest's objects, each with the label that says what made it; the API server is not asked.
+
+        Args:
+            content: What stands in the manifest: YAML or JSON.
+            manifest: What errors call it.
+            label: The label's value.
+
+        Raises:
+            InvalidArgumentError: It can't be read, or has something in it that is no object.
+        """
+        marked = f"{objects.MADE_BY}={label}"
+        done = await self._run(["label", "--local", "--overwrite", "-f", "-", "-o", "json", marked], content)
+        if done.returncode != 0:
+            said = _QUOTED.sub("`…`", _first_line(done.stderr)).replace("STDIN", manifest)
+            raise errors.InvalidArgumentError(f"{manifest} can't be read: {said}", hint="its YAML or JSON is at fault")
+        return objects.written(done.stdout.decode(), manifest)
+
+    async def apply(self, written: Sequence[objects.Written], manifest: str) -> list[objects.Living]:
+        """Have the cluster hold these objects as they are written, whoever set the same fields before.
+
+        Raises:
+            UnavailableError: The API server doesn't answer.
+            CommandFailedError: Some are refused; the others are applied.
+        """
+        secret = any(is_secret(each.which) for each in written)
+        content = "\n".join(each.text for each in written).encode()
+        done = await self._apply(content, _FIELD_MANAGER, ["-o", f"go-template={objects.TEMPLATE}"])
+        if done.returncode != 0:
+            raise _refused(done, written, manifest)
+        for line in [] if secret else _lines(done.stderr):
+            _log.warning("%s: %s", manifest, _shortened(line.removeprefix(_WARNING)))
+        return objects.living(done.stdout.decode())
+
+    async def established(self, kinds: Sequence[objects.Object]) -> None:
+        """Wait until the API server knows the kinds that custom resource definitions bring; for a while only: the next try may do."""
+        names = [f"{kind.resource}/{kind.name}" for kind in kinds]
+        await self._run(["wait", "--for=condition=Established", f"--timeout={_ESTABLISHED}s", *names])
+
+    async def records(self) -> dict[str, objects.Record]:
+        """What manifests made, by their names.
+
+        Raises:
+            NixletError: The API server doesn't say.
+        """
+        query = ["get", "configmaps", "-n", objects.RECORD_NAMESPACE, "-l", objects.RECORDS, "-o", "json"]
+        return objects.records(await self._output(query, "what manifests made can't be looked up"))
+
+    async def write_record(self, record: objects.Record, label: str) -> None:
+        """Write down what a manifest made, or is about to make.
+
+        Raises:
+            NixletError: The API server doesn't take it.
+        """
+        done = await self._apply(objects.render(record, label).encode(), _RECORD_MANAGER, [])
+        _check(done, f"what {record.manifest} makes can't be written down")
+
+    async def delete_record(self, label: str) -> None:
+        """Forget what a manifest made.
+
+        Raises:
+            NixletError: The API server doesn't do it.
+        """
+        where = ["-n", objects.RECORD_NAMESPACE, "--ignore-not-found"]
+        await self._output(["delete", "configmap", objects.record_name(label), *where], "a record can't be deleted")
+
+    async def owner(self, which: objects.Object) -> tuple[str, str]:
+        """An object's number, and the label of the manifest that made it; both are empty where there is no such object.
+
+        Raises:
+            NixletError: The API server doesn't say.
+        """
+        where = [which.resource, which.name, *_namespace(which), "--ignore-not-found"]
+        done = await self._run(["get", *where, "-o", f"go-template={objects.TEMPLATE_OWNER}"])
+        if done.returncode != 0 and "doesn't have a resource type" in done.stderr.decode(errors="replace"):
+            # With the definition of a kind all its objects have gone.
+            return "", ""
+        uid, _, label = _check(done, f"{which} can't be looked up").partition("\t")
+        return uid, label
+
+    async def delete(self, which: objects.Object) -> None:
+        """Delete an object; what it takes along may need longer.
+
+        Raises:
+            NixletError: The API server doesn't do it.
+        """
+        where = [which.resource, which.name, *_namespace(which)]
+        await self._output(["delete", *where, "--ignore-not-found", "--wait=false"], f"{which} can't be deleted")
+
+    async def _apply(self, content: bytes, manager: str, options: Sequence[str]) -> process.Completed:
+        how = ["apply", "--server-side", f"--field-manager={manager}", "--force-conflicts", "-f", "-", *options]
+        return await self._run(how, content)
+
+    async def _output(self, arguments: Sequence[str], what: str) -> str:
+        return _check(await self._run(arguments), what)
+
+    async def _run(self, arguments: Sequence[str], content: bytes = b"") -> process.Completed:
+        return await process.run([*self._argv, *arguments], env=self._environment, stdin=content, timeout=_TIMEOUT)
+
+
+def is_secret(which: objects.Object) -> bool:
+    """Whether what is said of an object must not be handed on."""
+    return which.kind == "Secret" and not which.group
+
+
+def _namespace(which: objects.Object) -> list[str]:
+    """As kubectl takes it where a manifest says none; it does nothing to kinds that have none."""
+    return ["-n", which.namespace or "default"]
+
+
+def _check(done: process.Completed, what: str) -> str:
+    """What a command printed; never used where that, or its complaints, may hold a secret."""
+    if done.returncode == 0:
+        return done.stdout.decode()
+    said = _first_line(done.stderr)
+    if said.startswith(_AWAY):
+        raise _away(said)
+    raise errors.CommandFailedError(f"{what}: {said}", returncode=done.returncode)
+
+
+def _refused(done: process.Completed, written: Sequence[objects.Written], manifest: str) -> errors.NixletError:
+    """The error for objects that the API server did not take."""
+    lines = [line for line in _lines(done.stderr) if not line.startswith(_WARNING)]
+    if any(line.startswith(_AWAY) for line in lines):
+        return _away(next(line for line in lines if line.startswith(_AWAY)))
+    secrets = [str(each.which) for each in written if is_secret(each.which)]
+    if secrets:
+        reasons = sorted({found["reason"] for line in lines if (found := _REASON.match(line))})
+        why = f" ({', '.join(reasons)})" if reasons else ""
+        said = f"{', '.join(secrets[:3])}{' and more' if len(secrets) > 3 else ''}: refused{why}"
+    else:
+        said = _shortened(lines[0].removeprefix("error: ") if lines else "kubectl printed nothing")
+    more = f" (and {len(lines) - 1} lines more)" if len(lines) > 1 else ""
+    return errors.CommandFailedError(
+        said.replace('"STDIN"', manifest) + more,
+        returncode=done.returncode,
+        hint="see what the API server says of it: kubectl apply --server-side --dry-run=server -f FILE",
+    )
+
+
+def _away(said: str) -> errors.UnavailableError:
+    return errors.UnavailableError(f"the API server does not answer kubectl: {_shortened(said)}")
+
+
+def _lines(stderr: bytes) -> list[str]:
+    """What kubectl says to people."""
+    lines = (" ".join(line.split()) for line in stderr.decode(errors="replace").splitlines())
+    return [line for line in lines if line and not _LOGGED.match(line)]
+
+
+def _first_line(stderr: bytes) -> str:
+    lines = _lines(stderr)
+    return _shortened(lines[0].removeprefix("error: ")) if lines else "kubectl printed nothing"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,348 @@
+"""Manifests of a directory, applied by the real kubectl to a real API server."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nixlet import errors
+from nixlet.node.manifests import deployer as deployers
+from nixlet.node.manifests import kubectl, objects
+from support import controlplanes
+
+_PATIENCE = 60
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployers, "_INTERVAL", 0.2)
+    monkeypatch.setattr(deployers, "_REST", 0.5)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[controlplanes.ApiServer]:
+    made = controlplanes.ApiServer(tmp_path_factory.mktemp("apiserver"))
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> Path:
+    directory = tmp_path / "manifests"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def through(server: controlplanes.ApiServer, kubeconfig: Path | None = None) -> kubectl.Kubectl:
+    cache = str(server.directory / "our-cache")
+    return kubectl.Kubectl(
+        controlplanes.program("kubectl"), str(kubeconfig or server.kubeconfig), cache, os.environ["PATH"]
+    )
+
+
+def deployer(server: controlplanes.ApiServer, directory: Path, **options: Any) -> deployers.Deployer:
+    return deployers.Deployer(str(directory), through(server), **options)
+
+
+@contextlib.asynccontextmanager
+async def deploying(made: deployers.Deployer) -> AsyncIterator[deployers.Deployer]:
+    async with deployers.deploying(made):
+        yield made
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """What a condition gives when it holds."""
+    async with asyncio.timeout(_PATIENCE):
+        while not (found := await asyncio.to_thread(condition)):
+            await asyncio.sleep(0.1)
+        return found
+
+
+def gone(server: controlplanes.ApiServer, name: str) -> bool:
+    return server.get("configmap", name) is None
+
+
+def config_map(name: str, namespace: str = "", **data: str) -> dict[str, Any]:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+async def made_of(name: str) -> str:
+    return yaml.safe_dump(config_map(name))
+
+
+def write(path: Path, *documents: Any) -> None:
+    """As people and programs write: not at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump_all(documents))
+    path.chmod(0o600)
+
+
+async def test_files_are_applied_and_changed_and_what_they_no_longer_name_goes(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    write(manifests / "one.yaml", config_map("a", "default", x="1"), config_map("b"), config_map("c", "kube-system"))
+    write(manifests / "sub" / "two.json", config_map("two"))
+    write(manifests / "notes.txt", config_map("note"))
+    write(manifests / ".hidden.yaml", config_map("hidden"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("one.yaml", "sub/two.json"))
+        assert server.get("configmap", "a")["data"] == {"x": "1"}
+        assert server.get("configmap", "b")["metadata"]["labels"] == {objects.MADE_BY: "one.yaml"}
+        assert server.get("configmap", "c", "-n", "kube-system") is not None
+        assert server.get("configmap", "two") is not None
+        assert server.get("configmap", "note") is None
+        assert server.get("configmap", "hidden") is None
+        # "b" is named with the namespace that it had anyway, "c" is named no longer, and what a file of its own has now isn't lost.
+        number = server.get("configmap", "b")["metadata"]["uid"]
+        write(manifests / "one.yaml", config_map("b", "default", x="2"))
+        write(manifests / "three.yml", config_map("a", x="3"))
+        await until(lambda: "three.yml" in made.applied)
+        await until(lambda: server.get("configmap", "c", "-n", "kube-system") is None)
+        assert server.get("configmap", "b")["data"] == {"x": "2"}
+        assert server.get("configmap", "b")["metadata"]["uid"] == number
+        moved = server.get("configmap", "a")
+        assert moved["data"] == {"x": "3"}
+        assert moved["metadata"]["labels"] == {objects.MADE_BY: "three.yml"}
+        assert made.problems == {}
+        # A file that goes takes nothing along.
+        (manifests / "three.yml").unlink()
+        await until(lambda: made.applied == ("one.yaml", "sub/two.json"))
+    assert server.get("configmap", "a")["data"] == {"x": "3"}
+
+
+async def test_what_was_made_is_known_to_the_next_node_and_what_others_made_is_left(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    file = manifests / "known.yaml"
+    write(file, *(config_map(f"known-{number}") for number in range(3)))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied)
+    # Somebody made one of them anew, for themselves.
+    server.kubectl("delete", "configmap", "known-1")
+    server.kubectl("create", "configmap", "known-1")
+    write(file, config_map("known-0"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: server.get("configmap", "known-2") is None)
+        await until(lambda: made.applied)
+    assert server.get("configmap", "known-0") is not None
+    assert server.get("configmap", "known-1") is not None
+    record = server.get("configmap", objects.record_name("known.yaml"), "-n", objects.RECORD_NAMESPACE)
+    assert record["data"]["objects"] == '[{"group":"","kind":"ConfigMap","namespace":"default","name":"known-0"}]'
+
+
+async def test_what_is_wrong_is_told_once_and_what_is_mended_is_applied(
+    server: controlplanes.ApiServer, manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nixlet.manifests")
+    (manifests / "syntax.yaml").write_text("a: b: c\n")
+    write(manifests / "nameless.yaml", {"apiVersion": "v1", "kind": "ConfigMap"})
+    write(manifests / "half.yaml", config_map("half"), config_map("half-2", "no-such-namespace"))
+    write(manifests / "unknown.yaml", {"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "x"}})
+    (manifests / "empty.yaml").touch()
+    write(manifests / "open.yaml", config_map("open"))
+    (manifests / "open.yaml").chmod(0o666)
+    write(manifests / "good.yaml", config_map("good"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("good.yaml",) and len(made.problems) == 6)
+        problems = made.problems
+        assert "mapping values are not allowed" in problems["syntax.yaml"]
+        assert "object 1 of nameless.yaml has no name" in problems["nameless.yaml"]
+        assert 'namespaces "no-such-namespace" not found' in problems["half.yaml"]
+        assert 'no matches for kind "Foo" in version "example.com/v1"' in problems["unknown.yaml"]
+        assert "is empty: what it made before stays" in problems["empty.yaml"]
+        assert "can be written by everyone" in problems["open.yaml"]
+        assert server.get("configmap", "half") is not None, "the rest is applied"
+        await asyncio.sleep(3)
+        told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(told) == 6, told
+        server.kubectl("create", "namespace", "no-such-namespace")
+        (manifests / "syntax.yaml").write_text("# nothing any more\n")
+        (manifests / "open.yaml").chmod(0o644)
+        await until(lambda: {"half.yaml", "syntax.yaml", "open.yaml"} <= set(made.applied))
+        assert sorted(made.problems) == ["empty.yaml", "nameless.yaml", "unknown.yaml"]
+    server.kubectl("delete", "namespace", "no-such-namespace", "--wait=false")
+
+
+async def test_what_a_refused_manifest_made_is_not_forgotten(server: controlplanes.ApiServer, manifests: Path) -> None:
+    file = manifests / "refused.yaml"
+    write(file, config_map("begun"), {**config_map("other"), "data": {"x": ["no", "text"]}})
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.problems)
+        assert server.get("configmap", "begun") is not None
+        write(file, config_map("instead"))
+        await until(lambda: made.applied == ("refused.yaml",))
+        assert made.problems == {}
+    assert server.get("configmap", "begun") is None
+    assert server.get("configmap", "instead") is not None
+
+
+async def test_kinds_and_namespaces_come_before_what_needs_them(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.nixlet.test"},
+        "spec": {
+            "group": "nixlet.test",
+            "names": {"kind": "Widget", "plural": "widgets"},
+            "scope": "Cluster",
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+    # Of a kind without namespaces, and with one all the same.
+    widget = {"apiVersion": "nixlet.test/v1", "kind": "Widget", "metadata": {"name": "w", "namespace": "shop"}}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "shop"}}
+    file = manifests / "kinds.yaml"
+    write(file, widget, config_map("in-shop", "shop"), role, namespace, definition)
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("kinds.yaml",))
+        number = server.get("widget", "w")["metadata"]["uid"]
+        role["metadata"] = {"name": "shop", "namespace": "anything"}
+        widget["metadata"] = {"name": "w"}
+        write(file, widget, role, namespace, definition)
+        await until(lambda: server.get("configmap", "in-shop", "-n", "shop") is None)
+        await until(lambda: made.applied == ("kinds.yaml",))
+        assert server.get("widget", "w")["metadata"]["uid"] == number
+        assert server.get("clusterrole", "shop") is not None
+        # The definition takes its objects along; that they are gone then is no failure.
+        write(file, namespace)
+        await until(lambda: server.get("crd", "widgets.nixlet.test") is None)
+        await until(lambda: made.applied == ("kinds.yaml",))
+        assert server.get("clusterrole", "shop") is None
+
+
+async def test_skipped_files_are_left_alone_and_what_disabled_ones_made_goes(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    write(manifests / "kept.yaml", config_map("kept"))
+    write(manifests / "skipped.yaml", config_map("skipped"))
+    write(manifests / "off.yaml", config_map("off"))
+    write(manifests / "directory" / "inside.yaml", config_map("inside"))
+    packaged = {"ours.yaml": functools.partial(made_of, "ours"), "left.yaml": functools.partial(made_of, "left")}
+    async with deploying(deployer(server, manifests, packaged=packaged)) as made:
+        await until(lambda: len(made.applied) == 6)
+    (manifests / "skipped.yaml.skip").touch()
+    (manifests / "left.yaml.skip").touch()
+    write(manifests / "skipped.yaml", config_map("skipped-2"))
+    write(manifests / "left.yaml", config_map("edited"))
+    disabled = {"off", "directory", "ours", "unheard-of"}
+    # Whether the file is still there or not.
+    (manifests / "off.yaml").unlink()
+    async with deploying(deployer(server, manifests, packaged=packaged, disabled=disabled)) as made:
+        await until(lambda: made.applied == ("kept.yaml",))
+        for name in ("off", "inside", "ours"):
+            await until(functools.partial(gone, server, name))
+        assert made.problems == {}
+    assert server.get("configmap", "skipped") is not None
+    assert server.get("configmap", "left") is not None
+    assert server.get("configmap", "skipped-2") is None
+    assert "edited" in (manifests / "left.yaml").read_text()
+    assert not (manifests / "ours.yaml").exists()
+    assert (manifests / "directory" / "inside.yaml").exists(), "somebody's own"
+    records = [each["metadata"]["name"] for each in server.get("configmap", "-n", "kube-system")["items"]]
+    assert objects.record_name("kept.yaml") in records
+    assert objects.record_name("off.yaml") not in records
+
+
+async def test_what_the_node_brings_is_made_again_until_it_is_there(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    tries = 0
+
+    async def make() -> str:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise errors.UnavailableError("the store is away")
+        return yaml.safe_dump(config_map("brought"))
+
+    write(manifests / "other.yaml", config_map("beside"))
+    async with deploying(deployer(server, manifests / "below", packaged={"brought.yaml": make})) as made:
+        await until(lambda: made.problems == {"brought.yaml": "the store is away"})
+        await until(lambda: made.applied == ("brought.yaml",))
+        assert made.problems == {}
+    assert tries == 3
+    assert (manifests / "below").stat().st_mode & 0o777 == 0o700
+    assert (manifests / "below" / "brought.yaml").stat().st_mode & 0o777 == 0o600
+
+
+async def test_secrets_are_applied_and_told_of_nowhere(
+    server: controlplanes.ApiServer, manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"pin": "hunter2hunter2"}}
+    write(manifests / "secret.yaml", secret)
+    # Refused by the API server, whose words have the value.
+    write(manifests / "number.yaml", {**secret, "metadata": {"name": "number"}, "stringData": {"pin": 424242424242}})
+    write(
+        manifests / "base64.yaml",
+        {**secret, "metadata": {"name": "base64"}, "stringData": None, "data": {"pin": "hunter3!"}},
+    )
+    (manifests / "broken.yaml").write_text("hunter4hunter4hunter4\n")
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("secret.yaml",) and len(made.problems) == 3)
+        assert "Secret number: refused" in made.problems["number.yaml"]
+        said = f"{made.problems} {caplog.text} {[record.__dict__ for record in caplog.records]}"
+    assert server.get("secret", "s") is not None
+    for value in ("hunter2", "424242", "hunter3", "hunter4", "aHVudGVy"):
+        assert value not in said
+    record = server.get("configmap", objects.record_name("secret.yaml"), "-n", objects.RECORD_NAMESPACE)
+    assert "hunter" not in str(record)
+
+
+async def test_links_into_a_store_are_followed_and_their_changes_seen(
+    server: controlplanes.ApiServer, manifests: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    for version in ("1", "2"):
+        write(store / version / "linked.yaml", config_map("linked", version=version))
+        for file in (store / version / "linked.yaml", store / version):
+            # As all in a Nix store.
+            os.utime(file, (1, 1))
+    (manifests / "file.yaml").symlink_to(store / "1" / "linked.yaml")
+    (manifests / "directory").symlink_to(store / "1")
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("directory/linked.yaml", "file.yaml"))
+        assert server.get("configmap", "linked")["data"] == {"version": "1"}
+        for name, target in (("file.yaml", store / "2" / "linked.yaml"), ("directory", store / "2")):
+            (manifests / ".new").symlink_to(target)
+            (manifests / ".new").rename(manifests / name)
+        await until(lambda: server.get("configmap", "linked")["data"] == {"version": "2"})
+        assert made.problems == {}
+
+
+async def test_an_api_server_that_is_away_is_told_and_waited_for(
+    tmp_path: Path, manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "another"
+    directory.mkdir()
+    another = controlplanes.ApiServer(directory)
+    write(manifests / "late.yaml", config_map("late"))
+    with contextlib.ExitStack() as stack:
+        # Its certificate is there only once it was up.
+        with another.running():
+            pass
+        async with deploying(deployer(another, manifests)) as made:
+            await until(lambda: "the API server does not answer kubectl" in made.problems.get("", ""))
+            assert list(made.problems) == [""]
+            await asyncio.to_thread(stack.enter_context, another.running())
+            await until(lambda: made.applied == ("late.yaml",))
+            assert made.problems == {}
+            await asyncio.to_thread(stack.close)
+            write(manifests / "late.yaml", config_map("late", x="2"))
+            await until(lambda: list(made.problems) == [""])
+    told = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert all("does not answer" in record.getMessage() for record in told)
