@@ -57,6 +57,8 @@ class Cluster(nodes.Node):
             ),
             *("--write-kubeconfig", str(self.kubeconfig), "--kubelet-arg", f"cgroup-root=/{self.cgroup}"),
             *arguments,
+            # The cluster's DNS is made of it.
+            environment={"PATH": f"{parts.directories()['coredns']}:{os.environ['PATH']}"},
         )
 
     def kubectl(self, *arguments: str, stdin: bytes | None = None, check: bool = True) -> str:

@@ -1,6 +1,8 @@
 """Nix images of any size in the host's own store, made quickly: paths are added over the daemon's protocol, not built."""
 
 import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from nixlet.images import builder, model, reference
@@ -33,7 +35,26 @@ class StoreImage:
         return f"nix:0{self.archive}"
 
 
-def make(directory: Path, count: int, *, closure_form: bool = True, salt: str = "") -> StoreImage:
+def make_bash(directory: Path) -> tuple[StoreImage, list[str]]:
+    """An image with busybox and the machine's bash, whose C library looks names up as most programs' does; and bash's command line.
+
+    What busybox has of network programs can't do that: it is static, and ends with a fault.
+    """
+    program = "/bin/bash"
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    libraries = [Path(word) for line in listed.splitlines() for word in line.split() if word.startswith("/")]
+    inside = {path.name: nixstore.nar_file(path.read_bytes(), executable=True) for path in (Path(program), *libraries)}
+    adding = nixstore.Import()
+    package = adding.add("bash", nixstore.nar_directory(inside))
+    adding.run(os.environ)
+    image = make(directory, 1, salt="-bash", also=[package])
+    (loader,) = [path.name for path in libraries if path.name.startswith("ld-")]
+    return image, [f"{package}/{loader}", "--library-path", package, f"{package}/bash"]
+
+
+def make(
+    directory: Path, count: int, *, closure_form: bool = True, salt: str = "", also: Sequence[paths.StorePath] = ()
+) -> StoreImage:
     """An image of busybox and ``count - 1`` other store paths, among them a plain file and a symlink from 3 on.
 
     Images of one salt share paths, and no path with those of another one: a test that deletes paths has one of its own.
@@ -53,6 +74,7 @@ def make(directory: Path, count: int, *, closure_form: bool = True, salt: str = 
     for number in range(count - len(closure)):
         inside = nixstore.nar_directory({"number": nixstore.nar_file(f"{number}\n".encode()), **salted})
         closure.append(adding.add(f"package-{number}", nixstore.nar_directory({"share": inside})))
+    closure += also
     listing = "".join(f"{path}\n" for path in closure).encode()
     info = None
     if closure_form:

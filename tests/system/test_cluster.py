@@ -1,6 +1,7 @@
 """`nixlet server` with Kubernetes' programs is a whole cluster; the first test is k3s's own for its nix snapshotter."""
 
 import contextlib
+import functools
 import ipaddress
 import json
 import shutil
@@ -132,6 +133,82 @@ def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
     assert "kube-apiserver 1.36.3" in ours["programs"]["evidence"]
     children = {each["name"] for each in found if each["group"] == "children"}
     assert {"containerd", "etcd", "kube-apiserver", "kubelet", "kube-proxy"} <= children
+
+
+def test_pods_look_names_up(cluster: kubernetes.Cluster, archives: Path) -> None:
+    """CoreDNS is made of the program on PATH, and is where pods are told to ask."""
+    kubernetes.until(lambda: is_available(cluster, "coredns"), f"the cluster's DNS is there: {cluster.log}")
+    (pod,) = cluster.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
+    assert pod["spec"]["containers"][0]["image"].startswith("localhost/nixlet/coredns:")
+    assert cluster.get("service", "-n", "kube-system", "kube-dns")["spec"]["clusterIP"] == "10.43.0.10"
+    image = storeimages.make(archives, 3)
+    serve = [
+        "/bin/sh",
+        "-c",
+        "/bin/busybox mkdir /www && echo hello >/www/index.html && exec /bin/busybox httpd -f -p 8080 -h /www",
+    ]
+    run = ["--restart=Never", f"--image={image.reference}", "--command", "--"]
+    cluster.kubectl("run", "web", "--port=8080", "--expose", *run, *serve)
+    image, shell = storeimages.make_bash(archives)
+    run = ["--restart=Never", f"--image={image.reference}", "--command", "--"]
+    cluster.kubectl("run", "asking", *run, "/bin/sleep", "1000")
+    cluster.await_phase("web", "Running")
+    cluster.await_phase("asking", "Running")
+
+    assert "Address: 10.43.0.1\n" in cluster.kubectl(
+        "exec", "asking", "--", "/bin/busybox", "nslookup", "kubernetes.default.svc.cluster.local", check=False
+    )
+    # As programs do it, by the C library and the names that people use, and all the way to who is called so.
+    fetch = "exec 3<>/dev/tcp/{}/8080 && echo 'GET / HTTP/1.0' >&3 && echo >&3 && while read -r line <&3; do last=$line; done; echo $last"
+    for name in ("web", "web.default", "web.default.svc", "web.default.svc.cluster.local"):
+        kubernetes.until(
+            functools.partial(answers, cluster, [*shell, "-c", fetch.format(name)], "hello\n"), f"{name} answers"
+        )
+    kubernetes_answers = "exec 3<>/dev/tcp/kubernetes.default.svc/443 && echo open"
+    assert cluster.kubectl("exec", "asking", "--", *shell, "-c", kubernetes_answers) == "open\n"
+    cluster.kubectl("delete", "service/web", "pod/web", "pod/asking", "--now")
+
+
+def answers(cluster: kubernetes.Cluster, command: list[str], wanted: str) -> bool:
+    return cluster.kubectl("exec", "asking", "--", *command, check=False) == wanted
+
+
+def is_available(cluster: kubernetes.Cluster, deployment: str) -> bool:
+    found = cluster.get("deployments", "-n", "kube-system")["items"]
+    return any(
+        each["metadata"]["name"] == deployment and each["status"].get("availableReplicas") == 1 for each in found
+    )
+
+
+def test_manifests_are_applied_and_their_faults_told(cluster: kubernetes.Cluster) -> None:
+    directory = cluster.data_dir / "server" / "manifests"
+    file = directory / "mine.yaml"
+    config_map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mine}\ndata: {x: '%s'}\n"
+
+    def data() -> object:
+        found = cluster.get("configmaps")["items"]
+        return next((each["data"] for each in found if each["metadata"]["name"] == "mine"), None)
+
+    file.write_text(config_map % "1")
+    kubernetes.until(lambda: data() == {"x": "1"}, f"the manifest is applied: {cluster.log}")
+    file.write_text(config_map % "2")
+    kubernetes.until(lambda: data() == {"x": "2"}, f"the change is applied: {cluster.log}")
+    file.write_text("kind: [\n")
+    kubernetes.until(lambda: "the manifest mine.yaml is not applied" in cluster.log.read_text(), "the fault is logged")
+    (told,) = [
+        each
+        for each in json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
+        if each["name"] == "manifests"
+    ]
+    assert "mine.yaml can't be read" in told["evidence"]
+    assert data() == {"x": "2"}
+    # A file that goes takes nothing along.
+    file.unlink()
+    kubernetes.until(
+        lambda: cluster.run("doctor", *cluster.arguments).stdout.count(b"mine.yaml") == 0, "nothing is wrong"
+    )
+    assert data() == {"x": "2"}
+    cluster.kubectl("delete", "configmap", "mine")
 
 
 def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> None:

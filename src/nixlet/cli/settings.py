@@ -124,6 +124,12 @@ _SAID = {
     "datastore_keyfile": _Said("FILE", "The key of that certificate."),
     "cluster_init": _Said("BOOL", "Keep the cluster's state in an etcd of ours."),
     "secrets_encryption": _Said("BOOL", "Encrypt secrets in the datastore."),
+    "disable": _Said(
+        "NAME",
+        "A manifest in DATA_DIR/server/manifests, without its ending, whose objects are deleted; coredns is the cluster's DNS. "
+        "May be given several times.",
+    ),
+    "coredns_image": _Said("IMAGE", "The image of the cluster's DNS server.", default="made of the program coredns"),
     "disable_agent": _Said("BOOL", "Run no kubelet and no kube-proxy."),
     "disable_kube_proxy": _Said("BOOL", "Run no kube-proxy."),
     "disable_scheduler": _Said("BOOL", "Run no kube-scheduler."),

@@ -40,7 +40,7 @@ class NodeStatus:
 
 
 class StatusService:
-    """Answers for one node: the methods GetStatus, GetChildren and GetSilent."""
+    """Answers for one node: the methods GetStatus, GetChildren, GetRemarks and GetSilent."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class StatusService:
         kept: Callable[[], Sequence[host_children.Status]],
         snapshotter: snapshotter_module.Snapshotter | None,
         ask_containerd: Callable[[], Awaitable[object]],
+        remarks: Mapping[str, Callable[[], str]],
     ) -> None:
         """Answer for a node.
 
@@ -58,18 +59,21 @@ class StatusService:
             kept: How those do that it keeps running.
             snapshotter: Its own one, if it has one.
             ask_containerd: Asks its containerd for any answer.
+            remarks: Tell what is not as somebody wants it, by what it is about; empty where all is.
         """
         self._status = status
         self._children = children
         self._kept = kept
         self._snapshotter = snapshotter
         self._ask_containerd = ask_containerd
+        self._remarks = remarks
 
     def methods(self) -> Mapping[str, server.Method]:
         """Its methods."""
         return {
             "GetStatus": server.Method(server.Nothing, self._get_status),
             "GetChildren": server.Method(server.Nothing, self._get_children),
+            "GetRemarks": server.Method(server.Nothing, self._get_remarks),
             "GetSilent": server.Method(server.Nothing, self._get_silent),
         }
 
@@ -84,6 +88,10 @@ class StatusService:
 
     async def _get_children(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
         return {"children": [msgspec.structs.asdict(child) for child in self._kept()]}
+
+    async def _get_remarks(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
+        told = [(about, tell()) for about, tell in self._remarks.items()]
+        return {"remarks": [{"about": about, "text": text} for about, text in told if text]}
 
     async def _get_silent(self, _: server.Call[server.Nothing]) -> Mapping[str, object]:
         silent = []

@@ -141,6 +141,7 @@ OF_A_CLUSTER = {
     "datastore-keyfile": "/key",
     "cluster-init": "true",
     "secrets-encryption": "true",
+    "disable": "coredns",
     "disable-agent": "true",
     "disable-kube-proxy": "true",
     "disable-scheduler": "true",

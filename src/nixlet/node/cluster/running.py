@@ -14,8 +14,10 @@ from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import bootstrap, finding, kernel, mapping, podnetwork, ports, preparing, versions
+from nixlet.node.cluster import bootstrap, deploying, finding, kernel, mapping, podnetwork, ports, preparing, versions
 from nixlet.node.cluster import children as described
+from nixlet.node.images import coredns
+from nixlet.node.manifests import deployer as deployers
 from nixlet.node.ownership import claims, marker
 from nixlet.node.settings import config as node_config
 
@@ -84,6 +86,17 @@ class Cluster:
             awaited -= {failing}
             for task in done - {failing}:
                 task.result()
+
+    async def deploy(self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None) -> deployers.Deployer:
+        """Have the cluster hold what its manifests say, until ``stack`` is left.
+
+        Args:
+            stack: Owns what is made here.
+            maker: Makes an image of the machine's CoreDNS; None: the node's snapshotter can't have such images.
+        """
+        deployer = deploying.deployer(self.settings, self._layout, self._cluster, maker)
+        await stack.enter_async_context(deployers.deploying(deployer))
+        return deployer
 
     async def _network(self, stack: contextlib.AsyncExitStack, client: AsyncClient) -> "asyncio.Task[object]":
         """Have the network of this node's pods until ``stack`` is left; what ends when it is there."""

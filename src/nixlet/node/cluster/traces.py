@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.layout import Layout
 from nixlet.host import mounts, process, unixsocket
-from nixlet.node.cluster import finding, kernel, mapping, podnetwork, preparing, versions
+from nixlet.node.cluster import deploying, finding, kernel, mapping, podnetwork, preparing, versions
 from nixlet.node.settings import config as node_config
 
 #: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.
@@ -43,12 +43,14 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
     for layout in layouts:
         yield os.path.dirname(Layout(layout.data_dir, layout.state_dir).kine_socket)
         yield versions.memory(layout)
+        yield deploying.cache(layout)
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     places = Layout(settings.data_dir, settings.state_dir)
     yield from (os.path.join(places.server, name) for name in _SERVER_FILES)
     yield from (places.node(name) for name in _AGENT_FILES)
     yield podnetwork.memory(layout)
     yield kernel.settings_file(layout)
+    yield from deploying.written(layout)
     yield preparing.logs_dir(layout)
     yield preparing.kubelet_config(layout)
     yield preparing.named_kubelet_config(layout)

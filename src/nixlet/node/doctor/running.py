@@ -1,8 +1,9 @@
 """How the programs do that a node keeps running, by the word of the node that runs here."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nixlet import errors
@@ -28,11 +29,27 @@ def looks(layout: config.Layout) -> Mapping[str, machine.Look]:
         with client.Connection(path, peer=f"the node at {path}") as node:
             node.send(f"{nodeaddress.INTERFACE}.GetChildren")
             reply, _ = node.receive(_ANSWER)
+            remarks = _remarks(node)
     except TimeoutError:
         return {"node": functools.partial(_silent, path)}
     except errors.NixletError as error:
         return {"node": functools.partial(_untold, error)}
-    return {child["name"]: functools.partial(_look, child) for child in reply["children"]}
+    children = {child["name"]: functools.partial(_look, child) for child in reply["children"]}
+    return children | {each["about"]: functools.partial(_told, each["text"]) for each in remarks}
+
+
+def _remarks(node: client.Connection) -> Sequence[Mapping[str, str]]:
+    """What is not as somebody wants it; nothing of an earlier node than this command line, which doesn't tell."""
+    with contextlib.suppress(errors.NixletError):
+        node.send(f"{nodeaddress.INTERFACE}.GetRemarks")
+        reply, _ = node.receive(_ANSWER)
+        remarks: Sequence[Mapping[str, str]] = reply["remarks"]
+        return remarks
+    return []
+
+
+def _told(text: str) -> str:
+    raise machine.Worse(text, "the node's log says more")
 
 
 def _silent(path: str) -> str:

@@ -13,7 +13,7 @@ from nixlet.host import files, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
-from nixlet.node.images import pause, preload
+from nixlet.node.images import coredns, pause, preload
 from nixlet.node.lifecycle import endpoint
 from nixlet.node.requirements import snapshotters
 from nixlet.node.serving import faces as faces_module
@@ -56,6 +56,8 @@ class Assembly:
         self._layout = layout
         self._programs = programs
         self._store = store
+        #: Tell what is not as somebody wants it although the node is well, by what it is about; empty where all is.
+        self.remarks: dict[str, Callable[[], str]] = {}
         self._observed = metrics.NodeMetrics()
         self._observed.registry.add(*metrics.process_metrics(nixlet.__version__))
         self._place = proxyplugin.Place(
@@ -84,7 +86,7 @@ class Assembly:
         own = await stack.enter_async_context(channels.connect(layout.node_socket))
         images = cri.ImageClient(own, layout.node_socket)
         status = faces_module.status(self._settings, layout, self._programs)
-        self._faces = faces_module.Faces(status, layout, images, self._children)
+        self._faces = faces_module.Faces(status, layout, images, self._children, self.remarks)
         observed = self._observed
         if store is not None:
             gcroots = store.settings.gcroots
@@ -95,6 +97,13 @@ class Assembly:
         control = unixsocket.listen(layout.control_socket)
         stack.callback(unixsocket.remove, layout.control_socket)
         await stack.enter_async_context(varlink.serve(control, [self._faces.interface(served)]))
+
+    def coredns_maker(self) -> coredns.Maker | None:
+        """What makes an image of the machine's CoreDNS; None: the snapshotter is none of ours."""
+        store, served = self._store, self._served
+        if store is None:
+            return None
+        return coredns.Maker(store, served.loader, served.containerd, served.images, self._layout.agent)
 
     async def answered(self) -> None:
         """Wait until containerd serves the CRI; the caller limits the time.
@@ -118,7 +127,7 @@ class Assembly:
         programs, served, layout = self._programs, self._served, self._layout
         assert programs is not None
         await self._children.ready(containerd_child.NAME)
-        served.remarks.tell = lambda: reached.problem
+        self.remarks["registries"] = served.remarks.tell = lambda: reached.problem
         reached.elsewhere = await asyncio.to_thread(rendering.registries_elsewhere, layout)
         await _check_strategy(served, layout)
         if programs.pause:
@@ -166,9 +175,8 @@ class Assembly:
         if settings.health_address != node_config.NO_HEALTH:
             checks = _checks(containerd, served, self._place, self._store, layout)
             address = settings.health_address or layout.health_socket
-            remarks = {"registries": served.remarks.tell} if self._programs is not None else {}
             further = _further(self._children, containerd.child)
-            told = health.Health(checks, observed.registry, remarks, further)
+            told = health.Health(checks, observed.registry, self.remarks, further)
             await stack.enter_async_context(health.serve(told, address))
         image_socket = settings.image_service_endpoint or self._place.socket
         rendered = crictl.render(runtime_socket=self._place.containerd_socket, image_socket=image_socket)

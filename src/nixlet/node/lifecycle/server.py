@@ -156,6 +156,7 @@ async def running(
         await beginning
         if cluster is not None:
             await cluster.go_on(stack, children)
+            made.remarks["manifests"] = (await cluster.deploy(stack, made.coredns_maker())).remark
         await made.attend(stack, containerd, hastened)
         yield children
 

@@ -116,6 +116,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
     emptied = (
         *inside,
+        os.path.join(data_dir, "server", "manifests"),
         os.path.join(data_dir, "server"),
         *(each.state_dir for each in layouts),
         data_dir,

@@ -1,7 +1,7 @@
 """The node's own services, and what they say of it and of its containerd."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nixlet.containerd import cri, tasks
 from nixlet.containers import attaching, keeping, processes
@@ -85,6 +85,7 @@ class Faces:
         layout: node_config.Layout,
         images: cri.ImageClient,
         children: host_children.Children,
+        remarks: Mapping[str, Callable[[], str]],
     ) -> None:
         """The services of a node.
 
@@ -93,7 +94,9 @@ class Faces:
             layout: Where it keeps things.
             images: Its own image service.
             children: The programs that it keeps running.
+            remarks: Tell what is not as somebody wants it, by what it is about.
         """
+        self._remarks = remarks
         self._kept = children
         self._status = status
         self._layout = layout
@@ -125,7 +128,7 @@ class Faces:
         attacher = attaching.Attacher(runtime, containerd, keeper)
         services = (
             nodestatus.StatusService(
-                self._status, self._children, self._kept.status, served.snapshotter, runtime.version
+                self._status, self._children, self._kept.status, served.snapshotter, runtime.version, self._remarks
             ),
             containers.ContainersService(runtime, containerd, service, removals),
             stopping.StoppingService(runtime, removals),

@@ -96,6 +96,8 @@ class Settings:
         datastore_keyfile: The key of that.
         cluster_init: Keep the cluster's state in an etcd of ours, which others can join.
         secrets_encryption: Secrets are encrypted in the datastore.
+        disable: Manifests whose objects are deleted from the cluster, by their names without endings, or directories of such.
+        coredns_image: The image of the cluster's DNS server; empty: made of the program that the machine has.
         disable_agent: Run no kubelet and no kube-proxy.
         disable_kube_proxy: Run no kube-proxy.
         disable_scheduler: Run no kube-scheduler.
@@ -161,6 +163,8 @@ class Settings:
     datastore_keyfile: str = ""
     cluster_init: bool = False
     secrets_encryption: bool = False
+    disable: Sequence[str] = ()
+    coredns_image: str = ""
     disable_agent: bool = False
     disable_kube_proxy: bool = False
     disable_scheduler: bool = False

@@ -3,7 +3,6 @@
 What somebody would miss is refused; what only tunes, or names a part that k3s brings along, is passed over with a warning.
 """
 
-_PACKAGED = "nixlet brings no packaged components, so there is nothing of that to leave out"
 _BROUGHT = "nixlet brings no such component"
 _FLANNEL = "nixlet starts no flannel: packets between nodes are up to a CNI plugin of yours"
 _SNAPSHOTS = "nixlet takes no snapshots of etcd; etcdctl snapshot save does"
@@ -13,7 +12,6 @@ _ONE_SERVER = "a cluster has one server"
 
 #: What is passed over with a warning, and whether it is a truth value.
 PASSED_OVER: dict[str, tuple[str, bool]] = {
-    "disable": (_PACKAGED, False),
     "disable-cloud-controller": (_BROUGHT, True),
     "disable-helm-controller": (_BROUGHT, True),
     "disable-network-policy": (_BROUGHT, True),

@@ -118,6 +118,11 @@ def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:
         or int(settings.https_listen_port) > 65535
     ):
         yield _Problem("https_listen_port", f"{settings.https_listen_port!r} is no port", "as in 6443")
+    for name in settings.disable:
+        if name.endswith((".yaml", ".yml", ".json")) or name.startswith("/"):
+            yield _Problem(
+                "disable", f"{name!r} is a file's name", "write a manifest's name without its ending, as in coredns"
+            )
     for name in ("token", "agent_token"):
         if getattr(settings, name) and getattr(settings, f"{name}_file"):
             yield _Problem(name, f"and {names.key(f'{name}_file')} are both set", "use one of them")
@@ -191,11 +196,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _image_problems(settings: config.Settings) -> Iterator[_Problem]:
-    if settings.pause_image:
+    for name in ("pause_image", "coredns_image"):
         try:
-            reference.parse(settings.pause_image)
+            if image := getattr(settings, name):
+                reference.parse(image)
         except errors.NixletError as error:
-            yield _Problem("pause_image", f"can't be used: {error.message}", error.hint)
+            yield _Problem(name, f"can't be used: {error.message}", error.hint)
     for name in ("system_default_registry", "airgap_extra_registry"):
         value = getattr(settings, name)
         for registry in (value,) if isinstance(value, str) else value:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from nixlet.varlink import server as varlink
 
 #: A node whose children alone matter here.
 NODE = nodestatus.NodeStatus("nix", "/data", "/state", "/c.sock", 3, "/pods", "/etc/resolv.conf")
+
+#: What it says besides.
+REMARKS: dict[str, Callable[[], str]] = {"registries": str, "manifests": lambda: "bad.yaml: it is no YAML"}
 
 
 async def answers() -> None:
@@ -39,10 +43,10 @@ async def test_children_are_told_as_they_do(tmp_path: Path) -> None:
 
     again = f"test -e {tmp_path}/once && exec sleep 60; touch {tmp_path}/once; sleep 0.2; exit 3"
     async with children.kept_running() as kept:
-        status = nodestatus.StatusService(NODE, list, kept.status, None, answers)
+        status = nodestatus.StatusService(NODE, list, kept.status, None, answers, REMARKS)
         listening = unixsocket.listen(layout.control_socket)
         async with varlink.serve(listening, [varlink.Interface(nodeaddress.INTERFACE, "", status.methods())]):
-            assert await asyncio.to_thread(running.looks, layout) == {}
+            assert list(await asyncio.to_thread(running.looks, layout)) == ["manifests"]
             kept.start(
                 described("well", "exec sleep 60"),
                 described("again", again),
@@ -54,7 +58,10 @@ async def test_children_are_told_as_they_do(tmp_path: Path) -> None:
                 while (kept["again"].restarts, kept["again"].state, kept["dead"].state) != (1, "ready", "gave up"):
                     await asyncio.sleep(0.01)
             looks = await asyncio.to_thread(running.looks, layout)
-    assert list(looks) == ["well", "again", "dead", "starts", "waits"]
+    assert list(looks) == ["well", "again", "dead", "starts", "waits", "manifests"]
+    with pytest.raises(machine.Worse) as worse:
+        looks["manifests"]()
+    assert worse.value.evidence == "bad.yaml: it is no YAML"
     assert looks["well"]().startswith("process ")
     assert " ready since 2" in looks["well"]()
     with pytest.raises(machine.Worse) as worse:

@@ -65,6 +65,8 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "default_runtime": "crun",
         "kubernetes": "yes",
         "https_listen_port": "7443",
+        "disable": "traefik",
+        "coredns_image": "r.example.com/c:1",
     }
     default = getattr(config.Settings(), name)
     text = "true" if isinstance(default, bool) else samples.get(name, "/x/y")
@@ -218,6 +220,7 @@ def test_a_file_that_was_written_for_k3s(file: Path) -> None:
     )
     found = load(file)
     said = found.settings
+    assert said.disable == ("traefik", "servicelb")
     assert (said.token, said.tls_san, said.node_label, said.write_kubeconfig_mode) == (
         "se-cret",
         ("a.example",),
@@ -225,7 +228,6 @@ def test_a_file_that_was_written_for_k3s(file: Path) -> None:
         "0644",
     )
     assert [warning.partition(" is passed over: ")[0] for warning in found.warnings] == [
-        f"{file}, line 3: disable",
         f"{file}, line 7: disable-network-policy",
         f"{file}, line 9: etcd-snapshot-retention",
     ]

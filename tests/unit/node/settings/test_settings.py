@@ -94,6 +94,8 @@ WRONG = [
     ("log", "/var/log/\x1b", "--log '/var/log/\\x1b' holds a line break"),
     ("kubernetes", "maybe", "--kubernetes 'maybe' is not known"),
     ("kubernetes_bin_dir", "bin", "--kubernetes-bin-dir 'bin' must be an absolute path"),
+    ("disable", ("coredns.yaml",), "--disable 'coredns.yaml' is a file's name"),
+    ("coredns_image", "A", "--coredns-image can't be used: "),
     ("https_listen_port", "0", "--https-listen-port '0' is no port"),
     ("https_listen_port", "65536", "--https-listen-port '65536' is no port"),
     ("https_listen_port", "", "--https-listen-port '' is no port"),
