@@ -3,25 +3,20 @@
 import asyncio
 import contextlib
 import dataclasses
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
-from google.protobuf import empty_pb2
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
-from nixlet.containerd import config
-from nixlet.host import process, unixsocket
+from nixlet.host import unixsocket
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server, transport
-from nixlet.rpc.gen import containerd_version_grpc, cri_grpc
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
-from support import image_archives, parts
+from support import containerds, parts
 
 IMAGE = "docker.io/library/relayed:1"
 
@@ -37,73 +32,10 @@ class Doors:
     seen: list[str]
 
 
-def private_configuration(version: int, directory: Path) -> dict[str, Any]:
-    """The node's configuration of containerd with a snapshotter of containerd's own: nothing lies at the system's paths."""
-    settings = config.ContainerdSettings(
-        version=version,
-        root=f"{directory}/root",
-        state=f"{directory}/state",
-        address=f"{directory}/c.sock",
-        opt_dir=f"{directory}/opt",
-        snapshotter="native",
-        snapshotter_address="",
-        snapshotter_root="",
-        sandbox_image="localhost/pause:1",
-        cni_bin_dir=f"{directory}/cni",
-        cni_conf_dir=f"{directory}/net.d",
-        runc="/usr/sbin/runc",
-        runc_root=f"{directory}/state/runc",
-        nri_socket=f"{directory}/nri.sock",
-        restrict_oom_score_adj=True,
-        architecture="amd64",
-    )
-    return config.tables(settings)
-
-
-@contextlib.asynccontextmanager
-async def running_containerd(version: str, directory: Path) -> AsyncIterator[channels.Channel]:
-    program = await config.ask(str(parts.containerd(version)))
-    file = directory / "config.toml"
-    file.write_text(tomli_w.dumps(private_configuration(program.config_version, directory)))
-    socket = f"{directory}/c.sock"
-    argv = [program.path, f"--config={file}", f"--address={socket}", f"--root={directory}/root"]
-    argv.append(f"--state={directory}/state")
-    environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-    with (directory / "containerd.log").open("wb") as log:
-        async with (
-            process.start(argv, env=environment, stdout=log.fileno(), stderr=process.STDOUT, grace=10),
-            channels.connect(socket) as channel,
-        ):
-            await _until_ready(channel, directory / "containerd.log")
-            archive = directory / "image.tar"
-            layer = image_archives.tar({"hello": b"hello"})
-            archive.write_bytes(image_archives.tar(image_archives.oci([layer], name=IMAGE)))
-            ctr = os.path.join(os.path.dirname(program.path), "ctr")
-            importing = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--snapshotter", "native", str(archive)]
-            (await process.run(importing, timeout=30)).check()
-            yield channel
-
-
-async def _until_ready(channel: channels.Channel, log: Path) -> None:
-    version = containerd_version_grpc.VersionStub(channel)
-    images = cri_grpc.ImageServiceStub(channel)
-
-    async def ask() -> None:
-        with channels.translated("containerd"):
-            await version.Version(empty_pb2.Empty())
-            await images.ListImages(pb.ListImagesRequest())
-
-    try:
-        async with asyncio.timeout(30):
-            await channels.wait_until_answered(ask)
-    except TimeoutError:
-        pytest.fail(log.read_text())
-
-
 @pytest.fixture(params=parts.CONTAINERD_PARAMETERS)
 async def doors(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Doors]:
     seen: list[str] = []
-    async with running_containerd(request.param, tmp_path) as direct:
+    async with containerds.with_cri(request.param, tmp_path, IMAGE) as direct:
         handing_on = relay.Relay(direct, "containerd")
 
         async def fallback(path: str, stream: "server.Stream[bytes, bytes]") -> None:
@@ -204,7 +136,7 @@ async def test_a_message_beyond_the_limit_does_not_reach_containerd(
 
 async def test_containerd_going_away_is_told(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as backend:
-        direct = await backend.enter_async_context(running_containerd(parts.CONTAINERDS[0], tmp_path))
+        direct = await backend.enter_async_context(containerds.with_cri(parts.CONTAINERDS[0], tmp_path, IMAGE))
         handing_on = relay.Relay(direct, f"containerd at {tmp_path}/c.sock")
 
         async def fallback(path: str, stream: "server.Stream[bytes, bytes]") -> None:

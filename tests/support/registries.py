@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from support import nodes
+
 #: "secret" as htpasswd's bcrypt has it; the registry takes nothing else.
 _SECRET = "$2b$05$rmSlqstP0hcnq3FAJ4m.SebBKckplucS9GJgqAF8BDBNlrHIl6eRy"
 
@@ -116,6 +118,16 @@ def running(
             yield Registry(f"{host}:{port}", log, process)
         finally:
             process.terminate()
+
+
+def say(node: nodes.Node, text: dict[str, Any] | str) -> None:
+    """Write a node's registries.yaml, and wait until it has read that."""
+    before = node.log.read_text().count("registries are reached")
+    node.registries.write_text(text if isinstance(text, str) else json.dumps(text or {"mirrors": {}}))
+    deadline = time.monotonic() + 30
+    while node.log.read_text().count("registries are reached") == before:
+        assert time.monotonic() < deadline, node.log.read_text()
+        time.sleep(0.05)
 
 
 class Authority:

@@ -82,13 +82,7 @@ class Said:
 
     def say(self, text: dict[str, Any] | str) -> None:
         """Write it, and wait until the node has read it."""
-        log = self._node.log
-        before = log.read_text().count("registries are reached")
-        self._node.registries.write_text(text if isinstance(text, str) else json.dumps(text or {"mirrors": {}}))
-        deadline = time.monotonic() + 30
-        while log.read_text().count("registries are reached") == before:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        registries.say(self._node, text)
 
     def hosts(self) -> dict[str, str]:
         """The files that containerd reads."""

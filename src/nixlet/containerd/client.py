@@ -33,6 +33,8 @@ class Containerd:
 
     def __init__(self, channel: channels.Channel, address: str, namespace: str = namespaces.CRI) -> None:
         self._peer = f"containerd at {address}"
+        self._channel = channel
+        self._known_release: tuple[int, tuple[int, int]] | None = None
         self.namespace = namespace
         self._metadata = {"containerd-namespace": namespace}
         self._introspection = containerd_introspection_grpc.IntrospectionStub(channel)
@@ -62,9 +64,15 @@ class Containerd:
         return next((plugin.init_err.message for plugin in answer.plugins), "")
 
     async def release(self) -> tuple[int, int]:
-        """The first two numbers of its version; (0, 0) for one that has none."""
+        """The first two numbers of its version; (0, 0) for one that has none. Asked once over each connection."""
+        connection = self._channel.connections
+        if self._known_release is not None and self._known_release[0] == connection:
+            return self._known_release[1]
         numbers = re.match(r"v?(\d+)\.(\d+)", await self.version())
-        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+        found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+        if connection == self._channel.connections:
+            self._known_release = connection, found
+        return found
 
     async def check_mount_targets(self) -> None:
         """Check that it can make mounts below a snapshot's root: containerd 1.6 drops the targets of mounts.

@@ -52,11 +52,25 @@ class RuntimeClient:
         Args:
             handler: Its name in the configuration; empty: the default one.
         """
+        return str((await self._configured(handler)).get("runtimeType", ""))
+
+    async def runtime_snapshotter(self, handler: str) -> str:
+        """The snapshotter of a runtime's containers; empty where it is the default one, or there is no such runtime.
+
+        Args:
+            handler: Its name in the configuration.
+        """
+        return str((await self._configured(handler)).get("snapshotter", ""))
+
+    async def _configured(self, handler: str) -> Mapping[str, object]:
+        """What containerd's configuration says of a runtime, as far as it tells of it; an empty name is the default one's."""
         with channels.translated(self._peer):
             answer = await self._stub.Status(cri_pb2.StatusRequest(verbose=True), timeout=10)
         config = json.loads(answer.info.get("config", "{}")).get("containerd", {})
-        runtime = config.get("runtimes", {}).get(handler or config.get("defaultRuntimeName", ""), {})
-        return str(runtime.get("runtimeType", ""))
+        found: Mapping[str, object] = config.get("runtimes", {}).get(
+            handler or config.get("defaultRuntimeName", ""), {}
+        )
+        return found
 
     async def run_sandbox(self, config: cri_pb2.PodSandboxConfig, runtime: str = "") -> str:
         """Make and start a pod's sandbox, by a runtime of that name or by the default one; its ID."""

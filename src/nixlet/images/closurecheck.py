@@ -23,6 +23,19 @@ def may_name_paths(layer: model.Descriptor) -> bool:
     return any(key.startswith(closures.PREFIX) for key in layer.annotations or {})
 
 
+def not_shown_by(snapshotter: str, what: str = "the image") -> errors.FailedPreconditionError:
+    """The refusal of an image of store paths where the snapshotter shows none.
+
+    Args:
+        snapshotter: What containerd calls it.
+        what: The image, for the sentence.
+    """
+    return errors.FailedPreconditionError(
+        f"{what} is made of store paths, which the snapshotter {snapshotter} can't run",
+        hint="start the node with --snapshotter nix, or, where a pod's runtime class has a snapshotter of its own, use one without",
+    )
+
+
 class ClosureCheck:
     """Compares layers that are unpacked with what images name for them.
 

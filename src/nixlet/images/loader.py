@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from typing import Protocol
 
 from nixlet import errors
-from nixlet.containerd import imagestore
+from nixlet.containerd import imagestore, namespaces
 from nixlet.host import uncut
 from nixlet.images import archive, closurecheck, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
@@ -114,6 +114,8 @@ class Loader:
         self._snapshotter = snapshotter
         self._realiser = realise
         self._check = closurecheck.ClosureCheck(snapshotter, realise)
+        #: How many times records were written.
+        self.recorded = 0
 
     @property
     def snapshotter(self) -> str:
@@ -201,7 +203,8 @@ class Loader:
         blobs += [(manifest.config, self._needing(chain)), (image.descriptor, references)]
         target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
         record = imagestore.Record(target, {**MANAGED, **(labels or {})})
-        if (known := await self._found(names, record, blobs, image.layers, chain)) is not None:
+        image_id = manifest.config.digest if self._containerd.namespace == namespaces.CRI else ""
+        if (known := await self._found(names, image_id, record, blobs, image.layers, chain)) is not None:
             return Loaded(manifest.config.digest, known, interface.Realised())
         async with (
             self._containerd.leased() as containerd,
@@ -216,8 +219,13 @@ class Loader:
                 parent = chain_id
             for copy in copies.values():
                 await copy
+            self.recorded += 1
+            if image_id:
+                # CRI makes a record by the ID of what it takes for somebody else's alone, and volumes of images need it.
+                await containerd.create_image(image_id, record.target, MANAGED)
             for name in names:
                 await containerd.put_image(name, record.target, record.labels)
+            self.recorded += 1
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 
@@ -240,6 +248,7 @@ class Loader:
     async def _found(
         self,
         names: Sequence[str],
+        image_id: str,
         record: imagestore.Record,
         blobs: Sequence[_Labelled],
         layers: Sequence[archive.Layer],
@@ -250,8 +259,8 @@ class Loader:
         It only looks: nothing is written, and Nix isn't asked. What is recorded is kept by that from containerd's collector, and
         what is unpacked by its roots from Nix's.
         """
-        known = await asyncio.gather(*map(self._containerd.image, names))
-        if not all(each is not None and record.is_met_by(each) for each in known):
+        known = await asyncio.gather(*map(self._containerd.image, (*names, *([image_id] if image_id else ()))))
+        if None in known or not all(each is not None and record.is_met_by(each) for each in known[: len(names)]):
             return None
         contents, snapshots, members = await asyncio.gather(
             asyncio.gather(*(self._containerd.content_labels(blob.digest) for blob, _ in blobs)),
@@ -292,10 +301,7 @@ class Loader:
             yield 0, interface.Realised()
             return
         if self._realiser is None:
-            raise errors.FailedPreconditionError(
-                f"the image is made of store paths, which the snapshotter {self._snapshotter} can't run",
-                hint="start the node with --snapshotter nix",
-            )
+            raise closurecheck.not_shown_by(self._snapshotter)
         async with self._realiser.all_realised(named, sink) as found:
             members = {member for closure in found.values() for member in closure.members}
             yield len(members), sum((closure.took for closure in found.values()), interface.Realised())

@@ -74,8 +74,8 @@ class Obtainer:
         with self._exchange.subscribed(take):
             try:
                 image_id = await self._images.pull(wanted)
-            except errors.NotFoundError as error:
-                # Clients of the CRI learn little of the host's files; ours learn why.
+            except errors.NixletError as error:
+                # Clients of the CRI learn little of the host's files, and have little room; ours learn why.
                 for event in ended:
                     if isinstance(event.error, errors.NixletError):
                         raise event.error from error

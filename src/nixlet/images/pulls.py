@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import os
 import stat
 import time
@@ -18,8 +17,6 @@ from nixlet.telemetry import progress
 
 #: Seconds to wait until CRI has taken notice of a new image.
 _CRI_TIMEOUT = 10.0
-
-_log = logging.getLogger("nixlet.pulls")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,12 +139,17 @@ class Puller:
         # A lock lives as long as somebody holds or awaits it: references come from outside, in any number.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def pull(self, text: str) -> Pulled:
+    async def pull(self, text: str, elsewhere: str = "") -> Pulled:
         """Have an image ready for containers, under the very reference that was asked for.
+
+        Args:
+            text: The reference.
+            elsewhere: Another snapshotter than ours, which its containers are to have.
 
         Raises:
             InvalidArgumentError: The reference is malformed, or what it names is no image for this machine.
             NotFoundError: There is no such archive or store path, or a path of its closure can't be had.
+            FailedPreconditionError: It is of store paths, which that other snapshotter can't show.
         """
         try:
             wanted = reference.parse(text, self._store.store_dir)
@@ -156,10 +158,11 @@ class Puller:
             # Pulls of one image come one after the other: the second finds all there and takes a few milliseconds.
             lock = self._locks.setdefault(wanted.path, asyncio.Lock())
             async with lock:
-                pulled = await self._pull(wanted, lambda step: self._exchange.publish(Event(text, step=step)))
+                pulled = await self._pull(
+                    wanted, elsewhere, lambda step: self._exchange.publish(Event(text, step=step))
+                )
         except admission.NotAdmittedError as error:
             # Whoever may create a pod gets one answer; whoever may watch the node's pulls, or read its log, gets the truth.
-            _log.warning("%s", error.reason, extra={"hint": error.reason.hint})
             self._exchange.publish(Event(text, error=error.reason))
             raise
         except BaseException as error:
@@ -168,10 +171,11 @@ class Puller:
         self._exchange.publish(Event(text, pulled=pulled))
         return pulled
 
-    async def _pull(self, wanted: reference.ArchiveReference, sink: progress.ProgressSink) -> Pulled:
+    async def _pull(self, wanted: reference.ArchiveReference, elsewhere: str, sink: progress.ProgressSink) -> Pulled:
         start = time.monotonic()
         # Under the name that was asked for alone: what the archive calls itself is its maker's wish.
         name = reference.canonical(wanted)
+        loads = loader.Loader(self._containerd, elsewhere) if elsewhere else self._loader
         async with contextlib.AsyncExitStack() as held:
             if wanted.store_path is not None:
                 # Its file is read, whatever becomes of its name: the connection is free for the closures.
@@ -180,29 +184,31 @@ class Puller:
                     held.callback(os.close, fd)
                 took = there.took
                 origin = there.infos[wanted.store_path].nar_hash
-                loaded = await self._load_from_store(fd, wanted.path, origin, name, sink)
+                loaded = await self._load_from_store(loads, fd, wanted.path, origin, name, sink)
             else:
                 took = interface.Realised()
-                loaded = await self._load_from_outside(wanted.path, name, sink)
+                loaded = await self._load_from_outside(loads, wanted.path, name, sink)
         await wait_for_cri(self._images, loaded.image_id, [name])
         took += loaded.took
         return Pulled(loaded.image_id, loaded.closure_paths, took, round((time.monotonic() - start) * 1000))
 
     async def _load_from_store(
-        self, fd: int, path: str, origin: str, name: str, sink: progress.ProgressSink
+        self, loads: loader.Loader, fd: int, path: str, origin: str, name: str, sink: progress.ProgressSink
     ) -> loader.Loaded:
         if not await asyncio.to_thread(expand.is_compressed, fd):
             async with self._opener.opened(fd, path, _only_image, sink) as (source, image):
-                return await self._loader.load(source, image, [name], sink=sink)
+                return await loads.load(source, image, [name], sink=sink)
         # To expand it again would take long, and be for nothing where containerd has it all.
-        loaded = await self._loader.load_again(name, origin, sink)
+        loaded = await loads.load_again(name, origin, sink)
         if loaded is not None:
             return loaded
         async with self._opener.opened(fd, path, _only_image, sink) as (source, image):
             labels = loader.came_from(origin, image.descriptor.digest)
-            return await self._loader.load(source, image, [name], labels=labels, sink=sink)
+            return await loads.load(source, image, [name], labels=labels, sink=sink)
 
-    async def _load_from_outside(self, path: str, name: str, sink: progress.ProgressSink) -> loader.Loaded:
+    async def _load_from_outside(
+        self, loads: loader.Loader, path: str, name: str, sink: progress.ProgressSink
+    ) -> loader.Loaded:
         async with contextlib.AsyncExitStack() as held:
             allowed = admission.open_allowed_archive(path, self._archive_dirs, {0, os.geteuid()})
             fd = held.enter_context(allowed)
@@ -211,7 +217,7 @@ class Puller:
             except errors.InvalidArgumentError as error:
                 # What is no archive must look the same from outside as what isn't there.
                 raise admission.NotAdmittedError(path, self._archive_dirs, error) from error
-            return await self._loader.load(source, image, [name], sink=sink)
+            return await loads.load(source, image, [name], sink=sink)
 
 
 def _only_image(source: archive.Archive) -> archive.ArchiveImage:

@@ -4,12 +4,17 @@ An image of store paths can be there without them: imported by a client of conta
 snapshots removed, which containerd then unpacks again by itself. Before version 2, containerd passes no annotations on, either.
 """
 
+import asyncio
 import logging
+from typing import TypeVar
 
 from nixlet import errors
 from nixlet.containerd import imagestore
 from nixlet.images import archive, closurecheck, loader, model, platforms, reference, targets
+from nixlet.rpc.gen import cri_pb2
 from nixlet.store import paths
+
+_Key = TypeVar("_Key")
 
 #: How many images are remembered: most are asked for again and again.
 _REMEMBERED = 256
@@ -44,53 +49,81 @@ class Readiness:
         self._check = check
         self._loader = loads
         self._store_dir = store_dir
-        #: What was found under the digests that records lead to, the oldest first.
+        #: What was found of images that CRI shows, by all that it shows them by: of such, containerd need not be asked again
+        #: until something is pulled or loaded.
+        self._shown: dict[tuple[str, ...], _Found] = {}
+        self._loads_seen = loads.recorded
+        #: What was found under the digests that records lead to.
         self._known: dict[str, _Found] = {}
 
-    async def ensure(self, text: str) -> None:
-        """Unpack an image's layers with their closures where they aren't; what is no image, or none of ours, is left alone.
+    def forget(self) -> None:
+        """Look at all images again: one was pulled, and may be another one by the same names."""
+        self._shown = {}
+
+    async def ensure(self, text: str, shown: cri_pb2.Image, elsewhere: str = "") -> None:
+        """Unpack an image's layers with their closures where they aren't; what is none of ours is left alone.
 
         Where that can't be, since a layer has another closure or its paths can't be had, the log says so.
 
         Args:
-            text: A reference, or an image's ID.
+            text: By what it was asked for: a reference, or an image's ID.
+            shown: What CRI says of it.
+            elsewhere: Another snapshotter, which its containers are to have.
 
         Raises:
+            FailedPreconditionError: It is of store paths, which that other snapshotter can't show.
             NixletError: containerd doesn't answer.
         """
-        record = await self._containerd.image(self._name(text))
-        if record is None or (found := await self._look_up(record.target.digest)) is None:
+        found = await self._found(text, shown)
+        if found is None:
             return
+        if elsewhere:
+            raise closurecheck.not_shown_by(elsewhere, f"the image {text}")
         try:
             await self._ensure_unpacked(*found)
         except errors.NixletError as error:
             # Clients that remove an image ask for it first: it has to be there for them.
-            _log.warning("the image %s can't have its store paths: %s", record.name, error, extra={"hint": error.hint})
+            _log.warning("the image %s can't have its store paths: %s", text, error, extra={"hint": error.hint})
+
+    async def _found(self, text: str, shown: cri_pb2.Image) -> _Found:
+        if self._loads_seen != self._loader.recorded:
+            self._shown, self._loads_seen = {}, self._loader.recorded
+        key = (shown.id, *sorted((*shown.repo_tags, *shown.repo_digests)))
+        if key in self._shown:
+            return self._shown[key]
+        # What is pulled or loaded meanwhile makes another one of these.
+        remembering = self._shown
+        record = await self._containerd.image(self._name(text)) or await self._containerd.image(shown.id)
+        if record is None:
+            return None
+        found, is_sure = await self._look_up(record.target.digest)
+        if is_sure:
+            _remember(remembering, key, found)
+        return found
 
     async def _ensure_unpacked(self, manifest: model.Manifest, config: model.ImageConfig) -> None:
         chain = model.chain_ids(config.rootfs.diff_ids)
-        for layer, name in zip(map(archive.Layer, manifest.layers, config.rootfs.diff_ids), chain, strict=True):
-            info = await self._containerd.snapshot(self._snapshotter, name)
+        there = await asyncio.gather(*(self._containerd.snapshot(self._snapshotter, name) for name in chain))
+        for layer, info in zip(map(archive.Layer, manifest.layers, config.rootfs.diff_ids), there, strict=True):
             if info is None or not self._check.is_named_alike(layer, info.labels):
                 await self._loader.unpack(manifest, config)
                 return
 
-    async def _look_up(self, digest: str) -> _Found:
+    async def _look_up(self, digest: str) -> tuple[_Found, bool]:
+        """What is found under a digest, and whether that is sure."""
         if digest in self._known:
-            return self._known[digest]
+            return self._known[digest], True
         try:
             manifest = await targets.manifest_of(self._containerd, digest, platforms.host_platform())
             of_paths = any(map(closurecheck.may_name_paths, manifest.layers))
             found = (manifest, await targets.read_config(self._containerd, manifest)) if of_paths else None
         except (errors.NotFoundError, errors.InvalidArgumentError):
             # containerd takes more than we read, and says itself what is missing.
-            return None
+            return None, False
         if found is not None and len(manifest.layers) != len(found[1].rootfs.diff_ids):
             found = None
-        while len(self._known) >= _REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = found
-        return found
+        _remember(self._known, digest, found)
+        return found, True
 
     def _name(self, text: str) -> str:
         """The name that containerd records; an ID is one by itself."""
@@ -98,3 +131,10 @@ class Readiness:
             return text if text.startswith("sha256:") else reference.canonical(reference.parse(text, self._store_dir))
         except errors.InvalidArgumentError:
             return text
+
+
+def _remember(known: dict[_Key, _Found], key: _Key, found: _Found) -> None:
+    """Add to what is known; the oldest goes."""
+    while len(known) >= _REMEMBERED:
+        del known[next(iter(known))]
+    known[key] = found

@@ -18,6 +18,15 @@ class Recorded:
         self._containerd = containerd
         self._store_dir = store_dir
 
+    async def shown_as(self, text: str) -> str | None:
+        """What CRI finds an image by that is recorded by this reference: the name, or the ID where CRI can't read the name.
+
+        Raises:
+            InvalidArgumentError: It is no reference.
+        """
+        name = self._name(text)
+        return name if reference.is_known_to_registries(name) else await self.image_id(text)
+
     async def image_id(self, text: str) -> str | None:
         """The ID of the image that is recorded by this reference, or None.
 
@@ -37,8 +46,14 @@ class Recorded:
     async def forget(self, text: str) -> None:
         """Delete the record of an image that CRI doesn't know, since something of it is gone; none at all is no error."""
         record = await self._containerd.image(self._name(text))
-        if record is not None:
-            await self._containerd.delete_image(record)
+        if record is None:
+            return
+        await self._containerd.delete_image(record)
+        # What is recorded by an image's ID alone nobody can name any more.
+        left = await self._containerd.images(f"target.digest=={record.target.digest}")
+        if all(each.name.startswith("sha256:") for each in left):
+            for each in left:
+                await self._containerd.delete_image(each)
 
     def _name(self, text: str) -> str:
         return reference.canonical(reference.parse(text, self._store_dir))

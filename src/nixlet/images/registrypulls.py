@@ -39,13 +39,15 @@ class RegistryPulls:
         self._changing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def watched(self, text: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    async def watched(self, text: str, elsewhere: str = "") -> AsyncIterator[Callable[[str], Awaitable[None]]]:
         """For the time of a pull; gives what is to be called with the image's ID once containerd has pulled it.
 
-        That raises the errors of ``ClosureCheck.take_unpacked``, and then nothing of the pull has stayed.
+        That raises the errors of ``ClosureCheck.take_unpacked``, or that another snapshotter can't show store paths, and then
+        nothing of the pull has stayed.
 
         Args:
             text: The reference that is pulled.
+            elsewhere: Another snapshotter than ours, for which containerd unpacks it.
         """
         name = _canonical(text)
         async with self._changing:
@@ -56,7 +58,7 @@ class RegistryPulls:
         async def check(image_id: str) -> None:
             nonlocal checked
             checked = True
-            await uncut.to_its_end(self._look_at(name, image_id, before))
+            await uncut.to_its_end(self._look_at(name, image_id, elsewhere, before))
 
         try:
             yield check
@@ -64,20 +66,20 @@ class RegistryPulls:
             try:
                 # A pull that a client gave up may have been done all the same.
                 if not checked:
-                    await uncut.to_its_end(self._look_after(name, before))
+                    await uncut.to_its_end(self._look_after(name, elsewhere, before))
             finally:
                 self._running = [each for each in self._running if each is not before]
 
-    async def _look_after(self, name: str, before: _Before) -> None:
+    async def _look_after(self, name: str, elsewhere: str, before: _Before) -> None:
         """Look at what a pull left that ended without an answer."""
         try:
             record = await self._containerd.image(name) if name else None
             if record is not None and (name not in before or before[name].target.digest != record.target.digest):
-                await self._look_at(name, "", before)
+                await self._look_at(name, "", elsewhere, before)
         except errors.NixletError as error:
             _log.warning("%s", error, extra={"hint": error.hint})
 
-    async def _look_at(self, name: str, image_id: str, before: _Before) -> None:
+    async def _look_at(self, name: str, image_id: str, elsewhere: str, before: _Before) -> None:
         """Check what a pull gave a name and an ID to; mostly both lead to the same."""
         found = [await self._containerd.image(each) for each in (name, image_id) if each]
         failed: errors.NixletError | None = None
@@ -87,6 +89,8 @@ class RegistryPulls:
             if manifest is None or not any(map(closurecheck.may_name_paths, manifest.layers)):
                 continue
             try:
+                if elsewhere:
+                    raise closurecheck.not_shown_by(elsewhere, f"the image {name or image_id}")
                 await self._check_layers(manifest)
             except errors.NixletError as error:
                 await self._take_back(name, manifest.config.digest, digest, before)

@@ -12,21 +12,28 @@ from h2.exceptions import ProtocolError
 from nixlet import errors
 from nixlet.rpc import status, transport
 
-Channel = client.Channel
-
 #: Seconds between two tries while a program starts.
 _RETRY_INTERVAL = 0.02
 
 
-class _UnixChannel(client.Channel):
+class Channel(client.Channel):
+    """A channel to a unix socket; ``connect`` makes it.
+
+    Attributes:
+        connections: How many connections were begun. Whoever answers over one of them is the same program all the time.
+    """
+
+    connections: int = 0
+
     def _protocol_factory(self) -> protocol.H2Protocol:
+        self.connections += 1
         return transport.LimitedProtocol(client.Handler(), self._config, self._h2_config)
 
 
 @contextlib.asynccontextmanager
 async def connect(path: str) -> AsyncIterator[Channel]:
     """A channel to a unix socket; it connects with the first call, and again after the peer was gone."""
-    channel = _UnixChannel(path=path, codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
+    channel = Channel(path=path, codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
     try:
         yield channel
     finally:

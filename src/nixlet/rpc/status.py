@@ -24,14 +24,33 @@ _CODES: tuple[tuple[type[errors.NixletError], Status], ...] = (
 #: How Go says that a disk, or somebody's part of it, is full (ENOSPC, EDQUOT).
 _NO_ROOM = ("no space left on device", "disk quota exceeded")
 
-#: Between an error's sentence and its hint, since a status has room for one text.
-_HINT = "\nhint: "
+#: Between an error's sentence and its hint, since a status has room for one text. On one line: a kubelet's event is one.
+_HINT = "; hint: "
+
+#: Characters of each for those who show both in one line.
+_MAX_SENTENCE = 560
+_MAX_HINT = 340
 
 
 def from_error(error: errors.NixletError) -> GRPCError:
     """The status that tells a peer of an error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), Status.UNKNOWN)
     return GRPCError(code, text_of(error))
+
+
+def shortened(error: errors.NixletError) -> GRPCError:
+    """The same where it is shown in one line, as in a kubelet's events, which have room for some 1,000 characters."""
+    message, hint = _cut(error.message, _MAX_SENTENCE), _cut(error.hint, _MAX_HINT)
+    return GRPCError(from_error(error).status, f"{message}{_HINT}{hint}" if hint else message)
+
+
+def _cut(text: str, limit: int) -> str:
+    """A text on one line; of a long one the beginning, which names things, and the end, which has the cause."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 3]} … {text[-tail:]}"
 
 
 def text_of(error: errors.NixletError) -> str:

@@ -5,15 +5,16 @@ nixlet has never heard of. What containerd pulled is looked at before its answer
 wrong closure.
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from grpclib.const import Status
 
 from nixlet import errors
-from nixlet.containerd import cri
+from nixlet.containerd import cri, handlers
 from nixlet.images import readiness, recorded, reference, registrypulls
-from nixlet.rpc import server
+from nixlet.rpc import server, status
 from nixlet.rpc.gen import cri_pb2 as pb
 from nixlet.services import relay
 from nixlet.telemetry import metrics
@@ -34,8 +35,8 @@ class Pulled(Protocol):
 class NixPuller(Protocol):
     """Who pulls ``nix:0`` references."""
 
-    def pull(self, text: str) -> Awaitable[Pulled]:
-        """Have an image ready for containers."""
+    def pull(self, text: str, elsewhere: str = "") -> Awaitable[Pulled]:
+        """Have an image ready for containers, of another snapshotter than ours where one is named."""
         ...
 
 
@@ -53,14 +54,14 @@ class NoNix:
     def __init__(self, snapshotter: str) -> None:
         self._snapshotter = snapshotter
 
-    async def pull(self, text: str) -> Pulled:
+    async def pull(self, text: str, elsewhere: str = "") -> Pulled:
         """Refuse.
 
         Raises:
             FailedPreconditionError: Always.
         """
         raise errors.FailedPreconditionError(
-            f"{text} is an image of store paths, which the snapshotter {self._snapshotter} can't run",
+            f"{text} is an image of store paths, which the snapshotter {elsewhere or self._snapshotter} can't run",
             hint="start the node with --snapshotter nix",
         )
 
@@ -86,13 +87,36 @@ class Listing:
 
     async def completed(self, filters: pb.ImageFilter) -> Sequence[pb.Image] | None:
         """Those that a filter names, with all pins; None where the image service itself says all there is to say."""
-        pinned = await self._untold_pins() if self._untold_pins is not None else ()
+        pinned = await self.untold_pins()
         if not pinned:
             return None
         found = await self._images.images(filters)
         for image in found:
-            image.pinned |= any(name in pinned for name in (*image.repo_tags, *image.repo_digests))
+            _pin(image, pinned)
         return found
+
+    async def untold_pins(self) -> Collection[str]:
+        """The names of images that are pinned, where the image service keeps that to itself."""
+        return await self._untold_pins() if self._untold_pins is not None else ()
+
+
+def _pin(image: pb.Image, pinned: Collection[str]) -> None:
+    image.pinned |= any(name in pinned for name in (image.id, *image.repo_tags, *image.repo_digests))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForPaths:
+    """What a node has besides whose snapshotter shows store paths.
+
+    Attributes:
+        registry_pulls: Looks at what containerd pulls.
+        ready: Has images ready that are there already.
+        handlers: Tells whether a pod's runtime wants images for another snapshotter.
+    """
+
+    registry_pulls: registrypulls.RegistryPulls
+    ready: readiness.Readiness
+    handlers: handlers.Handlers
 
 
 class ImageService:
@@ -107,8 +131,7 @@ class ImageService:
         observed: metrics.NodeMetrics | None,
         listing: Listing,
         remarks: Remarks | None = None,
-        registry_pulls: registrypulls.RegistryPulls | None = None,
-        ready: readiness.Readiness | None = None,
+        for_paths: ForPaths | None = None,
     ) -> None:
         """An image service.
 
@@ -120,11 +143,9 @@ class ImageService:
             observed: Counts pulls.
             listing: Tells which images there are.
             remarks: What goes with the errors of pulls.
-            registry_pulls: Looks at what containerd pulls; None: nothing could be wrong with it.
-            ready: Has images ready that are there already; None likewise.
+            for_paths: What containers of store paths need; None where there can be none.
         """
-        self._registry_pulls = registry_pulls
-        self._ready = ready
+        self._for_paths = for_paths
         self._remarks = remarks or Remarks()
         self._observed = observed or metrics.NodeMetrics()
         self._relay = handing_on
@@ -132,68 +153,95 @@ class ImageService:
         self._records = records
         self._images = images
         self._listing = listing
-        self._handlers = {
-            "PullImage": self._pull,
-            "ImageStatus": self._status,
-            "RemoveImage": self._remove,
-            "ListImages": self._list,
-        }
 
     async def answer(self, path: str, stream: "server.Stream[bytes, bytes]") -> None:
         """Answer a call; for use as a server's fallback."""
         if not path.startswith(_PREFIXES):
             raise errors.UnimplementedError(f"unknown method {path}")
         request = await server.request(stream)
-        if path.rpartition("/")[2] != "PullImage":
-            await self._dispatch(path, stream, request)
-            return
-        wanted = pb.PullImageRequest.FromString(request).image.image
-        with self._observed.pull("nix" if reference.is_archive(wanted) else "registry") as succeed:
-            status = await self._dispatch(path, stream, request)
-            if status is Status.OK:
+        match path.rpartition("/")[2]:
+            case "PullImage":
+                try:
+                    await self._pull(path, stream, request)
+                except errors.NixletError as error:
+                    raise status.shortened(error) from error
+            case "ImageStatus":
+                await self._status(path, stream, request)
+            case "RemoveImage":
+                await self._answered_or_handed_on(path, stream, request, await self._remove(request))
+            case "ListImages":
+                await self._answered_or_handed_on(path, stream, request, await self._list(request))
+            case _:
+                await self._relay.answer(path, stream, request)
+
+    async def _answered_or_handed_on(
+        self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes, answer: bytes | None
+    ) -> None:
+        if answer is None:
+            await self._relay.answer(path, stream, request)
+        else:
+            await stream.send_message(answer)
+
+    async def _pull(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
+        parsed = pb.PullImageRequest.FromString(request)
+        is_archive = reference.is_archive(parsed.image.image)
+        with self._observed.pull("nix" if is_archive else "registry") as succeed:
+            elsewhere = await self._elsewhere(parsed.image, parsed.sandbox_config)
+            if is_archive:
+                pulled = await self._puller.pull(parsed.image.image, elsewhere)
+                await stream.send_message(pb.PullImageResponse(image_ref=pulled.image_id).SerializeToString())
+                ended = Status.OK
+            else:
+                ended = await self._hand_on_pull(path, stream, request, parsed.image.image, elsewhere)
+            if ended is Status.OK:
                 succeed()
 
-    async def _dispatch(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
-        handle = self._handlers.get(path.rpartition("/")[2])
-        answer = await handle(request) if handle is not None else None
-        if answer is None:
-            if path.endswith("/PullImage"):
-                return await self._hand_on_pull(path, stream, request)
-            return await self._relay.answer(path, stream, request)
-        await stream.send_message(answer)
-        return Status.OK
-
-    async def _hand_on_pull(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> Status:
+    async def _hand_on_pull(
+        self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes, wanted: str, elsewhere: str
+    ) -> Status:
         remark = self._remarks.tell()
-        if self._registry_pulls is None:
+        if self._for_paths is None:
             return await self._relay.answer(path, stream, request, remark)
-        wanted = pb.PullImageRequest.FromString(request).image.image
-        async with self._registry_pulls.watched(wanted) as check:
+        try:
+            async with self._for_paths.registry_pulls.watched(wanted, elsewhere) as check:
 
-            async def look_at(answer: bytes) -> None:
-                await check(pb.PullImageResponse.FromString(answer).image_ref)
+                async def look_at(answer: bytes) -> None:
+                    await check(pb.PullImageResponse.FromString(answer).image_ref)
 
-            return await self._relay.answer(path, stream, request, remark, look_at)
+                return await self._relay.answer(path, stream, request, remark, look_at)
+        finally:
+            self._for_paths.ready.forget()
 
-    async def _pull(self, request: bytes) -> bytes | None:
-        wanted = pb.PullImageRequest.FromString(request).image.image
-        if not reference.is_archive(wanted):
-            return None
-        pulled = await self._puller.pull(wanted)
-        return pb.PullImageResponse(image_ref=pulled.image_id).SerializeToString()
+    async def _elsewhere(self, image: pb.ImageSpec, sandbox: pb.PodSandboxConfig | None = None) -> str:
+        """The snapshotter that a request's runtime has, where it isn't the node's."""
+        return await self._for_paths.handlers.elsewhere(image, sandbox) if self._for_paths is not None else ""
 
-    async def _status(self, request: bytes) -> bytes | None:
-        # By our record of it, since CRI can't parse every path as a reference.
+    async def _status(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
         parsed = pb.ImageStatusRequest.FromString(request)
-        # Whoever is to make a container asks this first.
-        if self._ready is not None:
-            await self._ready.ensure(parsed.image.image)
-        if not reference.is_archive(parsed.image.image):
-            return None
-        image_id = await self._records.image_id(parsed.image.image)
-        if image_id is None:
-            return pb.ImageStatusResponse().SerializeToString()
-        return (await self._images.details(image_id, verbose=parsed.verbose)).SerializeToString()
+        wanted = parsed.image.image
+        name: str | None = wanted
+        if reference.is_archive(wanted):
+            name = await self._records.shown_as(wanted)
+
+        async def look_at(answer: bytes) -> None:
+            # Whoever is to make a container asks this first.
+            shown = pb.ImageStatusResponse.FromString(answer)
+            if self._for_paths is not None and shown.HasField("image"):
+                elsewhere = await self._elsewhere(parsed.image)
+                await self._for_paths.ready.ensure(wanted, shown.image, elsewhere)
+
+        pinned = await self._listing.untold_pins()
+        if name == wanted and not pinned:
+            await self._relay.answer(path, stream, request, look_at=look_at)
+            return
+        found = pb.ImageStatusResponse()
+        if name is not None:
+            found = await self._images.details(name, verbose=parsed.verbose)
+        if found.HasField("image"):
+            _pin(found.image, pinned)
+        answer = found.SerializeToString()
+        await look_at(answer)
+        await stream.send_message(answer)
 
     async def _remove(self, request: bytes) -> bytes | None:
         wanted = pb.RemoveImageRequest.FromString(request).image.image

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Mapping, Sequence
 
 from nixlet import errors
@@ -14,6 +15,9 @@ SNAPSHOT_REF_LABEL = "containerd.io/snapshot.ref"
 
 #: How an unpacker's keys begin, behind the "<namespace>/<number>/" that containerd's metadata store puts in front.
 UNPACK_KEY_PREFIX = "extract-"
+
+#: The end of the key of a pod's volume: the directory for those, the sandbox's ID, the digest of the image's manifest.
+_VOLUME = re.compile(r"/image-volumes/[0-9a-f]{64}/[0-9a-f]{64}$")
 
 #: Labels by which containerd asks for a root whose owners are mapped (pods in user namespaces).
 ID_MAPPING_LABELS = ("containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping")
@@ -83,6 +87,11 @@ def is_unpack(key: str, labels: Mapping[str, str]) -> bool:
     container's ID as their key and no chain ID to be committed as.
     """
     return key.rsplit("/", 1)[-1].startswith(UNPACK_KEY_PREFIX) and bool(labels.get(SNAPSHOT_REF_LABEL))
+
+
+def is_volume(key: str) -> bool:
+    """Whether a snapshot is to be a volume of a pod: containerd's key is then the place where it mounts it."""
+    return _VOLUME.search(key) is not None
 
 
 def check_key(key: str) -> None:

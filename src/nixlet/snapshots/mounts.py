@@ -86,6 +86,7 @@ class Mounts:
         Raises:
             FailedPreconditionError: A store path is missing and can't be brought back, the layers are too many, or the
                 client can't make bind mounts below a root.
+            UnsupportedError: It is a pod's volume, and of bind mounts.
         """
         strategy = model.Strategy(row.strategy)
         self.made[strategy.value] += 1
@@ -101,6 +102,12 @@ class Mounts:
         root = self._root_mount(row, [layer.directory for layer in layers])
         if not any(layer.skeleton for layer in layers):
             return [root]
+        if model.is_volume(row.key):
+            # It unmounts the volume alone, which is busy while something is mounted below, and never gets rid of the pod.
+            raise errors.UnsupportedError(
+                "a volume can't be an image of store paths where these are bind mounts, which containerd would leave behind",
+                hint="use the strategy view (nixlet doctor says what keeps it from working), or a container of that image",
+            )
         await self._check_targets()
         bound = await asyncio.to_thread(
             binds.binds, layers, store_dir=self._store_dir, real_store_dir=self._real_store_dir

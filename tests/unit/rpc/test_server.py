@@ -283,7 +283,7 @@ async def test_compressed_messages_are_refused(backend: tuple[Backend, channels.
 async def test_our_errors_become_statuses_with_their_hint(backend: tuple[Backend, channels.Channel]) -> None:
     with pytest.raises(GRPCError) as caught:
         await call(backend[1], "Refuse")
-    assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "it is not so\nhint: make it so")
+    assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "it is not so; hint: make it so")
 
 
 async def test_the_unexpected_is_logged_and_not_told(
@@ -445,7 +445,7 @@ async def test_a_disk_in_trouble_is_told_whoever_comes_upon_it(
         with pytest.raises(GRPCError) as caught:
             await call(channel, "Echo")
     assert caught.value.status is code
-    assert caught.value.message == f"/data/x can't be used: {os.strerror(number)}\nhint: {hint}"
+    assert caught.value.message == f"/data/x can't be used: {os.strerror(number)}; hint: {hint}"
 
 
 async def test_calls_beyond_the_limit_wait_and_huge_headers_end_the_connection(

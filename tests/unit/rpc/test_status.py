@@ -63,3 +63,20 @@ def test_a_full_disk_is_one_whatever_its_code(reason: str) -> None:
 def test_a_status_without_a_message_names_the_peer() -> None:
     received = status.to_error(GRPCError(Status.ABORTED), "containerd at /run/c.sock")
     assert received.message == "containerd at /run/c.sock answered ABORTED"
+
+
+def test_a_long_error_where_there_is_room_for_one_line() -> None:
+    """It begins with what it is about, and ends with the cause; the hint has room of its own."""
+    error = errors.NotFoundError(
+        "the path /nix/store/a\n" + "is not there " * 200 + "since nobody has it", hint="h" * 900
+    )
+    sent = status.shortened(error)
+    assert sent.status is Status.NOT_FOUND
+    message, hint = status.parted(sent.message or "")
+    assert message.startswith("the path /nix/store/a is not there")
+    assert message.endswith("since nobody has it")
+    assert len(sent.message or "") < 1000
+    assert "\n" not in (sent.message or "")
+    assert set(hint) == {"h", " ", "…"}
+    short = status.shortened(errors.NotFoundError("it is gone"))
+    assert short.message == "it is gone"

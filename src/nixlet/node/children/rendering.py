@@ -130,6 +130,7 @@ def render(
     if user_files:
         table, sources = _with_user_files(settings, layout, wanted, table, said or registries.Registries())
     _check_default_runtime(table)
+    _unpack_for_runtimes(table)
     return Rendered(table, containerd_config.dump(table, version, sources), sources)
 
 
@@ -300,6 +301,23 @@ def _check_default_runtime(table: containerd_config.Table) -> None:
             f"default runtime {name} was not found",
             hint=f"there are {', '.join(sorted({'runc', *there}))}; install it on PATH, or add it by a drop-in",
         )
+
+
+def _unpack_for_runtimes(table: containerd_config.Table) -> None:
+    """Let images be pulled for runtimes that a drop-in gave snapshotters of their own.
+
+    CRI's pulls go through the Transfer service in these versions, which unpacks for the snapshotters that it is told of.
+    """
+    runtimes_there: Mapping[str, Any] = _cri(table, "runtime", "containerd", "runtimes") or {}
+    wanted = {each["snapshotter"] for each in runtimes_there.values() if each.get("snapshotter")}
+    entries = tomlread.at(table, ("plugins", "io.containerd.transfer.v1.local", "unpack_config"))
+    if table["version"] == 2 or not wanted or not isinstance(entries, list):
+        return
+    platforms_there = dict.fromkeys(each["platform"] for each in entries)
+    for snapshotter in sorted(wanted - {each["snapshotter"] for each in entries}):
+        # Where containerd knows of optional ones, one that isn't there is the trouble of its pods alone.
+        more = {"snapshotter": snapshotter, "differ": "walking", "optional": True}
+        entries.extend({"platform": each, **more} for each in platforms_there)
 
 
 def _warn(settings: node_config.Settings, rendered: Rendered, version: int, said: registries.Registries) -> None:

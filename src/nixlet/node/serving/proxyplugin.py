@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from nixlet import errors
-from nixlet.containerd import cri, imagestore
+from nixlet.containerd import cri, handlers, imagestore
 from nixlet.host import files, mounts, unixsocket
-from nixlet.images import closurecheck, loader, opening, pulls, readiness, recorded, registrypulls
+from nixlet.images import closurecheck, loader, opening, pulllog, pulls, readiness, recorded, registrypulls
 from nixlet.node.serving import listeners
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
@@ -144,10 +144,14 @@ async def serve(
     )
     services = [snapshots_service.SnapshotsService(snapshotter)]
     check = closurecheck.ClosureCheck(place.snapshotter, bringer)
-    looked_at = registrypulls.RegistryPulls(made.containerd, check)
-    ready = readiness.Readiness(made.containerd, place.snapshotter, check, made.loader, store.store_dir)
+    for_paths = images_service.ForPaths(
+        registrypulls.RegistryPulls(made.containerd, check),
+        readiness.Readiness(made.containerd, place.snapshotter, check, made.loader, store.store_dir),
+        handlers.Handlers(made.runtime, place.snapshotter),
+    )
     records = recorded.Recorded(made.containerd, store.store_dir)
-    await _listen(stack, place, made, services, puller, records, observed, accepting, looked_at, ready)
+    stack.enter_context(made.exchange.subscribed(pulllog.PullLog().take))
+    await _listen(stack, place, made, services, puller, records, observed, accepting, for_paths)
     return made
 
 
@@ -207,13 +211,12 @@ async def _listen(
     records: recorded.Recorded,
     observed: metrics.NodeMetrics,
     accepting: rpc_server.Server | None,
-    registry_pulls: registrypulls.RegistryPulls | None = None,
-    ready: readiness.Readiness | None = None,
+    for_paths: images_service.ForPaths | None = None,
 ) -> None:
     fallback = None
     if place.serve_images:
         fallback = images_service.ImageService(
-            made.others, puller, records, made.images, observed, made.listing, made.remarks, registry_pulls, ready
+            made.others, puller, records, made.images, observed, made.listing, made.remarks, for_paths
         ).answer
     if accepting is None:
         sock = listeners.listen(stack, place.socket)

@@ -1,6 +1,7 @@
 """The daemon's log records as progress: which activities matter to a person who waits for paths, and how far they are."""
 
 import collections
+import re
 
 from nixlet.telemetry import progress
 
@@ -9,11 +10,15 @@ _COPY_PATH = 100
 _FILE_TRANSFER = 101
 _COPY_PATHS = 103
 _SUBSTITUTE = 108
+_QUERY_PATH_INFO = 109
 _PROGRESS = 105
 _SET_EXPECTED = 106
 
 #: Every so many figures one is passed on: a big closure makes 18,000 of them.
 _EVERY = 16
+
+#: What a cache has below its own URL (Nix: "Serving a Nix store via HTTP").
+_IN_A_CACHE = re.compile(r"/(?:[0-9a-z]{32}\.(?:narinfo|ls)|nix-cache-info|(?:nar|log|realisations|debuginfo)/[^/]*)$")
 
 #: So many lines of the log are kept, in case one says why a path can't be had.
 _KEPT_LINES = 64
@@ -33,6 +38,7 @@ class Activities:
         self._paths = (0, 0)
         self._detail = ""
         self._count = 0
+        self._asked: dict[str, None] = {}
 
     @property
     def fetched_bytes(self) -> int:
@@ -43,6 +49,11 @@ class Activities:
     def copied_bytes(self) -> int:
         """Bytes of archives, unpacked, that came into the store; a cache in a directory is read without transfers."""
         return sum(self._copied.values())
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The caches that were asked, in their order; one that answered a while ago may not be asked again."""
+        return tuple(self._asked)
 
     def said_about(self, word: str) -> str:
         """The last line of the log that has a word in it, or an empty string."""
@@ -57,6 +68,10 @@ class Activities:
         self._types[number] = kind
         if kind in {_SUBSTITUTE, _COPY_PATH} and fields and isinstance(fields[0], str):
             self._detail = fields[0].rpartition("/")[2]
+        # Where from: the second field, or, where something is transferred, the URL of that.
+        where = fields[1:2] if kind in {_SUBSTITUTE, _COPY_PATH, _QUERY_PATH_INFO} else fields[:1]
+        if kind in {_SUBSTITUTE, _COPY_PATH, _QUERY_PATH_INFO, _FILE_TRANSFER}:
+            self._asked.update((_cache(text), None) for text in where if isinstance(text, str) and "://" in text)
 
     def result(self, number: int, kind: int, fields: list[int | str]) -> None:
         """An activity reported something."""
@@ -77,3 +92,11 @@ class Activities:
         if self._count % _EVERY == 1:
             kind, done = (_FILE_TRANSFER, self.fetched_bytes) if self._transferred else (_COPY_PATH, self.copied_bytes)
             self._sink(progress.Progress(self._stage, done, self._expected.get(kind, 0), "bytes", self._detail))
+
+
+def _cache(url: str) -> str:
+    """The cache that a URL belongs to, without what may be secret in it."""
+    scheme, _, rest = url.partition("://")
+    rest = _IN_A_CACHE.sub("", rest.partition("?")[0]).rstrip("/")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

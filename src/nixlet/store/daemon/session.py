@@ -119,7 +119,8 @@ class DaemonSession:
         if left:
             # What the log says (no trusted signature, no answer) tells more than that there is no substituter.
             said = (log.said_about(left[0].hash_part) for log in (activities, planning))
-            raise _unobtainable(left, next(filter(None, said), reasons.get(left[0], "")))
+            caches = dict.fromkeys((*planning.caches, *activities.caches))
+            raise _unobtainable(left, next(filter(None, said), reasons.get(left[0], "")), tuple(caches))
         sink(progress.Progress("realising", fetched, fetched, "paths"))
         fetched_bytes = activities.fetched_bytes or download_size or activities.copied_bytes
         return interface.Realised(fetched, fetched_bytes)
@@ -203,12 +204,14 @@ class DaemonSession:
         )
 
 
-def _unobtainable(left: Sequence[paths.StorePath], reason: str) -> errors.NotFoundError:
+def _unobtainable(left: Sequence[paths.StorePath], reason: str, caches: Sequence[str]) -> errors.NotFoundError:
     more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
     which = f"paths {', '.join(left[:_NAMED])}{more} are" if len(left) > 1 else f"path {left[0]} is"
     why = f": {reason}" if reason else ""
+    named = ", ".join(caches[:_NAMED]) + (f" and {len(caches) - _NAMED} more" if len(caches) > _NAMED else "")
+    where = f" from {named}" if caches else ""
     return errors.NotFoundError(
-        f"the store {which} not in the Nix store and can't be fetched{why}",
+        f"the store {which} not in the Nix store and can't be fetched{where}{why}",
         hint=f"see what Nix says (nix-store --realise {left[0]}), copy it here (nix copy --from STORE {left[0]}),"
         " or add a cache that has it to nix.conf's substituters",
     )

@@ -82,6 +82,21 @@ def test_a_node_without_wishes(layout: config.Layout) -> None:
         assert Path(layout.containerd_config).stat().st_mode & 0o777 == 0o600
 
 
+def test_images_are_unpacked_for_runtimes_with_snapshotters_of_their_own(layout: config.Layout) -> None:
+    """A drop-in adds the runtime; the Transfer service, by which CRI pulls in these versions, has to be told."""
+    runtime = 'runtime_type = "io.containerd.runc.v2"'
+    for version in (3, 4):
+        drop_in = f"{layout.dropin_dir(version)}/other.toml"
+        tables = (("kata", 'snapshotter = "overlayfs"'), ("own", 'snapshotter = "nix"'), ("plain", ""))
+        texts = [f"[plugins.'{RUNTIME}'.containerd.runtimes.{name}]\n{runtime}\n{more}\n" for name, more in tables]
+        write_file(drop_in, "".join(texts))
+        unpacks = at(rendered(layout, version), "io.containerd.transfer.v1.local", "unpack_config")
+        platforms = [each["platform"] for each in unpacks if each["snapshotter"] == "nix"]
+        others = [each for each in unpacks if each["snapshotter"] != "nix"]
+        more = {"snapshotter": "overlayfs", "differ": "walking", "optional": True}
+        assert others == [{"platform": platform, **more} for platform in platforms]
+
+
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "zfs"])
 def test_other_snapshotters_need_no_plugin(layout: config.Layout, snapshotter: str) -> None:
     for version in containerd_config.VERSIONS:
