@@ -125,7 +125,7 @@ class Child:
         loop = asyncio.get_running_loop()
         self.state, self.since, self.current = state, time.time(), current
         if current is not None:
-            self.was_ready, self.refusal = True, None
+            self.was_ready = True
             self.away, self.ready_since = loop.create_future(), loop.time()
             self.is_ready.set()
         elif not self.away.done():

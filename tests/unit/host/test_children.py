@@ -333,7 +333,7 @@ async def test_what_depends_on_nothing_of_each_other_stops_at_the_same_time(thin
     assert sorted(line for line in things.happened() if line.endswith("ends")) == ["a ends", "b ends"]
 
 
-async def test_what_dies_while_all_end_is_not_started_again(things: Things) -> None:
+async def test_what_dies_while_all_end_is_not_started_again(things: Things, caplog: pytest.LogCaptureFixture) -> None:
     async with children.kept_running() as kept:
         base = f"touch up; until grep -q 'top ends' {things.events}; do sleep 0.02; done; exit 1"
         kept.start(
@@ -342,6 +342,7 @@ async def test_what_dies_while_all_end_is_not_started_again(things: Things) -> N
         )
         await kept.ready()
     assert len(things.starts("base")) == 1
+    assert not [each for each in caplog.records if "started again" in each.getMessage()]
 
 
 async def test_an_end_that_is_hastened_does_not_wait_for_the_grace(things: Things) -> None:
@@ -697,6 +698,32 @@ async def test_a_fall_of_long_ago_excuses_nothing(things: Things, kept: children
     (things.directory / "needs/crash").touch()
     error = await asyncio.wait_for(kept.gave_up(), 30)
     assert error.message.startswith("needs ended with status 9")
+    assert len(things.starts("needs")) == 1
+
+
+async def test_another_one_that_is_there_and_was_all_the_time_excuses_nothing(
+    things: Things, kept: children.Children
+) -> None:
+    kept.start(things.program("base"), things.program("needs", "echo no key; exit 7", waits_for=("base",)))
+    with pytest.raises(errors.CommandFailedError, match=r"^needs ended with status 7: no key$"):
+        await asyncio.wait_for(kept.ready(), 30)
+    assert len(things.starts("needs")) == 1
+
+
+async def test_a_fall_that_nobody_was_told_of_yet_excuses_an_end(things: Things, kept: children.Children) -> None:
+    never = supervisor.RestartPolicy(tries=0, first_delay=0.01)
+    # Somebody holds its output, so that its last words are waited for, while the other sees its end at once.
+    base = "sleep 300 & echo $! >> holders; echo $$ > pid; " + STAYS
+    needs = "touch up; while kill -0 $(cat ../base/pid); do sleep 0.01; done; exit 1"
+    kept.start(things.program("base", base), things.program("needs", needs, waits_for=("base",), restart=never))
+    try:
+        await kept.ready()
+        os.kill(running(kept["base"]).pid, signal.SIGKILL)
+        await until(lambda: kept["needs"].state == "gave up" or len(things.starts("needs")) == 2)
+        assert kept["needs"].state != "gave up"
+    finally:
+        for pid in (things.directory / "base/holders").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 async def test_a_fall_of_a_moment_ago_excuses_an_end(things: Things, kept: children.Children) -> None:
@@ -738,3 +765,18 @@ async def test_what_is_said_of_a_child_is_what_it_does(things: Things, kept: chi
     with pytest.raises(errors.UnavailableError, match=r"^first is being started and is not ready yet$"):
         kept["first"].check()
     assert kept["first"].restarts == 0
+
+
+async def test_an_end_with_another_is_no_reason_to_give_up_once_more(
+    things: Things, kept: children.Children, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = supervisor.RestartPolicy(tries=0, first_delay=0.01, pause=0.02)
+    script = f"test $(wc -l < starts) = 1 && exit 1; {STAYS}"
+    kept.start(
+        things.program("base"),
+        things.program("extra", script, waits_for=("base",), falls_with=("base",), essential=False, restart=policy),
+    )
+    await until(lambda: kept["extra"].state == "ready")
+    os.kill(running(kept["base"]).pid, signal.SIGKILL)
+    await until(lambda: len(things.starts("extra")) == 3 and kept["extra"].state == "ready")
+    assert sum("once more" in each.getMessage() for each in caplog.records) == 1

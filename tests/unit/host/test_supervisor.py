@@ -265,7 +265,7 @@ async def test_a_check_that_says_never_is_told(tmp_path: Path) -> None:
 
 async def test_what_is_not_to_go_on_is_not_waited_for(tmp_path: Path) -> None:
     lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with supervisor.started(program(tmp_path, "exec sleep 60", ready=never)) as child:
+    async with supervisor.started(program(tmp_path, "exec sleep 60", ready=never, ready_timeout=600)) as child:
         asyncio.get_running_loop().call_later(0.05, lost.set_result, None)
         assert not await asyncio.wait_for(child.answered([lost]), 30)
         assert not child.has_ended
@@ -299,7 +299,7 @@ async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process(tmp_
     pids: list[int] = []
 
     async def own() -> None:
-        deaf = f"trap '' TERM; touch {tmp_path}/deaf; while :; do sleep 0.05; done"
+        deaf = f"trap 'echo >> {tmp_path}/asked' TERM; touch {tmp_path}/deaf; while :; do sleep 0.05; done"
 
         async def ready() -> None:
             while not (tmp_path / "deaf").exists():
@@ -317,3 +317,12 @@ async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process(tmp_
     with pytest.raises(asyncio.CancelledError):
         await owner
     assert not alive(pids[0])
+    assert (tmp_path / "asked").read_text() == "\n"
+
+
+async def test_the_end_of_all_output_is_waited_for_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LAST_WORDS", 1000.0)
+    async with asyncio.timeout(30), supervised(program(tmp_path, "(sleep 0.3; echo bye) & exit 1")) as child:
+        assert (await child.died()).output == "bye"
