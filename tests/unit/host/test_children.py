@@ -199,6 +199,7 @@ async def test_a_child_starts_when_those_that_it_waits_for_are_ready(things: Thi
     states = {child.name: child.state for child in kept}
     assert states == {"first": "starting", "other": "ready", "second": "waiting", "last": "waiting"}
     assert kept.summary() == "1 of 4 children are ready; first: starting; second: waiting; last: waiting"
+    assert [child.restarts for child in kept] == [0] * 4
     (things.directory / "first/go").touch()
     await kept.ready()
     assert kept.summary() == "4 of 4 children are ready"
@@ -334,7 +335,8 @@ async def test_what_depends_on_nothing_of_each_other_stops_at_the_same_time(thin
 
 
 async def test_what_dies_while_all_end_is_not_started_again(things: Things, caplog: pytest.LogCaptureFixture) -> None:
-    async with children.kept_running() as kept:
+    told: list[str] = []
+    async with children.kept_running(tell=told.append) as kept:
         base = f"touch up; until grep -q 'top ends' {things.events}; do sleep 0.02; done; exit 1"
         kept.start(
             things.program("base", base),
@@ -343,6 +345,7 @@ async def test_what_dies_while_all_end_is_not_started_again(things: Things, capl
         await kept.ready()
     assert len(things.starts("base")) == 1
     assert not [each for each in caplog.records if "started again" in each.getMessage()]
+    assert told[-1] == "2 of 2 children are ready"
 
 
 async def test_an_end_that_is_hastened_does_not_wait_for_the_grace(things: Things) -> None:
@@ -503,6 +506,9 @@ async def test_who_waits_for_one_learns_that_another_is_in_its_way(things: Thing
     (things.directory / "base/go").touch()
     with pytest.raises(errors.CommandFailedError, match=r"^base ended with status 3: it printed nothing$"):
         await asyncio.wait_for(waiting, 30)
+    # Who started before may still become ready.
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(kept.ready("never"), 0.1)
     # Others have nothing to do with it, and the node goes on.
     await asyncio.wait_for(kept.ready("aside", "base"), 30)
     with pytest.raises(TimeoutError):
@@ -513,7 +519,10 @@ async def test_who_waits_learns_that_all_end(things: Things) -> None:
     async with children.kept_running() as kept:
         kept.start(things.program("never", "exec sleep 60"))
         waiting = asyncio.create_task(kept.ready())
+        giving_up = asyncio.create_task(kept.gave_up())
         await until(lambda: things.starts("never") != [])
+    with pytest.raises(asyncio.CancelledError):
+        await giving_up
     with pytest.raises(errors.UnavailableError, match="the node ends"):
         await asyncio.wait_for(waiting, 30)
 
@@ -525,14 +534,18 @@ async def test_what_is_not_essential_is_told_at_its_first_failure_and_tried_agai
         things.program(
             "extra", f"test -e again || {{ touch again; echo one; echo no disk; exit 7; }}; {STAYS}", essential=False
         ),
-        things.program("node"),
+        things.program("slow", "exec sleep 60"),
+        things.program("top", waits_for=("extra", "slow")),
     )
     with pytest.raises(errors.CommandFailedError) as caught:
         await kept.ready("extra")
     assert caught.value.message == "extra ended with status 7: no disk"
     assert caught.value.output == "one\nno disk"
     await until(lambda: kept["extra"].state == "ready")
-    await asyncio.wait_for(kept.ready(), 30)
+    await asyncio.wait_for(kept.ready("extra"), 30)
+    # It is in nobody's way any more.
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(kept.ready("top"), 0.1)
     assert len(things.starts("extra")) == 2
     (told,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert told.getMessage() == "extra is started again in 0.01 s: extra ended with status 7: no disk"
