@@ -1,4 +1,7 @@
-"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, and who may join by a bootstrap token.
+"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, and whose certificates are renewed.
+
+A bootstrap token opens the port for joining, and nothing of the API server's. By Kubernetes' own way (its roles ``node-bootstrapper`` and
+``nodeclient``) whoever has one gets a certificate for any node, those that are there included: no password of a node is asked for.
 
 Kubernetes: "Kubelet authentication/authorization" and "TLS bootstrapping"; the roles are its own (RBAC bootstrap policy).
 """
@@ -16,8 +19,8 @@ from nixlet.kubeclient.client import Object
 #: Seconds between two tries.
 _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
-#: Everybody who has shown a bootstrap token that is good, and every node (both are Kubernetes' names).
-_BOOTSTRAPPERS, _NODES = "system:bootstrappers", "system:nodes"
+#: Every node (Kubernetes' name).
+_NODES = "system:nodes"
 
 _SIGNING = "system:certificates.k8s.io:certificatesigningrequests"
 
@@ -27,8 +30,6 @@ _log = logging.getLogger("nixlet.cluster")
 def bindings() -> Iterator[Object]:
     """The bindings of roles."""
     yield _binding("nixlet:kube-apiserver-to-kubelets", "system:kubelet-api-admin", "User", subjects.API_SERVER_USER)
-    yield _binding("nixlet:node-bootstrapper", "system:node-bootstrapper", "Group", _BOOTSTRAPPERS)
-    yield _binding("nixlet:approve-bootstrapped-nodes", f"{_SIGNING}:nodeclient", "Group", _BOOTSTRAPPERS)
     yield _binding("nixlet:approve-renewed-nodes", f"{_SIGNING}:selfnodeclient", "Group", _NODES)
 
 

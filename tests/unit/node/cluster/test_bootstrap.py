@@ -30,8 +30,6 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
     await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))))
     assert applied == [
         "nixlet:kube-apiserver-to-kubelets",
-        "nixlet:node-bootstrapper",
-        "nixlet:approve-bootstrapped-nodes",
         "nixlet:approve-renewed-nodes",
     ]
     # One line for however many tries.
