@@ -39,7 +39,9 @@ class Call(session.Session):
         self._held = held
         self._withdrawn = False
         self._withdrawn_by = 0
+        #: What is shown, and of which image.
         self._shown: progress.Shown | None = None
+        self._pulled = ""
 
     def __enter__(self) -> "Self":
         return self
@@ -140,10 +142,11 @@ class Call(session.Session):
             self._ask("Withdraw", {"ticket": self.ticket, "signal": number})
 
     def _tell(self, step: "dict[str, Any]") -> None:
-        title = f"pulling {step['image'].rpartition('/')[2]}"
-        if self._shown is None or self._shown.title != title:
+        image = step["image"]
+        if self._shown is None or self._pulled != image:
             self._stop_telling()
-            self._shown = progress.Shown(title)
+            # Images of several registries may have one title.
+            self._shown, self._pulled = progress.Shown(f"pulling {image.rpartition('/')[2]}"), image
         self._shown.tell(step)
 
     def _stop_telling(self) -> None:

@@ -2,21 +2,25 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from nixlet.cli import sizes
 from nixlet.telemetry import progress
 
 
-@contextlib.contextmanager
-def shown(title: str) -> Iterator[progress.ProgressSink]:
-    """A sink that shows what it gets for the time of the context."""
+def showing(title: str) -> Generator[progress.ProgressSink, None, None]:
+    """A sink that shows what it gets until the generator is closed, which may be at any time."""
     if sys.stderr.isatty():
-        with _bars(title) as sink:
-            yield sink
+        yield from _bars(title)
     else:
         yield _Lines(title)
+
+
+@contextlib.contextmanager
+def shown(title: str) -> Generator[progress.ProgressSink, None, None]:
+    """A sink that shows what it gets for the time of the context."""
+    yield from showing(title)
 
 
 def step(told: Mapping[str, Any]) -> progress.Progress:
@@ -39,8 +43,7 @@ class _Lines:
             print(f"{self._title}: {what}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _bars(title: str) -> Iterator[progress.ProgressSink]:
+def _bars(title: str) -> Generator[progress.ProgressSink, None, None]:
     from rich import console
     from rich import progress as bars
 
@@ -50,25 +53,28 @@ def _bars(title: str) -> Iterator[progress.ProgressSink]:
         bars.TextColumn("{task.fields[figures]}"),
         bars.TextColumn("[dim]{task.fields[detail]}"),
     )
-    with bars.Progress(
-        *columns, console=console.Console(stderr=True), transient=True, refresh_per_second=10
-    ) as display:
-        task = display.add_task(title, total=None, figures="", detail="")
+    display = bars.Progress(*columns, console=console.Console(stderr=True), transient=True, refresh_per_second=10)
+    task = display.add_task(title, total=None, figures="", detail="")
 
-        def sink(step: progress.Progress) -> None:
-            figures = f"{step.done} of {step.total} {step.unit}" if step.unit else ""
-            if step.unit == "bytes":
-                figures = _size(step.done, step.total)
-            display.update(
-                task,
-                description=f"{title}: {step.stage}",
-                completed=step.done,
-                total=step.total or None,
-                figures=figures,
-                detail=step.detail[:60],
-            )
+    def sink(step: progress.Progress) -> None:
+        figures = f"{step.done} of {step.total} {step.unit}" if step.unit else ""
+        if step.unit == "bytes":
+            figures = _size(step.done, step.total)
+        display.update(
+            task,
+            description=f"{title}: {step.stage}",
+            completed=step.done,
+            total=step.total or None,
+            figures=figures,
+            detail=step.detail[:60],
+        )
 
+    # Its own context leaves the cursor hidden where it is interrupted while it begins.
+    try:
+        display.start()
         yield sink
+    finally:
+        display.stop()
 
 
 def _size(done: int, total: int) -> str:

@@ -17,6 +17,9 @@ from nixlet.rpc.gen import containerd_leases_grpc, containerd_leases_pb2
 #: The label that names the process for which a lease is held (``procfs.mark_of``).
 _HOLDER = "io.nixlet.holder"
 
+#: Seconds for containerd to delete a lease: whoever held it has something else to tell, and the next one deletes it as well.
+_DELETE_TIMEOUT = 5.0
+
 
 class Leases:
     """The leases that this process has in one of a containerd's namespaces.
@@ -67,7 +70,9 @@ class Leases:
 
     async def _delete(self, name: str) -> None:
         with contextlib.suppress(errors.NotFoundError), channels.translated(self._peer):
-            await self._stub.Delete(containerd_leases_pb2.DeleteRequest(id=name), metadata=self._metadata)
+            request = containerd_leases_pb2.DeleteRequest(id=name)
+            async with asyncio.timeout(_DELETE_TIMEOUT):
+                await self._stub.Delete(request, metadata=self._metadata)
         self._overdue.discard(name)
 
     async def _tidy_up(self) -> None:

@@ -9,21 +9,15 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from nixlet import errors
 from nixlet.containerd import imagestore, namespaces
 from nixlet.host import uncut
-from nixlet.images import archive, closurecheck, lostlayers, model, reference
+from nixlet.images import archive, closurecheck, copying, lostlayers, model, reference
 from nixlet.rpc.gen import containerd_types_pb2
 from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
-
-_CHUNK = 1 << 20
-
-#: How many blobs are copied at a time, beside the layer that is unpacked.
-_COPIES = 3
 
 #: How often a layer is begun that somebody else unpacks and removes meanwhile.
 _TRIES = 5
@@ -60,23 +54,6 @@ def came_from(origin: str, digest: str) -> dict[str, str]:
         digest: Its manifest's: a record that somebody lets lead elsewhere keeps its labels.
     """
     return {_ORIGIN: f"{origin} {digest}"}
-
-
-class Source(Protocol):
-    """Where an image's blobs are read from, an archive for example."""
-
-    @property
-    def label(self) -> str:
-        """What errors call it."""
-        ...
-
-    def open_blob(self, digest: str) -> io.BufferedIOBase:
-        """Read a blob."""
-        ...
-
-
-#: A blob, and its labels.
-_Labelled = tuple[model.Descriptor, Mapping[str, str]]
 
 
 class _GoneError(errors.NotFoundError):
@@ -164,7 +141,7 @@ class Loader:
 
     async def load(
         self,
-        source: Source,
+        source: copying.Source,
         image: archive.ArchiveImage,
         names: Sequence[str],
         *,
@@ -183,7 +160,7 @@ class Loader:
 
         Raises:
             InvalidArgumentError: A name has the digest of another image.
-            FailedPreconditionError: A layer is there already, with another closure.
+            FailedPreconditionError: A layer is there already, with another closure; or the snapshotter can't show store paths.
             NixletError: A layer can't be read, realised or unpacked; nothing of it stays once containerd has collected.
         """
         for name in names:
@@ -192,6 +169,8 @@ class Loader:
                     f"{source.label} can't be loaded as {name}: its digest is {image.descriptor.digest}",
                     hint="name it by a tag",
                 )
+        # Before anybody is asked: it may be refused.
+        named = self._named(image.layers)
         manifest = image.manifest
         chain = model.chain_ids([layer.diff_id for layer in image.layers])
         # Labels tell containerd's garbage collector what a blob needs: the configuration its snapshots, the manifest
@@ -199,26 +178,26 @@ class Loader:
         references = {"containerd.io/gc.ref.content.config": manifest.config.digest}
         for number, descriptor in enumerate(manifest.layers):
             references[f"containerd.io/gc.ref.content.l.{number}"] = descriptor.digest
-        blobs: list[_Labelled] = [(layer.descriptor, {}) for layer in image.layers]
+        blobs: list[copying.Labelled] = [(layer.descriptor, {}) for layer in image.layers]
         blobs += [(manifest.config, self._needing(chain)), (image.descriptor, references)]
         target = imagestore.Descriptor(image.descriptor.media_type, image.descriptor.digest, image.descriptor.size)
         record = imagestore.Record(target, {**MANAGED, **(labels or {})})
         image_id = manifest.config.digest if self._containerd.namespace == namespaces.CRI else ""
-        if (known := await self._found(names, image_id, record, blobs, image.layers, chain)) is not None:
+        if (known := await self._found(names, image_id, record, blobs, image.layers, chain, named)) is not None:
             return Loaded(manifest.config.digest, known, interface.Realised())
         async with (
             self._containerd.leased() as containerd,
-            _copied(containerd, source, blobs) as copies,
-            self._realised(image.layers, sink) as (closure_paths, took),
+            copying.beside(containerd, source, blobs) as copied,
+            self._realised(named, sink) as (closure_paths, took),
         ):
             total = len(image.layers)
             parent = ""
             for number, (layer, chain_id) in enumerate(zip(image.layers, chain, strict=True)):
                 sink(progress.Progress("loading", number, total, "layers"))
-                await self._unpack(containerd, layer, parent, chain_id, copies[layer.descriptor.digest])
+                await self._unpack(containerd, layer, parent, chain_id, copied)
                 parent = chain_id
-            for copy in copies.values():
-                await copy
+            for blob, _ in blobs:
+                await copied(blob.digest)
             self.recorded += 1
             if image_id:
                 # CRI makes a record by the ID of what it takes for somebody else's alone, and volumes of images need it.
@@ -233,12 +212,13 @@ class Loader:
         """Unpack the layers of an image that containerd has, as far as they aren't unpacked with the closures that they name.
 
         Raises:
-            FailedPreconditionError: A layer is there already, with another closure.
+            FailedPreconditionError: A layer is there already, with another closure; or the snapshotter can't show store paths.
             NixletError: A layer is gone, or can't be realised or unpacked.
         """
         layers = tuple(map(archive.Layer, manifest.layers, config.rootfs.diff_ids))
         chain = model.chain_ids(config.rootfs.diff_ids)
-        async with self._realised(layers, progress.ignore), self._containerd.leased() as containerd:
+        named = self._named(layers)
+        async with self._realised(named, progress.ignore), self._containerd.leased() as containerd:
             parent = ""
             for layer, chain_id in zip(layers, chain, strict=True):
                 await self._unpack(containerd, layer, parent, chain_id)
@@ -250,9 +230,10 @@ class Loader:
         names: Sequence[str],
         image_id: str,
         record: imagestore.Record,
-        blobs: Sequence[_Labelled],
+        blobs: Sequence[copying.Labelled],
         layers: Sequence[archive.Layer],
         chain: Sequence[str],
+        named: Sequence[closures.ClosureReference],
     ) -> int | None:
         """How many store paths an image names of which all is there, as loading would leave it; None: something is missing.
 
@@ -265,7 +246,7 @@ class Loader:
         contents, snapshots, members = await asyncio.gather(
             asyncio.gather(*(self._containerd.content_labels(blob.digest) for blob, _ in blobs)),
             asyncio.gather(*(self._containerd.snapshot(self._snapshotter, name) for name in chain)),
-            self._on_disk(self._named(layers)),
+            self._on_disk(named),
         )
         for there, (_, wanted) in zip(contents, blobs, strict=True):
             if there is None or not wanted.items() <= there.items():
@@ -276,13 +257,19 @@ class Loader:
         return None if members is None else len(members)
 
     async def _on_disk(self, named: Sequence[closures.ClosureReference]) -> Collection[paths.StorePath] | None:
-        if not named:
-            return ()
-        return None if self._realiser is None else await self._realiser.on_disk(named)
+        return await self._realiser.on_disk(named) if named and self._realiser is not None else ()
 
     def _named(self, layers: Sequence[archive.Layer]) -> Sequence[closures.ClosureReference]:
-        """The closures that layers name."""
-        return [each for layer in layers if (each := self._check.named(layer.descriptor.annotations)) is not None]
+        """The closures that layers name; none where the snapshotter can't show them.
+
+        Raises:
+            InvalidArgumentError: What a layer says is malformed.
+            FailedPreconditionError: There are some, and the snapshotter can't.
+        """
+        named = [each for layer in layers if (each := self._check.named(layer.descriptor.annotations)) is not None]
+        if named and self._realiser is None:
+            raise closurecheck.not_shown_by(self._snapshotter)
+        return named
 
     def _needing(self, chain: Sequence[str]) -> dict[str, str]:
         """The label that keeps an image's snapshots, for its configuration."""
@@ -290,18 +277,15 @@ class Loader:
 
     @contextlib.asynccontextmanager
     async def _realised(
-        self, layers: Sequence[archive.Layer], sink: progress.ProgressSink
+        self, named: Sequence[closures.ClosureReference], sink: progress.ProgressSink
     ) -> AsyncIterator[tuple[int, interface.Realised]]:
-        """Realise what the layers name, before containerd unpacks them: here is a channel for progress and exact errors.
+        """Realise what layers name, before containerd unpacks them: here is a channel for progress and exact errors.
 
         Nix keeps it for the time of the context; afterwards the snapshotter's roots do.
         """
-        named = self._named(layers)
-        if not named:
+        if not named or self._realiser is None:
             yield 0, interface.Realised()
             return
-        if self._realiser is None:
-            raise closurecheck.not_shown_by(self._snapshotter)
         async with self._realiser.all_realised(named, sink) as found:
             members = {member for closure in found.values() for member in closure.members}
             yield len(members), sum((closure.took for closure in found.values()), interface.Realised())
@@ -312,7 +296,7 @@ class Loader:
         layer: archive.Layer,
         parent: str,
         name: str,
-        copied: "asyncio.Task[None] | None" = None,
+        copied: copying.Copied | None = None,
     ) -> None:
         """Unpack a layer, unless it is; its snapshot is prepared while its blob is still being copied."""
         labels = {**closurecheck.inherited(layer), _SNAPSHOT_REF: name}
@@ -327,18 +311,20 @@ class Loader:
                 if attempt > 0:
                     await lostlayers.forget(containerd, self._snapshotter, name)
                 continue
+            committed = False
             try:
-                if copied is not None:
-                    await copied
-                await self._unpack_onto(containerd, layer, mounts)
-                await containerd.commit_snapshot(self._snapshotter, name, key, labels)
-            except BaseException as error:
-                with contextlib.suppress(errors.NixletError):
-                    await uncut.to_its_end(containerd.remove_snapshot(self._snapshotter, key))
-                # Somebody else unpacked the same layer meanwhile.
-                if not isinstance(error, errors.AlreadyExistsError):
-                    raise
-            else:
+                waited = copied is not None and await copied(layer.descriptor.digest)
+                # Somebody else may have unpacked the same layer by now.
+                if not waited or await containerd.snapshot(self._snapshotter, name) is None:
+                    await self._unpack_onto(containerd, layer, mounts)
+                    with contextlib.suppress(errors.AlreadyExistsError):
+                        await containerd.commit_snapshot(self._snapshotter, name, key, labels)
+                        committed = True
+            finally:
+                if not committed:
+                    with contextlib.suppress(errors.NixletError):
+                        await uncut.to_its_end(containerd.remove_snapshot(self._snapshotter, key))
+            if committed:
                 return
         raise errors.UnavailableError(f"the layer {layer.descriptor.digest} comes and goes in containerd")
 
@@ -352,38 +338,3 @@ class Loader:
             raise errors.InvalidArgumentError(
                 f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
             )
-
-
-@contextlib.asynccontextmanager
-async def _copied(
-    containerd: imagestore.ImageStore, source: Source, blobs: Sequence[_Labelled]
-) -> AsyncIterator[Mapping[str, "asyncio.Task[None]"]]:
-    """Copy blobs with their labels into containerd beside what is done in the context; the copies, by their digests.
-
-    Whoever needs one waits for it. What nobody waited for is given up with the context.
-    """
-    gate = asyncio.Semaphore(_COPIES)
-
-    async def copy(blob: model.Descriptor, labels: Mapping[str, str]) -> None:
-        async with gate:
-            await containerd.write_content(blob.digest, blob.size, lambda: _chunks(source, blob.digest), labels)
-
-    # A blob can be there twice, as an empty layer is.
-    distinct = {blob.digest: (blob, labels) for blob, labels in blobs}
-    copies = {digest: asyncio.create_task(copy(*each), name=f"copy {digest}") for digest, each in distinct.items()}
-    try:
-        yield copies
-    finally:
-        for each in copies.values():
-            each.cancel()
-        await uncut.to_its_end(_ended(copies.values()))
-
-
-async def _ended(copies: Iterable["asyncio.Task[None]"]) -> None:
-    await asyncio.gather(*copies, return_exceptions=True)
-
-
-async def _chunks(source: Source, digest: str) -> AsyncIterator[bytes]:
-    with source.open_blob(digest) as blob:
-        while chunk := await uncut.to_its_end(asyncio.to_thread(blob.read, _CHUNK)):
-            yield chunk
