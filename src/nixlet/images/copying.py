@@ -45,28 +45,27 @@ async def beside(containerd: imagestore.ImageStore, source: Source, blobs: Seque
     """
     # A blob can be there twice, as an empty layer is.
     distinct = {blob.digest: (blob, labels) for blob, labels in blobs}
+    due = set(distinct)
     gate = asyncio.Semaphore(_COPIES)
 
     async def copy(digest: str) -> None:
         blob, labels = distinct[digest]
         async with gate:
             await containerd.write_content(digest, blob.size, lambda: _chunks(source, digest), labels)
+        due.discard(digest)
 
-    async def begin(digest: str) -> bool:
+    async def begin(digest: str) -> None:
         # containerd may be started again while nobody needs the blob yet: who does tries once more.
-        try:
+        with contextlib.suppress(errors.UnavailableError):
             await copy(digest)
-        except errors.UnavailableError:
-            return False
-        return True
 
     async def copied(digest: str) -> bool:
-        waited = not tasks[digest].done()
+        waits = digest in due
         # Whoever waits may be cancelled, and a copy that ends for that must not look like one that failed.
-        if not await asyncio.shield(tasks[digest]):
+        await asyncio.shield(tasks[digest])
+        if digest in due:
             await copy(digest)
-            waited = True
-        return waited
+        return waits
 
     own: Exception | None = None
     try:
