@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.containerd import imagestore
+from nixlet.containerd import imagestore, namespaces
 from nixlet.images import archive, loader, platforms
 from nixlet.store import closures, interface
 from nixlet.telemetry import progress
@@ -52,6 +52,7 @@ class Containerd:
     calls: list[str] = dataclasses.field(default_factory=list)
     unleased: list[str] = dataclasses.field(default_factory=list)
     lease: str = ""
+    namespace: str = namespaces.CRI
 
     @contextlib.asynccontextmanager
     async def _called(self, call: str, *of: str) -> AsyncIterator[None]:
@@ -81,6 +82,11 @@ class Containerd:
     async def put_image(self, name: str, target: imagestore.Descriptor, labels: Mapping[str, str]) -> None:
         async with self._called("put"):
             self.records[name] = types.SimpleNamespace(target=target.message(), labels=labels)
+
+    async def create_image(self, name: str, target: imagestore.Descriptor, labels: Mapping[str, str]) -> bool:
+        async with self._called("create"):
+            self.records.setdefault(name, types.SimpleNamespace(target=target.message(), labels=labels))
+            return True
 
     async def content_labels(self, digest: str) -> Mapping[str, str] | None:
         async with self._called("content"):
@@ -194,6 +200,10 @@ class Image:
     image: archive.ArchiveImage
     diff_ids: dict[str, str]
 
+    @property
+    def id(self) -> str:
+        return self.image.manifest.config.digest
+
     def containerd(self, **hooks: Hook) -> Containerd:
         """An empty one that can unpack it."""
         return Containerd(hooks, diff_ids=self.diff_ids)
@@ -242,7 +252,7 @@ async def test_blobs_are_copied_while_paths_are_realised(image: Image) -> None:
     assert (counts["lease"], counts["write"], counts["apply"], counts["put"]) == (1, 5, 4, 1)
     assert containerd.calls[-1] == "put"
     assert len(containerd.committed) == 4
-    assert list(containerd.records) == [NAME]
+    assert list(containerd.records) == [image.id, NAME]
     assert left(containerd, nix) == []
 
 
@@ -272,7 +282,7 @@ async def test_a_cancel_at_every_turn_of_the_loop(image: Image, again: tuple[int
         await turn(moment)
         if task.done():
             assert moment > 50
-            assert list(containerd.records) == [NAME]
+            assert list(containerd.records) == [image.id, NAME]
             break
         task.cancel()
         for turns in again:
@@ -303,7 +313,7 @@ async def test_a_call_that_fails_is_told_and_nothing_is_left(image: Image, call:
         else:
             with pytest.raises(errors.ResourceExhaustedError, match=call):
                 await image.load(containerd, nix)
-            assert containerd.records == {}
+            assert NAME not in containerd.records
         assert left(containerd, nix) == []
 
 
@@ -342,7 +352,7 @@ async def test_containerd_may_be_started_again_while_paths_are_realised(image: I
     containerd, nix = image.containerd(write=write), Nix(bring)
     await asyncio.wait_for(image.load(containerd, nix), 30)
     assert containerd.calls.count("write") == 10
-    assert list(containerd.records) == [NAME]
+    assert list(containerd.records) == [image.id, NAME]
     assert left(containerd, nix) == []
 
 
@@ -379,7 +389,7 @@ async def test_what_somebody_else_unpacks_while_it_is_copied_is_not_unpacked_aga
 
         await asyncio.gather(load("localhost/a:1"), load("localhost/b:1"))
     assert containerd.calls.count("apply") == 1
-    assert sorted(containerd.records) == ["localhost/a:1", "localhost/b:1"]
+    assert sorted(containerd.records) == ["localhost/a:1", "localhost/b:1", image.id]
     assert left(containerd, nix) == []
 
 
