@@ -10,18 +10,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nixlet.host import mounts
-from support import nodes, parts
-
-#: Where kubelets put links to containers' logs, whatever directories they are given.
-_LOG_LINKS = Path("/var/log/containers")
-
-#: What every kubelet changes on its machine.
-_SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
+from support import kubernetes, nodes, parts
 
 _START_SECONDS = 60
 
@@ -172,23 +166,14 @@ def _is_healthy(port: int) -> bool:
 def running(node: nodes.Node, directory: Path, *, family: str = FAMILY, **settings: Any) -> Iterator[Kubelet]:
     """A kubelet for the time of the context, and then nothing of it, nor of any pod of the node."""
     made = Kubelet(node, directory, family=family, **settings)
-    before = _sysctls()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    with kubernetes.apart():
         try:
-            node.remove_all_pods()
+            made.start()
+            yield made
         finally:
-            for entry in reversed(mounts.below(str(directory))):
-                mounts.unmount(entry.path)
-            for link in _LOG_LINKS.glob("*"):
-                if link.is_symlink() and os.readlink(link).startswith(str(directory)):
-                    link.unlink()
-            for name, value in before.items():
-                Path("/proc/sys", name).write_text(value)
-
-
-def _sysctls() -> Mapping[str, str]:
-    return {name: Path("/proc/sys", name).read_text() for name in _SYSCTLS}
+            made.stop()
+            try:
+                node.remove_all_pods()
+            finally:
+                for entry in reversed(mounts.below(str(directory))):
+                    mounts.unmount(entry.path)

@@ -116,13 +116,11 @@ def until(condition: "Any", what: str) -> None:
 @contextlib.contextmanager
 def cleaned_up(cluster: Cluster) -> Iterator[Cluster]:
     """A cluster of which nothing stays, whatever happens to the test."""
-    kept = {name: Path("/proc/sys", name).read_text() for name in _SYSCTLS if Path("/proc/sys", name).exists()}
-    # Kubelets say 1, and this machine may say so from before.
-    Path("/proc/sys/vm/overcommit_memory").write_text("0")
     with contextlib.ExitStack() as stack:
         stack.enter_context(nodes.cleaned_up(cluster))
-        stack.callback(_put_back, kept)
-        stack.enter_context(_places())
+        stack.enter_context(apart())
+        # Kubelets say 1, and this machine may say so from before.
+        Path("/proc/sys/vm/overcommit_memory").write_text("0")
         stack.enter_context(_address(cluster))
         stack.enter_context(_cgroups(cluster.cgroup))
         try:
@@ -185,9 +183,14 @@ def _end(cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def _places() -> Iterator[None]:
-    """The places that all kubelets of a machine share, empty ones of our own: other tests may run a kubelet meanwhile."""
+def apart() -> Iterator[None]:
+    """A machine for a kubelet: what it sets for the whole of it is put back afterwards.
+
+    The places that all kubelets of a machine share are empty ones of our own: other tests may run a kubelet meanwhile.
+    """
+    kept = {name: Path("/proc/sys", name).read_text() for name in _SYSCTLS if Path("/proc/sys", name).exists()}
     with contextlib.ExitStack() as stack:
+        stack.callback(_put_back, kept)
         for place in map(Path, _SHARED):
             if not place.exists():
                 place.mkdir(parents=True)

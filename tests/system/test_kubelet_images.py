@@ -501,3 +501,22 @@ def test_a_volume_by_bind_mounts_is_refused(image: storeimages.StoreImage, ordin
             kubelet.stop()
             made.remove_all_pods()
             assert not any("/image-volumes/" in mount for mount in made.mounts())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.7.35", "2.4.2"])
+def test_the_next_kubelet(version: str, image: storeimages.StoreImage, ordinary: Path, tmp_path: Path) -> None:
+    """Kubernetes 1.37: the last whose kubelet takes containerd 1."""
+    made = nodes.Node(45, tmp_path, "--containerd", str(parts.containerd(version)))
+    with nodes.cleaned_up(made):
+        made.start()
+        made.ok("image", "load", "--ref", SHORT, str(ordinary))
+        with kubelets.running(made, tmp_path / "kubelet", family="kubernetes-1.37") as kubelet:
+            images = {"archive": image.reference, "short": "kubelet-short:1"}
+            assert run(kubelet, made, "first", images, "IfNotPresent") == [image.reference]
+            assert run(kubelet, made, "second", images, "Never") == []
+            if release(made) >= (2, 1):
+                places = [{"mountPath": "/v"}]
+                manifest = with_volume("volume", "ls /v/nix/store", image.reference, "kubelet-short:1", places)
+                names = sorted(path.name for path in image.paths)
+                assert kubelet.until_ended(kubelet.play(manifest), made).splitlines() == names
