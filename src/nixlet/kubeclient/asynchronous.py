@@ -2,9 +2,11 @@
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Self, TypeVar
 
+from nixlet import errors
 from nixlet.host import uncut
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client, Event, Listing, Object
@@ -12,20 +14,51 @@ from nixlet.kubeclient.resources import Resource
 
 T = TypeVar("T")
 
-#: How many requests go on at once, watches among them; more wait. Threads are made as they are needed.
-_MAX_THREADS = 32
+#: How many requests go on at once, and how many watches beside them; more wait. Threads are made as they are needed.
+_MAX_REQUESTS, _MAX_WATCHES = 32, 256
+
+
+class _Lane:
+    """Threads for requests of one kind. Who waits for one waits on the loop, where waiting can be given up."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._threads = concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix=name)
+
+    async def run(self, work: Callable[[Call], T], call: Call, seconds: float | None = None) -> T:
+        """Do it in a thread; a caller that is cancelled goes on when that has ended.
+
+        Raises:
+            TimeoutError: There was none within these seconds.
+            CallCancelledError: It was given up meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with asyncio.timeout(seconds):
+            await self._free.acquire()
+        try:
+            call.begin(loop.time() - begun)
+            return await uncut.outcome(loop.run_in_executor(self._threads, work, call), call.cancel)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Wait for those that are at work."""
+        self._threads.shutdown()
 
 
 class AsyncClient:
     """A ``Client`` whose methods don't hold up the loop. An async context manager, whose end gives up what still goes on.
 
     What the methods mean and raise is told there. A caller that is cancelled goes on when its thread has ended, which is at once: only the
-    look-up of a host's name can't be given up.
+    look-up of a host's name can't be given up. The time in which a request waits for its turn is of its own time.
     """
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="kubernetes")
+        self._requests = _Lane(_MAX_REQUESTS, "kubernetes")
+        # (a watch stands for minutes: no request waits for that)
+        self._watches = _Lane(_MAX_WATCHES, "kubernetes-watch")
         self._calls: set[Call] = set()
 
     async def __aenter__(self) -> Self:
@@ -36,15 +69,26 @@ class AsyncClient:
         for call in tuple(self._calls):
             call.cancel()
         # (in another thread, since whoever is at work there may look a name up)
-        await uncut.to_its_end(asyncio.to_thread(self._threads.shutdown, cancel_futures=True))
+        for lane in (self._requests, self._watches):
+            await uncut.to_its_end(asyncio.to_thread(lane.close))
         self.client.close()
 
-    async def _run(self, work: Callable[[Call], T], call: Call | None = None) -> T:
-        call = call or Call()
+    async def _run(self, work: Callable[[Call], T]) -> T:
+        with self._known(Call()) as call:
+            seconds = self.client.seconds
+            try:
+                return await self._requests.run(work, call, seconds)
+            except TimeoutError as error:
+                raise errors.DeadlineExceededError(
+                    f"{self.client.endpoint.shown} can't be asked within {seconds:g} s: {_MAX_REQUESTS} requests go on"
+                ) from error
+
+    @contextlib.contextmanager
+    def _known(self, call: Call) -> Iterator[Call]:
+        """Have a call be given up with the client's end."""
         self._calls.add(call)
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
-            return await uncut.outcome(future, call.cancel)
+            yield call
         finally:
             self._calls.discard(call)
 
@@ -123,11 +167,15 @@ class AsyncClient:
             resource, version=version, namespace=namespace, labels=labels, fields=fields, call=call
         )
         try:
-            while (event := await self._run(lambda _: next(events, None), call)) is not None:
+            while (event := await self._next(events, call)) is not None:
                 yield event
         finally:
             # Nobody is in it: whoever was has been waited for.
             events.close()
+
+    async def _next(self, events: Iterator[Event], call: Call) -> Event | None:
+        with self._known(call):
+            return await self._watches.run(lambda _: next(events, None), call)
 
     async def check(self, path: str = "/readyz") -> None:
         """As ``Client.check``: what a child's readiness is asked by."""

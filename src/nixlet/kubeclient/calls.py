@@ -14,11 +14,26 @@ class Call:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cancelled = False
+        self._waited = 0.0
 
     @property
     def cancelled(self) -> bool:
         """Whether it was given up."""
         return self._cancelled
+
+    def begin(self, waited: float) -> None:
+        """Say that its turn has come, after so many seconds, which are of its first request's time.
+
+        Raises:
+            CallCancelledError: The request was given up before.
+        """
+        self.check()
+        self._waited = waited
+
+    def until(self, now: float, seconds: float) -> float:
+        """By when a request has to be done that begins now and may take so long."""
+        waited, self._waited = self._waited, 0.0
+        return now + seconds - waited
 
     def use(self, sock: socket.socket) -> None:
         """Say which socket is waited for from now on.

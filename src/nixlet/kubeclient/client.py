@@ -110,7 +110,7 @@ class Client:
             seconds: How long a request may take.
         """
         self.endpoint = endpoint
-        self._seconds = seconds
+        self.seconds = seconds
         self._connections: connections.Connections | None = None
 
     def __enter__(self) -> Self:
@@ -343,7 +343,7 @@ class Client:
         from nixlet.kubeclient import connections, health  # noqa: PLC0415 (see ``_reached``)
 
         answer = self._reached.ask(
-            connections.Request("GET", path, seconds=self._seconds, most=health.MAX_ANSWER), call or Call()
+            connections.Request("GET", path, seconds=self.seconds, most=health.MAX_ANSWER), call or Call()
         )
         health.judge(self.endpoint, answer.status, answer.body)
 
@@ -382,7 +382,7 @@ class Client:
         from nixlet.kubeclient import connections  # noqa: PLC0415 (see ``_reached``)
 
         request = connections.Request(
-            method, _target(path, query), body, content_type, self._seconds, repeatable=repeatable
+            method, _target(path, query), body, content_type, self.seconds, repeatable=repeatable
         )
         answer = self._reached.ask(request, call or Call())
         if not 200 <= answer.status < 300:

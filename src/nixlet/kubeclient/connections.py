@@ -233,7 +233,7 @@ class Connections:
             yield piece
 
     def _sent(self, request: Request, call: Call) -> tuple[_Connection, http.client.HTTPResponse]:
-        until = time.monotonic() + request.seconds
+        until = call.until(time.monotonic(), request.seconds)
         kept = self._taken()
         if kept is not None:
             try:

@@ -77,4 +77,5 @@ async def follow(
                 _log.warning("%s can't be followed, and is tried again: %s", resource.plural, error)
             tries += 1
         if tries or loop.time() - begun < _SHORT:
-            await asyncio.sleep(min(_FIRST_DELAY * 2.0 ** max(tries - 1, 0), _LONGEST_DELAY))
+            # (the exponent is limited as well: a server may be away for days)
+            await asyncio.sleep(min(_FIRST_DELAY * 2.0 ** min(max(tries - 1, 0), 64), _LONGEST_DELAY))

@@ -5,13 +5,14 @@ import contextlib
 import json
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import pytest
 
 from nixlet import errors
 from nixlet.cluster.settings import ClusterSettings
-from nixlet.kubeclient import asynchronous, failures, following, resources
+from nixlet.kubeclient import asynchronous, calls, failures, following, resources
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from support import apiservers
@@ -182,6 +183,114 @@ async def test_whoever_waits_for_events_can_be_cancelled_and_the_loop_goes_on(cl
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(waiting, 30)
         api.open.set()
+
+
+async def test_watches_hold_up_no_request(cluster: ClusterSettings) -> None:
+    api = Api()
+    with apiservers.serving(api.answer, apiservers.context(cluster)) as server:
+        async with asynchronous.AsyncClient(Client(apiservers.endpoint(cluster, server))) as client:
+            watching = [asyncio.ensure_future(anext(client.watch(resources.PODS, version="1"))) for _ in range(33)]
+            while len(api.versions) < 33:
+                await asyncio.sleep(0.01)
+            assert (await asyncio.wait_for(client.list(resources.PODS), 30)).version == "1"
+            api.open.set()
+            assert {(await each).version for each in watching} == {"99"}
+
+
+class Holding:
+    """A server that answers when it may."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.open = threading.Event()
+
+    def answer(self, _: Asked) -> Reply:
+        self.asked += 1
+        self.open.wait(60)
+        return Reply()
+
+
+@contextlib.asynccontextmanager
+async def held(cluster: ClusterSettings, seconds: float) -> AsyncIterator[asynchronous.AsyncClient]:
+    """A client whose only thread is taken by a request that isn't answered."""
+    there = Holding()
+    with apiservers.serving(there.answer, apiservers.context(cluster)) as server:
+        try:
+            async with asynchronous.AsyncClient(
+                Client(apiservers.endpoint(cluster, server), seconds=seconds)
+            ) as client:
+                first = asyncio.create_task(client.get(resources.NODES, "first"))
+                while not there.asked:
+                    await asyncio.sleep(0.001)
+                yield client
+            await asyncio.gather(first, return_exceptions=True)
+            assert there.asked == 1
+        finally:
+            there.open.set()
+
+
+async def test_who_waits_for_its_turn_can_be_cancelled(
+    cluster: ClusterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "_MAX_REQUESTS", 1)
+    async with held(cluster, 60) as client:
+        waiting = asyncio.create_task(client.get(resources.NODES, "second"))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=20)
+        assert done
+        assert waiting.cancelled()
+
+
+async def test_who_waits_for_its_turn_is_told_when_its_time_is_over(
+    cluster: ClusterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "_MAX_REQUESTS", 1)
+    async with held(cluster, 60) as client:
+        client.client.seconds = 0.2
+        with pytest.raises(errors.DeadlineExceededError, match=r"can't be asked within 0\.2 s: 1 requests go on"):
+            await asyncio.wait_for(client.get(resources.NODES, "second"), 20)
+
+
+async def test_who_waits_for_its_turn_is_given_up_with_the_client(
+    cluster: ClusterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "_MAX_REQUESTS", 1)
+    async with held(cluster, 60) as client:
+        waiting = asyncio.create_task(client.get(resources.NODES, "second"))
+        await asyncio.sleep(0.01)
+    with pytest.raises(errors.CallCancelledError):
+        await asyncio.wait_for(waiting, 20)
+
+
+def test_the_time_of_waiting_is_the_first_request_s() -> None:
+    call = calls.Call()
+    call.begin(4.0)
+    assert call.until(100.0, 10.0) == 106.0
+    assert call.until(100.0, 10.0) == 110.0
+
+
+async def test_a_server_may_be_away_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        asked = 0
+
+        async def list(self, *_: object, **__: object) -> None:
+            self.asked += 1
+            if self.asked == 1200:
+                raise errors.InvalidArgumentError("that is enough")
+            raise errors.UnavailableError("away")
+
+    pauses = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    away = Away()
+    with pytest.raises(errors.InvalidArgumentError, match="enough"):
+        await anext(following.follow(cast("asynchronous.AsyncClient", away), resources.NODES))
+    assert pauses[:3] == [0.5, 1.0, 2.0]
+    assert set(pauses[8:]) == {30.0}
 
 
 async def test_the_client_s_end_gives_up_what_goes_on(cluster: ClusterSettings) -> None:
