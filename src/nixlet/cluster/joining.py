@@ -59,7 +59,7 @@ def answer(settings: ClusterSettings, name: str, request: bytes, node: Node, now
     """
     clock.check_zone(now)
     subject = _subject(name, node)
-    _check(settings, node)
+    check(settings, node)
     key = _requested_key(request)
     authority = signing.read_authority(signing.Pair.at(settings.layout.tls(SIGNED_BY[name])))
     return signing.certificates_text(authority.issue(subject, key, now))
@@ -97,7 +97,7 @@ def _subject(name: str, node: Node) -> Subject:
             raise errors.InvalidArgumentError(f"nodes have no certificate {name!r}")
 
 
-def _check(settings: ClusterSettings, node: Node) -> None:
+def check(settings: ClusterSettings, node: Node) -> None:
     """Check that a certificate that names a node names nothing else by it.
 
     Raises:

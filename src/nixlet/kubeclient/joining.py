@@ -111,6 +111,8 @@ def _authority(there: Endpoint, token: Token, call: Call) -> bytes:
     with connections.Connections(there.as_stranger()) as asked:
         request = connections.Request("GET", joinforms.AUTHORITY, seconds=_SECONDS, most=joinforms.MAX_AUTHORITY)
         answer = asked.ask(request, call)
+    if answer.status >= 500:
+        raise _refused(there, answer)
     if answer.status != 200:
         raise _not_ours(there)
     try:
@@ -142,21 +144,29 @@ def _welcome(there: Endpoint, token: Token, wish: joinforms.Wish, call: Call) ->
             authorization=_authorization(token),
         )
         answer = asked.ask(request, call)
+    if answer.status != 200:
+        raise _refused(there, answer)
     try:
-        if answer.status == 200:
-            return msgspec.json.decode(answer.body, type=joinforms.Welcome)
-        refusal = msgspec.json.decode(answer.body, type=joinforms.Refusal)
+        return msgspec.json.decode(answer.body, type=joinforms.Welcome)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_ours(there) from error
+
+
+def _refused(there: Endpoint, answer: connections.Answer) -> errors.NixletError:
+    try:
+        refusal = msgspec.json.decode(answer.body, type=joinforms.Refusal)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _not_ours(there)
     message = f"{there.shown} doesn't let this node in: {failures.words(refusal.message)}"
     hint = failures.words(refusal.hint)
     match answer.status:
         case 400 | 409 | 413:
-            raise errors.InvalidArgumentError(message, hint=hint)
-        case 401 | 403 | 429:
-            raise errors.PermissionDeniedError(message, hint=hint)
+            return errors.InvalidArgumentError(message, hint=hint)
+        case 401 | 403:
+            return errors.PermissionDeniedError(message, hint=hint)
         case _:
-            raise errors.UnavailableError(message, hint=hint)
+            # (429 as well: in a while it may let us in)
+            return errors.UnavailableError(message, hint=hint)
 
 
 def _authorization(token: Token) -> str:

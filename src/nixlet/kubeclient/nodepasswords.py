@@ -66,6 +66,10 @@ def fits(password: str, kept: str) -> bool:
     return bool(again) and hmac.compare_digest(again.encode(), kept.encode())
 
 
+class TakenError(errors.PermissionDeniedError):
+    """A node's name is another machine's."""
+
+
 class _Kept(NamedTuple):
     uid: str
     made: datetime.datetime | None
@@ -76,7 +80,7 @@ def claim(client: Client, node: str, password: str) -> None:
     """Have a node's name be whose password this is; the first who comes gets it.
 
     Raises:
-        PermissionDeniedError: Another machine has it.
+        TakenError: Another machine has it.
         NixletError: As ``Client``'s methods.
     """
     check(password)
@@ -104,8 +108,8 @@ def _is_young(kept: _Kept) -> bool:
     return kept.made is not None and datetime.datetime.now(datetime.UTC) - kept.made < _COMING
 
 
-def _taken(node: str) -> errors.PermissionDeniedError:
-    return errors.PermissionDeniedError(
+def _taken(node: str) -> TakenError:
+    return TakenError(
         f"there is a node {node} already, and this is another machine, or one that was made anew",
         hint=f"give this one another name (--node-name); or, if the other is gone: kubectl delete node {node}",
     )

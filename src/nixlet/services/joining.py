@@ -13,6 +13,10 @@ from nixlet.kubeclient import bootstraptokens, joinforms, nodepasswords
 from nixlet.kubeclient.client import Client
 
 
+class WishError(errors.InvalidArgumentError):
+    """A node wants what no node may have."""
+
+
 class Doorkeeper:
     """Who is let in, and what they get. Its methods wait, for threads."""
 
@@ -66,31 +70,38 @@ class Doorkeeper:
         """Give a node what it needs; whoever it is has shown a token.
 
         Raises:
-            InvalidArgumentError: It wants what no node may have.
-            PermissionDeniedError: Its name is another machine's.
-            NixletError: The API server doesn't answer, or an authority is broken.
+            WishError: It wants what no node may have.
+            TakenError: Its name is another machine's.
+            NixletError: All else is the server's own affair: the API server doesn't answer, an authority is broken.
         """
-        # X.509 is for those who sign.
-        from nixlet.cluster import joining  # noqa: PLC0415 (see above)
-
-        addresses = tuple(
-            address for text in wish.addresses for address in model.addresses(text, what="the node's address")
-        )
-        node = joining.Node(wish.node, addresses)
-        if set(wish.requests) - set(joining.SIGNED_BY):
-            raise errors.InvalidArgumentError("a node has no such certificate")
-        now = datetime.datetime.now(datetime.UTC)
-
-        def answered(name: str, request: str) -> str:
-            return joining.answer(self._settings, name, request.encode(), node, now).decode()
-
-        # What can be refused is refused before the name is taken.
-        nodepasswords.check(wish.password)
-        certificates = {name: answered(name, request) for name, request in wish.requests.items()}
+        try:
+            # What can be refused is refused before the name is taken.
+            certificates = self._certificates(wish)
+        except errors.InvalidArgumentError as error:
+            raise WishError(error.message, hint=error.hint) from error
         nodepasswords.claim(self._client, wish.node, wish.password)
         places = self._settings.layout
         authorities = {name: _content(places.node(name)).decode() for name in ("client-ca.crt", "server-ca.crt")}
         return joinforms.Welcome(self._facts, authorities, certificates)
+
+    def _certificates(self, wish: joinforms.Wish) -> dict[str, str]:
+        # X.509 is for those who sign.
+        from nixlet.cluster import joining  # noqa: PLC0415 (see above)
+
+        nodepasswords.check(wish.password)
+        addresses = tuple(
+            address for text in wish.addresses for address in model.addresses(text, what="the node's address")
+        )
+        node = joining.Node(wish.node, addresses)
+        joining.check(self._settings, node)
+        if set(wish.requests) - set(joining.SIGNED_BY):
+            raise errors.InvalidArgumentError("a node has no such certificate")
+        now = datetime.datetime.now(datetime.UTC)
+
+        return {
+            name: joining.answer(self._settings, name, request.encode(), node, now).decode()
+            for name, request in wish.requests.items()
+        }
 
 
 def _content(path: str) -> bytes:

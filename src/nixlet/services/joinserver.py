@@ -9,17 +9,14 @@ everything that takes time is done in threads. Connections are counted before th
 
 import asyncio
 import base64
-import binascii
 import collections
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import socket
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -29,42 +26,28 @@ from nixlet.cluster import tokens
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.tokens import Token
 from nixlet.host import files
-from nixlet.kubeclient import joinforms
-from nixlet.services.joining import Doorkeeper
+from nixlet.kubeclient import joinforms, nodepasswords
+from nixlet.services import strangers
+from nixlet.services.joining import Doorkeeper, WishError
 
-#: Bytes of a request's head; seconds for the handshake, for all of a request, and for taking its answer.
+#: Bytes of a request's head; seconds for the handshake, for all of a request, and for taking its answer, or a refusal.
 _MAX_HEAD = 8 << 10
-_HANDSHAKE_TIMEOUT, _REQUEST_TIMEOUT, _ANSWER_TIMEOUT = 5.0, 10.0, 10.0
+_HANDSHAKE_TIMEOUT, _REQUEST_TIMEOUT, _ANSWER_TIMEOUT, _REFUSAL_TIMEOUT = 5.0, 10.0, 10.0, 1.0
 
-#: Connections at a time: of all, and of one address.
-_MAX_CONNECTIONS, _MAX_OF_ONE = 64, 8
+#: Connections at a time: of all, of one address, and how many more are told that there is no room.
+_MAX_CONNECTIONS, _MAX_OF_ONE, _MAX_TOLD = 64, 8, 8
 
 #: Seconds that joining may take, and how many nodes are let in at a time.
 _JOIN_TIMEOUT, _AT_ONCE = 60.0, 4
 
-#: How often one address may show a wrong token in so many seconds, and how many addresses are remembered.
-_GUESSES, _GUESSES_WITHIN, _MAX_GUESSERS = 10, 60.0, 1024
-
 #: Seconds before connections are taken again after there was no room for one.
 _PAUSE = 0.5
-
-#: Addresses of IPv6 are given to one customer by networks of this prefix.
-_PREFIX = 64
 
 _REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
     409: "Conflict", 413: "Content Too Large", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
     503: "Service Unavailable",
 }  # fmt: skip
-
-#: Statuses by the kind of the error; all others are the server's affair.
-_STATUSES: tuple[tuple[type[errors.NixletError], int], ...] = (
-    (errors.InvalidArgumentError, 400),
-    (errors.PermissionDeniedError, 403),
-    (errors.UnavailableError, 503),
-    (errors.DeadlineExceededError, 503),
-    (errors.FailedPreconditionError, 409),
-)
 
 _log = logging.getLogger("nixlet.joining")
 
@@ -83,46 +66,14 @@ class _RefusedError(Exception):
         self.answer = _Answer(status, msgspec.json.encode(joinforms.Refusal(message, hint)))
 
 
+_FULL = _RefusedError(503, "the server has no room for one more connection", "try it again in a while").answer
+
+
 class _Request(NamedTuple):
     method: str
     path: str
     authorization: str
     body: bytes
-
-
-class Guesses:
-    """Who has shown wrong tokens lately, by networks as people have them."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._made: collections.OrderedDict[str, collections.deque[float]] = collections.OrderedDict()
-
-    def check(self, address: str) -> None:
-        """Check that an address may try once more.
-
-        Raises:
-            PermissionDeniedError: It has tried too often.
-        """
-        made = self._made.get(_network(address), ())
-        if sum(self._clock() - each < _GUESSES_WITHIN for each in made) >= _GUESSES:
-            raise errors.PermissionDeniedError(
-                "too many wrong tokens came from this address", hint=f"wait for {_GUESSES_WITHIN:g} s"
-            )
-
-    def note(self, address: str) -> None:
-        """Note that it has shown a wrong one."""
-        network = _network(address)
-        self._made.setdefault(network, collections.deque(maxlen=_GUESSES)).append(self._clock())
-        self._made.move_to_end(network)
-        while len(self._made) > _MAX_GUESSERS:
-            self._made.popitem(last=False)
-
-
-def _network(address: str) -> str:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if parsed.version == 6:
-        return str(ipaddress.ip_network((parsed, _PREFIX), strict=False))
-    return address
 
 
 def port(settings: ClusterSettings) -> int:
@@ -219,7 +170,8 @@ class _Connections:
     def __init__(self, doorkeeper: Doorkeeper, context: ssl.SSLContext) -> None:
         self._doorkeeper = doorkeeper
         self._context = context
-        self._guesses = Guesses()
+        self._guesses = strangers.Guesses()
+        self._lines = strangers.Lines(_log)
         self._joining = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._of: collections.Counter[str] = collections.Counter()
@@ -239,12 +191,15 @@ class _Connections:
             self._take(connection, str(peer[0]))
 
     def _take(self, connection: socket.socket, address: str) -> None:
-        network = _network(address)
-        if len(self._tasks) >= _MAX_CONNECTIONS or self._of[network] >= _MAX_OF_ONE:
+        network = strangers.network(address)
+        is_full = len(self._tasks) >= _MAX_CONNECTIONS
+        if is_full or self._of[network] >= _MAX_OF_ONE:
+            self._lines.write("there is no room for one more connection of %s", address)
+        if len(self._tasks) >= _MAX_CONNECTIONS + _MAX_TOLD or self._of[network] >= _MAX_OF_ONE:
             connection.close()
             return
         self._of[network] += 1
-        task = asyncio.create_task(self._talk(connection, address), name="joining")
+        task = asyncio.create_task(self._talk(connection, address, is_full=is_full), name="joining")
         self._tasks.add(task)
 
         def ended(_: "asyncio.Task[None]") -> None:
@@ -265,7 +220,7 @@ class _Connections:
         # Transports close in a later turn of the loop than they are asked to.
         await asyncio.sleep(0)
 
-    async def _talk(self, connection: socket.socket, address: str) -> None:
+    async def _talk(self, connection: socket.socket, address: str, *, is_full: bool) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_MAX_HEAD)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -278,8 +233,12 @@ class _Connections:
             return
         try:
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-            writer.write(_response(await self._answer(reader, address)))
-            async with asyncio.timeout(_ANSWER_TIMEOUT):
+            answer = _FULL if is_full else await self._answer(reader, address)
+            writer.write(_response(answer))
+            if answer.status == 408:
+                # Who has said nothing in all this time isn't waited for; the kernel still sends what it has.
+                return
+            async with asyncio.timeout(_ANSWER_TIMEOUT if answer.status == 200 else _REFUSAL_TIMEOUT):
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -294,7 +253,7 @@ class _Connections:
         except _RefusedError as refused:
             return refused.answer
         except Exception:  # noqa: BLE001 (it is logged, and told in one sentence)
-            _log.exception("a request failed")
+            self._lines.write("a request failed", trace=True)
             return _RefusedError(500, "the server made a mistake", "its log says more").answer
 
     async def _answered(self, request: _Request, address: str) -> _Answer:
@@ -303,18 +262,23 @@ class _Connections:
             raise _RefusedError(404, f"there are {joinforms.AUTHORITY} and {joinforms.JOIN}")
         if request.method != wanted:
             raise _RefusedError(405, f"{request.path} is asked for by {wanted}")
-        try:
-            if request.path == joinforms.AUTHORITY:
+        if request.path == joinforms.AUTHORITY:
+            with self._unsaid("the server can't show its authority now", address):
                 return _Answer(200, await asyncio.to_thread(self._doorkeeper.authority), "application/x-pem-file")
+        try:
             return await self._joined(request, address)
-        except errors.NixletError as error:
-            status = next((code for kind, code in _STATUSES if isinstance(error, kind)), 500)
-            if status >= 500:
-                _log.warning("a node from %s can't join: %s", address, error)
-            message = f"{error.said_by} answered: {error.message}" if error.said_by else error.message
-            raise _RefusedError(status, message, error.hint) from error
         except TimeoutError as error:
+            self._lines.write("nobody could be let in within %g s: %s asked", _JOIN_TIMEOUT, address)
             raise _RefusedError(503, f"the server can't let a node in within {_JOIN_TIMEOUT:g} s") from error
+
+    @contextlib.contextmanager
+    def _unsaid(self, sentence: str, address: str) -> Iterator[None]:
+        """Have a stranger read no more than a sentence of what goes wrong, and the log the rest."""
+        try:
+            yield
+        except errors.NixletError as error:
+            self._lines.write("%s asked in vain: %s", address, _said(error))
+            raise _RefusedError(503, sentence, "its log says why") from error
 
     async def _joined(self, request: _Request, address: str) -> _Answer:
         try:
@@ -323,9 +287,11 @@ class _Connections:
             raise _RefusedError(429, error.message, error.hint) from error
         shown = _shown(request.authorization)
         async with asyncio.timeout(_JOIN_TIMEOUT), self._joining:
-            if shown is None or not await asyncio.to_thread(self._doorkeeper.is_known, shown):
+            with self._unsaid("the server can't look tokens up now", address):
+                known = shown is not None and await asyncio.to_thread(self._doorkeeper.is_known, shown)
+            if not known:
                 self._guesses.note(address)
-                _log.warning("somebody at %s wants to join with a wrong token", address)
+                self._lines.write("somebody at %s wants to join with a wrong token", address)
                 raise _RefusedError(
                     401, "the token is wrong, or has ended", "the server's is in its DATA_DIR/server/node-token"
                 )
@@ -335,9 +301,26 @@ class _Connections:
                 raise _RefusedError(
                     400, "this is no node's wish to join", "are the two nixlets of different versions?"
                 ) from error
-            welcome = await asyncio.to_thread(self._doorkeeper.let_in, wish)
+            welcome = await self._let_in(wish, address)
         _log.info("node %s at %s has its certificates", wish.node, address)
         return _Answer(200, msgspec.json.encode(welcome))
+
+    async def _let_in(self, wish: joinforms.Wish, address: str) -> joinforms.Welcome:
+        try:
+            return await asyncio.to_thread(self._doorkeeper.let_in, wish)
+        except WishError as error:
+            raise _RefusedError(400, error.message, error.hint) from error
+        except nodepasswords.TakenError as error:
+            raise _RefusedError(403, error.message, error.hint) from error
+        except errors.NixletError as error:
+            # Ours, whatever its kind: an API server that doesn't let us in has nothing against the node.
+            _log.warning("a node at %s can't join: %s", address, _said(error))
+            away = isinstance(error, errors.UnavailableError | errors.DeadlineExceededError)
+            raise _RefusedError(503 if away else 500, _said(error), error.hint) from error
+
+
+def _said(error: errors.NixletError) -> str:
+    return f"{error.said_by} answered: {error.message}" if error.said_by else error.message
 
 
 def _shown(authorization: str) -> Token | None:
@@ -348,7 +331,8 @@ def _shown(authorization: str) -> Token | None:
             user, _, password = base64.b64decode(said, validate=True).decode("ascii").partition(":")
             return Token(user, password) if user and password else None
         token = tokens.parse(said) if scheme.lower() == "bearer" else None
-    except (binascii.Error, UnicodeDecodeError, errors.InvalidArgumentError):
+    except (ValueError, errors.InvalidArgumentError):
+        # (base64's own errors are ValueErrors, and so is a letter that no text of it has)
         return None
     return token if token is not None and token.bootstrap and not token.authority else None
 

@@ -30,7 +30,7 @@ from nixlet.kubeclient.client import Client
 from nixlet.services import joining as doors
 from nixlet.services import joinserver
 from support import apiservers
-from support.secretservers import Secrets
+from support.secretservers import Secrets, refusal
 
 NOW = datetime.datetime.now(datetime.UTC)
 ADDRESSES = (ipaddress.ip_address("192.0.2.9"),)
@@ -345,7 +345,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[by
 
 async def exchanged(cluster: ClusterSettings, text: bytes) -> bytes:
     """What a server answers to some bytes."""
-    context = ssl.create_default_context(cafile=cluster.layout.tls("server-ca.crt"))
+    context = ssl.create_default_context(cafile=cluster.layout.node("server-ca.crt"))
     reader, writer = await asyncio.open_connection("127.0.0.1", joinserver.port(cluster), ssl=context)
     try:
         writer.write(text)
@@ -420,26 +420,114 @@ async def test_who_guesses_is_soon_refused_unseen(cluster: ClusterSettings, agen
         assert b" 401 " in await exchanged(
             cluster, posted(cluster, b"{}", authorization="Bearer abcdef.0123456789abcdef")
         )
-    with pytest.raises(errors.PermissionDeniedError, match="too many wrong tokens came from this address"):
+    with pytest.raises(errors.UnavailableError, match="too many wrong tokens came from this address"):
         await agent.join(cluster, token(cluster))
     # What is for everybody still is.
     assert b" 200 " in await exchanged(cluster, b"GET /cacerts HTTP/1.1\r\n\r\n")
 
 
-def test_guesses_are_forgotten_in_time_and_counted_by_networks() -> None:
-    now = 0.0
-    guesses = joinserver.Guesses(lambda: now)
-    for number in range(10):
-        guesses.note(f"2001:db8::{number:x}")
-    with pytest.raises(errors.PermissionDeniedError):
-        guesses.check("2001:db8::ffff")
-    guesses.check("2001:db8:0:1::1")
-    guesses.check("192.0.2.1")
-    now = 61.0
-    guesses.check("2001:db8::1")
-    for number in range(5000):
-        guesses.note(str(ipaddress.IPv4Address(number)))
-    assert len(guesses._made) == 1024
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize("shown", ["Basic \xe9\xe9", "Basic !", "Bearer \xe9"])
+async def test_what_is_no_token_is_a_guess_and_no_mistake(
+    cluster: ClusterSettings, caplog: pytest.LogCaptureFixture, shown: str
+) -> None:
+    text = f"POST /v1/join HTTP/1.1\r\nAuthorization: {shown}\r\n\r\n".encode("latin-1")
+    found = [(await exchanged(cluster, text)).split(b" ", 2)[1] for _ in range(11)]
+    assert found == [b"401"] * 10 + [b"429"]
+    assert "wrong token" in caplog.text
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+@pytest.mark.usefixtures("door")
+async def test_strangers_read_nothing_of_the_server_and_don_t_fill_its_log(
+    cluster: ClusterSettings, secrets: Secrets, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets.down = True
+    stranger = posted(cluster, b"", authorization="Bearer abcdef.0123456789abcdef")
+    for _ in range(30):
+        found = await exchanged(cluster, stranger)
+        assert b" 503 " in found
+        assert b'"the server can\'t look tokens up now"' in found
+        assert b"127.0.0.1" not in found
+    assert len(caplog.records) == 20
+    assert "the API server answered: ServiceUnavailable" in caplog.text
+    os.rename(cluster.layout.tls("server-ca.crt"), cluster.layout.tls("server-ca.away"))
+    found = await exchanged(cluster, b"GET /cacerts HTTP/1.1\r\n\r\n")
+    assert b'"the server can\'t show its authority now"' in found
+    assert cluster.data_dir.encode() not in found
+    Path(cluster.layout.server, "token").write_text("K10zz\n")
+    found = await exchanged(cluster, posted(cluster, b"", authorization="Basic bm9kZTp4"))
+    assert b'"the server can\'t look tokens up now"' in found
+    assert cluster.data_dir.encode() not in found
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_server_that_can_t_show_its_authority_is_away(cluster: ClusterSettings, agent: Agent) -> None:
+    shown = token(cluster)
+    os.rename(cluster.layout.tls("server-ca.crt"), cluster.layout.tls("server-ca.away"))
+    with pytest.raises(errors.UnavailableError, match="in: the server can't show its authority now"):
+        await agent.join(cluster, shown)
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 409, 422])
+async def test_what_the_api_server_has_against_the_server_is_not_the_node_s_fault(
+    cluster: ClusterSettings, agent: Agent, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    with (
+        apiservers.serving(lambda _: refusal(code, "Because"), apiservers.context(cluster)) as server,
+        Client(apiservers.endpoint(cluster, server)) as client,
+    ):
+        async with joinserver.serve(doors.Doorkeeper(cluster, client), cluster):
+            with pytest.raises(errors.UnavailableError, match="doesn't let this node in: "):
+                await agent.join(cluster, token(cluster))
+    assert "a node at 127.0.0.1 can't join: " in caplog.text
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_broken_authority_is_not_the_node_s_fault(
+    cluster: ClusterSettings, agent: Agent, secrets: Secrets, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(cluster.layout.tls("client-ca.key")).write_text("x")
+    with pytest.raises(errors.UnavailableError, match=r"client-ca\.key"):
+        await agent.join(cluster, token(cluster))
+    assert "a node at 127.0.0.1 can't join: " in caplog.text
+    assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_name_is_looked_at_also_where_no_certificate_is_wanted(
+    cluster: ClusterSettings, secrets: Secrets
+) -> None:
+    wish = b'{"node": "../x", "addresses": [], "password": "0123456789abcdef", "requests": {}}'
+    assert b" 400 " in await exchanged(cluster, posted(cluster, wish))
+    assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+async def test_who_is_silent_holds_no_place_and_who_finds_none_is_told(
+    cluster: ClusterSettings, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joinserver, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(joinserver, "_REQUEST_TIMEOUT", 3.0)
+    # (nobody waits for this where all is well)
+    monkeypatch.setattr(joinserver, "_ANSWER_TIMEOUT", 3600.0)
+    context = ssl.create_default_context(cafile=cluster.layout.tls("server-ca.crt"))
+    with contextlib.ExitStack() as silent:
+
+        def come() -> None:
+            plain = silent.enter_context(socket.create_connection(("127.0.0.1", joinserver.port(cluster))))
+            silent.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
+
+        for _ in range(2):
+            await asyncio.to_thread(come)
+        with pytest.raises(errors.UnavailableError, match="the server has no room for one more connection"):
+            await agent.join(cluster, token(cluster))
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(errors.UnavailableError):
+                    await agent.join(cluster, token(cluster))
+                    break
+                await asyncio.sleep(0.1)
 
 
 @pytest.mark.usefixtures("door")
