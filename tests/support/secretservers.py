@@ -38,6 +38,8 @@ class Secrets:
             return Reply(body=json.dumps({"items": list(self.held.values()), "metadata": {}}).encode())
         if name not in self.held:
             return refusal(404, "NotFound")
+        if asked.method == "PATCH":
+            return self._patch(self.held[name], json.loads(asked.body)["metadata"])
         if asked.method == "DELETE":
             uid = json.loads(asked.body).get("preconditions", {}).get("uid")
             if uid not in {None, self.held[name]["metadata"].get("uid")}:
@@ -50,8 +52,17 @@ class Secrets:
         if name in self.held:
             return refusal(409, "AlreadyExists")
         new["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": self.made_at}
+        new["metadata"]["resourceVersion"] = "1"
         self.held[name] = new
         return Reply(201, json.dumps(new).encode())
+
+    def _patch(self, held: dict[str, Any], metadata: dict[str, Any]) -> Reply:
+        if metadata.pop("resourceVersion") != held["metadata"]["resourceVersion"]:
+            return refusal(409, "Conflict")
+        held["metadata"].setdefault("annotations", {}).update(metadata.pop("annotations"))
+        held["metadata"]["resourceVersion"] = str(int(held["metadata"]["resourceVersion"]) + 1)
+        assert not metadata
+        return Reply(body=json.dumps(held).encode())
 
     def data(self, name: str) -> dict[str, str]:
         return {key: base64.b64decode(value).decode() for key, value in self.held[name]["data"].items()}

@@ -234,7 +234,10 @@ class Client:
     ) -> Object:
         """Change an object by a merge patch (RFC 7386); as it is then. A ``resourceVersion`` in it makes it conditional."""
         body = msgspec.json.encode(change)
-        return self._object("PATCH", resource.path(namespace, name, subresource), body, _MERGE_PATCH, call=call)
+        # (twice, the second would be told of a conflict with the first)
+        repeatable = not version_of(change)
+        path = resource.path(namespace, name, subresource)
+        return self._object("PATCH", path, body, _MERGE_PATCH, repeatable=repeatable, call=call)
 
     def apply(
         self,
@@ -262,7 +265,8 @@ class Client:
         """
         query = {"fieldManager": manager, "force": "true" if force else "false"}
         path = resource.path(namespace, name, subresource)
-        return self._object("PATCH", path, msgspec.json.encode(wanted), _APPLY_PATCH, query, call=call)
+        body, repeatable = msgspec.json.encode(wanted), not version_of(wanted)
+        return self._object("PATCH", path, body, _APPLY_PATCH, query, repeatable=repeatable, call=call)
 
     def watch(
         self,

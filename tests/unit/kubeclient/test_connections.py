@@ -321,6 +321,14 @@ def test_what_may_come_twice_is_asked_again_where_a_kept_connection_is_lost_mean
         client.get(resources.NODES, "n")
         with pytest.raises(errors.UnavailableError):
             client.create(resources.NODES, {})
+        # Nor does a change that is good for one version only mean the same twice.
+        once = {"metadata": {"resourceVersion": "1"}}
+        for change in (client.patch, client.apply):
+            client.get(resources.NODES, "n")
+            with pytest.raises(errors.UnavailableError):
+                change(resources.NODES, "n", once)
+            client.get(resources.NODES, "n")
+            change(resources.NODES, "n", {})
 
 
 def test_threads_have_connections_of_their_own_and_few_are_kept(cluster: ClusterSettings) -> None:
