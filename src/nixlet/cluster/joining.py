@@ -69,6 +69,16 @@ def store(places: Layout, name: str, answer: bytes) -> None:
     """Write down the certificate that a server has answered with.
 
     Raises:
+        FailedPreconditionError: As for ``checked``.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    files.write_atomically(signing.Pair.at(places.node(name)).certificate, checked(places, name, answer))
+
+
+def checked(places: Layout, name: str, answer: bytes) -> bytes:
+    """The certificate that a server has answered with, as it is to be kept.
+
+    Raises:
         FailedPreconditionError: It is none, or is for another key than ours.
         NixletError: The file system refuses, as in ``files.refused``.
     """
@@ -82,7 +92,7 @@ def store(places: Layout, name: str, answer: bytes) -> None:
         raise errors.FailedPreconditionError(
             f"the certificate that the server sent for {pair.certificate} is for another key"
         )
-    files.write_atomically(pair.certificate, signing.certificates_text(found))
+    return signing.certificates_text(found)
 
 
 def _subject(name: str, node: Node) -> Subject:

@@ -9,13 +9,14 @@ import dataclasses
 import datetime
 import logging
 import os
+import re
 import urllib.parse
 from collections.abc import Sequence
 
 import msgspec
 
 from nixlet import errors
-from nixlet.cluster import joining, kubeconfigs, signing, standing, tokens
+from nixlet.cluster import joining, kubeconfigs, names, signing, standing, tokens
 from nixlet.cluster import settings as model
 from nixlet.cluster.findings import State
 from nixlet.cluster.layout import Layout
@@ -34,6 +35,12 @@ _SECONDS, _JOINING_SECONDS = 10.0, 75.0
 
 #: Files of ``agent/``: what a node shows so that nobody else takes its name, and what it knows of its cluster.
 _PASSWORD, _FACTS = "node-password", "cluster.json"
+
+#: The file of ``agent/`` with the authority of servers.
+_AUTHORITY = "server-ca.crt"
+
+#: What routes pods' packets has a name like this.
+_BACKEND = re.compile(r"[a-z0-9-]{1,40}")
 
 _log = logging.getLogger("nixlet.joining")
 
@@ -82,14 +89,19 @@ def join(
     Raises:
         UnavailableError: The server can't be reached.
         PermissionDeniedError: It is another one than the token is for; or it doesn't let us in.
-        FailedPreconditionError: Its certificate isn't good, or what it sends isn't.
+        FailedPreconditionError: Its certificate isn't good, or what it sends isn't; or the directory is a server's.
         InvalidArgumentError: It takes the node's name or addresses for none.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     call = call or Call()
+    if standing.is_server(places):
+        raise errors.FailedPreconditionError(
+            f"{places.data_dir} is a server's, and its node belongs to that cluster",
+            hint="--data-dir names another directory for the node that joins",
+        )
     files.make_directory(places.agent)
     there = _joining_endpoint(server)
-    authority = _authority(there, token, call)
+    authority = _authority(there, places, token, call)
     wish = joinforms.Wish(
         name,
         tuple(map(str, addresses)),
@@ -106,7 +118,7 @@ def _joining_endpoint(server: str) -> Endpoint:
     return dataclasses.replace(there, port=there.port + joinforms.PORT_ABOVE)
 
 
-def _authority(there: Endpoint, token: Token, call: Call) -> bytes:
+def _authority(there: Endpoint, places: Layout, token: Token, call: Call) -> bytes:
     """The certificates of the authority of servers, checked."""
     with connections.Connections(there.as_stranger()) as asked:
         request = connections.Request("GET", joinforms.AUTHORITY, seconds=_SECONDS, most=joinforms.MAX_AUTHORITY)
@@ -121,8 +133,23 @@ def _authority(there: Endpoint, token: Token, call: Call) -> bytes:
         raise _not_ours(there) from error
     token.check_authority(answer.body)
     if not token.authority:
-        _log.warning("the token has no hash of the cluster's authority: whoever answers at %s is believed", there.shown)
+        _check_same(there, places.node(_AUTHORITY), answer.body)
     return answer.body
+
+
+def _check_same(there: Endpoint, path: str, found: bytes) -> None:
+    """Check that an authority is the one that the node knows already; the token doesn't say which is right."""
+    hint = f"give the whole token, K10…; to have the node join another cluster by a short one, remove {path}"
+    try:
+        known = signing.read_certificates(path)
+    except signing.Unreadable as error:
+        raise errors.FailedPreconditionError(f"{path} {error}", hint=hint) from error
+    if known is None:
+        _log.warning("the token has no hash of the cluster's authority: whoever answers at %s is believed", there.shown)
+    elif set(signing.parse_certificates(found)) != set(known):
+        raise errors.PermissionDeniedError(
+            f"{there.shown} has another certificate authority than the cluster that this node has joined", hint=hint
+        )
 
 
 def _not_ours(there: Endpoint) -> errors.NixletError:
@@ -201,16 +228,27 @@ def _password(places: Layout) -> str:
 
 
 def _keep(places: Layout, server: str, welcome: joinforms.Welcome) -> None:
-    """Write down what we have got."""
-    for name in ("client-ca.crt", "server-ca.crt"):
-        text = welcome.authorities.get(name, "").encode()
+    """Write down what we have got, where all of it is good: with half of it a node couldn't start while the server is away.
+
+    Raises:
+        FailedPreconditionError: It isn't.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    found = {}
+    for name in ("client-ca.crt", _AUTHORITY):
+        found[name] = welcome.authorities.get(name, "").encode()
         try:
-            signing.parse_certificates(text)
+            signing.parse_certificates(found[name])
         except signing.Unreadable as error:
             raise errors.FailedPreconditionError(f"what the server sends for {name} {error}") from error
-        files.write_atomically(places.node(name), text)
     for name in joining.SIGNED_BY:
-        joining.store(places, name, welcome.certificates.get(name, "").encode())
+        found[f"{name}.crt"] = joining.checked(places, name, welcome.certificates.get(name, "").encode())
+    try:
+        _check_facts(welcome.facts)
+    except errors.InvalidArgumentError as error:
+        raise errors.FailedPreconditionError(f"what the server sends is no cluster's: {error.message}") from error
+    for name, text in found.items():
+        files.write_atomically(places.node(name), text)
     for path, config in kubeconfigs.of_node(places, server).items():
         kubeconfigs.write(path, config)
     known = msgspec.json.format(msgspec.json.encode(_Known(server, welcome.facts)))
@@ -237,12 +275,25 @@ def remembered(places: Layout, server: str, now: datetime.datetime) -> joinforms
     return known.facts if all(each.state in good for each in standing.check(places, now)) else None
 
 
+def _check_facts(facts: joinforms.ClusterFacts) -> None:
+    for text, what in ((facts.cluster_cidrs, "cluster-cidr"), (facts.service_cidrs, "service-cidr")):
+        model.networks(",".join(text), what=f"the cluster's {what}")
+    model.addresses(",".join(facts.cluster_dns), what="the cluster's cluster-dns")
+    if not names.is_name(facts.cluster_domain):
+        raise errors.InvalidArgumentError(f"the cluster's domain {facts.cluster_domain[:80]!r} is no domain name")
+    if not 0 < facts.https_listen_port < 1 << 16:
+        raise errors.InvalidArgumentError(f"the API server's port {facts.https_listen_port} is no port")
+    if not _BACKEND.fullmatch(facts.flannel_backend):
+        raise errors.InvalidArgumentError(f"the cluster's flannel-backend {facts.flannel_backend[:80]!r} is none")
+
+
 def with_facts(settings: ClusterSettings, facts: joinforms.ClusterFacts) -> ClusterSettings:
     """A node's settings, with what its cluster says of itself.
 
     Raises:
         InvalidArgumentError: The cluster says what is none of it.
     """
+    _check_facts(facts)
     return dataclasses.replace(
         settings,
         cluster_cidrs=model.networks(",".join(facts.cluster_cidrs), what="the cluster's cluster-cidr"),

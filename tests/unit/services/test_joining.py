@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -174,6 +175,60 @@ async def test_a_name_that_was_just_given_is_no_other_s_although_there_is_no_nod
         await Agent(tmp_path / "other").join(cluster, token(cluster))
 
 
+SECRET = "node-2.node-password.nixlet"
+
+
+@pytest.mark.usefixtures("door")
+async def test_who_joins_again_after_long_keeps_the_name_until_its_node_is_there(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, tmp_path: Path
+) -> None:
+    other = Agent(tmp_path / "other")
+    await agent.join(cluster, token(cluster))
+    # (its Secret is old, its Node was deleted, and it starts anew)
+    await agent.join(cluster, token(cluster))
+    with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already") as caught:
+        await other.join(cluster, token(cluster))
+    assert "5 minutes after its last start" in caught.value.hint
+    await agent.join(cluster, token(cluster))
+    # After a while without its Node the name is free all the same.
+    secrets.held[SECRET]["metadata"]["annotations"]["nixlet.io/joined"] = "2026-01-02T00:00:00Z"
+    await other.join(cluster, token(cluster))
+
+
+async def test_two_joinings_of_a_node_at_once_are_one_s(cluster: ClusterSettings) -> None:
+    secrets = Secrets()
+
+    def answer(asked: apiservers.Asked) -> apiservers.Reply:
+        if asked.method == "PATCH":
+            secrets.held[SECRET]["metadata"]["resourceVersion"] = "77"
+        return secrets.answer(asked)
+
+    with (
+        apiservers.serving(answer, apiservers.context(cluster)) as server,
+        Client(apiservers.endpoint(cluster, server)) as client,
+    ):
+        for _ in range(2):
+            nodepasswords.claim(client, "node-2", "0123456789abcdef")
+    assert [each.method for each in server.asked] == ["GET", "GET", "POST", "GET", "PATCH", "GET"]
+
+
+async def test_a_secret_that_goes_while_a_node_joins_is_made_anew(cluster: ClusterSettings) -> None:
+    secrets = Secrets()
+
+    def answer(asked: apiservers.Asked) -> apiservers.Reply:
+        if asked.method == "PATCH":
+            secrets.held.clear()
+        return secrets.answer(asked)
+
+    with (
+        apiservers.serving(answer, apiservers.context(cluster)) as server,
+        Client(apiservers.endpoint(cluster, server)) as client,
+    ):
+        for _ in range(2):
+            nodepasswords.claim(client, "node-2", "0123456789abcdef")
+    assert SECRET in secrets.held
+
+
 @pytest.mark.usefixtures("door")
 async def test_a_node_that_is_there_by_another_way_keeps_its_name(
     cluster: ClusterSettings, secrets: Secrets, agent: Agent
@@ -182,6 +237,26 @@ async def test_a_node_that_is_there_by_another_way_keeps_its_name(
     with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already"):
         await agent.join(cluster, token(cluster))
     assert secrets.held == {}
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize("damaged", [True, False])
+async def test_a_node_whose_secret_is_lost_is_told_how_it_comes_in_again(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent, damaged: bool
+) -> None:
+    await agent.join(cluster, token(cluster))
+    secrets.nodes.add("node-2")
+    secrets.held[SECRET]["data"] = {"hash": "!!"}
+    if not damaged:
+        del secrets.held[SECRET]
+    with pytest.raises(errors.NixletError, match=f"Secret kube-system/{SECRET}") as caught:
+        await agent.join(cluster, token(cluster))
+    assert "kubectl delete node node-2" in caught.value.hint
+    assert (f"delete secret {SECRET};" in caught.value.hint) is damaged
+    # As it is told.
+    secrets.nodes.clear()
+    secrets.held.clear()
+    await agent.join(cluster, token(cluster))
 
 
 @pytest.mark.usefixtures("door")
@@ -226,6 +301,86 @@ async def test_a_token_without_a_hash_believes_whoever_answers_and_says_so(
 ) -> None:
     await agent.join(cluster, tokens.parse(token(cluster).password))
     assert "the token has no hash of the cluster's authority" in caplog.text
+
+
+async def test_a_short_token_leads_to_the_cluster_that_the_node_has_joined(
+    cluster: ClusterSettings, api: Client, agent: Agent, tmp_path: Path
+) -> None:
+    short = Token("", token(cluster).password)
+    async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+        await agent.join(cluster, short)
+        await agent.join(cluster, short)
+    other = apiservers.made(tmp_path / "other", node_ips=(apiservers.LOOPBACK,))
+    other = dataclasses.replace(other, https_listen_port=cluster.https_listen_port)
+    authority = Path(other.layout.tls("server-ca.crt")).read_bytes()
+    tokens.keep(other.layout, authority, agent="agents-only-password")
+    before = {each: Path(agent.places.agent, each).read_bytes() for each in agent.files()}
+    async with joinserver.serve(doors.Doorkeeper(other, api), other):
+        with pytest.raises(errors.PermissionDeniedError, match="has another certificate authority than the cluster"):
+            await agent.join(other, short)
+        assert {each: Path(agent.places.agent, each).read_bytes() for each in agent.files()} == before
+        Path(agent.places.node("server-ca.crt")).write_text("x")
+        with pytest.raises(errors.FailedPreconditionError, match=r"server-ca\.crt holds no certificate"):
+            await agent.join(other, short)
+        # A whole token says which authority is right.
+        await agent.join(other, token(other))
+    assert Path(agent.places.node("server-ca.crt")).read_bytes() == authority
+
+
+async def test_a_welcome_that_isn_t_whole_changes_nothing(cluster: ClusterSettings, api: Client, agent: Agent) -> None:
+    class Half(doors.Doorkeeper):
+        broken: Callable[[joinforms.Welcome], dict[str, Any]]
+
+        def let_in(self, wish: joinforms.Wish) -> joinforms.Welcome:
+            found = super().let_in(wish)
+            return msgspec.structs.replace(found, **self.broken(found))
+
+    async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+        await agent.join(cluster, token(cluster))
+    before = {each: Path(agent.places.agent, each).read_bytes() for each in agent.files()}
+    for broken, message in (
+        (
+            lambda it: {"certificates": {**it.certificates, "client-kube-proxy": ""}},
+            "client-kube-proxy.crt holds no certificate",
+        ),
+        (lambda it: {"authorities": {**it.authorities, "server-ca.crt": ""}}, "sends for server-ca.crt holds no"),
+        (lambda it: {"facts": msgspec.structs.replace(it.facts, https_listen_port=-5)}, "port -5 is no port"),
+    ):
+        keeper = Half(cluster, api)
+        keeper.broken = broken
+        async with joinserver.serve(keeper, cluster):
+            with pytest.raises(errors.FailedPreconditionError, match=message):
+                await agent.join(cluster, token(cluster))
+        assert {each: Path(agent.places.agent, each).read_bytes() for each in agent.files()} == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"https_listen_port": -5},
+        {"https_listen_port": 65536},
+        {"cluster_domain": "evil\nx: y"},
+        {"flannel_backend": "\x1b[2J"},
+        {"cluster_cidrs": ("x",)},
+        {"cluster_dns": ("10.43.0.10", "x")},
+    ],
+)
+def test_facts_that_are_none(cluster: ClusterSettings, wrong: dict[str, object]) -> None:
+    good = joinforms.ClusterFacts(
+        ("10.42.0.0/16",), ("10.43.0.0/16",), ("10.43.0.10",), "cluster.local", "host-gw", 6443
+    )
+    assert joining.with_facts(cluster, good).https_listen_port == 6443
+    with pytest.raises(errors.InvalidArgumentError):
+        joining.with_facts(cluster, msgspec.structs.replace(good, **wrong))
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_server_joins_nowhere(cluster: ClusterSettings, agent: Agent) -> None:
+    agent.places = cluster.layout
+    before = Path(cluster.layout.node("client-kubelet.crt")).read_bytes()
+    with pytest.raises(errors.FailedPreconditionError, match="is a server's"):
+        await agent.join(cluster, token(cluster))
+    assert Path(cluster.layout.node("client-kubelet.crt")).read_bytes() == before
 
 
 @pytest.mark.usefixtures("door")
