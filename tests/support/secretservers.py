@@ -21,6 +21,7 @@ class Secrets:
     def __init__(self) -> None:
         self.held: dict[str, dict[str, Any]] = {}
         self.nodes: set[str] = set()
+        self.addresses: dict[str, str] = {}
         self.made_at = "2026-01-01T00:00:00Z"
         self.down = False
 
@@ -30,6 +31,9 @@ class Secrets:
             return refusal(503, "ServiceUnavailable")
         if path.startswith(NODES):
             name = path.removeprefix(NODES).strip("/")
+            if not name:
+                items = [self._node(each) for each in sorted(self.nodes)]
+                return Reply(body=json.dumps({"items": items, "metadata": {}}).encode())
             return Reply(body=b"{}") if name in self.nodes else refusal(404, "NotFound")
         name = path.removeprefix(SECRETS).removeprefix("/")
         if asked.method == "POST":
@@ -46,6 +50,12 @@ class Secrets:
                 return refusal(409, "Conflict")
             return Reply(body=json.dumps(self.held.pop(name)).encode())
         return Reply(body=json.dumps(self.held[name]).encode())
+
+    def _node(self, name: str) -> dict[str, Any]:
+        found = [{"type": "Hostname", "address": name}]
+        if name in self.addresses:
+            found.append({"type": "InternalIP", "address": self.addresses[name]})
+        return {"metadata": {"name": name}, "status": {"addresses": found}}
 
     def _create(self, new: dict[str, Any]) -> Reply:
         name = new["metadata"]["name"]

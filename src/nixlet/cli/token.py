@@ -144,12 +144,16 @@ def list_(data_dir: str, kubeconfig: str | None, output: str) -> None:
             _left(each.expires, now),
             each.expires.strftime("%Y-%m-%dT%H:%M:%SZ") if each.expires else "never",
             ",".join(each.usages),
-            "".join(letter if letter.isprintable() else " " for letter in each.description),
-            ",".join(each.groups),
+            _plain(each.description),
+            _plain(",".join(each.groups)),
         )
         for each in found
     ]
     table.echo(("ID", "TTL", "EXPIRES", "USAGES", "DESCRIPTION", "GROUPS"), rows)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _left(expires: "datetime.datetime | None", now: "datetime.datetime") -> str:

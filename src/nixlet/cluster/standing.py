@@ -15,6 +15,7 @@ from nixlet.cluster.findings import Finding
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.subjects import Subject
+from nixlet.host import files
 
 #: What an agent has of its cluster's authorities, and the services of its own certificates by their files' names.
 _AUTHORITIES = ("client-ca", "server-ca")
@@ -38,8 +39,27 @@ class Rotated(NamedTuple):
 
 
 def is_server(places: Layout) -> bool:
-    """Whether a server was started in a data directory."""
-    return os.path.isdir(places.tls(""))
+    """Whether a server was started in a data directory.
+
+    Raises:
+        PermissionDeniedError: We may not look.
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    return _is_there(places, places.tls(""))
+
+
+def _is_there(places: Layout, path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        raise errors.PermissionDeniedError(
+            f"{places.data_dir} can't be looked into: {error.strerror}", hint="run it as root"
+        ) from error
+    except OSError as error:
+        raise files.refused(f"{path} can't be looked at", error) from error
+    return True
 
 
 def plan(places: Layout) -> list[certificates.Wanted]:
@@ -66,12 +86,13 @@ def check(places: Layout, now: datetime.datetime) -> list[Finding]:
 
     Raises:
         FailedPreconditionError: There is no cluster.
+        PermissionDeniedError: We may not look.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     if is_server(places):
         return findings.check_planned(places, plan(places), now)
     clock.check_zone(now)
-    if not any(os.path.lexists(places.node(f"{name}.crt")) for name in (*_AUTHORITIES, *_OF_AGENTS)):
+    if not any(_is_there(places, places.node(f"{name}.crt")) for name in (*_AUTHORITIES, *_OF_AGENTS)):
         raise _no_cluster(places)
     found = []
     for name in _AUTHORITIES:
@@ -114,10 +135,11 @@ def rotate(places: Layout, services: Collection[str], now: datetime.datetime) ->
         InvalidArgumentError: There is no such service.
         FailedPreconditionError: An authority is broken, is not valid now, or isn't its owner's alone; another process is at it; or there is
             no server.
+        PermissionDeniedError: We may not look.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     if not is_server(places):
-        if os.path.lexists(places.node("client-kubelet.crt")):
+        if _is_there(places, places.node("client-kubelet.crt")):
             raise errors.FailedPreconditionError(
                 f"{places.data_dir} is an agent's, and its certificates are its server's to make",
                 hint="start the agent anew: it asks for new ones",

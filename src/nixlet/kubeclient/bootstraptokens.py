@@ -41,7 +41,7 @@ class BootstrapToken(msgspec.Struct, frozen=True):
         identifier: What it is known by; no secret.
         secret: The rest. A secret.
         description: What a person wrote of it.
-        expires: When it ends; None: never.
+        expires: When it ends, in UTC; None: never.
         usages: What it is for.
         groups: Whom it makes of a node, beside ``system:bootstrappers``.
     """
@@ -178,19 +178,33 @@ def _parsed(secret: Object) -> BootstrapToken | None:
         data = msgspec.convert(secret.get("data") or {}, dict[str, str])
         metadata = msgspec.convert(secret.get("metadata") or {}, dict[str, object])
         values = {key: base64.b64decode(value, validate=True).decode() for key, value in data.items()}
-        text = values.get("expiration", "")
-        expires = datetime.datetime.fromisoformat(text) if text else None
-    except (msgspec.ValidationError, binascii.Error, UnicodeDecodeError, ValueError):
+        expires = _moment(values.get("expiration", ""))
+    except (msgspec.ValidationError, binascii.Error, UnicodeDecodeError, ValueError, OverflowError):
+        return None
+    if "deletionTimestamp" in metadata:
+        # It is going, and waits for somebody's finalizer only.
         return None
     identifier, password = values.get("token-id", ""), values.get("token-secret", "")
     token = _known(f"{identifier}.{password}")
     if secret.get("type") != TYPE or metadata.get("name") != f"{PREFIX}{identifier}" or not token:
         return None
-    if expires is not None and expires.tzinfo is None:
-        return None
     usages = tuple(usage for usage in USAGES if values.get(f"usage-bootstrap-{usage}") == "true")
     groups = tuple(group for group in values.get("auth-extra-groups", "").split(",") if group)
     return BootstrapToken(identifier, password, values.get("description", ""), expires, usages, groups)
+
+
+def _moment(text: str) -> datetime.datetime | None:
+    """A time as it is in UTC; None: there is none.
+
+    Raises:
+        ValueError, OverflowError: It is no time, or nobody's: it has no zone.
+    """
+    if not text:
+        return None
+    found = datetime.datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return found.astimezone(datetime.UTC)
 
 
 def _known(text: str) -> bool:

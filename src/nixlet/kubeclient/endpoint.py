@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import re
 import urllib.parse
 from typing import Self
 
@@ -10,6 +11,10 @@ from nixlet.cluster import kubeconfigs
 from nixlet.cluster.kubeconfigs import Credentials
 
 _PORTS = {"http": 80, "https": 443}
+
+#: Labels with dots between them, perhaps one at the end.
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_MAX_NAME = 253
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Endpoint:
             host, port = "", None
             parts = urllib.parse.urlsplit("")
         plain = url.isascii() and url.isprintable() and " " not in url and "\\" not in url
-        if not host or not plain or parts.scheme not in _PORTS or port == 0 or "@" in parts.netloc:
+        if not _is_host(host) or not plain or parts.scheme not in _PORTS or port == 0 or "@" in parts.netloc:
             # (the URL isn't shown: it may have a password)
             raise errors.InvalidArgumentError(f"the URL of {what} is none", hint="such as https://192.0.2.7:6443")
         if parts.query or parts.fragment:
@@ -120,6 +125,11 @@ class Endpoint:
     def shown(self) -> str:
         """What it is for a sentence: what a person knows it as, and where it is."""
         return f"{self.what} at {self.scheme}://{self.address}{self.path}"
+
+
+def _is_host(text: str) -> bool:
+    """Whether a text can be looked up: an address, or a name as DNS has them (RFC 1035, 2.3.4)."""
+    return ":" in text or (len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None)
 
 
 def _is_loopback(host: str) -> bool:

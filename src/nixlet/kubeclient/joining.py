@@ -64,6 +64,8 @@ def server_url(text: str) -> str:
     given = urllib.parse.urlsplit(text).port
     if there.path:
         raise errors.InvalidArgumentError("the server's URL has a path", hint="it is https://HOST:6443")
+    if given == (1 << 16) - 1:
+        raise errors.InvalidArgumentError(f"the server's port {given} is the last one: nodes join at the one above")
     return f"https://{dataclasses.replace(there, port=given or _PORT).address}"
 
 

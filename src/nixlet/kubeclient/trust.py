@@ -27,7 +27,12 @@ class Trust:
         now = self._state()
         if self._context is None or now != self._made_of:
             # (two threads that come at once make two, and either is good)
-            self._context, self._made_of = _made(self._endpoint), now
+            try:
+                self._context, self._made_of = _made(self._endpoint), now
+            except _UnfitError:
+                # They are renewed one after the other. Until both are, the former ones are as good as they were.
+                if self._context is None:
+                    raise
         return self._context
 
     def _state(self) -> tuple[tuple[int, int, int], ...]:
@@ -86,10 +91,14 @@ def _load_credentials(context: ssl.SSLContext, endpoint: Endpoint) -> None:
             context.load_cert_chain(certificate.path, key.path, password=_no_password)
         except (ssl.SSLError, _Encrypted):
             # (its cause would be about a key)
-            raise errors.FailedPreconditionError(
+            raise _UnfitError(
                 f"{source} is no certificate, or its key is encrypted or another one's",
                 hint="a kubeconfig file of the server's is whole; so are certificates after the server's next start",
             ) from None
+
+
+class _UnfitError(errors.FailedPreconditionError):
+    """A certificate and its key don't fit each other, or are none."""
 
 
 class _Encrypted(Exception):

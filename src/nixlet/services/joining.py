@@ -1,7 +1,12 @@
 """Who may join a cluster, and what they get: a server's part of ``kubeclient.joinforms``. ``joinserver`` listens."""
 
+import contextlib
 import datetime
+import ipaddress
 import os
+from collections.abc import Collection
+
+import msgspec
 
 from nixlet import errors
 from nixlet.cluster import settings as model
@@ -9,8 +14,36 @@ from nixlet.cluster import tokens
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.tokens import Token
 from nixlet.host import files
-from nixlet.kubeclient import bootstraptokens, joinforms, nodepasswords
+from nixlet.kubeclient import bootstraptokens, joinforms, nodepasswords, resources
 from nixlet.kubeclient.client import Client
+
+
+class _Address(msgspec.Struct):
+    type: str = ""
+    address: str = ""
+
+    def is_one_of(self, addresses: Collection[model.Address]) -> bool:
+        """Whether it is among them; names never are."""
+        if self.type not in {"InternalIP", "ExternalIP"}:
+            return False
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.address) in addresses
+        return False
+
+
+class _Status(msgspec.Struct):
+    addresses: tuple[_Address, ...] | None = None
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+
+
+class _Node(msgspec.Struct):
+    """What of a Node is looked at."""
+
+    metadata: _Metadata
+    status: _Status = msgspec.field(default_factory=_Status)
 
 
 class WishError(errors.InvalidArgumentError):
@@ -79,20 +112,35 @@ class Doorkeeper:
             certificates = self._certificates(wish)
         except errors.InvalidArgumentError as error:
             raise WishError(error.message, hint=error.hint) from error
+        self._check_addresses(wish)
         nodepasswords.claim(self._client, wish.node, wish.password)
         places = self._settings.layout
         authorities = {name: _content(places.node(name)).decode() for name in ("client-ca.crt", "server-ca.crt")}
         return joinforms.Welcome(self._facts, authorities, certificates)
+
+    def _check_addresses(self, wish: joinforms.Wish) -> None:
+        """Check that none of a node's addresses is another's: its certificate would say of it that it is that one.
+
+        Raises:
+            WishError: One is.
+            NixletError: As ``Client``'s methods.
+        """
+        wanted = _addresses(wish)
+        for node in self._client.list(resources.NODES).items:
+            found = msgspec.convert(node, _Node)
+            for each in found.status.addresses or () if found.metadata.name != wish.node else ():
+                if each.is_one_of(wanted):
+                    raise WishError(
+                        f"the address {each.address} is that of the node {found.metadata.name}",
+                        hint=f"--node-ip names another one; or, if that node is gone: kubectl delete node {found.metadata.name}",
+                    )
 
     def _certificates(self, wish: joinforms.Wish) -> dict[str, str]:
         # X.509 is for those who sign.
         from nixlet.cluster import joining  # noqa: PLC0415 (see above)
 
         nodepasswords.check(wish.password)
-        addresses = tuple(
-            address for text in wish.addresses for address in model.addresses(text, what="the node's address")
-        )
-        node = joining.Node(wish.node, addresses)
+        node = joining.Node(wish.node, _addresses(wish))
         joining.check(self._settings, node)
         if set(wish.requests) - set(joining.SIGNED_BY):
             raise errors.InvalidArgumentError("a node has no such certificate")
@@ -102,6 +150,10 @@ class Doorkeeper:
             name: joining.answer(self._settings, name, request.encode(), node, now).decode()
             for name, request in wish.requests.items()
         }
+
+
+def _addresses(wish: joinforms.Wish) -> tuple[model.Address, ...]:
+    return tuple(address for text in wish.addresses for address in model.addresses(text, what="the node's address"))
 
 
 def _content(path: str) -> bytes:

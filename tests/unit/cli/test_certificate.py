@@ -1,8 +1,10 @@
 """`nixlet certificate`: what it says of a data directory, what it makes anew, and what it refuses."""
 
+import contextlib
 import datetime
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -209,3 +211,28 @@ def test_where_there_is_no_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_service_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert run(server(tmp_path), verb, "--service", "k3s-server") in {2, 125}
     assert "no certificates belong to a service 'k3s-server'\nhint: there are admin, " in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def somebody_else(directory: Path) -> Iterator[None]:
+    """Have us be who may not look into a directory."""
+    root = os.geteuid() == 0
+    directory.chmod(0o700 if root else 0)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("verb", ["check", "rotate"])
+def test_who_may_not_look_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    settings = server(tmp_path)
+    with somebody_else(tmp_path):
+        assert run(settings, verb) == 125
+    told = capsys.readouterr().err
+    assert f"{settings.data_dir} can't be looked into: Permission denied" in told
+    assert "run it as root" in told

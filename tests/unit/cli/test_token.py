@@ -159,6 +159,53 @@ def test_damaged_secrets_are_no_tokens(
     assert [each["id"] for each in json.loads(capsys.readouterr().out)] == ["abcdef"]
 
 
+def encoded(**values: str) -> dict[str, str]:
+    return {key.replace("_", "-"): base64.b64encode(value.encode()).decode() for key, value in values.items()}
+
+
+def test_what_others_have_written_is_shown_in_utc_and_on_its_line(
+    secrets: Secrets, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    secrets.held["bootstrap-token-abcdef"] = {
+        "metadata": {"name": "bootstrap-token-abcdef"},
+        "type": bootstraptokens.TYPE,
+        "data": encoded(
+            token_id="abcdef",
+            token_secret="0123456789abcdef",
+            expiration="2026-01-01T12:00:00+05:00",
+            auth_extra_groups="system:bootstrappers:a\nb\x1b[2J",
+        ),
+    }
+    assert run("list") == 0
+    (row,) = capsys.readouterr().out.splitlines()[1:]
+    assert "2026-01-01T07:00:00Z" in row
+    assert "\x1b" not in row
+    assert row.endswith("system:bootstrappers:a b [2J")
+
+
+def test_a_token_that_is_going_is_none(
+    secrets: Secrets, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("create") == 0
+    capsys.readouterr()
+    (secret,) = secrets.held.values()
+    secret["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert run("list", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("expiration", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_no_calendar_has_is_none(
+    secrets: Secrets, run: Callable[..., int], capsys: pytest.CaptureFixture[str], expiration: str
+) -> None:
+    assert run("create") == 0
+    capsys.readouterr()
+    (secret,) = secrets.held.values()
+    secret["data"] |= encoded(expiration=expiration)
+    assert run("list", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_a_token_is_generated_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["token", "generate"]) == 0
     made = capsys.readouterr().out

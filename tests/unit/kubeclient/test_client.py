@@ -260,12 +260,18 @@ def test_names_that_lead_elsewhere_are_refused(resource: resources.Resource, nam
     [
         "", "192.0.2.7:6443", "ftp://192.0.2.7", "https://", "https://user:pw@192.0.2.7", "https://192.0.2.7:0", "https://192.0.2.7:x",
         "https://192.0.2.7/?a", "https://192.0.2.7/#a", "http://192.0.2.7", "http://example.org", "https://a b", "https://[::1", "https://ä",
+        "https://a..b", "https://.x", "https://a.b..", "https://" + "a" * 64 + ".x", "https://" + "a." * 127, "https://a,b",
     ],
 )  # fmt: skip
 def test_urls_that_are_no_server_s_are_refused(url: str) -> None:
     with pytest.raises(errors.InvalidArgumentError) as caught:
         Endpoint.of(url)
     assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["[2001:db8::7]", "192.0.2.7", "a", "a-b.Example.org", "a.b.", "a" * 63 + ".x", "a_b"])
+def test_hosts(host: str) -> None:
+    assert Endpoint.of(f"https://{host}:6443").address == f"{host.lower()}:6443"
 
 
 def test_a_server_that_is_not_verified_is_at_home_and_is_shown_nothing() -> None:

@@ -290,6 +290,29 @@ def test_certificates_that_were_renewed_are_shown_by_the_next_connection(
     assert serials == ["system:admin", "system:kube-scheduler"]
 
 
+def test_a_pair_that_is_half_renewed_isn_t_shown_yet(cluster: ClusterSettings, tmp_path: Path) -> None:
+    settings = apiservers.made(tmp_path)
+    tls = apiservers.context(settings)
+    with (
+        apiservers.serving(lambda _: Reply(close=True), tls) as server,
+        Client(apiservers.endpoint(settings, server)) as client,
+    ):
+        client.get(resources.NODES, "n")
+        admin, scheduler = (settings.layout.tls(f"client-{name}") for name in ("admin", "scheduler"))
+        shutil.copy(f"{scheduler}.key", f"{admin}.key")
+        client.get(resources.NODES, "n")
+        # Whoever begins now has no former one.
+        with (
+            Client(apiservers.endpoint(settings, server)) as other,
+            pytest.raises(errors.FailedPreconditionError, match="or its key is encrypted or another one's"),
+        ):
+            other.get(resources.NODES, "n")
+        shutil.copy(f"{scheduler}.crt", f"{admin}.crt")
+        client.get(resources.NODES, "n")
+        serials = [each.client for each in server.asked]
+    assert serials == ["system:admin", "system:admin", "system:kube-scheduler"]
+
+
 def test_a_server_that_closes_is_connected_anew(cluster: ClusterSettings) -> None:
     with (
         apiservers.serving(lambda _: Reply(close=True), apiservers.context(cluster)) as server,

@@ -230,6 +230,23 @@ async def test_a_secret_that_goes_while_a_node_joins_is_made_anew(cluster: Clust
 
 
 @pytest.mark.usefixtures("door")
+async def test_another_node_s_address_is_nobody_else_s(
+    cluster: ClusterSettings, secrets: Secrets, agent: Agent
+) -> None:
+    secrets.nodes |= {"worker-1", "worker-2"}
+    secrets.addresses = {"worker-1": "192.0.2.9", "worker-2": "192.0.2.8"}
+    with pytest.raises(errors.InvalidArgumentError, match=r"the address 192\.0\.2\.9 is that of the node worker-1"):
+        await agent.join(cluster, token(cluster))
+    assert secrets.held == {}
+    # Its own it has.
+    secrets.nodes.remove("worker-1")
+    await agent.join(cluster, token(cluster))
+    secrets.nodes.add("node-2")
+    secrets.addresses["node-2"] = "192.0.2.9"
+    await agent.join(cluster, token(cluster))
+
+
+@pytest.mark.usefixtures("door")
 async def test_a_node_that_is_there_by_another_way_keeps_its_name(
     cluster: ClusterSettings, secrets: Secrets, agent: Agent
 ) -> None:
@@ -732,7 +749,9 @@ def test_a_server_is_named_with_or_without_its_port(given: str, url: str) -> Non
     assert joining.server_url(given) == url
 
 
-@pytest.mark.parametrize("given", ["server", "http://127.0.0.1:6443", "https://a/b", "https://u:p@a"])
+@pytest.mark.parametrize(
+    "given", ["server", "http://127.0.0.1:6443", "https://a/b", "https://u:p@a", "https://a:65535"]
+)
 def test_a_server_that_is_none(given: str) -> None:
     with pytest.raises(errors.InvalidArgumentError):
         joining.server_url(given)
