@@ -137,7 +137,12 @@ def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
 
 def test_pods_look_names_up(cluster: kubernetes.Cluster, archives: Path) -> None:
     """CoreDNS is made of the program on PATH, and is where pods are told to ask."""
-    kubernetes.until(lambda: is_available(cluster, "coredns"), f"the cluster's DNS is there: {cluster.log}")
+    try:
+        kubernetes.until(lambda: is_available(cluster, "coredns"), "the cluster's DNS is there")
+    except AssertionError:
+        print(cluster.kubectl("describe", "pods", "-n", "kube-system"))
+        print(cluster.kubectl("logs", "-n", "kube-system", "deploy/coredns", check=False))
+        raise
     (pod,) = cluster.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
     assert pod["spec"]["containers"][0]["image"].startswith("localhost/nixlet/coredns:")
     assert cluster.get("service", "-n", "kube-system", "kube-dns")["spec"]["clusterIP"] == "10.43.0.10"
