@@ -178,6 +178,8 @@ def _end(cluster: Cluster) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
     time.sleep(0.2)
+    # With what is left on it: the next cluster's pods have the same addresses.
+    subprocess.run(["ip", "link", "delete", cluster.bridge], stderr=subprocess.DEVNULL, check=False)
     for family in ("ip", "ip6"):
         subprocess.run(["nft", "delete", "table", family, "kube-proxy"], stderr=subprocess.DEVNULL, check=False)
 

@@ -1,0 +1,46 @@
+"""A cluster whose state is in sqlite, by k3s's own datastore."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support import kubernetes, nodes, parts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def kine_of(cluster: kubernetes.Cluster) -> list[int]:
+    """Its processes."""
+    found = nodes.processes_below(cluster.state_dir)
+    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text() == "kine\n"]
+
+
+def kept(cluster: kubernetes.Cluster) -> bool:
+    return cluster.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}", check=False) == "1"
+
+
+def test_the_state_is_kept_by_kine(tmp_path: Path) -> None:
+    cluster = kubernetes.Cluster(66, tmp_path)
+    cluster.environment["PATH"] = f"{parts.directories()['kine']}:{cluster.environment['PATH']}"
+    with kubernetes.cleaned_up(cluster):
+        cluster.start()
+        cluster.await_node()
+        database = cluster.data_dir / "server" / "db"
+        assert (database / "state.db").exists()
+        assert not (database / "etcd").exists()
+        assert database.stat().st_mode & 0o077 == 0
+        cluster.kubectl("create", "configmap", "kept", "--from-literal=a=1")
+        # What was acknowledged outlives it.
+        (first,) = kine_of(cluster)
+        os.kill(first, 9)
+        kubernetes.until(lambda: kine_of(cluster) not in ([], [first]), "kine is started again")
+        kubernetes.until(lambda: kept(cluster), f"the API server answers again: {cluster.log}")
+        cluster.kubectl("create", "configmap", "later", "--from-literal=a=2")
+        assert cluster.stop() == 0
+        cluster.start()
+        cluster.await_node()
+        assert kept(cluster)
+        # Where it was made it stays, though etcd is there, too.
+        assert not (database / "etcd").exists()
+        assert len(kine_of(cluster)) == 1
