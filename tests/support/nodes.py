@@ -28,7 +28,10 @@ class Node:
         log: What it printed.
         registries: How it reaches registries; not there unless a test writes it.
         wrapper: A program with arguments that the server is started by, and that becomes it.
+        verb: ``server`` or ``agent``.
     """
+
+    verb = "server"
 
     def __init__(
         self, number: int, directory: Path, *arguments: str, environment: dict[str, str] | None = None
@@ -83,7 +86,7 @@ class Node:
         """Start the server without waiting for it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            argv = [*self.wrapper, sys.executable, "-m", "nixlet", "server", "--snapshotter", "nix", *self.arguments]
+            argv = [*self.wrapper, sys.executable, "-m", "nixlet", self.verb, "--snapshotter", "nix", *self.arguments]
             # A careful administrator's umask: what containers see must not depend on it.
             self._process = subprocess.Popen(
                 argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, umask=0o077

@@ -9,8 +9,8 @@ from nixlet.cli import grammar, server
     *server.OPTIONS,
 )
 def agent(**given: Any) -> None:  # noqa: ANN401 (what the options give)
-    """Run a node without what only a server has: it is alone, since joining a cluster is not supported yet.
+    """Run a node of a cluster whose server is elsewhere: it joins it by --server and --token. Without --server it is alone.
 
     It takes server's options and reads the same configuration files.
     """
-    server.run(given, alone=True)
+    server.run(given, agent=True)

@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
 
 #: The directories that verbs find a node by.
-_DIRECTORIES = {"data_dir": names.DEFAULT_DATA_DIR, "state_dir": names.DEFAULT_STATE_DIR}
+_DIRECTORIES = {
+    "data_dir": names.DEFAULT_DATA_DIR,
+    "state_dir": names.DEFAULT_STATE_DIR,
+    "kubernetes_bin_dir": "",
+}
 
 
 def configured(name: str) -> str:
     """A directory of the node's, as its configuration file has it: verbs find the node that was started with that file.
 
     Args:
-        name: "data_dir" or "state_dir".
+        name: "data_dir", "state_dir" or "kubernetes_bin_dir".
 
     Raises:
         UsageError: The file can't be used.
@@ -69,6 +73,15 @@ def _directory(name: str, text: str) -> grammar.Option:
 
 #: Which node, by what survives a reboot.
 DATA_DIR = _directory("data_dir", "What survives a reboot.")
+
+#: Where programs are that a node's cluster is made of.
+KUBERNETES_BIN_DIR = grammar.Value(
+    names.flag("kubernetes_bin_dir"),
+    default=lambda: configured("kubernetes_bin_dir"),
+    default_text="as the node's configuration file has it, or PATH",
+    variable=names.variable("kubernetes_bin_dir"),
+    text="Where Kubernetes' programs are.",
+)
 
 #: Which running node.
 STATE_DIR = _directory("state_dir", "Sockets and running state.")

@@ -1,4 +1,4 @@
-"""``nixlet ctr`` and ``nixlet crictl``: the real programs, told where the node is."""
+"""``nixlet ctr``, ``nixlet crictl`` and ``nixlet kubectl``: the real programs, told where the node or the cluster is."""
 
 import os
 
@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
+
+    from nixlet.node.settings import config
 
 # All that stands behind these verbs is the program's, also ``--help``; options of ours stand before its own.
 
@@ -51,6 +53,76 @@ def crictl(arguments: tuple[str, ...], data_dir: str, state_dir: str) -> None:
     _become("crictl", arguments, own)
 
 
+@grammar.verb(
+    options.DATA_DIR,
+    options.KUBERNETES_BIN_DIR,
+    grammar.Argument("arguments", several=True, required=False),
+    interspersed=False,
+    passes_unknown=True,
+)
+def kubectl(arguments: tuple[str, ...], data_dir: str, kubernetes_bin_dir: str) -> None:
+    """Run the real kubectl against the node's cluster, as its administrator."""
+    from nixlet.host import process
+
+    started = _last_settings(data_dir)
+    directory = kubernetes_bin_dir or (started.kubernetes_bin_dir if started is not None else "")
+    program = process.find_program(os.path.join(os.path.abspath(directory), "kubectl")) if directory else None
+    # Who names a cluster means that one.
+    named = any(each == "--kubeconfig" or each.startswith("--kubeconfig=") for each in arguments)
+    own = {} if named else {"KUBECONFIG": _kubeconfig(data_dir, started)}
+    _become("kubectl", arguments, own, program)
+
+
+def _kubeconfig(data_dir: str, started: "config.Settings | None") -> str:
+    """The administrator's file of the cluster that a node is the server of: root's own, or the one for people.
+
+    Raises:
+        NixletError: There is none.
+    """
+    from nixlet import errors
+    from nixlet.cluster import layout
+    from nixlet.node.cluster import mapping
+    from nixlet.node.settings import configfile
+
+    data_dir = os.path.abspath(data_dir)
+    places = layout.Layout(data_dir, "")
+    if os.access(places.cred("admin.kubeconfig"), os.R_OK):
+        return places.cred("admin.kubeconfig")
+    settings = started or configfile.load({"data_dir": data_dir}, os.environ).settings
+    for_people = mapping.kubeconfig_path(settings)
+    if os.access(for_people, os.R_OK):
+        return for_people
+    if os.path.exists(places.node("cluster.json")):
+        raise errors.FailedPreconditionError(
+            "this node is an agent, and the administrator's kubeconfig is on its server",
+            hint="run it there, or name a copy of that file: kubectl --kubeconfig FILE",
+        )
+    if os.path.exists(for_people) or (os.path.isdir(data_dir) and not os.access(data_dir, os.R_OK)):
+        raise errors.PermissionDeniedError(
+            f"the administrator's kubeconfig {for_people} can't be read",
+            hint="run it as root; --write-kubeconfig-mode of the server says who else may read it",
+        )
+    raise errors.FailedPreconditionError(
+        f"there is no cluster in {data_dir}: no server was started there yet",
+        hint="nixlet server is one where Kubernetes' programs are; --data-dir says where another one is",
+    )
+
+
+def _last_settings(data_dir: str) -> "config.Settings | None":
+    """A node's settings when it was started the last time, as far as we may see them."""
+    import msgspec
+
+    from nixlet import errors
+    from nixlet.node.ownership import marker
+
+    try:
+        known = marker.read(os.path.abspath(data_dir))
+        return known.last_settings() if known is not None else None
+    except (errors.NixletError, msgspec.MsgspecError):
+        # Another version's, or somebody else's.
+        return None
+
+
 def _beside_containerd(socket: str, name: str) -> str | None:
     """A program that came with the containerd at a socket: of the same version, unlike perhaps that on PATH.
 
@@ -81,6 +153,12 @@ def _become(name: str, arguments: tuple[str, ...], own: "Mapping[str, str]", pro
     if program is None:
         raise errors.CommandNotFoundError(f"{name} is not installed", hint="install it, or put its directory on PATH")
     # Where the environment names another node, ours is meant all the same.
-    foreign = {"CONTAINER_RUNTIME_ENDPOINT", "IMAGE_SERVICE_ENDPOINT", "CRI_CONFIG_FILE", "CONTAINERD_ADDRESS"}
+    foreign = {
+        "KUBECONFIG",
+        "CONTAINER_RUNTIME_ENDPOINT",
+        "IMAGE_SERVICE_ENDPOINT",
+        "CRI_CONFIG_FILE",
+        "CONTAINERD_ADDRESS",
+    }
     environment = {key: value for key, value in os.environ.items() if key not in foreign} | dict(own)
     os.execve(program, [name, *arguments], environment)  # noqa: S606 (no shell is wanted)

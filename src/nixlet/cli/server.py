@@ -28,14 +28,25 @@ def server(**given: Any) -> None:  # noqa: ANN401 (what the options give)
     run(given)
 
 
-def run(given: dict[str, Any], *, alone: bool = False) -> None:
+def run(given: dict[str, Any], *, agent: bool = False) -> None:
     """Run a node until it is told to stop, or show what it would be.
 
     Args:
         given: What ``OPTIONS`` gave the verb.
-        alone: It is no cluster, whatever there is for one.
+        agent: It is no server: it joins a cluster, or it is alone.
+
+    Raises:
+        UnsupportedError: A server is to join another one.
     """
     configuration = settings.load(given)
+    joining = next((name for name in ("server", "kubeconfig") if getattr(configuration.settings, name)), "")
+    if joining and not agent:
+        from nixlet import errors
+
+        place = configuration.origins[joining].called(joining)
+        raise errors.UnsupportedError(
+            f"{place}: a cluster has one server, which joins no other one", hint="nixlet agent joins a cluster"
+        )
     if given["show_config"]:
         for warning in configuration.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -55,6 +66,7 @@ def run(given: dict[str, Any], *, alone: bool = False) -> None:
         logging.getLogger("nixlet.node").warning("%s", warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         chosen = configuration.settings
+        alone = agent and not joining
         runner.run(node.run(dataclasses.replace(chosen, kubernetes="no") if alone else chosen))
 
 

@@ -85,6 +85,10 @@ _SAID = {
     "kubernetes_bin_dir": _Said(
         "DIR", "Where kube-apiserver, kubelet and the others are, and kine or etcd.", default="PATH"
     ),
+    "server": _Said("URL", "The server of the cluster that an agent joins, as https://HOST:6443.", "-s"),
+    "kubeconfig": _Said(
+        "FILE", "A kubeconfig by which an agent's kubelet asks a cluster that isn't nixlet's for its certificates."
+    ),
     "token": _Said("SECRET", "What other nodes join the cluster by.", "-t", default="one that is made"),
     "token_file": _Said("FILE", "A file that holds the token."),
     "agent_token": _Said("SECRET", "What nodes join by as agents only.", default="the token"),
@@ -176,7 +180,6 @@ OPTIONS = (
         f"[env var: {names.FILE_VARIABLE}; default: {names.DEFAULT_FILE}]",
     ),
     *(_option(name, said) for name, said in _SAID.items()),
-    grammar.Value("--server", "-s", hidden=True),
     *(_of_k3s(key, truth=truth) for key, (_, truth) in {**k3skeys.PASSED_OVER, **k3skeys.REFUSED}.items()),
 )
 

@@ -37,6 +37,7 @@ SUMMARIES = {
     "uninstall": ("uninstall", "Take a node away"),
     "ctr": ("passthrough", "Run the real ctr against the node's containerd"),
     "crictl": ("passthrough", "Run the real crictl against the node"),
+    "kubectl": ("passthrough", "Run the real kubectl against the node's cluster"),
     "completion": ("completion", "Print the completion for a shell"),
     "version": ("version", "Print versions"),
 }

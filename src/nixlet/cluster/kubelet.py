@@ -26,8 +26,6 @@ def configuration(settings: ClusterSettings, node: Node) -> str:
             "mode": "Webhook",
             "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"},
         },
-        "tlsCertFile": places.node("serving-kubelet.crt"),
-        "tlsPrivateKeyFile": places.node("serving-kubelet.key"),
         "containerRuntimeEndpoint": _socket(node.runtime_socket),
         "imageServiceEndpoint": _socket(node.image_socket or node.runtime_socket),
         "clusterDNS": [str(address) for address in settings.dns_addresses],
@@ -40,6 +38,11 @@ def configuration(settings: ClusterSettings, node: Node) -> str:
         "evictionHard": {"imagefs.available": "5%", "nodefs.available": "5%"},
         "evictionMinimumReclaim": {"imagefs.available": "10%", "nodefs.available": "10%"},
     }
+    if node.bootstraps:
+        config["rotateCertificates"] = True
+    else:
+        config["tlsCertFile"] = places.node("serving-kubelet.crt")
+        config["tlsPrivateKeyFile"] = places.node("serving-kubelet.key")
     chosen = {
         "resolvConf": node.resolv_conf,
         "staticPodPath": node.static_pods,

@@ -32,6 +32,8 @@ class Node:
         static_pods: The directory of manifests that it runs by itself; empty: none.
         pod_logs: The directory of pods' logs; empty: its own choice, ``/var/log/pods``.
         cgroup_root: The cgroup that those of all pods are in; empty: the topmost one.
+        bootstraps: Its kubelet asks the cluster for certificates by itself, by ``agent/bootstrap.kubeconfig`` (Kubernetes: "TLS bootstrapping");
+            otherwise it finds them.
     """
 
     runtime_socket: str
@@ -42,6 +44,7 @@ class Node:
     static_pods: str = ""
     pod_logs: str = ""
     cgroup_root: str = ""
+    bootstraps: bool = False
 
 
 def directories(settings: ClusterSettings) -> tuple[str, ...]:
@@ -224,6 +227,7 @@ def kubelet(settings: ClusterSettings, node: Node, config_dir: str) -> list[str]
     ours = {
         "config-dir": config_dir,
         "kubeconfig": settings.layout.node("kubelet.kubeconfig"),
+        "bootstrap-kubeconfig": settings.layout.node("bootstrap.kubeconfig") if node.bootstraps else "",
         "hostname-override": settings.node_name,
         "node-ip": _joined(settings.node_ips),
         "node-labels": ",".join(settings.node_labels),

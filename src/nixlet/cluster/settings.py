@@ -15,6 +15,9 @@ PROXY_HEALTH_PORT, PROXY_METRICS_PORT = 10256, 10249
 CONTROLLERS_PORT, SCHEDULER_PORT = 10257, 10259
 ETCD_CLIENT_PORT, ETCD_PEER_PORT, ETCD_METRICS_PORT = 2379, 2380, 2381
 
+#: How much further up than the API server's port a server lets nodes in.
+JOINING_ABOVE = 1
+
 #: The place of the DNS service in the services' network, as k3s has it.
 _DNS_PLACE = 10
 
@@ -106,6 +109,11 @@ class ClusterSettings:
     def server_url(self) -> str:
         """The API server, for what runs on this node."""
         return f"https://{bracketed(self.node_ip)}:{self.https_listen_port}"
+
+    @property
+    def joining_port(self) -> int:
+        """Where a server lets nodes in."""
+        return self.https_listen_port + JOINING_ABOVE
 
     @property
     def shares_datastore(self) -> bool:

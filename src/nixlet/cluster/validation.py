@@ -238,6 +238,11 @@ def _ports(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
         yield errors.InvalidArgumentError(f"https-listen-port {port} is no port")
     elif port in _TAKEN:
         yield errors.InvalidArgumentError(f"https-listen-port {port} is {_TAKEN[port]}")
+    elif settings.joining_port in _TAKEN or settings.joining_port >= 1 << 16:
+        whose = _TAKEN.get(settings.joining_port, "none")
+        yield errors.InvalidArgumentError(
+            f"https-listen-port {port}: nodes join at the port above, and {settings.joining_port} is {whose}"
+        )
     given = settings.service_node_port_range
     match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", given)
     if match is None or not 0 < int(match[1]) <= int(match[2]) < 1 << 16:
@@ -246,7 +251,8 @@ def _ports(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
         )
         return
     first, last = int(match[1]), int(match[2])
-    for taken, whose in ((port, "the API server's"), *_TAKEN.items()):
+    ours = ((port, "the API server's"), (settings.joining_port, "where nodes join"))
+    for taken, whose in (*ours, *_TAKEN.items()):
         if first <= taken <= last:
             yield errors.InvalidArgumentError(
                 f"service-node-port-range {given} has port {taken} in it, which is {whose}"

@@ -6,11 +6,13 @@ anything secret said. ``POST /v1/join`` with the token: a ``Wish``, which is ans
 
 import msgspec
 
+from nixlet.cluster import settings
+
 #: The paths.
 AUTHORITY, JOIN = "/cacerts", "/v1/join"
 
 #: How much further up than the API server's port a server lets nodes in.
-PORT_ABOVE = 1
+PORT_ABOVE = settings.JOINING_ABOVE
 
 #: How large each may be (bytes).
 MAX_WISH, MAX_WELCOME, MAX_AUTHORITY = 64 << 10, 1 << 20, 256 << 10

@@ -115,6 +115,20 @@ def join(
     return welcome.facts
 
 
+def is_ours(server: str) -> bool:
+    """Whether somebody answers where nodes join a server of nixlet's. Nothing is believed yet.
+
+    Args:
+        server: The API server's URL, as ``server_url`` gives it.
+    """
+    with connections.Connections(_joining_endpoint(server).as_stranger()) as asked:
+        request = connections.Request("GET", joinforms.AUTHORITY, seconds=_SECONDS, most=joinforms.MAX_AUTHORITY)
+        try:
+            return asked.ask(request, Call()).status == 200
+        except (errors.UnavailableError, errors.DeadlineExceededError):
+            return False
+
+
 def _joining_endpoint(server: str) -> Endpoint:
     there = Endpoint.of(server, what="the server")
     return dataclasses.replace(there, port=there.port + joinforms.PORT_ABOVE)

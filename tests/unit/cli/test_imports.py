@@ -53,6 +53,9 @@ COMMAND_LINES = (
     ["kube", "down", "-"],
     ["ctr", "--state-dir", "/x", "images", "ls", "--help"],
     ["crictl", "ps"],
+    ["kubectl", "get", "pods", "-o", "wide"],
+    ["certificate", "check", "-s", "api-server"],
+    ["token", "create", "--ttl", "1h"],
     ["version"],
 )
 

@@ -1,7 +1,8 @@
-"""Which ctr takes our place: that beside the node's containerd only where nobody else can have put it there; files are given away for
+"""Which ctr takes our place, and which kubectl: ctr is that beside the node's containerd only where nobody else can have put it there; files are given away for
 that, which takes root."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -90,3 +91,92 @@ def test_ctr_is_nobody_elses(tmp_path: Path, give: Callable[[Path], None], said:
         argv = [sys.executable, "-P", "-m", "nixlet", "ctr", "--state-dir", str(state), "version"]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{said}\n"
+
+
+#: Says how it was called, and ends with a status of its own.
+KUBECTL = """#!/bin/sh
+echo "$KUBECONFIG"
+for each in "$@"; do echo "[$each]"; done
+exit 7
+"""
+
+
+def put_kubectl(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / "kubectl").write_text(KUBECTL)
+    (directory / "kubectl").chmod(0o755)
+
+
+def kubectl(data_dir: Path, *arguments: str, path: str = "/usr/bin:/bin", **environment: str) -> tuple[int, str, str]:
+    argv = [sys.executable, "-P", "-m", "nixlet", "kubectl", "--data-dir", str(data_dir), *arguments]
+    env = {"PATH": path, "NIXLET_CONFIG_FILE": os.devnull, "KUBECONFIG": "/another", **environment}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def with_cluster(directory: Path) -> Path:
+    admin = directory / "data/server/cred/admin.kubeconfig"
+    admin.parent.mkdir(parents=True)
+    admin.write_text("")
+    return admin
+
+
+def test_kubectl_gets_our_cluster_its_arguments_and_the_last_word(tmp_path: Path) -> None:
+    admin = with_cluster(tmp_path)
+    put_kubectl(tmp_path / "bin")
+    arguments = ["get", "pods", "-o", "wide", "--data-dir", "x y", "--", "--help"]
+    done = kubectl(tmp_path / "data", *arguments, path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert done == (7, f"{admin}\n" + "".join(f"[{each}]\n" for each in arguments), "")
+
+
+def test_kubectl_is_the_one_beside_the_node_s_other_programs(tmp_path: Path) -> None:
+    admin = with_cluster(tmp_path)
+    put_kubectl(tmp_path / "kubernetes")
+    directory = str(tmp_path / "kubernetes")
+    assert kubectl(tmp_path / "data", "version", NIXLET_KUBERNETES_BIN_DIR=directory)[:2] == (
+        7,
+        f"{admin}\n[version]\n",
+    )
+    (tmp_path / "config.yaml").write_text(f"kubernetes-bin-dir: {directory}\n")
+    file = str(tmp_path / "config.yaml")
+    assert kubectl(tmp_path / "data", "version", NIXLET_CONFIG_FILE=file)[:2] == (7, f"{admin}\n[version]\n")
+    # And where nothing says it any more, the node's last start does.
+    marker = {"data_dir": str(tmp_path / "data"), "settings": {"kubernetes_bin_dir": directory}}
+    (tmp_path / "data/nixlet.json").write_text(json.dumps(marker))
+    assert kubectl(tmp_path / "data", "version")[:2] == (7, f"{admin}\n[version]\n")
+
+
+def test_another_cluster_that_is_named_is_meant(tmp_path: Path) -> None:
+    put_kubectl(tmp_path / "bin")
+    done = kubectl(tmp_path / "none", "--kubeconfig=x", "get", "nodes", path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert done[:2] == (7, "\n[--kubeconfig=x]\n[get]\n[nodes]\n")
+
+
+def test_without_kubectl_or_a_cluster_it_is_told(tmp_path: Path) -> None:
+    status, _, said = kubectl(tmp_path / "none", "get", "pods")
+    assert (status, said.splitlines()[0]) == (
+        125,
+        f"error: there is no cluster in {tmp_path / 'none'}: no server was started there yet",
+    )
+    with_cluster(tmp_path)
+    status, _, said = kubectl(tmp_path / "data", "get", "pods", path=str(tmp_path))
+    assert (status, said.splitlines()[0]) == (127, "error: kubectl is not installed")
+    (tmp_path / "agent/agent").mkdir(parents=True)
+    (tmp_path / "agent/agent/cluster.json").write_text("{}")
+    status, _, said = kubectl(tmp_path / "agent", "get", "pods")
+    assert (status, said.splitlines()[0]) == (
+        125,
+        "error: this node is an agent, and the administrator's kubeconfig is on its server",
+    )
+
+
+def test_people_have_a_kubeconfig_of_their_own(tmp_path: Path) -> None:
+    """Who may not look into the server's directory: root may look everywhere, so it isn't there here."""
+    put_kubectl(tmp_path / "bin")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/kubeconfig.yaml").write_text("")
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    assert kubectl(tmp_path / "data", path=path)[:2] == (7, f"{tmp_path / 'data/kubeconfig.yaml'}\n")
+    (tmp_path / "elsewhere").write_text("")
+    elsewhere = str(tmp_path / "elsewhere")
+    assert kubectl(tmp_path / "data", path=path, NIXLET_WRITE_KUBECONFIG=elsewhere)[:2] == (7, f"{elsewhere}\n")

@@ -96,12 +96,16 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert table["log"] == "standard error default"
 
 
-@pytest.mark.parametrize("name", ["server", "agent"])
 @pytest.mark.parametrize("flag", ["--server", "-s"])
-def test_joining_a_cluster(capsys: pytest.CaptureFixture[str], name: str, flag: str) -> None:
-    status, printed = refused(capsys, name, flag, "x")
+def test_joining_a_cluster(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    status, printed = refused(capsys, "server", flag, "https://192.0.2.7:6443")
     assert status == 125
-    assert printed.startswith("error: --server: joining a cluster is not supported yet")
+    assert printed.startswith(
+        "error: --server: a cluster has one server, which joins no other one\nhint: nixlet agent joins"
+    )
+    status, printed = refused(capsys, "agent", flag, "https://user:pass@192.0.2.7")
+    assert status == 2
+    assert printed.startswith("error: --server is no server's URL\nhint: as in https://192.0.2.7:6443")
 
 
 def test_secrets_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The programs' arguments, and what people add to them."""
 
+import dataclasses
 import ipaddress
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,19 @@ def test_the_kubelet_s_configuration(tmp_path: Path) -> None:
     assert plain["imageServiceEndpoint"] == "unix:///run/nixlet/nix-snapshotter.sock"
     assert not {"resolvConf", "staticPodPath", "podLogsDir", "cgroupRoot", "registerWithTaints"} & set(plain)
     assert "root-dir" not in flags(programs.kubelet(clusters.settings(tmp_path), NODE, "/c"))
+
+
+def test_a_kubelet_that_asks_for_its_certificates_by_itself(tmp_path: Path) -> None:
+    settings, node = clusters.settings(tmp_path), dataclasses.replace(NODE, bootstraps=True)
+    found, plain = (yaml.safe_load(kubelet.configuration(settings, each)) for each in (node, NODE))
+    assert found.pop("rotateCertificates") is True
+    assert {plain.pop(key) for key in ("tlsCertFile", "tlsPrivateKeyFile")} == {
+        settings.layout.node(f"serving-kubelet.{end}") for end in ("crt", "key")
+    }
+    assert found == plain
+    argv = flags(programs.kubelet(settings, node, "/c"))
+    assert argv.pop("bootstrap-kubeconfig") == settings.layout.node("bootstrap.kubeconfig")
+    assert argv == flags(programs.kubelet(settings, NODE, "/c"))
 
 
 def test_kube_proxy_leaves_the_machine_s_conntrack_alone(tmp_path: Path) -> None:

@@ -194,13 +194,15 @@ def test_what_somebody_would_miss_is_refused_in_words(
     assert f"error: --{key} is k3s's, and not supported: " in capsys.readouterr().err
 
 
-def test_joining_a_cluster_is_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_to_join_another_one_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("server: x\n")
-    with pytest.raises(errors.UnsupportedError, match="joining a cluster is not supported yet"):
-        configfile.load({}, {}, file=str(file))
-    assert status_of("--server=x") == 125
-    assert "error: --server: joining a cluster is not supported yet" in capsys.readouterr().err
+    file.write_text("server: https://192.0.2.7:6443\n")
+    assert configfile.load({}, {}, file=str(file)).settings.server == "https://192.0.2.7:6443"
+    assert configfile.load({}, {"NIXLET_URL": "https://192.0.2.8"}).settings.server == "https://192.0.2.8"
+    assert status_of("--server=https://192.0.2.7:6443") == 125
+    assert "error: --server: a cluster has one server, which joins no other one" in capsys.readouterr().err
 
 
 def test_help_needs_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

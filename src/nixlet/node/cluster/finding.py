@@ -15,7 +15,7 @@ KINE, ETCD, ELSEWHERE = "kine", "etcd", ""
 
 #: Settings by which a person says that they want a cluster, where they differ from the default.
 _ASKING = (
-    "kubernetes_bin_dir", "token", "token_file", "agent_token", "agent_token_file", "datastore_endpoint", "cluster_init", "secrets_encryption",
+    "server", "kubeconfig", "kubernetes_bin_dir", "token", "token_file", "agent_token", "agent_token_file", "datastore_endpoint", "cluster_init", "secrets_encryption",
 )  # fmt: skip
 
 #: How to come by the programs, by name; all others are Kubernetes' own.
@@ -72,6 +72,11 @@ def _wanted(settings: node_config.Settings, datastore: str) -> list[str]:
         "kubelet": settings.disable_agent,
         "kube-proxy": settings.disable_agent or settings.disable_kube_proxy,
     }
+    if settings.kubeconfig:
+        # What else runs on its nodes such a cluster brings itself.
+        return ["kubelet"]
+    if settings.server:
+        return [name for name in ("kubelet", "kube-proxy") if not disabled[name]]
     programs = [name for name, without in disabled.items() if not without]
     return [*([datastore] if datastore != ELSEWHERE else []), "kube-apiserver", *programs]
 
@@ -91,6 +96,8 @@ def program(name: str, settings: node_config.Settings) -> str | None:
 def _datastore(settings: node_config.Settings, layout: node_config.Layout) -> str:
     """What keeps the cluster's state: what is said, else what there is already, else kine, as k3s has it, or etcd where there is no kine."""
     endpoint = settings.datastore_endpoint
+    if settings.server or settings.kubeconfig:
+        return ELSEWHERE
     if endpoint:
         return ELSEWHERE if endpoint.partition("://")[0] in {"http", "https"} else KINE
     database = os.path.join(layout.data_dir, "server", "db")

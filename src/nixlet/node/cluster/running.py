@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nixlet.cluster import kubeconfigs
+from nixlet.cluster import kubeconfigs, programs
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
+from nixlet.host import supervisor
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
@@ -20,6 +21,7 @@ from nixlet.node.images import coredns
 from nixlet.node.manifests import deployer as deployers
 from nixlet.node.ownership import claims, marker
 from nixlet.node.settings import config as node_config
+from nixlet.services import joining, joinserver
 
 _log = logging.getLogger("nixlet.cluster")
 
@@ -66,16 +68,47 @@ class Cluster:
         Raises:
             NixletError: One can't be started.
         """
-        if not self.settings.disable_agent:
-            kernel.warn_of_cgroups()
-            kernel.remember_settings(self._layout)
-            node = await asyncio.to_thread(preparing.node_of, self.settings, self._layout)
-            await asyncio.to_thread(preparing.prepare_agent, self.settings, self._layout, self._cluster, node)
-            children.start(*self._described.of_agent(node, [child.name for child in children]))
+        await self._start_agent(children)
         await children.ready(described.API_SERVER)
-        client = AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator)))
-        await stack.enter_async_context(client)
-        awaited = {await _owned(stack, bootstrap.apply(client), "bootstrap")}
+        asked = Client(Endpoint.of_kubeconfig(self._administrator))
+        client = await stack.enter_async_context(AsyncClient(asked))
+        keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self.settings.flannel_backend)
+        await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
+        await self._settle(stack, children, client, {await _owned(stack, bootstrap.apply(client), "bootstrap")})
+
+    async def _start_agent(self, children: host_children.Children) -> None:
+        """Start the kubelet and the proxy, where they are wanted."""
+        if self.settings.disable_agent:
+            return
+        kernel.warn_of_cgroups()
+        kernel.remember_settings(self._layout)
+        node = self._node(await asyncio.to_thread(preparing.node_of, self.settings, self._layout))
+        await asyncio.to_thread(preparing.prepare_agent, self.settings, self._layout, self._cluster, node)
+        children.start(*self._agents(node, [child.name for child in children]))
+
+    def _node(self, node: programs.Node) -> programs.Node:
+        """What the kubelet has to know of its node."""
+        return node
+
+    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
+        """The kubelet and the proxy, described."""
+        return self._described.of_agent(node, others)
+
+    async def _settle(
+        self,
+        stack: contextlib.AsyncExitStack,
+        children: host_children.Children,
+        client: AsyncClient,
+        awaited: "set[asyncio.Task[object]]",
+    ) -> None:
+        """Wait until all is ready and pods have their network, which goes on until ``stack`` is left.
+
+        Args:
+            stack: Owns it.
+            children: The node's.
+            client: Asks the API server.
+            awaited: What is waited for beside that.
+        """
         if not (self.settings.disable_agent or self.settings.container_runtime_endpoint):
             awaited.add(await self._network(stack, client))
         awaited.add(await _owned(stack, children.ready(), "all children"))
@@ -87,8 +120,10 @@ class Cluster:
             for task in done - {failing}:
                 task.result()
 
-    async def deploy(self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None) -> deployers.Deployer:
-        """Have the cluster hold what its manifests say, until ``stack`` is left.
+    async def deploy(
+        self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None
+    ) -> dict[str, Callable[[], str]]:
+        """Have the cluster hold what its manifests say, until ``stack`` is left; what there is to remark on, by name.
 
         Args:
             stack: Owns what is made here.
@@ -96,7 +131,7 @@ class Cluster:
         """
         deployer = deploying.deployer(self.settings, self._layout, self._cluster, maker)
         await stack.enter_async_context(deployers.deploying(deployer))
-        return deployer
+        return {"manifests": deployer.remark}
 
     async def _network(self, stack: contextlib.AsyncExitStack, client: AsyncClient) -> "asyncio.Task[object]":
         """Have the network of this node's pods until ``stack`` is left; what ends when it is there."""

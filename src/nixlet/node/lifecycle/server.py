@@ -156,7 +156,7 @@ async def running(
         await beginning
         if cluster is not None:
             await cluster.go_on(stack, children)
-            made.remarks["manifests"] = (await cluster.deploy(stack, made.coredns_maker())).remark
+            made.remarks.update(await cluster.deploy(stack, made.coredns_maker()))
         await made.attend(stack, containerd, hastened)
         yield children
 
@@ -182,7 +182,12 @@ async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -
     found = finding.find(settings, layout)
     if found is None:
         return None
-    from nixlet.node.cluster import running  # noqa: PLC0415 (a node alone doesn't wait for it)
+    # (a node alone waits for none of this)
+    if settings.server or settings.kubeconfig:
+        from nixlet.node.cluster import joined  # noqa: PLC0415 (see above)
+
+        return await joined.of(settings, layout, found)
+    from nixlet.node.cluster import running  # noqa: PLC0415 (see above)
 
     return await running.of(settings, layout, found)
 

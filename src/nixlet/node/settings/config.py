@@ -70,7 +70,9 @@ class Settings:
         debug: Log more.
         kubernetes: Whether the node is a whole Kubernetes cluster: "auto" (where all programs for that are found), "yes" or "no".
         kubernetes_bin_dir: Where Kubernetes' programs are, and the datastore's; empty: on PATH.
-        token: The secret that other nodes join by; empty: one that is made.
+        server: The API server's URL of the cluster that an agent joins; empty: it joins none.
+        kubeconfig: A kubeconfig file by which an agent's kubelet asks anybody's cluster for its certificates; empty: it joins by a token.
+        token: The secret that other nodes join by; empty: one that is made. An agent's: the one that it joins by.
         token_file: A file that holds it.
         agent_token: Another one, by which nodes join as agents only; empty: the same.
         agent_token_file: A file that holds it.
@@ -137,6 +139,8 @@ class Settings:
     debug: bool = False
     kubernetes: str = "auto"
     kubernetes_bin_dir: str = ""
+    server: str = ""
+    kubeconfig: str = ""
     token: str = dataclasses.field(default="", repr=False)
     token_file: str = ""
     agent_token: str = dataclasses.field(default="", repr=False)

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 Value = bool | str | tuple[str, ...]
 
 #: Flags with one letter, which may be keys as well.
-SHORT = {"d": "data_dir", "i": "node_ip", "l": "log", "t": "token"}
-
-#: What k3s has for joining a cluster, by key, with the environment variable.
-JOINING = {"server": "NIXLET_URL"}
+SHORT = {"d": "data_dir", "i": "node_ip", "l": "log", "s": "server", "t": "token"}
 
 _DEFAULTS: Mapping[str, Value] = dataclasses.asdict(config.Settings())
 _KEYS = {names.key(name): name for name in _DEFAULTS}
@@ -83,21 +80,16 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
 
     Args:
         flags: The command line by the names of ``Settings``: a truth value or a word for one, text, or several texts; None and
-            no texts at all stand for "not given". The flags of ``JOINING`` and of ``k3skeys`` may be among them.
+            no texts at all stand for "not given". Those of ``k3skeys`` may be among them.
         environment: NIXLET_ variables: an empty one counts as not set; several values are parted by commas.
         file: The configuration file that the command line names.
 
     Raises:
         UsageError: A value or a key can't be used; the sentence names the place.
         PermissionDeniedError: Somebody else can write a file.
-        UnsupportedError: Something asks for joining a cluster, or for what k3s has and nixlet hasn't.
+        UnsupportedError: Something asks for what k3s has and nixlet hasn't.
     """
     warnings = [_of_k3s(key, f"--{key}") for key in _K3S if flags.get(key.replace("-", "_")) not in {None, ()}]
-    for name, environment_variable in JOINING.items():
-        if environment.get(environment_variable):
-            raise cannot_join(environment_variable)
-        if flags.get(name.replace("-", "_")) is not None:
-            raise cannot_join(f"--{name}")
     values: dict[str, Value] = dict(_DEFAULTS)
     origins = dict.fromkeys(_DEFAULTS, Origin("default"))
     files = tuple(_files(file, environment))
@@ -121,14 +113,6 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
     settings = config.Settings(**values)  # type: ignore[arg-type]  # each is of its default's type
     checked = rules.checked(settings, lambda name: origins[name].called(name))
     return Configuration(checked, origins, files, tuple(warnings))
-
-
-def cannot_join(place: str) -> errors.UnsupportedError:
-    """The error for what asks for joining a cluster."""
-    return errors.UnsupportedError(
-        f"{place}: joining a cluster is not supported yet: a server is a cluster of its own",
-        hint="leave it out",
-    )
 
 
 def _from_text(text: str, default: Value, place: str) -> Value:
@@ -250,8 +234,6 @@ def _value(document: "yamlread.Mapping", written: str, name: str) -> Value:
 
 def _unknown(document: "yamlread.Mapping", written: str) -> errors.NixletError:
     known = written.removesuffix("+").lstrip("-")
-    if known in {*JOINING, "s"}:
-        return cannot_join(document.error(written, "").message.rstrip())
     if known in {"config", "c"}:
         return document.error(
             written, f"can't stand in a configuration file, only on the command line or as {names.FILE_VARIABLE}"

@@ -21,4 +21,7 @@ def flag(name: str) -> str:
 
 def variable(name: str) -> str:
     """A setting's environment variable."""
+    # As k3s has it.
+    if name == "server":
+        return "NIXLET_URL"
     return f"NIXLET_{key(name).upper().replace('-', '_')}"

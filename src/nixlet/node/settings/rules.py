@@ -123,6 +123,11 @@ def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:
             yield _Problem(
                 "disable", f"{name!r} is a file's name", "write a manifest's name without its ending, as in coredns"
             )
+    if settings.server and not re.fullmatch(r"https://[^\s/?#@]+/?", settings.server, re.ASCII):
+        # (not shown: a password may stand in it)
+        yield _Problem("server", "is no server's URL", "as in https://192.0.2.7:6443")
+    if settings.kubeconfig and settings.server:
+        yield _Problem("kubeconfig", "and server are both set", "use one of them")
     for name in ("token", "agent_token"):
         if getattr(settings, name) and getattr(settings, f"{name}_file"):
             yield _Problem(name, f"and {names.key(f'{name}_file')} are both set", "use one of them")

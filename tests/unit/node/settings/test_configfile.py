@@ -67,6 +67,7 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "https_listen_port": "7443",
         "disable": "traefik",
         "coredns_image": "r.example.com/c:1",
+        "server": "https://192.0.2.7:6443",
     }
     default = getattr(config.Settings(), name)
     text = "true" if isinstance(default, bool) else samples.get(name, "/x/y")
@@ -165,8 +166,8 @@ def test_keys_of_one_letter(file: Path) -> None:
         ("'': 1\n", ", line 1: the document is not a known key", "keys are flags without dashes"),
         ("config: /x\n", ", line 1: config can't stand in a configuration file", ""),
         ("c: /x\n", ", line 1: c can't stand in a configuration file", ""),
-        ("server: https://x\n", ", line 1: server: joining a cluster is not supported yet", "leave it out"),
-        ("s: https://x\n", ", line 1: s: joining a cluster is not supported yet", "leave it out"),
+        ("server: http://x\n", ", line 1: server is no server's URL", "as in https://192.0.2.7:6443"),
+        ("s: x\n", ", line 1: server is no server's URL", "as in https://192.0.2.7:6443"),
         ("docker: true\n", ", line 1: docker is k3s's, and not supported: pods run in containerd", "leave it out"),
         ("kubernetes: maybe\n", ", line 1: kubernetes 'maybe' is not known", "use auto, yes, no"),
         ("kubernetes-bin-dir: bin\n", ", line 1: kubernetes-bin-dir 'bin' must be an absolute path", ""),
@@ -253,7 +254,7 @@ def test_a_mistake_in_a_drop_in_names_that(file: Path) -> None:
         ({"NIXLET_BRIDGE": "A"}, "NIXLET_BRIDGE 'A' is no interface name"),
         ({"NIXLET_CNI_BIN_DIR": "/a,b"}, "NIXLET_CNI_BIN_DIR 'b' must be an absolute path"),
         ({"NIXLET_CNI_BIN_DIR": ","}, "NIXLET_CNI_BIN_DIR is empty: it must name a directory"),
-        ({"NIXLET_URL": "https://x"}, "NIXLET_URL: joining a cluster is not supported yet"),
+        ({"NIXLET_URL": "x"}, "NIXLET_URL is no server's URL"),
     ],
 )
 def test_a_mistake_in_the_environment(file: Path, environment: dict[str, str], sentence: str) -> None:
@@ -267,7 +268,7 @@ def test_a_mistake_in_the_environment(file: Path, environment: dict[str, str], s
         ({"debug": "perhaps"}, "--debug must be true or false, not 'perhaps'"),
         ({"bridge": "A"}, "--bridge 'A' is no interface name"),
         ({"rootless": "true"}, "--rootless is k3s's, and not supported: a node needs root rights"),
-        ({"server": "x"}, "--server: joining a cluster is not supported yet"),
+        ({"server": "x"}, "--server is no server's URL"),
     ],
 )
 def test_a_mistake_on_the_command_line(file: Path, flags: dict[str, object], sentence: str) -> None:

@@ -1,0 +1,167 @@
+"""A node of a cluster whose server is elsewhere: it joins at each start, and then runs what a server's own node runs beside containerd."""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from nixlet import errors
+from nixlet.cluster import kubeconfigs, programs, tokens, validation
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import children as host_children
+from nixlet.host import supervisor, uncut
+from nixlet.kubeclient import discovery, joinforms, joining
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.calls import Call
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster import children as described
+from nixlet.node.cluster import finding, guest, kernel, mapping, ports, running, versions
+from nixlet.node.images import coredns
+from nixlet.node.settings import config as node_config
+
+#: Seconds after which it is asked whether the server is away.
+_PATIENCE = 5.0
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+class Agent(running.Cluster):
+    """A node that joins a cluster; ``of`` makes it."""
+
+    def __init__(
+        self,
+        settings: node_config.Settings,
+        layout: node_config.Layout,
+        found: finding.Found,
+        cluster: ClusterSettings,
+        server: str,
+    ) -> None:
+        super().__init__(settings, layout, found, cluster)
+        self._server = server
+
+    async def begin(self, children: host_children.Children) -> None:  # noqa: ARG002 (a server's are started here)
+        """Join the cluster. What runs needs containerd, and starts later.
+
+        Raises:
+            NixletError: It isn't let in; or the server can't be reached, and what is known from before is not enough.
+        """
+        await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
+        _, facts, said = await asyncio.gather(kernel.prepare(), self._join(), versions.ask(self._found, self._layout))
+        versions.check(said)
+        _log.info("starting Kubernetes' agents", extra={"versions": dict(said)})
+        self._cluster = joining.with_facts(self._cluster, facts)
+        validation.check(self._cluster)
+        if facts.flannel_backend != self.settings.flannel_backend:
+            _log.warning(
+                "the cluster's flannel-backend is %s, and this node's %s",
+                facts.flannel_backend,
+                self.settings.flannel_backend,
+            )
+        places = self._cluster.layout
+        self._administrator = kubeconfigs.of_node(places, self._server)[places.node("kubelet.kubeconfig")]
+        self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
+
+    async def _join(self) -> joinforms.ClusterFacts:
+        call, cluster = Call(), self._cluster
+        token = tokens.parse(mapping.given_tokens(self.settings)[0])
+
+        def join() -> joinforms.ClusterFacts:
+            try:
+                return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                known = joining.remembered(cluster.layout, self._server, datetime.datetime.now(datetime.UTC))
+                if known is None:
+                    raise
+                _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
+                return known
+
+        return await uncut.outcome(asyncio.ensure_future(asyncio.to_thread(join)), call.cancel)
+
+    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
+        """The same as a server's, but for the proxy, which is well only when it has heard of the server once."""
+        return [
+            msgspec.structs.replace(each, ready=self._or_alone(each.ready)) if each.name == described.PROXY else each
+            for each in super()._agents(node, others)
+        ]
+
+    def _or_alone(self, ready: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+        """An answer that isn't waited for while the server is away: the node's pods go on meanwhile."""
+
+        async def answered() -> None:
+            waiting = asyncio.ensure_future(ready())
+            try:
+                async with AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))) as client:
+                    while not (await asyncio.wait({waiting}, timeout=_PATIENCE))[0]:
+                        try:
+                            await client.check("/livez")
+                        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                            _log.warning("kube-proxy isn't waited for: %s", error)
+                            return
+                    await waiting
+            finally:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+        return answered
+
+    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        """Start the kubelet and the proxy, and wait until they are ready and pods have their network, until ``stack`` is left.
+
+        Raises:
+            NixletError: One can't be started.
+        """
+        await self._start_agent(children)
+        # A kubelet may see its own node, and the network that it is given.
+        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
+        await self._settle(stack, children, client, set())
+
+    async def deploy(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        maker: coredns.Maker | None,  # noqa: ARG002 (as above)
+    ) -> dict[str, Callable[[], str]]:
+        """Nothing: manifests are the server's."""
+        return {}
+
+
+async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:
+    """The node that joins a cluster.
+
+    Raises:
+        InvalidArgumentError: The server's URL is none; or the settings make no node.
+        UsageError: There is no token, or nothing would run.
+        NixletError: The machine lacks something.
+    """
+    if settings.disable_agent:
+        raise errors.UsageError("--disable-agent leaves nothing of an agent", hint="leave it out")
+    mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
+    if settings.kubeconfig:
+        cluster = mapping.cluster_settings(settings, found, mode)
+        return guest.Guest(settings, layout, found, cluster, functools.partial(kubeconfigs.read, settings.kubeconfig))
+    server = joining.server_url(settings.server)
+    if not any(mapping.given_tokens(settings)[:1]):
+        raise errors.UsageError(
+            "a node joins a cluster by a token, and there is none",
+            hint="--token or --token-file; on the server it is in DATA_DIR/server/node-token",
+        )
+    cluster = mapping.cluster_settings(settings, found, mode)
+    token = tokens.parse(mapping.given_tokens(settings)[0])
+    if token.bootstrap and await asyncio.to_thread(_is_anybody_s, cluster, server):
+        alone = dataclasses.replace(
+            found, programs={name: path for name, path in found.programs.items() if name != described.PROXY}
+        )
+        return guest.Guest(settings, layout, alone, cluster, functools.partial(discovery.discover, server, token))
+    return Agent(settings, layout, found, cluster, server)
+
+
+def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
+    """Whether a cluster that this node knows nothing of is one where nodes don't join as nixlet's do."""
+    if joining.remembered(cluster.layout, server, datetime.datetime.now(datetime.UTC)) is not None:
+        return False
+    return not joining.is_ours(server)
