@@ -51,7 +51,7 @@ def deployer(
     """
 
     async def dns() -> str:
-        return await _dns(settings, layout, cluster, maker)
+        return await dns_manifest(settings, layout, cluster, maker)
 
     through = kubectl.Kubectl(
         # Who looks for it in vain is told its name.
@@ -64,7 +64,7 @@ def deployer(
     return deployers.Deployer(directory(layout), through, disabled=disabled, packaged={_DNS: dns})
 
 
-async def _dns(
+async def dns_manifest(
     settings: node_config.Settings,
     layout: node_config.Layout,
     cluster: ClusterSettings,

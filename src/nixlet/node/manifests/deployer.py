@@ -108,13 +108,17 @@ class Deployer:
         """Apply what is there and what changes, for ever."""
         while True:
             if self._is_due(_ALL):
-                try:
-                    await self._look()
-                except Exception as error:  # noqa: BLE001 (it is logged, and the next look may go well)
-                    self._failed(_ALL, error)
+                await self.look()
             await asyncio.sleep(_INTERVAL)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Do now what is due; what can't be done is told."""
+        try:
+            await self._do()
+        except Exception as error:  # noqa: BLE001 (it is logged, and the next look may go well)
+            self._failed(_ALL, error)
+
+    async def _do(self) -> None:
         """Do what is due.
 
         Raises:
