@@ -20,6 +20,7 @@ VENV = Path(sys.executable).parents[1]
 #: The blocks, by their headings, and what runs them.
 RUN_BY = {
     "Try it": "test_quickstart.py",
+    "Install it": "test_install.py",
     "Use it": "test_the_verbs",
     "Under systemd": "test_a_node_under_systemd",
     "With a containerd of your own": "test_a_containerd_of_ones_own",

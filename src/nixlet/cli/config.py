@@ -1,9 +1,10 @@
-"""``nixlet config``: look at the configuration that a node gives its containerd."""
+"""``nixlet config``: look at the configuration that a node has, and gives its containerd."""
 
 import sys
 from typing import TYPE_CHECKING, Any
 
 from nixlet.cli import grammar, options, settings
+from nixlet.node.settings import names
 
 if TYPE_CHECKING:
     from nixlet.node.children import rendering
@@ -122,4 +123,17 @@ def _render_for_k3s(configuration: "configfile.Configuration", version: int) -> 
     return rendering.render_for_k3s(said, layout, version=version, cni_bin_dir=plugins, said=reached)
 
 
-config = grammar.Group("Look at the configuration that a node gives its containerd.", {"render": render})
+@grammar.verb()
+def example() -> None:
+    """Print a configuration file that says nothing yet: every key with its meaning and its default, all commented out."""
+    print(
+        f"# {names.DEFAULT_FILE}: a key is a flag of nixlet server without its dashes. nixlet server --show-config prints what holds."
+    )
+    print("# Lines to change: take the # before the key away. A restart of the node takes them up.")
+    for key, text, value in settings.described():
+        print(f"\n# {text}\n#{key}: {value}")
+
+
+config = grammar.Group(
+    "Look at the configuration that a node has, and gives its containerd.", {"render": render, "example": example}
+)

@@ -57,8 +57,10 @@ def _may_say(path: str) -> bool:
         return path != os.devnull
     with open(path, "rb") as file:
         text = file.read()
+    # Of an example nothing but comments is left.
+    said = b"\n".join(line for line in text.splitlines() if not line.lstrip().startswith(b"#"))
     # By an escape, or in another encoding, a key may be written otherwise.
-    return b"dir" in text or b"\\" in text or not text.isascii()
+    return b"dir" in said or b"\\" in said or not text.isascii()
 
 
 def _directory(name: str, text: str) -> grammar.Option:

@@ -7,6 +7,8 @@ from nixlet.cli import grammar
 from nixlet.node.settings import config, k3skeys, names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nixlet.node.settings import configfile
 
 _DEFAULTS = config.Settings()
@@ -197,6 +199,16 @@ def what_holds(name: str, settings: config.Settings) -> str:
         return "true" if value else "false"
     text = (", ".join(value) if isinstance(value, tuple | list) else str(value)) or _SAID[name].default or "none"
     return text.replace("DATA_DIR", settings.data_dir).replace("STATE_DIR", settings.state_dir)
+
+
+def described() -> "Iterator[tuple[str, str, str]]":
+    """Every setting for a configuration file: its key, what it means, and its default as YAML has it."""
+    import json
+
+    for name, said in _SAID.items():
+        value = getattr(_DEFAULTS, name)
+        text = said.text + (f" Default: {said.default}." if said.default else "")
+        yield names.key(name), text.replace("--", ""), json.dumps(value)
 
 
 def load(given: dict[str, Any]) -> "configfile.Configuration":

@@ -6,6 +6,7 @@ from nixlet.cli import grammar, settings
 
 if TYPE_CHECKING:
     from nixlet.node.lifecycle import uninstall as uninstalling
+    from nixlet.node.settings import configfile
 
 
 @grammar.verb(
@@ -15,9 +16,24 @@ if TYPE_CHECKING:
         metavar="DIR",
         text="Take the snapshotter away that stood alone with this directory (nixlet snapshotter), and no node.",
     ),
+    grammar.Value(
+        "--unit",
+        metavar="FILE",
+        text="Take the settings as this systemd unit starts the node, and as flags besides say.",
+    ),
+    grammar.Flag("--pods-only", text="Only end the node's pods: images, data and state stay."),
+    grammar.Flag("--ignore-missing", text="A node that isn't there, or never started, is no error."),
     grammar.Flag("--yes", text="Do it; without, only say what would be done."),
 )
-def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:  # noqa: ANN401 (what the options give)
+def uninstall(
+    *,
+    yes: bool,
+    snapshotter_root: str | None,
+    unit: str | None,
+    pods_only: bool,
+    ignore_missing: bool,
+    **given: Any,  # noqa: ANN401 (what the options give)
+) -> None:
     """Remove all that a node made on this host: pods, images, mounts, network, state, data, GC roots.
 
     The node must be stopped. It knows itself what it made: --data-dir says which one is meant, and other settings are needed only
@@ -26,27 +42,53 @@ def uninstall(*, yes: bool, snapshotter_root: str | None, **given: Any) -> None:
     import asyncio
     import os
 
+    from nixlet import errors
     from nixlet.node.lifecycle import uninstall as uninstalling
     from nixlet.telemetry import logs
 
-    configuration = settings.load(given)
+    configuration = settings.load(given) if unit is None else _as_started(unit, given)
     data_dir = os.path.abspath(configuration.settings.data_dir)
     said = {
         name: getattr(configuration.settings, name)
         for name, origin in configuration.origins.items()
-        if origin.source == "flag" and name != "data_dir"
+        # What the unit says is what the node was started with, which it knows itself.
+        if origin.source == "flag" and name != "data_dir" and given[name] not in {None, ()}
     }
-    if not yes:
-        root = snapshotter_root and os.path.abspath(snapshotter_root)
-        _show("Would be removed:", uninstalling.plan_snapshotter(root) if root else uninstalling.plan(data_dir, said))
-        print("Nothing was removed yet; to do it, add --yes.")
+    root = snapshotter_root and os.path.abspath(snapshotter_root)
+    try:
+        planned = uninstalling.plan_snapshotter(root) if root else uninstalling.plan(data_dir, said)
+    except errors.NotFoundError as error:
+        if not ignore_missing:
+            raise
+        print(f"Nothing is to be done: {error}.")
         return
-    logs.configure(debug=configuration.settings.debug)
-    if snapshotter_root:
-        done = asyncio.run(uninstalling.uninstall_snapshotter(os.path.abspath(snapshotter_root)))
+    if pods_only:
+        if yes:
+            logs.configure(debug=configuration.settings.debug)
+            asyncio.run(uninstalling.end_pods(data_dir, said))
+        print(f"{'Ended' if yes else 'Would be ended'}: all pods of the node at {data_dir}.")
+    elif not yes:
+        _show("Would be removed:", planned)
     else:
-        done = asyncio.run(uninstalling.uninstall(data_dir, said))
-    _show("Removed:", done)
+        logs.configure(debug=configuration.settings.debug)
+        work = uninstalling.uninstall_snapshotter(root) if root else uninstalling.uninstall(data_dir, said)
+        _show("Removed:", asyncio.run(work))
+    if not yes:
+        print("Nothing was done yet; to do it, add --yes.")
+
+
+def _as_started(unit: str, given: dict[str, Any]) -> "configfile.Configuration":
+    """The configuration of a node as a unit starts it; flags of our own win."""
+    from nixlet import errors
+    from nixlet.cli import parser, unitfile
+    from nixlet.node.settings import configfile
+
+    start = unitfile.read(unit)
+    parsed = parser.parse(start.arguments, start.environment)
+    if parsed is None or "data_dir" not in parsed.values:
+        raise errors.UsageError(f"{unit} starts no node", hint="name the unit of a node: nixlet server or nixlet agent")
+    said = parsed.values | {name: value for name, value in given.items() if value not in {None, ()}}
+    return configfile.load(said, start.environment, file=said["config"])
 
 
 def _show(title: str, plan: "uninstalling.Plan") -> None:

@@ -206,6 +206,42 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
         FailedPreconditionError: It is running, or something is mounted that is not ours; what was not taken away yet stays.
     """
     preflight.check_root()
+    doomed, pods, uids = await _ended_in_order(data_dir, said, removed=True)
+    assert doomed.settings is not None
+    with _locked(doomed):
+        await _end_by_hand(doomed, pods, uids)
+        kernel.put_settings_back(node_config.Layout(doomed.settings.data_dir, doomed.settings.state_dir))
+        remains.remove(traces.shared(uids))
+        remains.check_free(doomed.trees)
+        await asyncio.to_thread(remains.remove, doomed.trees)
+    _remove_emptied(doomed)
+    return doomed
+
+
+async def end_pods(data_dir: str, said: dict[str, Any]) -> None:
+    """End all pods of the node of a data directory; its images, its data and what it knows of them stay, as after a power cut.
+
+    Args:
+        data_dir: Its data directory.
+        said: Settings that the person gave for this, by name.
+
+    Raises:
+        FailedPreconditionError: It is running.
+    """
+    preflight.check_root()
+    doomed, pods, uids = await _ended_in_order(data_dir, said, removed=False)
+    with _locked(doomed):
+        await _end_by_hand(doomed, pods, uids)
+
+
+async def _ended_in_order(
+    data_dir: str, said: dict[str, Any], *, removed: bool
+) -> tuple[Plan, frozenset[str], frozenset[str]]:
+    """End a node's pods as it would itself, as far as that works.
+
+    Returns:
+        What there is to take away; the pods that it had, by their sandboxes; those of its kubelet, by their UIDs.
+    """
     doomed = plan(data_dir, said)
     settings = doomed.settings
     assert settings is not None
@@ -220,38 +256,47 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
             f"the node is running: {error.message}", hint="stop it first, as in: systemctl disable --now nixlet"
         ) from error
     if not settings.container_runtime_endpoint:
-        await _in_order(settings)
+        await _in_order(settings, removed=removed)
     doomed = plan(data_dir, said)
-    pods |= podtraces.of_node(doomed.layouts)
+    return doomed, pods | podtraces.of_node(doomed.layouts), uids
+
+
+@contextlib.contextmanager
+def _locked(doomed: Plan) -> Iterator[None]:
+    """No node with these directories can start, for the time of the context."""
     with contextlib.ExitStack() as stack:
+        assert doomed.settings is not None
+        layout = node_config.Layout(doomed.settings.data_dir, doomed.settings.state_dir)
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
         for each in doomed.layouts:
             lock = files.exclusive_lock(each.state_lock, what=f"the state directory {each.state_dir}")
             stack.enter_context(lock)
-        for each in doomed.layouts:
-            sockets = podtraces.shim_sockets(each)
-            await remains.delete_containers(settings, each)
-            await remains.end_shims(each)
-            remains.remove(sockets)
-            await remains.unmount(each.containerd_state)
-        await remains.unmount(layout.containerd_root)
-        # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
-        await remains.unmount(layout.pods, itself=True)
-        # Volumes that its kubelet made, and its own mount of that directory.
-        await remains.unmount(preparing.kubelet_dir(settings, layout))
-        traces.remove_cgroups(settings, uids)
-        await traces.remove_services(settings, layout)
-        kernel.put_settings_back(layout)
-        remains.remove(traces.shared(uids))
-        for pod in pods:
-            await iptables.remove_rules(container=pod)
-        remains.remove(podtraces.cni_results(pods))
-        for bridge in doomed.bridges:
-            network.remove_bridge(bridge)
-        remains.check_free(doomed.trees)
-        await asyncio.to_thread(remains.remove, doomed.trees)
-    _remove_emptied(doomed)
-    return doomed
+        yield
+
+
+async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str]) -> None:
+    """End what is left of a node's pods: processes, mounts, rules, addresses, bridges."""
+    settings = doomed.settings
+    assert settings is not None
+    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    for each in doomed.layouts:
+        sockets = podtraces.shim_sockets(each)
+        await remains.delete_containers(settings, each)
+        await remains.end_shims(each)
+        remains.remove(sockets)
+        await remains.unmount(each.containerd_state)
+    await remains.unmount(layout.containerd_root)
+    # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
+    await remains.unmount(layout.pods, itself=True)
+    # Volumes that its kubelet made, and its own mount of that directory.
+    await remains.unmount(preparing.kubelet_dir(settings, layout))
+    traces.remove_cgroups(settings, uids)
+    await traces.remove_services(settings, layout)
+    for pod in pods:
+        await iptables.remove_rules(container=pod)
+    remains.remove(podtraces.cni_results(pods))
+    for bridge in doomed.bridges:
+        network.remove_bridge(bridge)
 
 
 async def uninstall_snapshotter(root: str) -> Plan:
@@ -276,8 +321,8 @@ def _remove_emptied(doomed: Plan) -> None:
             os.rmdir(directory)
 
 
-async def _in_order(settings: node_config.Settings) -> None:
-    """Start the node once more, and let it remove its pods and images."""
+async def _in_order(settings: node_config.Settings, *, removed: bool) -> None:
+    """Start the node once more, and let it end its pods, or remove them and its images."""
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     quiet = dataclasses.replace(
         settings,
@@ -292,8 +337,9 @@ async def _in_order(settings: node_config.Settings) -> None:
             for sandbox in await runtime.sandboxes():
                 with contextlib.suppress(errors.NixletError):
                     await endings.stop_sandbox(runtime, sandbox.id)
-                    await runtime.remove_sandbox(sandbox.id)
-            for image in await images.images():
+                    if removed:
+                        await runtime.remove_sandbox(sandbox.id)
+            for image in await images.images() if removed else ():
                 with contextlib.suppress(errors.NixletError):
                     await images.remove(image.id)
     except errors.NixletError as error:

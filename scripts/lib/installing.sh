@@ -1,0 +1,489 @@
+# shellcheck shell=sh
+# What install.sh does with a source that is there. For every POSIX shell; sourced after packages.sh, environment.sh and service.sh.
+#
+# A version lies in OPT/VERSION and is whole when its stamp is there. What is in force is the link BIN/nixlet together with the unit and
+# its variables. Before these three are changed, copies of them are put into OPT/.before, which goes when the new version is ready: as
+# long as it is there, the change can be taken back, by this run or by a later one.
+
+# install_nixlet TOP [server|agent] [ARGUMENTS…]: installs the checkout or unpacked archive TOP.
+install_nixlet() {
+  top=$1
+  shift
+  settle_places
+  check_machine
+  settle_command "$@"
+  check_packages
+  umask 022
+  building=
+  changing=
+  restart_needed=
+  new_unit=$units/.$name.service.new
+  new_variables=$units/.$name.service.env.new
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  trap 'leave "$?"' EXIT
+  mkdir -p "$opt"
+  chmod 755 "$opt"
+  lock_installation
+  take_back_what_was_cut_off
+  bring_packages
+  build_version
+  check_settings
+  settle_files
+  if nothing_changes; then
+    say "$version is installed as $name already, and nothing has changed"
+    tidy
+    return
+  fi
+  put_in_force
+  start_service
+  tidy
+}
+
+# leave STATUS: the end, however it comes; what is half done is taken back.
+leave() {
+  trap '' HUP INT TERM
+  trap - EXIT
+  if [ -n "$changing" ] && [ -d "$before" ]; then
+    say "Interrupted: taking back what was changed"
+    take_back
+    if has_systemd; then systemctl try-restart --no-block "$name" || true; fi
+  fi
+  [ -z "$building" ] || rm -rf "$building"
+  rm -f "$new_unit" "$new_variables"
+  exit "$1"
+}
+
+settle_places() {
+  opt=${INSTALL_NIXLET_OPT_DIR:-/opt/nixlet}
+  bin=${INSTALL_NIXLET_BIN_DIR:-/usr/local/bin}
+  units=${INSTALL_NIXLET_SYSTEMD_DIR:-/etc/systemd/system}
+  config=${INSTALL_NIXLET_CONFIG_DIR:-/etc/nixlet}
+  share=${INSTALL_NIXLET_SHARE_DIR:-/usr/local/share}
+  for place in "$opt" "$bin" "$units" "$config" "$share"; do
+    case $place in
+      *[!A-Za-z0-9_./+-]*) die "the directory '$place' has a blank or a sign in its name that a unit can't have; choose another one" ;;
+      /*) ;;
+      *) die "the directory '$place' must be named from / on" ;;
+    esac
+  done
+  before=$opt/.before
+  # Nix has a place of its own, which a service's PATH has not, nor that of sudo.
+  PATH=$service_path:$PATH:/nix/var/nix/profiles/default/bin
+  export PATH
+}
+
+check_machine() {
+  [ "$(uname -s)" = Linux ] || die "nixlet runs on Linux, and this is $(uname -s)"
+  [ "$(id -u)" = 0 ] || die "only root can install nixlet; run this as root, for example with sudo"
+  if [ -e "$bin/nixlet" ] && [ ! -L "$bin/nixlet" ]; then
+    die "$bin/nixlet is there, and no link of this installer's; move it away"
+  fi
+}
+
+# settle_command [server|agent] [ARGUMENTS…]: the service's name, and what it starts (k3s's rules). Without a word of that, what an
+# earlier installation has stays.
+settle_command() {
+  if [ -n "${INSTALL_NIXLET_EXEC-}" ]; then
+    # xargs parts words by quotes and blanks as a shell does, and expands nothing.
+    exec_words=$(printf '%s' "$INSTALL_NIXLET_EXEC" | xargs -n 1 printf '%s\n') ||
+      die "INSTALL_NIXLET_EXEC can't be parted into words: $INSTALL_NIXLET_EXEC"
+    exec_count=$#
+    while IFS= read -r exec_word; do
+      [ -z "$exec_word" ] || set -- "$@" "$exec_word"
+    done <<EXEC
+$exec_words
+EXEC
+    # What it says goes before the arguments.
+    while [ "$exec_count" -gt 0 ]; do
+      exec_count=$((exec_count - 1))
+      exec_word=$1
+      shift
+      set -- "$@" "$exec_word"
+    done
+  fi
+  given=$#
+  verb=
+  case ${1--} in
+    server | agent)
+      verb=$1
+      shift
+      ;;
+    -*) ;;
+    *) die "a node is a server or an agent, not '$1'; as in: install.sh server --snapshotter nix" ;;
+  esac
+  if [ -z "$verb" ] && [ -n "${NIXLET_URL-}" ]; then
+    verb=agent
+    [ -n "${NIXLET_TOKEN-}${NIXLET_TOKEN_FILE-}" ] ||
+      die "NIXLET_URL names the cluster that this node is to join, but neither NIXLET_TOKEN nor NIXLET_TOKEN_FILE says with which token"
+  fi
+  if [ -n "${INSTALL_NIXLET_NAME-}" ]; then
+    name=nixlet-$INSTALL_NIXLET_NAME
+  elif [ "$verb" = agent ] || { [ -z "$verb" ] && [ ! -e "$units/nixlet.service" ] && [ -e "$units/nixlet-agent.service" ]; }; then
+    name=nixlet-agent
+  else
+    name=nixlet
+  fi
+  case $name in
+    *[!A-Za-z0-9_.-]*) die "'$name' is no name for a service: letters, digits, dots, dashes and underscores are" ;;
+  esac
+  unit=$units/$name.service
+  variables=$unit.env
+  if [ "$given" = 0 ] && [ -z "$verb" ] && [ -e "$unit" ]; then
+    words=$(started_by "$unit")
+    kept=yes
+  else
+    words=$(quoted_words "${verb:-server}" "$@")
+    kept=
+  fi
+  # For check_settings, which runs it: positional parameters are a function's own.
+  argument_list=$(for argument in "${verb:-server}" "$@"; do printf '%s\n' "$argument"; done)
+}
+
+# One at a time.
+lock_installation() {
+  command -v flock >/dev/null || return 0
+  exec 9>"$opt/.lock"
+  flock -n 9 || die "another installation is running; wait until it has ended"
+}
+
+# Nix and Python may come from elsewhere than packages; what is there is not installed once more.
+missing_packages() {
+  missing=
+  for package in $node_packages; do
+    case $package in
+      nix-bin) command -v nix-store >/dev/null || [ -S /nix/var/nix/daemon-socket/socket ] || missing="$missing nix-bin" ;;
+      python3 | python3-venv) find_python >/dev/null || missing="$missing $package" ;;
+      *) has_counterpart "$package" || missing="$missing $package" ;;
+    esac
+  done
+  missing=${missing# }
+}
+
+# check_packages: an end in words where something is missing that can't be brought; nothing has been changed by then.
+check_packages() {
+  missing_packages
+  [ -n "$missing" ] || return 0
+  if [ "$(package_manager)" != apt-get ] || [ "${INSTALL_NIXLET_SKIP_DOWNLOAD-}" = true ] || [ "${INSTALL_NIXLET_SKIP_PACKAGES-}" = true ]; then
+    name_missing
+  fi
+}
+
+bring_packages() {
+  if [ -n "$missing" ]; then
+    # The lock is ours alone, not of a service that a package might start.
+    # shellcheck disable=SC2086 # names have no blanks
+    install_packages $missing 9>&-
+    # shellcheck disable=SC2086
+    printf '%s\n' $missing >>"$opt/packages"
+    missing_packages
+    [ -z "$missing" ] || name_missing
+  fi
+  python=$(find_python)
+}
+
+# name_missing: what is missing, what for, and how to get it.
+name_missing() {
+  {
+    echo "error: this machine lacks what a node needs:"
+    for package in $missing; do
+      printf '    %-29s %s\n' "$package" "$(what_for "$package")"
+    done
+    case " $missing " in
+      *' python3 '*)
+        ! command -v python3 >/dev/null ||
+          echo "    (there is a python3, of version $(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])'): nixlet runs on $known_pythons, and needs venv)"
+        ;;
+    esac
+    # shellcheck disable=SC2086 # names have no blanks
+    how_to_install "$(package_manager)" $missing | sed 's/^/hint: /'
+  } >&2
+  exit 125
+}
+
+# build_version: OPT/VERSION from the source, if it isn't there as a whole.
+build_version() {
+  version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$top/src/nixlet/__init__.py")
+  [ -n "$version" ] || die "$top is no source of nixlet: src/nixlet/__init__.py says no version"
+  if [ -n "${INSTALL_NIXLET_VERSION-}" ] && [ "${INSTALL_NIXLET_VERSION#v}" != "$version" ]; then
+    die "INSTALL_NIXLET_VERSION asks for $INSTALL_NIXLET_VERSION, and $top is nixlet $version"
+  fi
+  key=$(
+    {
+      "$python" -I -c 'import sys; print(sys.version, sys.executable)'
+      (cd "$top" && find src/nixlet nix requirements/runtime.txt scripts/lib/environment.sh -type f ! -path '*/__pycache__/*' \
+        -exec sha256sum {} + | LC_ALL=C sort)
+    } | sha256sum | cut -c 1-16
+  )
+  home=$opt/$version
+  # Another content of the same version, as a checkout has it while it is worked on, has a place of its own.
+  [ ! -e "$home/$environment_stamp" ] || grep -qx "$key" "$home/$environment_stamp" || home=$opt/$version-$(printf %.8s "$key")
+  if [ -f "$home/$environment_stamp" ] && grep -qx "$key" "$home/$environment_stamp" && is_sound "$home"; then
+    return
+  fi
+  say "Installing nixlet $version into $home"
+  # What is there without its stamp was cut off.
+  rm -rf "$home"
+  building=$home
+  set --
+  if [ -d "$top/wheels" ]; then
+    set -- --no-index --find-links "$top/wheels"
+  elif [ "${INSTALL_NIXLET_SKIP_DOWNLOAD-}" = true ]; then
+    die "INSTALL_NIXLET_SKIP_DOWNLOAD is set, and $top has no directory wheels with what nixlet needs; scripts/offline makes a directory that has"
+  fi
+  if ! make_environment "$home" "$python" "$top/requirements/runtime.txt" --no-compile "$@"; then
+    if [ $# = 0 ]; then
+      die "pip could not install requirements/runtime.txt: see above; is PyPI reachable? Without: scripts/offline makes a directory that needs no network"
+    fi
+    die "pip could not install requirements/runtime.txt from $top/wheels: see above; it must be made for this Python ($("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')) and processor ($(uname -m))"
+  fi
+  (cd "$top/src" && tar --exclude=__pycache__ -cf - nixlet) | tar -xf - --no-same-owner -C "$(site_of "$home")"
+  mkdir -p "$home/share"
+  (cd "$top" && tar -cf - nix) | tar -xf - --no-same-owner -C "$home/share"
+  write_program "$home"
+  "$home/bin/python" -I -m compileall -q "$home/lib" >/dev/null 2>&1 || true
+  chmod -R u=rwX,go=rX "$home"
+  "$home/bin/nixlet" version >/dev/null || die "$home/bin/nixlet does not start: see above"
+  on_disk
+  echo "$key" >"$home/$environment_stamp"
+  building=
+}
+
+# What is relied on must be on the disk before.
+on_disk() {
+  sync -f "$opt" 2>/dev/null || sync
+}
+
+# check_settings: whether the new version understands what it is to be started with. What stays as it was is found out by its start.
+check_settings() {
+  [ -z "$kept" ] || return 0
+  set --
+  while IFS= read -r argument; do
+    set -- "$@" "$argument"
+  done <<ARGUMENTS
+$argument_list
+ARGUMENTS
+  "$home/bin/nixlet" "$@" --show-config </dev/null >/dev/null || die "nixlet would not start with these settings: see above; nothing was changed"
+}
+
+# settle_files: what is to be in force, beside the places where it will be.
+settle_files() {
+  own_path=
+  case $(command -v nix-store || true) in
+    '' | /usr/local/sbin/* | /usr/local/bin/* | /usr/sbin/* | /usr/bin/* | /sbin/* | /bin/*) ;;
+    *) own_path=$service_path:$(dirname "$(command -v nix-store)") ;;
+  esac
+  mkdir -p "$bin" "$units"
+  unit_text "$top/deploy/nixlet.service" "$bin/nixlet$words" "$variables" >"$new_unit"
+  chmod 644 "$new_unit"
+  # Tokens stand in it.
+  rm -f "$new_variables"
+  (umask 077 && : >"$new_variables")
+  variables_text "$([ ! -e "$variables" ] || echo "$variables")" "$own_path" >"$new_variables" || exit 125
+}
+
+nothing_changes() {
+  if [ "$(readlink "$bin/nixlet" || true)" = "$home/bin/nixlet" ] && cmp -s "$new_unit" "$unit" && cmp -s "$new_variables" "$variables" &&
+    [ "${INSTALL_NIXLET_FORCE_RESTART-}" != true ] && [ -z "$restart_needed" ] && is_up_or_not_to_be; then
+    write_beside
+    return 0
+  fi
+  return 1
+}
+
+is_up_or_not_to_be() {
+  ! has_systemd || skips_start || [ "$(property "$name" ActiveState)" = active ]
+}
+
+skips_start() {
+  [ "${INSTALL_NIXLET_SKIP_START-}" = true ] || [ "${INSTALL_NIXLET_SKIP_ENABLE-}" = true ]
+}
+
+# put_in_force: the link, the unit and its variables, each by one rename; what was there before is kept until the new version is ready.
+put_in_force() {
+  rm -rf "$before.new"
+  (umask 077 && mkdir "$before.new")
+  echo "$name" >"$before.new/name"
+  [ ! -L "$bin/nixlet" ] || readlink "$bin/nixlet" >"$before.new/link"
+  # The last version that was seen ready is what one goes back to.
+  [ ! -f "$opt/ready" ] || [ ! -x "$(cat "$opt/ready")" ] || [ ! -f "$before.new/link" ] || cp "$opt/ready" "$before.new/link"
+  [ ! -f "$unit" ] || cp -p "$unit" "$before.new/unit"
+  [ ! -f "$variables" ] || cp -p "$variables" "$before.new/variables"
+  on_disk
+  changing=yes
+  mv "$before.new" "$before"
+  mv -f "$new_variables" "$variables"
+  mv -f "$new_unit" "$unit"
+  point_at "$home/bin/nixlet"
+  on_disk
+  write_beside
+}
+
+# point_at PROGRAM: what the link BIN/nixlet leads to, by one rename.
+point_at() {
+  rm -f "$bin/.nixlet.new"
+  ln -s "$1" "$bin/.nixlet.new"
+  mv -f "$bin/.nixlet.new" "$bin/nixlet"
+}
+
+# write_beside: what an earlier version does not mind: completion, the example, the scripts that take nixlet away.
+write_beside() {
+  write_file 644 "$share/bash-completion/completions/nixlet" "$home/bin/nixlet" completion bash
+  write_file 644 "$share/zsh/site-functions/_nixlet" "$home/bin/nixlet" completion zsh
+  write_file 644 "$share/fish/vendor_completions.d/nixlet.fish" "$home/bin/nixlet" completion fish
+  if [ ! -e "$config/config.yaml" ] && [ ! -L "$config/config.yaml" ]; then
+    write_file 600 "$config/config.yaml" "$home/bin/nixlet" config example
+  fi
+  write_file 755 "$bin/$name-uninstall.sh" script_text uninstall
+  write_file 755 "$bin/$name-killall.sh" script_text killall
+}
+
+# write_file MODE FILE COMMAND…: what a command prints, as a file that is there as a whole or not at all.
+write_file() {
+  file_mode=$1
+  file_place=$2
+  shift 2
+  file_directory=$(dirname "$file_place")
+  mkdir -p "$file_directory"
+  file_new=$file_directory/.$(basename "$file_place").new
+  rm -f "$file_new"
+  (umask 077 && : >"$file_new")
+  "$@" >"$file_new" </dev/null || { rm -f "$file_new"; die "$file_place could not be written: see above"; }
+  chmod "$file_mode" "$file_new"
+  mv -f "$file_new" "$file_place"
+}
+
+# script_text NAME: a script of deploy/ for this installation.
+script_text() {
+  cat <<SCRIPT
+#!/bin/sh
+name=$name
+opt=$opt
+bin=$bin
+units=$units
+config=$config
+share=$share
+SCRIPT
+  sed 1d "$top/deploy/$1.sh"
+}
+
+start_service() {
+  if [ "${INSTALL_NIXLET_SKIP_ENABLE-}" != true ] && command -v systemctl >/dev/null; then
+    ! has_systemd || systemctl daemon-reload
+    # Also where systemd doesn't run, as when the image of a machine is made.
+    systemctl enable --quiet "$name" 2>/dev/null || say "systemctl could not enable $name: it won't start by itself with the machine"
+  elif has_systemd; then
+    systemctl daemon-reload
+  fi
+  if ! has_systemd || skips_start; then
+    in_force
+    say "nixlet $version is installed; it was not started"
+    if has_systemd; then
+      say "Start it with: systemctl $([ "${INSTALL_NIXLET_SKIP_ENABLE-}" != true ] || echo 'enable --now ')$([ "${INSTALL_NIXLET_SKIP_ENABLE-}" = true ] || echo 'restart ')$name"
+    else
+      say "systemd does not run here. Start it with: $bin/nixlet$words"
+    fi
+    return
+  fi
+  say "Starting $name"
+  if restart_until_ready; then
+    in_force
+    echo "$home/bin/nixlet" >"$opt/ready.new"
+    mv -f "$opt/ready.new" "$opt/ready"
+    say "nixlet $version is ready; what a machine lacks, and how to use it: nixlet doctor, nixlet --help"
+    return
+  fi
+  last_words "$name"
+  if [ -f "$before/link" ] && [ -f "$before/unit" ]; then
+    go_back "nixlet $version did not get ready as $name: its last words are above"
+  fi
+  in_force
+  die "nixlet $version is installed, but did not get ready as $name: its last words are above; nixlet doctor tells what a node lacks"
+}
+
+restart_until_ready() {
+  service_before=$(property "$name" InvocationID)
+  # It may have failed too often to be started again.
+  systemctl reset-failed "$name" 2>/dev/null || true
+  systemctl restart --no-block "$name" || return 1
+  await_ready "$name" "$service_before" "${INSTALL_NIXLET_READY_SECONDS:-300}"
+}
+
+# in_force: nothing is taken back any more.
+in_force() {
+  mv "$before" "$before.done"
+  rm -rf "$before.done"
+}
+
+# go_back WHY: to what was in force before, and an end with an error.
+go_back() {
+  bad=$version
+  earlier=$(cat "$before/link")
+  say "Going back to the version before"
+  take_back
+  if ! has_systemd; then
+    die "$1; the version before is in force again ($earlier)"
+  fi
+  if restart_until_ready; then
+    die "$1; the version before is in force again and ready ($earlier)"
+  fi
+  last_words "$name"
+  die "$1; the version before is in force again ($earlier), but does not get ready either: $bad may not be to blame; nixlet doctor tells what a node lacks"
+}
+
+# take_back: makes the link, the unit and its variables what OPT/.before says. It may be cut off, and done again.
+take_back() {
+  back=$(cat "$before/name")
+  back_unit=$units/$back.service
+  if [ ! -f "$before/unit" ] && command -v systemctl >/dev/null; then
+    # A service that there was not before.
+    systemctl disable --quiet "$back" 2>/dev/null || true
+    ! has_systemd || systemctl stop "$back" 2>/dev/null || true
+  fi
+  if [ -f "$before/link" ]; then point_at "$(cat "$before/link")"; else rm -f "$bin/nixlet"; fi
+  put_back "$before/unit" "$back_unit"
+  put_back "$before/variables" "$back_unit.env"
+  on_disk
+  in_force
+  if has_systemd; then systemctl daemon-reload; fi
+}
+
+put_back() {
+  if [ -f "$1" ]; then
+    cp -p "$1" "$2.new"
+    mv -f "$2.new" "$2"
+  else
+    rm -f "$2"
+  fi
+}
+
+take_back_what_was_cut_off() {
+  rm -rf "$before.new" "$before.done"
+  [ -d "$before" ] || return 0
+  say "An earlier installation was cut off: taking back what it had changed"
+  take_back
+  # What runs may be what was taken back.
+  restart_needed=yes
+}
+
+# tidy: versions that are neither in force nor the last one before, and that nothing runs from, go.
+tidy() {
+  current=$(readlink "$bin/nixlet")
+  current=${current%/bin/nixlet}
+  if [ "$(cat "$opt/current" 2>/dev/null || true)" != "$current" ]; then
+    [ ! -f "$opt/current" ] || mv -f "$opt/current" "$opt/previous"
+    echo "$current" >"$opt/current.new"
+    mv -f "$opt/current.new" "$opt/current"
+  fi
+  for old in "$opt"/*; do
+    if [ ! -f "$old/pyvenv.cfg" ] || [ "$old" = "$current" ] || [ "$old" = "$(cat "$opt/previous" 2>/dev/null || true)" ] ||
+      grep -qaF -- "$old/" /proc/[0-9]*/cmdline 2>/dev/null; then
+      continue
+    fi
+    say "Removing ${old##*/}, which is in nobody's use"
+    # Without its stamp it is nothing any more, should this be cut off.
+    rm -f "$old/$environment_stamp"
+    rm -rf "$old"
+  done
+}

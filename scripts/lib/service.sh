@@ -1,0 +1,106 @@
+# shellcheck shell=sh
+# Shared by install.sh and its tests: the systemd unit, its file of variables, and how a service does. For every POSIX shell; sourced
+# after packages.sh, not run.
+
+# Where systemd says that it runs the machine (sd_booted(3)).
+systemd_runs=/run/systemd/system
+
+# Where services look for programs (systemd.exec(5), "PATH").
+service_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+# has_systemd: whether there is a systemd to speak to.
+has_systemd() {
+  [ -d "$systemd_runs" ] && command -v systemctl >/dev/null
+}
+
+# quoted_words WORD…: words as a unit's ExecStart has them (systemd.service(5), "Command lines").
+quoted_words() {
+  for service_word in "$@"; do
+    case $service_word in
+      *"
+"*) die "an argument has a line break, which no unit can have: $service_word" ;;
+    esac
+    # shellcheck disable=SC2016 # nothing is to expand
+    printf ' %s' "$(printf '%s\n' "$service_word" | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/%/%%/g' -e 's/\$/$$/g' \
+      -e '/[^A-Za-z0-9_.,:=@/+-]/s/.*/"&"/' -e 's/^$/""/')"
+  done
+}
+
+# started_by UNIT: what stands behind the program in the unit's ExecStart.
+started_by() {
+  sed -n 's/^ExecStart=[^ ]*//p' "$1"
+}
+
+# unit_text TEMPLATE COMMAND VARIABLES: a unit of deploy/ that starts this command, with the variables of one more file.
+unit_text() {
+  service_command=$2 service_variables=$3 awk '
+    /^ExecStart=/ { print "EnvironmentFile=-" ENVIRON["service_variables"]; print "ExecStart=" ENVIRON["service_command"]; next }
+    { print }' "$1"
+}
+
+# variables_text FILE [PATH]: the variables for a service: those of our own environment that are meant for nixlet, containerd and
+# proxies, as k3s has it, and those that FILE has besides. One that is set to nothing goes. A PATH is only for who has none yet.
+variables_text() {
+  service_file=$1 service_own_path=${2-} awk '
+    function meant(name) {
+      return name ~ /^(NIXLET|CONTAINERD)_/ || tolower(name) ~ /^(no|http|https)_proxy$/
+    }
+    function told(name,   value) {
+      value = ENVIRON[name]
+      if (value == "") return
+      if (value ~ /\n/) {
+        print "error: " name " has a line break, which no file of variables can have" | "cat >&2"
+        exit 125
+      }
+      gsub(/[\\"`$]/, "\\\\&", value)
+      print name "=\"" value "\""
+    }
+    BEGIN {
+      file = ENVIRON["service_file"]
+      while ((getline line < file) > 0) {
+        name = line
+        sub(/=.*/, "", name)
+        if (line ~ /^PATH=/) has_path = 1
+        # What did not change must not look changed: each stays in its place.
+        if (meant(name) && name in ENVIRON) { if (!(name in done)) told(name); done[name] = 1 } else print line
+      }
+      count = 0
+      for (name in ENVIRON) if (meant(name) && !(name in done)) names[++count] = name
+      # An array has no order of its own.
+      for (i = 2; i <= count; i++) for (j = i; j > 1 && names[j - 1] > names[j]; j--) {
+        name = names[j]; names[j] = names[j - 1]; names[j - 1] = name
+      }
+      for (i = 1; i <= count; i++) told(names[i])
+      if (ENVIRON["service_own_path"] != "" && !has_path) print "PATH=\"" ENVIRON["service_own_path"] "\""
+    }' </dev/null
+}
+
+# property UNIT NAME: what systemd says of a unit.
+property() {
+  systemctl show --property "$2" --value "$1"
+}
+
+# await_ready UNIT BEFORE SECONDS: whether a service that is being started gets ready and stays so. BEFORE is the run of it that was
+# there before (its InvocationID).
+await_ready() {
+  service_end=$(($(date +%s) + $3))
+  while :; do
+    service_run=$(property "$1" InvocationID)
+    service_state=$(property "$1" ActiveState)
+    if [ "$service_state" = active ] && [ "$service_run" != "$2" ]; then
+      # What dies of its first work was never ready.
+      sleep 2
+      [ "$(property "$1" ActiveState) $(property "$1" InvocationID)" = "active $service_run" ] && return
+    fi
+    [ "$service_state" != failed ] || return 1
+    # A start may fail for what passes; twice in a row it doesn't.
+    [ "$(property "$1" NRestarts)" -lt 2 ] || return 1
+    [ "$(date +%s)" -lt "$service_end" ] || return 1
+    sleep 0.2 2>/dev/null || sleep 1
+  done
+}
+
+# last_words UNIT: what a service said last.
+last_words() {
+  journalctl --unit "$1" --lines 15 --no-pager --output cat 2>/dev/null | sed 's/^/    /' >&2 || true
+}

@@ -1,0 +1,356 @@
+"""install.sh on a bare Debian that systemd runs: installing, upgrading, going back, taking away."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import machines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+RUN = "src/nixlet/node/lifecycle/server.py"
+BEGIN = "    limits.raise_open_files()\n    stop = signals.watched()\n"
+
+#: Versions that start and don't get ready: one says why and ends, one hangs.
+BAD = {
+    "0.8.1": '    raise errors.UnavailableError("this version is a bad one")\n' + BEGIN,
+    "0.8.2": BEGIN + "    await stop.requested.wait()\n",
+}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, ordinary: Path) -> Iterator[machines.Machine]:
+    """A bare machine, with sources of several versions in /src; 1.0.0 brings the packages that are missing."""
+    with machines.booted(tmp_path_factory.mktemp("machine"), f"install-{os.getpid()}") as made:
+        for version in ("1.0.0", "1.1.0", "1.2.0"):
+            machines.source(made.root / "src" / version, version)
+        for version, instead in BAD.items():
+            machines.source(made.root / "src" / version, version, edits={RUN: (BEGIN, instead)})
+        (made.root / "ordinary.tar").write_bytes(ordinary.read_bytes())
+        yield made
+
+
+def install(
+    machine: machines.Machine, version: str, *arguments: str, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    return machine.run(f"/src/{version}/install.sh", *arguments, variables=variables)
+
+
+@pytest.fixture
+def installed(machine: machines.Machine) -> machines.Machine:
+    """The machine with 1.0.0, ready."""
+    done = install(machine, "1.0.0", "server", INSTALL_NIXLET_FORCE_RESTART="true")
+    assert done.returncode == 0, done.stderr
+    assert runs(machine) == "1.0.0"
+    return machine
+
+
+def runs(machine: machines.Machine) -> str:
+    """The version of the node that runs."""
+    node = json.loads(machine.ok("nixlet", "version", "--output", "json"))["node"]
+    return str(node and node["version"])
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    for _ in range(1200):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError(what)
+
+
+def traces(machine: machines.Machine) -> list[str]:
+    """What there is in the machine that has nixlet's name, or stands where it puts things."""
+    find = "find / -xdev \\( -path /src -o -path /proc \\) -prune -o -iname '*nixlet*' -print"
+    places = (
+        "find /opt /usr/local /etc/systemd/system/multi-user.target.wants -mindepth 1 -newer /debs/Packages ! -type d"
+    )
+    return sorted({*machine.ok("sh", "-c", find).split(), *machine.ok("sh", "-c", places).split()})
+
+
+def test_what_is_missing_is_said_before_anything_changes(machine: machines.Machine) -> None:
+    machine.ok("sh", "-c", "mv /usr/bin/runc /usr/bin/runc.away 2>/dev/null || true")
+    try:
+        before = traces(machine)
+        done = install(machine, "1.0.0", INSTALL_NIXLET_SKIP_PACKAGES="true", INSTALL_NIXLET_NAME="other")
+        assert done.returncode == 125
+        assert done.stderr.startswith("error: this machine lacks what a node needs:\n")
+        assert re.search(r"^    runc +starts each container$", done.stderr, re.MULTILINE)
+        assert re.search(r"^hint: apt-get install .*runc", done.stderr, re.MULTILINE)
+        assert traces(machine) == before
+    finally:
+        machine.ok("sh", "-c", "mv /usr/bin/runc.away /usr/bin/runc 2>/dev/null || true")
+
+
+def test_a_bare_machine_becomes_a_node(installed: machines.Machine) -> None:
+    for package in ("containerd", "runc", "nix-bin", "containernetworking-plugins", "python3-venv"):
+        status = installed.ok("dpkg-query", "-W", "-f", "${db:Status-Status}", package)
+        assert status == "installed", package
+    # The system's own containerd was not brought up.
+    assert installed.show("containerd.service", "ActiveState") == "inactive"
+    assert os.readlink(installed.root / "usr/local/bin/nixlet") == "/opt/nixlet/1.0.0/bin/nixlet"
+    assert installed.show("nixlet", "UnitFileState") == "enabled"
+    assert installed.show("nixlet", "Type") == "notify"
+    assert installed.show("nixlet", "KillMode") == "process"
+    assert installed.show("nixlet", "Delegate") == "yes"
+    # Nothing compiles itself when it starts.
+    sources = len(list((installed.root / "opt/nixlet/1.0.0/lib").rglob("nixlet/**/*.py")))
+    assert sources > 100
+    assert len(list((installed.root / "opt/nixlet/1.0.0/lib").rglob("nixlet/**/*.pyc"))) == sources
+    # The example says nothing, and is a node's configuration.
+    assert installed.ok("nixlet", "server", "--show-config") == installed.ok("nixlet", "server", "--config", "/dev/null", "--show-config")  # fmt: skip
+    for shell in (
+        "bash-completion/completions/nixlet",
+        "zsh/site-functions/_nixlet",
+        "fish/vendor_completions.d/nixlet.fish",
+    ):
+        assert "_NIXLET_COMPLETE" in (installed.root / "usr/local/share" / shell).read_text()
+
+
+def test_once_more_changes_nothing(installed: machines.Machine) -> None:
+    config = installed.root / "etc/nixlet/config.yaml"
+    example = config.read_text()
+    config.write_text("debug: true\n")
+    try:
+        pid = installed.show("nixlet", "MainPID")
+        inode = (installed.root / "etc/systemd/system/nixlet.service").stat().st_ino
+        done = install(installed, "1.0.0")
+        assert done.returncode == 0, done.stderr
+        assert "nothing has changed" in done.stderr
+        assert installed.show("nixlet", "MainPID") == pid
+        assert (installed.root / "etc/systemd/system/nixlet.service").stat().st_ino == inode
+        assert config.read_text() == "debug: true\n"
+        assert sorted(path.name for path in (installed.root / "opt/nixlet").glob("*.*.*")) == ["1.0.0"]
+    finally:
+        config.write_text(example)
+
+
+def test_an_upgrade_keeps_pods_settings_and_tokens(installed: machines.Machine) -> None:
+    given = {"CONTAINERD_LOG_LEVEL": 'in "quotes" $and', "HTTPS_PROXY": "http://proxy.example:3128"}
+    done = install(installed, "1.0.0", "server", "--airgap-extra-registry", "a b.example", **given)
+    assert done.returncode != 0
+    assert "nothing was changed" in done.stderr
+    assert runs(installed) == "1.0.0"
+    done = install(installed, "1.0.0", "server", "--airgap-extra-registry", "mirror.example", **given)
+    assert done.returncode == 0, done.stderr
+    variables = installed.root / "etc/systemd/system/nixlet.service.env"
+    assert stat.S_IMODE(variables.stat().st_mode) == 0o600
+    told = installed.ok("sh", "-c", f"tr '\\0' '\\n' </proc/{installed.show('nixlet', 'MainPID')}/environ").splitlines()
+    assert {f"{name}={value}" for name, value in given.items()} <= set(told)
+    installed.ok("nixlet", "image", "load", "/ordinary.tar")
+    installed.ok(
+        "nixlet",
+        "run",
+        "-d",
+        "--name",
+        "stays",
+        "--network",
+        "none",
+        "localhost/ordinary:1",
+        "--",
+        "/bin/sleep",
+        "1000",
+    )
+    try:
+        pid = json.loads(installed.ok("nixlet", "inspect", "stays"))[0]["pid"]
+        born = installed.ok("cut", "-d", " ", "-f", "22", f"/proc/{pid}/stat")
+        # Without a word on what is to be started.
+        done = install(installed, "1.1.0")
+        assert done.returncode == 0, done.stderr
+        assert runs(installed) == "1.1.0"
+        assert installed.ok("cut", "-d", " ", "-f", "22", f"/proc/{pid}/stat") == born
+        assert "stays" in installed.ok("nixlet", "ps")
+        assert installed.ok("nixlet", "exec", "stays", "/bin/echo", "alive") == "alive\n"
+        assert "--airgap-extra-registry mirror.example" in installed.show("nixlet", "ExecStart")
+        assert (
+            variables.read_text()
+            == 'CONTAINERD_LOG_LEVEL="in \\"quotes\\" \\$and"\nHTTPS_PROXY="http://proxy.example:3128"\n'
+        )
+        # The last one before stays, others go.
+        done = install(installed, "1.2.0", CONTAINERD_LOG_LEVEL="")
+        assert done.returncode == 0, done.stderr
+        assert runs(installed) == "1.2.0"
+        assert sorted(path.name for path in (installed.root / "opt/nixlet").glob("*.*.*")) == ["1.1.0", "1.2.0"]
+        assert variables.read_text() == 'HTTPS_PROXY="http://proxy.example:3128"\n'
+        # Ended by the script for that, which leaves the rest; systemd brings the node back, and the pod is one that has ended.
+        installed.ok("nixlet-killall.sh")
+        assert not (installed.root / "proc" / str(pid)).exists()
+        assert installed.run("test", "-e", f"/proc/{pid}").returncode == 1
+        installed.ok("systemctl", "start", "nixlet")
+        assert "stays" in installed.ok("nixlet", "ps", "-a")
+        assert "stays" not in installed.ok("nixlet", "ps")
+    finally:
+        installed.run("nixlet", "rm", "-f", "stays")
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_version_that_does_not_get_ready_goes_back(installed: machines.Machine, bad: str) -> None:
+    unit = installed.root / "etc/systemd/system/nixlet.service"
+    before = unit.read_text()
+    done = install(installed, bad, "server", "--debug", INSTALL_NIXLET_READY_SECONDS="10")
+    assert done.returncode == 125
+    assert f"error: nixlet {bad} did not get ready as nixlet" in done.stderr
+    assert "the version before is in force again and ready (/opt/nixlet/1.0.0/bin/nixlet)" in done.stderr
+    if bad == "0.8.1":
+        assert "this version is a bad one" in done.stderr
+    assert runs(installed) == "1.0.0"
+    assert unit.read_text() == before
+    # It is no version to go back to, and goes with the next one that works.
+    done = install(installed, "1.1.0")
+    assert done.returncode == 0, done.stderr
+    assert not (installed.root / "opt/nixlet" / bad).exists()
+    assert (installed.root / "opt/nixlet/1.0.0").exists()
+
+
+def within(machine: machines.Machine, process: "subprocess.Popen[str]") -> int:
+    """The installer's process, as seen from here: what nsenter started in the machine."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[0]) if children else process.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["building", "starting"])
+def test_a_run_that_is_cut_off_leaves_the_old_or_the_new(
+    installed: machines.Machine, number: signal.Signals, moment: str
+) -> None:
+    installed.ok("rm", "-rf", "/opt/nixlet/1.1.0")
+    place = installed.root / ("opt/nixlet/1.1.0/bin" if moment == "building" else "opt/nixlet/.before")
+    with installed.popen("/src/1.1.0/install.sh") as process:
+        until(place.exists, "it is on its way")
+        os.kill(within(installed, process), number)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode != 0
+    if number == signal.SIGTERM:
+        assert not place.exists()
+        assert ("taking back" in said) == (moment == "starting")
+    # Either of the two is a whole one.
+    until(lambda: installed.show("nixlet", "ActiveState") == "active", "the node is there")
+    now = runs(installed)
+    assert now in {"1.0.0", "1.1.0"}
+    assert installed.ok("nixlet", "version").startswith(("nixlet 1.0.0", "nixlet 1.1.0"))
+    if moment == "building" or number == signal.SIGTERM:
+        assert now == "1.0.0"
+    done = install(installed, "1.1.0")
+    assert done.returncode == 0, done.stderr
+    assert runs(installed) == "1.1.0"
+    assert not (installed.root / "opt/nixlet/.before").exists()
+
+
+def test_a_pipe_is_told_where_nixlet_comes_from(installed: machines.Machine) -> None:
+    script = (ROOT / "install.sh").read_text()
+    done = installed.run("sh", "-s", "-", "server", stdin=script)
+    assert done.returncode == 125
+    assert done.stderr.startswith(
+        "error: nothing says where nixlet is to come from\nhint: name a directory, an archive or"
+    )
+    installed.ok("tar", "-C", "/src", "-czf", "/src/nixlet-1.1.0.tar.gz", "1.1.0")
+    named = {"INSTALL_NIXLET_SOURCE": "/src/nixlet-1.1.0.tar.gz"}
+    wrong = {**named, "INSTALL_NIXLET_SHA256": "0" * 64}
+    done = installed.run("sh", "-s", "-", "server", "--debug", stdin=script, variables=wrong)
+    assert done.returncode == 125
+    assert "has the checksum" in done.stderr
+    assert runs(installed) == "1.0.0"
+    named["INSTALL_NIXLET_SHA256"] = installed.ok("sha256sum", "/src/nixlet-1.1.0.tar.gz").split()[0]
+    done = installed.run(
+        "sh",
+        "-s",
+        "-",
+        "server",
+        "--debug",
+        stdin=script,
+        variables={**named, "INSTALL_NIXLET_EXEC": "--selinux=false"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert runs(installed) == "1.1.0"
+    assert "nixlet --selinux=false" not in installed.show("nixlet", "ExecStart")
+    assert "--selinux=false" in installed.show("nixlet", "ExecStart")
+    assert installed.ok("sh", "-c", "ls /tmp").split() == []
+
+
+#: A service of its own, that is not started, at places of its own.
+ASIDE = {
+    "INSTALL_NIXLET_SKIP_ENABLE": "true",
+    "INSTALL_NIXLET_NAME": "aside",
+    "INSTALL_NIXLET_OPT_DIR": "/aside/opt",
+    "INSTALL_NIXLET_BIN_DIR": "/aside/bin",
+    "INSTALL_NIXLET_SYSTEMD_DIR": "/aside/units",
+    "INSTALL_NIXLET_CONFIG_DIR": "/aside/etc",
+    "INSTALL_NIXLET_SHARE_DIR": "/aside/share",
+}
+
+
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_modes_do_not_depend_on_the_umask(installed: machines.Machine, umask: str) -> None:
+    variables = {**ASIDE, "NIXLET_DATA_DIR": "/aside/data"}
+    try:
+        done = installed.run("/src/1.0.0/install.sh", "server", umask=umask, variables=variables)
+        assert done.returncode == 0, done.stderr
+        assert installed.show("nixlet-aside", "LoadState") == "not-found"
+        listed = installed.ok("find", "/aside", "-printf", "%m %y %U %p\n").splitlines()
+        modes = {line.split(" ", 3)[3]: line.split(" ")[0] for line in listed if line.split(" ")[1] != "l"}
+        assert {line.split(" ")[2] for line in listed} == {"0"}
+        secret = {path for path, mode in modes.items() if mode == "600"}
+        assert secret == {"/aside/units/nixlet-aside.service.env", "/aside/etc/config.yaml"}
+        assert {mode for path, mode in modes.items() if path not in secret} == {"755", "644"}
+        assert modes["/aside/units/nixlet-aside.service"] == "644"
+        assert modes["/aside/bin/nixlet-aside-uninstall.sh"] == "755"
+    finally:
+        installed.ok("rm", "-rf", "/aside")
+
+
+def test_without_a_network_from_a_directory(installed: machines.Machine) -> None:
+    """As scripts/offline makes it."""
+    installed.ok("sh", "-c", "cp -r /src/1.0.0 /offline; mkdir /offline/wheels")
+    variables = {**ASIDE, "INSTALL_NIXLET_SKIP_DOWNLOAD": "true", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
+    try:
+        done = installed.run("/offline/install.sh", variables=variables)
+        assert done.returncode == 125
+        assert "could not install requirements/runtime.txt from /offline/wheels" in done.stderr
+        assert not (installed.root / "aside/bin").exists()
+        installed.ok("sh", "-c", "cp /wheels/*.whl /offline/wheels")
+        done = installed.run("/offline/install.sh", variables=variables)
+        assert done.returncode == 0, done.stderr
+        assert installed.ok("/aside/bin/nixlet", "version").startswith("nixlet 1.0.0 ")
+        installed.ok("rm", "-r", "/offline/wheels")
+        installed.ok("sed", "-i", "s/1[.]0[.]0/1.0.1/", "/offline/src/nixlet/__init__.py")
+        done = installed.run("/offline/install.sh", variables=variables)
+        assert done.returncode == 125
+        assert "has no directory wheels" in done.stderr
+    finally:
+        installed.ok("rm", "-rf", "/aside", "/offline")
+
+
+def test_without_systemd(installed: machines.Machine) -> None:
+    """As in a container, or in the image of a machine that is made."""
+    hidden = "mount -t tmpfs none /run/systemd; exec /src/1.0.0/install.sh server --debug"
+    variables = {**ASIDE, "INSTALL_NIXLET_SKIP_ENABLE": "", "NIXLET_DATA_DIR": "/aside/data"}
+    try:
+        done = installed.run("unshare", "--mount", "sh", "-ec", hidden, variables=variables)
+        assert done.returncode == 0, done.stderr
+        assert "systemd does not run here. Start it with: /aside/bin/nixlet server --debug\n" in done.stderr
+    finally:
+        installed.ok("rm", "-rf", "/aside")
+
+
+def test_taken_away_nothing_is_left(installed: machines.Machine) -> None:
+    installed.ok("nixlet", "image", "load", "/ordinary.tar")
+    installed.ok("nixlet", "run", "-d", "--name", "goes", "localhost/ordinary:1", "--", "/bin/sleep", "1000")
+    pid = json.loads(installed.ok("nixlet", "inspect", "goes"))[0]["pid"]
+    done = installed.run("nixlet-uninstall.sh")
+    assert done.returncode == 0, done.stderr
+    assert "apt-get purge" in done.stdout
+    assert installed.run("test", "-e", f"/proc/{pid}").returncode == 1
+    assert traces(installed) == []
+    assert installed.show("nixlet", "LoadState") == "not-found"
+    assert installed.ok("sh", "-c", "ls /run/netns 2>/dev/null || true") == ""
+    assert "nixlet" not in installed.ok("cat", "/proc/self/mounts")
+    assert "nixlet0" not in installed.ok("ls", "/sys/class/net")
