@@ -85,6 +85,9 @@ check_machine() {
 # settle_command [server|agent] [ARGUMENTS…]: the service's name, and what it starts (k3s's rules). Without a word of that, what an
 # earlier installation has stays.
 settle_command() {
+  given=$#
+  verb=
+  case ${1-} in server | agent) verb=$1 && shift ;; esac
   if [ -n "${INSTALL_NIXLET_EXEC-}" ]; then
     # xargs parts words by quotes and blanks as a shell does, and expands nothing.
     exec_words=$(printf '%s' "$INSTALL_NIXLET_EXEC" | xargs -n 1 printf '%s\n') ||
@@ -95,6 +98,7 @@ settle_command() {
     done <<EXEC
 $exec_words
 EXEC
+    given=$((given + $# - exec_count))
     # What it says goes before the arguments.
     while [ "$exec_count" -gt 0 ]; do
       exec_count=$((exec_count - 1))
@@ -102,14 +106,12 @@ EXEC
       shift
       set -- "$@" "$exec_word"
     done
+    case $verb:${1-} in
+      :server | :agent | server:server | agent:agent) verb=$1 && shift ;;
+      server:agent | agent:server) die "INSTALL_NIXLET_EXEC asks for $1, and the command line for $verb" ;;
+    esac
   fi
-  given=$#
-  verb=
   case ${1--} in
-    server | agent)
-      verb=$1
-      shift
-      ;;
     -*) ;;
     *) die "a node is a server or an agent, not '$1'; as in: install.sh server --snapshotter nix" ;;
   esac
@@ -420,16 +422,16 @@ in_force() {
 go_back() {
   bad=$version
   earlier=$(cat "$before/link")
-  say "Going back to the version before"
+  say "Going back to what was there before"
   take_back
   if ! has_systemd; then
-    die "$1; the version before is in force again ($earlier)"
+    die "$1; what was there before is in force again ($earlier)"
   fi
   if restart_until_ready; then
-    die "$1; the version before is in force again and ready ($earlier)"
+    die "$1; what was there before is in force again, and ready ($earlier)"
   fi
   last_words "$name"
-  die "$1; the version before is in force again ($earlier), but does not get ready either: $bad may not be to blame; nixlet doctor tells what a node lacks"
+  die "$1; what was there before is in force again ($earlier), but does not get ready either: $bad may not be to blame; nixlet doctor tells what a node lacks"
 }
 
 # take_back: makes the link, the unit and its variables what OPT/.before says. It may be cut off, and done again.

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ SOURCE = ("install.sh", "pyproject.toml", "deploy", "nix", "requirements/runtime
 _JOIN = r"""
 group=$1
 shift
-grep -E '^[^ ]+ /sys/fs/cgroup[^ ]* cgroup2? ' /proc/self/mounts | while read -r _ place _; do
+grep -E '^[^ ]+ /sys/fs/cgroup[^ ]* cgroup2? ' /proc/self/mounts | sort -u -k 2,2 | while read -r _ place _; do
   mkdir "$place/$group"
   for file in cpuset.cpus cpuset.mems; do
     if [ -e "$place/$file" ] && [ ! -e "$place/cgroup.controllers" ]; then cat "$place/$file" >"$place/$group/$file"; fi
@@ -39,7 +40,7 @@ _BOOT = r"""
 root=$1
 shift
 mount --bind "$root" "$root"
-cgroups=$(grep -E '^[^ ]+ /sys/fs/cgroup[^ ]* cgroup2? ' /proc/self/mounts)
+cgroups=$(grep -E '^[^ ]+ /sys/fs/cgroup[^ ]* cgroup2? ' /proc/self/mounts | sort -u -k 2,2)
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount --bind "$root/proc/sys/net" "$root/proc/sys/net"
@@ -104,7 +105,7 @@ class Machine:
             "--cgroup",
             "--wd=/",
         ]
-        argv += ["env", "-i", *(f"{name}={value}" for name, value in named.items())]
+        argv += ["env", "--chdir=/", "-i", *(f"{name}={value}" for name, value in named.items())]
         argv += ["sh", "-c", f'umask {umask}; exec "$@"', "sh", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -132,13 +133,8 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(directory: Path, name: str) -> Iterator[Machine]:
-    """A bare machine, up, for the time of the context.
-
-    Args:
-        directory: For its files; on a disk.
-        name: What its cgroups are called.
-    """
+def booted(directory: Path) -> Iterator[Machine]:
+    """A bare machine, up, for the time of the context; the directory is for its files, and lies on a disk."""
     part = parts.directories()["debian"]
     root = directory / "root"
     # Nobody but root goes in: it has programs that make their caller root.
@@ -146,7 +142,7 @@ def booted(directory: Path, name: str) -> Iterator[Machine]:
     subprocess.run(["cp", "--archive", "--reflink=auto", str(part / "root"), str(root)], check=True)
     for given in ("debs", "wheels"):
         shutil.copytree(part / given, root / given, dirs_exist_ok=True)
-    group = f"nixlet-test-{name}"
+    group = f"nixlet-test-{uuid.uuid4().hex[:12]}"
     argv = ["sh", "-euc", _JOIN, _BOOT, group, str(root), "/lib/systemd/systemd", "--system", "--log-target=console"]
     with (directory / "console").open("wb") as console:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console)

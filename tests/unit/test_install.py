@@ -100,6 +100,9 @@ def test_variables_are_what_they_were(tmp_path: Path, program: str) -> None:
         ("server", {"NIXLET_URL": "https://a"}, "", "nixlet", "server"),
         ("--debug", {"INSTALL_NIXLET_EXEC": "agent --log '/a b'"}, "", "nixlet-agent", 'agent --log "/a b" --debug'),
         ("", {"INSTALL_NIXLET_EXEC": "--debug"}, "", "nixlet", "server --debug"),
+        ("agent --debug", {"INSTALL_NIXLET_EXEC": "--log x"}, "", "nixlet-agent", "agent --log x --debug"),
+        ("agent", {"INSTALL_NIXLET_EXEC": "agent -d /x"}, "nixlet", "nixlet-agent", "agent -d /x"),
+        ("", {"INSTALL_NIXLET_EXEC": "server"}, "nixlet", "nixlet", "server"),
         ("", {"INSTALL_NIXLET_NAME": "two"}, "", "nixlet-two", "server"),
         ("agent", {"INSTALL_NIXLET_NAME": "two"}, "", "nixlet-two", "agent"),
         # What is there stays where nothing is said.
@@ -121,6 +124,12 @@ def test_what_is_started(
 @pytest.mark.parametrize(
     ("script", "variables", "said"),
     [
+        ("settle_places; settle_command server x", {}, "a node is a server or an agent, not 'x'"),
+        (
+            "settle_places; settle_command server",
+            {"INSTALL_NIXLET_EXEC": "agent"},
+            "INSTALL_NIXLET_EXEC asks for agent, and the command line for server",
+        ),
         ("settle_places; settle_command start", {}, "a node is a server or an agent, not 'start'"),
         (
             "settle_places; settle_command",
