@@ -428,10 +428,10 @@ spec:
 async def test_a_service_has_a_file_for_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Services don't have a person's PATH: the unit reads the file that the hint names, which need not be there."""
     unit = Path(__file__).parents[3] / "deploy" / "nixlet.service"
-    (file,) = [
-        line.removeprefix("EnvironmentFile=-") for line in unit.read_text().splitlines() if "EnvironmentFile=" in line
-    ]
-    assert file == "/etc/default/nixlet"
+    lines = [line for line in unit.read_text().splitlines() if "EnvironmentFile=" in line]
+    assert lines == ["EnvironmentFile=-/etc/default/%N", "EnvironmentFile=-/etc/sysconfig/%N"]
+    # %N is the unit's name (systemd.unit(5), "Specifiers").
+    file = lines[0].removeprefix("EnvironmentFile=-").replace("%N", unit.stem)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(errors.UnavailableError) as caught:
         await snapshotters.check_store(nix.DaemonStore(nix.DaemonSettings(socket=f"{tmp_path}/no/socket")))
