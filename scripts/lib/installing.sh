@@ -211,9 +211,16 @@ build_version() {
   if [ -n "${INSTALL_NIXLET_VERSION-}" ] && [ "${INSTALL_NIXLET_VERSION#v}" != "$version" ]; then
     die "INSTALL_NIXLET_VERSION asks for $INSTALL_NIXLET_VERSION, and $top is nixlet $version"
   fi
+  python_version=$("$python" -I -c 'import sys; print(sys.version, sys.executable)')
+  lock_key=$(
+    {
+      echo "$python_version"
+      cat "$top/requirements/runtime.txt" "$top/scripts/lib/environment.sh"
+    } | sha256sum | cut -c 1-16
+  )
   key=$(
     {
-      "$python" -I -c 'import sys; print(sys.version, sys.executable)'
+      echo "$python_version"
       (cd "$top" && find src/nixlet nix requirements/runtime.txt scripts/lib/environment.sh -type f ! -path '*/__pycache__/*' \
         -exec sha256sum {} + | LC_ALL=C sort)
     } | sha256sum | cut -c 1-16
@@ -224,10 +231,41 @@ build_version() {
   if [ -f "$home/$environment_stamp" ] && grep -qx "$key" "$home/$environment_stamp" && is_sound "$home"; then
     return
   fi
+  like=$(environment_like "$lock_key")
   say "Installing nixlet $version into $home"
   # What is there without its stamp was cut off.
   rm -rf "$home"
   building=$home
+  if [ -n "$like" ]; then
+    "$python" -I -m venv --without-pip "$home" >&2 </dev/null
+    (cd "$(site_of "$like")" && tar --exclude=__pycache__ --exclude=./nixlet -cf - .) | tar -xf - -C "$(site_of "$home")"
+  else
+    install_requirements
+  fi
+  (cd "$top/src" && tar --exclude=__pycache__ -cf - nixlet) | tar -xf - --no-same-owner -C "$(site_of "$home")"
+  mkdir -p "$home/share"
+  (cd "$top" && tar -cf - nix) | tar -xf - --no-same-owner -C "$home/share"
+  write_program "$home"
+  "$home/bin/python" -I -m compileall -q "$home/lib" >/dev/null 2>&1 || true
+  chmod -R u=rwX,go=rX "$home"
+  "$home/bin/nixlet" version >/dev/null || die "$home/bin/nixlet does not start: see above"
+  on_disk
+  printf '%s\n' "$key" "$lock_key" >"$home/$environment_stamp"
+  building=
+}
+
+# environment_like KEY: a whole version whose requirements are the same; most upgrades need no network, and no time for it.
+environment_like() {
+  for old in "$opt"/*; do
+    if [ -f "$old/$environment_stamp" ] && grep -qx "$1" "$old/$environment_stamp" && is_sound "$old"; then
+      echo "$old"
+      return
+    fi
+  done
+}
+
+# install_requirements: an environment with what the lock says, by its hashes, from PyPI or from the directory wheels.
+install_requirements() {
   set --
   if [ -d "$top/wheels" ]; then
     set -- --no-index --find-links "$top/wheels"
@@ -240,16 +278,6 @@ build_version() {
     fi
     die "pip could not install requirements/runtime.txt from $top/wheels: see above; it must be made for this Python ($("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')) and processor ($(uname -m))"
   fi
-  (cd "$top/src" && tar --exclude=__pycache__ -cf - nixlet) | tar -xf - --no-same-owner -C "$(site_of "$home")"
-  mkdir -p "$home/share"
-  (cd "$top" && tar -cf - nix) | tar -xf - --no-same-owner -C "$home/share"
-  write_program "$home"
-  "$home/bin/python" -I -m compileall -q "$home/lib" >/dev/null 2>&1 || true
-  chmod -R u=rwX,go=rX "$home"
-  "$home/bin/nixlet" version >/dev/null || die "$home/bin/nixlet does not start: see above"
-  on_disk
-  echo "$key" >"$home/$environment_stamp"
-  building=
 }
 
 # What is relied on must be on the disk before.

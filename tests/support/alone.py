@@ -74,11 +74,11 @@ class Alone:
             handing = f'exec {_HANDED}<&{listening.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
             argv = ["/bin/bash", "-c", handing, "sh", *argv]
         keep = () if listening is None else (listening.fileno(),)
-        with self._running(argv, self.socket, variables, keep) as process:
+        with self.started(argv, self.socket, variables, keep) as process:
             yield process
 
     @contextlib.contextmanager
-    def _running(
+    def started(
         self, argv: Sequence[str], serves: Path, environment: Mapping[str, str], keep: Sequence[int] = ()
     ) -> Iterator["subprocess.Popen[bytes]"]:
         """A program that serves a socket or has ended; ended in order."""
@@ -118,7 +118,7 @@ class Alone:
         argv += [f"--root={self.directory}/containerd", f"--state={self.run}/state"]
         # A containerd takes the shim from its path; the one beside it is of its own version.
         environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
-        with self._running(argv, self.containerd_socket, environment) as process:
+        with self.started(argv, self.containerd_socket, environment) as process:
             assert process.poll() is None, self.log.read_text()
             yield [str(program.parent / "ctr"), "-a", str(self.containerd_socket)]
 

@@ -162,8 +162,8 @@ def test_an_upgrade_keeps_pods_settings_and_tokens(installed: machines.Machine) 
     try:
         pid = sleeper(installed)
         born = installed.ok("cut", "-d", " ", "-f", "22", f"/proc/{pid}/stat")
-        # Without a word on what is to be started.
-        done = install(installed, "1.1.0")
+        # Without a word on what is to be started, and without anything from elsewhere: the requirements are the same.
+        done = install(installed, "1.1.0", PIP_FIND_LINKS="")
         assert done.returncode == 0, done.stderr
         assert runs(installed) == "1.1.0"
         assert installed.ok("cut", "-d", " ", "-f", "22", f"/proc/{pid}/stat") == born
@@ -318,7 +318,9 @@ def test_without_a_network_from_a_directory(installed: machines.Machine) -> None
         assert done.returncode == 0, done.stderr
         assert installed.ok("/aside/bin/nixlet", "version").startswith("nixlet 1.0.0 ")
         installed.ok("rm", "-r", "/offline/wheels")
+        # An upgrade with the same requirements has them already; here they are others.
         installed.ok("sed", "-i", "s/1[.]0[.]0/1.0.1/", "/offline/src/nixlet/__init__.py")
+        installed.ok("sh", "-c", "echo '# more' >>/offline/requirements/runtime.txt")
         done = installed.run("/offline/install.sh", variables=variables)
         assert done.returncode == 125
         assert "has no directory wheels" in done.stderr
