@@ -65,7 +65,8 @@ unpack() {
     [ "$found" = "$INSTALL_NIXLET_SHA256" ] || fail "$1 has the checksum $found, not $INSTALL_NIXLET_SHA256" "it was damaged or exchanged: fetch it anew, and compare the checksum with that of the release"
   fi
   mkdir "$temporary/source"
-  tar -xf "$1" -C "$temporary/source" --no-same-owner </dev/null || fail "$1 could not be unpacked: see above"
+  # o: the files become root's; written so, as every tar has it.
+  tar -xof "$1" -C "$temporary/source" </dev/null || fail "$1 could not be unpacked: see above"
 }
 
 # obtain SOURCE: where the source is then is in $source.

@@ -238,13 +238,12 @@ build_version() {
   building=$home
   if [ -n "$like" ]; then
     "$python" -I -m venv --without-pip "$home" >&2 </dev/null
-    (cd "$(site_of "$like")" && tar --exclude=__pycache__ --exclude=./nixlet -cf - .) | tar -xf - -C "$(site_of "$home")"
+    copy_tree "$(site_of "$like")" "$(site_of "$home")" nixlet
   else
     install_requirements
   fi
-  (cd "$top/src" && tar --exclude=__pycache__ -cf - nixlet) | tar -xf - --no-same-owner -C "$(site_of "$home")"
-  mkdir -p "$home/share"
-  (cd "$top" && tar -cf - nix) | tar -xf - --no-same-owner -C "$home/share"
+  copy_tree "$top/src/nixlet" "$(site_of "$home")/nixlet"
+  copy_tree "$top/nix" "$home/share/nix"
   write_program "$home"
   "$home/bin/python" -I -m compileall -q "$home/lib" >/dev/null 2>&1 || true
   chmod -R u=rwX,go=rX "$home"
@@ -252,6 +251,11 @@ build_version() {
   on_disk
   printf '%s\n' "$key" "$lock_key" >"$home/$environment_stamp"
   building=
+}
+
+# copy_tree FROM TO [NAME…]: a tree of files but for those names and byte code; not every tar can leave things out.
+copy_tree() {
+  "$python" -I -c 'import shutil, sys; shutil.copytree(*sys.argv[1:3], dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", *sys.argv[3:]))' "$@"
 }
 
 # environment_like KEY: a whole version whose requirements are the same; most upgrades need no network, and no time for it.
