@@ -32,7 +32,7 @@ install_nixlet() {
   check_settings
   settle_files
   if nothing_changes; then
-    say "$version is installed as $name already, and nothing has changed"
+    say "nixlet $version is installed as $name already, and nothing has changed"
     tidy
     return
   fi
