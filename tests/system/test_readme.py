@@ -158,8 +158,8 @@ def test_a_containerd_of_ones_own(
         containerd += [f"--root={tmp_path}/containerd", f"--state={place.run}/state"]
         beside = {**environment, "PATH": f"{program.parent}:{environment['PATH']}"}
         with (
-            place._running(snapshotter, place.socket, environment),
-            place._running(containerd, place.containerd_socket, beside) as process,
+            place.started(snapshotter, place.socket, environment),
+            place.started(containerd, place.containerd_socket, beside) as process,
         ):
             assert process.poll() is None, place.log.read_text()
             name = shell(load, tmp_path, environment).split()[-1]
