@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.cluster import settings as model
@@ -13,6 +15,9 @@ from nixlet.host import files
 from nixlet.node.cluster import finding, kernel, mapping, podnetwork, ports, preparing, versions
 from nixlet.node.doctor import machine
 from nixlet.node.settings import config as node_config
+
+if TYPE_CHECKING:
+    from nixlet.cluster import findings
 
 Look = Callable[[], "str | Awaitable[str]"]
 
@@ -26,6 +31,16 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
     if found is None:
         return {"cluster": lambda: "the node is alone: Kubernetes' programs are not all there, or not wanted"}
     cluster = functools.partial(_cluster, settings, found)
+    if settings.server or settings.kubeconfig:
+        return {
+            "programs": functools.partial(_programs, found, layout),
+            "settings": lambda: _node(cluster()),
+            "cluster": functools.partial(_joined, settings),
+            "services": functools.partial(_services, found),
+            "certificates": functools.partial(_given_certificates, settings, cluster),
+            "ports": lambda: _ports(cluster(), found, layout),
+            "kubelet": lambda: _kubelet(settings, layout),
+        }
     return {
         "programs": functools.partial(_programs, found, layout),
         "settings": lambda: _address(cluster()),
@@ -60,9 +75,44 @@ async def _programs(found: finding.Found, layout: node_config.Layout) -> str:
     return ", ".join(f"{name} {said[name] or 'of no version'}" for name in found.programs)
 
 
+def _node(cluster: model.ClusterSettings) -> str:
+    return f"node {cluster.node_name} at {', '.join(map(str, cluster.node_ips))}"
+
+
 def _address(cluster: model.ClusterSettings) -> str:
-    addresses = ", ".join(map(str, cluster.node_ips))
-    return f"node {cluster.node_name} at {addresses}, API server at {cluster.server_url}"
+    return f"{_node(cluster)}, API server at {cluster.server_url}"
+
+
+async def _joined(settings: node_config.Settings) -> str:
+    """Where an agent joins, and whether somebody is there."""
+    if settings.kubeconfig:
+        from nixlet.cluster import kubeconfigs  # noqa: PLC0415 (a node alone reads none)
+
+        config = await asyncio.to_thread(kubeconfigs.read, settings.kubeconfig)
+        return f"the kubelet asks {config.server} for its certificates"
+    from nixlet.kubeclient import joining  # noqa: PLC0415 (TLS and X.509 take their time)
+
+    server = joining.server_url(settings.server)
+    if await asyncio.to_thread(joining.is_ours, server):
+        return f"a server of nixlet's lets nodes in for {server}"
+    raise machine.Worse(
+        f"no server of nixlet's answers where nodes would join for {server}",
+        "a bootstrap token leads to a cluster that isn't nixlet's; a node that has joined before starts all the same",
+    )
+
+
+async def _given_certificates(settings: node_config.Settings, cluster: Callable[[], model.ClusterSettings]) -> str:
+    """The certificates of an agent."""
+    from nixlet.cluster import standing  # noqa: PLC0415 (X.509 takes its time)
+
+    places = cluster().layout
+    # (a kubelet that asks for its certificates by itself keeps them by itself)
+    if settings.kubeconfig or not os.path.exists(places.node("client-kubelet.crt")):
+        return "the cluster gives them"
+    return _told(
+        await asyncio.to_thread(standing.check, places, datetime.datetime.now(datetime.UTC)),
+        "restart the node: it gets new ones from its server",
+    )
 
 
 async def _services(found: finding.Found) -> str:
@@ -83,11 +133,17 @@ async def _certificates(cluster: model.ClusterSettings) -> str:
     found = await asyncio.to_thread(findings.check, cluster, datetime.datetime.now(datetime.UTC))
     if all(each.state is findings.State.MISSING for each in found):
         return "they are made at the first start"
-    bad = [each for each in found if each.state is not findings.State.VALID]
+    return _told(found, "restart the node: what is not an authority's is made anew")
+
+
+def _told(found: "list[findings.Finding]", hint: str) -> str:
+    """How certificates are, for a line."""
+    # (a state is its word)
+    bad = [each for each in found if each.state != "valid"]
     if bad:
         what = "; ".join(f"{each.file}: {each.state}{f' ({each.detail})' if each.detail else ''}" for each in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise machine.Worse(f"{what}{more}", "restart the node: what is not an authority's is made anew")
+        raise machine.Worse(f"{what}{more}", hint)
     ends = min(each.not_after for each in found if each.not_after is not None)
     return f"{len(found)} are valid; the first ends on {ends:%Y-%m-%d}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.cluster import certificates, validation
+from nixlet.cluster import certificates, kubeconfigs, validation
 from nixlet.host import process
 from nixlet.node.cluster import finding, kernel, versions
 from nixlet.node.doctor import kubernetes, machine
 from nixlet.node.settings import config
-from support import clusters
+from support import apiservers, clusters
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 
@@ -123,3 +124,34 @@ async def test_where_things_are(tmp_path: Path, installed: set[str]) -> None:
     settings, layout = settings_at(tmp_path)
     assert await looked(settings, layout, "kubeconfig") == f"{tmp_path}/data/kubeconfig.yaml"
     assert f"{tmp_path}/data/agent/etc/kubelet.conf.d" in await looked(settings, layout, "kubelet")
+
+
+async def test_an_agent_is_told_of_what_it_joins_and_not_of_a_server(tmp_path: Path, installed: set[str]) -> None:
+    installed -= {"etcd", "kube-apiserver"}
+    port = apiservers.closed_port()
+    settings, layout = settings_at(tmp_path, server=f"https://127.0.0.1:{port - 1}", token="x")
+    assert await looked(settings, layout, "settings") == "node node-1 at 192.0.2.7"
+    with pytest.raises(machine.Worse, match="no server of nixlet's answers where nodes would join"):
+        await looked(settings, layout, "cluster")
+    assert await looked(settings, layout, "certificates") == "the cluster gives them"
+    assert "kubeconfig" not in kubernetes.looks(settings, layout)
+    cluster = apiservers.made(tmp_path / "server")
+    with apiservers.serving(lambda _: apiservers.Reply(), apiservers.context(cluster)) as there:
+        server = f"https://127.0.0.1:{there.port - 1}"
+        settings, layout = settings_at(tmp_path, server=server, token="x")
+        assert await looked(settings, layout, "cluster") == f"a server of nixlet's lets nodes in for {server}"
+    shutil.copytree(cluster.layout.agent, layout.agent)
+    assert (await looked(settings, layout, "certificates")).startswith("5 are valid; the first ends on ")
+    Path(layout.agent, "client-kubelet.key").unlink()
+    with pytest.raises(machine.Worse, match=r"client-kubelet.crt: does not fit"):
+        await looked(settings, layout, "certificates")
+
+
+async def test_a_node_of_anybody_s_cluster(tmp_path: Path, installed: set[str]) -> None:
+    installed &= {"kubelet"}
+    path = tmp_path / "kubeconfig"
+    credentials = kubeconfigs.Credentials(token="abcdef.0123456789abcdef")
+    kubeconfigs.write(str(path), kubeconfigs.Kubeconfig("https://192.0.2.1:6443", credentials=credentials))
+    settings, layout = settings_at(tmp_path, kubeconfig=str(path))
+    assert await looked(settings, layout, "cluster") == "the kubelet asks https://192.0.2.1:6443 for its certificates"
+    assert await looked(settings, layout, "certificates") == "the cluster gives them"
