@@ -48,6 +48,7 @@ class ClusterSettings:
         datastore_certfile: The certificate that we show them.
         datastore_keyfile: The key of that.
         embedded_etcd: Run etcd as the datastore.
+        is_only_server: That etcd is for this server alone.
         secrets_encryption: Secrets are encrypted in the datastore.
         proxy_mode: How kube-proxy works: ``iptables`` or ``nftables``.
         node_labels: Labels that the node registers with, as ``KEY=VALUE``.
@@ -72,6 +73,7 @@ class ClusterSettings:
     datastore_certfile: str = ""
     datastore_keyfile: str = ""
     embedded_etcd: bool = False
+    is_only_server: bool = False
     secrets_encryption: bool = False
     proxy_mode: str = "iptables"
     node_labels: tuple[str, ...] = ()
@@ -118,7 +120,7 @@ class ClusterSettings:
     @property
     def shares_datastore(self) -> bool:
         """Other servers may be at the same datastore: of controllers and schedulers one at a time may be at work."""
-        return self.embedded_etcd or bool(self.datastore_endpoint)
+        return (self.embedded_etcd and not self.is_only_server) or bool(self.datastore_endpoint)
 
     @property
     def datastore_is_etcd(self) -> bool:

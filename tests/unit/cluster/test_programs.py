@@ -193,6 +193,7 @@ def test_one_of_several_servers_leads(tmp_path: Path) -> None:
     for changes, leads in (
         ({}, "false"),
         ({"embedded_etcd": True}, "true"),
+        ({"embedded_etcd": True, "is_only_server": True}, "false"),
         ({"datastore_endpoint": "http://x"}, "true"),
     ):
         settings = clusters.settings(tmp_path, **changes)

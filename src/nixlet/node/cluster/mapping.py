@@ -63,6 +63,8 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
         datastore_certfile=settings.datastore_certfile,
         datastore_keyfile=settings.datastore_keyfile,
         embedded_etcd=found.datastore == finding.ETCD,
+        # (whoever takes over from one that was killed would otherwise wait until its lease has ended)
+        is_only_server=not settings.cluster_init,
         secrets_encryption=settings.secrets_encryption,
         proxy_mode=proxy_mode,
         node_labels=(*_own_labels(settings), *settings.node_label),

@@ -29,9 +29,12 @@ def test_defaults_are_those_of_the_cluster() -> None:
     changed = {name: getattr(made, name) for name in made.__slots__ if getattr(made, name) != getattr(plain, name)}
     assert changed == {
         "embedded_etcd": True,
+        "is_only_server": True,
         "proxy_mode": "nftables",
         "node_labels": ("nixlet.io/nix-images=true",),
     }
+    assert not made.shares_datastore
+    assert mapped(cluster_init=True).shares_datastore
     assert mapped(snapshotter="native").node_labels == ()
     assert mapped(node_label=("nixlet.io/nix-images=false",)).node_labels == ("nixlet.io/nix-images=false",)
 
