@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nixlet.host import mounts
+from nixlet.services import nodeaddress
+from nixlet.varlink import client
 from support import nodes, parts
 
 #: Seconds for what a cluster does by itself.
@@ -92,6 +94,13 @@ class Cluster(nodes.Node):
             time.sleep(0.1)
             found = self.get("pod", pod)["status"].get("phase", "")
 
+    def children(self) -> dict[str, dict[str, Any]]:
+        """How its children do, by name."""
+        with client.Connection(str(self.control_socket), peer="the node") as node:
+            node.send(f"{nodeaddress.INTERFACE}.GetChildren")
+            reply, _ = node.receive(30)
+        return {child["name"]: child for child in reply["children"]}
+
     def cgroups(self, name: str) -> list[str]:
         """The cgroups of a name in its own, by hierarchy."""
         return [str(found) for hierarchy in _hierarchies() for found in (hierarchy / self.cgroup).glob(name)]
@@ -119,8 +128,6 @@ def cleaned_up(cluster: Cluster) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(nodes.cleaned_up(cluster))
         stack.enter_context(apart())
-        # Kubelets say 1, and this machine may say so from before.
-        Path("/proc/sys/vm/overcommit_memory").write_text("0")
         stack.enter_context(_address(cluster))
         stack.enter_context(_cgroups(cluster.cgroup))
         try:

@@ -99,33 +99,29 @@ def _names(directory: str) -> list[str]:
 
 
 def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) -> None:
-    """Remove the cgroups of pods that have ended, and those around them that nothing else is in."""
+    """Remove the cgroups of pods that have ended, and those around them.
+
+    One that a process is in stays, since the kernel keeps it. One that is empty may be another kubelet's while that runs; then those of our own
+    pods go alone. Else all go: of pods that are gone for longer there is no other trace.
+    """
     others = _kubelet_runs()
     root = preparing.kubelet_argument(settings, "cgroup-root").strip("/")
     for hierarchy in [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]:
         top = os.path.join(hierarchy, root, _PODS)
-        for name in _CLASSES:
-            for uid in uids:
-                _remove_cgroup(os.path.join(top, name, f"pod{uid}"))
-        # Another kubelet of this machine has the same ones.
-        for name in () if others else (*_CLASSES[1:], ""):
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.join(top, name))
-
-
-def _remove_cgroup(path: str) -> None:
-    # The files in it are the kernel's, and go with it.
-    for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
-        try:
-            os.rmdir(directory)
-        except OSError as error:
-            _log.warning("the cgroup %s stays: %s", directory, error.strerror)
+        for path in [os.path.join(top, name, f"pod{uid}") for name in _CLASSES for uid in uids] if others else [top]:
+            # From the leaves on; the files in them are the kernel's, and go with them.
+            for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+        if os.path.isdir(top) and not others:
+            _log.warning("the cgroup %s stays: there are processes in it", top)
 
 
 def _kubelet_runs() -> bool:
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/comm", "rb") as file:
-            if file.read().strip() == b"kubelet":
+        # One that has ended, and that nobody has asked for, has no command line any more.
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
+            if os.path.basename(file.read().partition(b"\0")[0]) == b"kubelet":
                 return True
     return False
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nixlet.cluster import certificates, kubeconfigs, tokens
+from nixlet.host import mounts
 from nixlet.node.cluster import mapping, preparing, traces
 from nixlet.node.settings import config
 from nixlet.pods import resolvconf
@@ -79,3 +80,23 @@ def test_where_the_kubelet_is(tmp_path: Path) -> None:
     settings, layout = settings_at(tmp_path, kubelet_arg=("root-dir=/a", "v=2", "--root-dir=/var/lib/kubelet"))
     assert preparing.kubelet_dir(settings, layout) == "/var/lib/kubelet"
     assert preparing.kubelet_argument(settings, "cgroup-root") == ""
+
+
+@pytest.mark.parametrize("another_runs", [False, True])
+def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_runs: bool) -> None:
+    """Directories stand for them here: one that has something in it can't be removed either."""
+    settings, _ = settings_at(tmp_path, kubelet_arg=("cgroup-root=/mine",))
+    top = tmp_path / "cpu" / "mine" / "kubepods"
+    for name in ("burstable/podours/container", "besteffort/podearlier/container", "podours", "podbusy"):
+        (top / name).mkdir(parents=True)
+    (top / "podbusy" / "process").write_text("")
+    (tmp_path / "cpu" / "kubepods" / "podours").mkdir(parents=True)
+    table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
+    monkeypatch.setattr(mounts, "table", lambda: iter(table))
+    monkeypatch.setattr(traces, "_kubelet_runs", lambda: another_runs)
+    traces.remove_cgroups(settings, {"ours"})
+    left = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_dir()}
+    others = {"burstable", "besteffort", "besteffort/podearlier", "besteffort/podearlier/container"}
+    assert left == {"podbusy"} | (others if another_runs else set())
+    # Another root is somebody else's.
+    assert (tmp_path / "cpu" / "kubepods" / "podours").is_dir()
