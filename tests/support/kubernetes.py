@@ -142,6 +142,8 @@ def _address(cluster: Cluster) -> Iterator[None]:
         ["ip", "link", "add", cluster.interface, "type", "bridge"],
         ["ip", "address", "add", f"{cluster.address}/24", "dev", cluster.interface],
         ["ip", "link", "set", cluster.interface, "up"],
+        # As a default route leads to services on other machines.
+        ["ip", "route", "add", "10.43.0.0/16", "dev", cluster.interface],
     ):
         subprocess.run(command, check=True)
     try:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -130,7 +131,7 @@ def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
     found = json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
     ours = {each["name"]: each for each in found if each["group"] == "Kubernetes"}
     assert {name: each["status"] for name, each in ours.items()} == dict.fromkeys(
-        ("programs", "settings", "services", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
+        ("programs", "settings", "services", "route", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
     ), ours
     assert "kube-apiserver 1.36.3" in ours["programs"]["evidence"]
     children = {each["name"] for each in found if each["group"] == "children"}
@@ -338,6 +339,8 @@ def test_nothing_is_left_after_uninstall(cluster: kubernetes.Cluster, archives: 
     assert cluster.cgroups("kubepods") == []
     assert "kube-proxy" not in cluster.packet_tables()
     assert cluster.packet_rules() == []
+    for program in ("iptables-save", "ip6tables-save"):
+        assert "KUBE" not in subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert not network.bridge_exists(cluster.bridge)
     # (The kubelet itself removes those of pods that are gone, a minute later.)
     for name in ("mounts", "lasting"):
@@ -354,3 +357,16 @@ def test_a_port_that_somebody_has(tmp_path: Path) -> None:
         assert f"kube-apiserver can't listen at {made.address} port 7443: Address already in use" in printed
         assert "sport = :7443" in printed
         assert "etcd is ready" not in printed
+
+
+def test_a_program_that_does_not_start(tmp_path: Path) -> None:
+    """The node ends with its last lines, and says where the rest of them is."""
+    made = kubernetes.Cluster(67, tmp_path, "--kube-scheduler-arg", "no-such-flag=1")
+    with kubernetes.cleaned_up(made):
+        assert made.launch().wait(120) != 0
+        printed = made.log.read_text()
+        assert "error: kube-scheduler ended with status" in printed
+        assert "unknown flag: --no-such-flag" in printed
+        assert f"its log is {made.data_dir}/agent/logs/kube-scheduler.log" in printed
+        # Nothing of it runs on.
+        assert nodes.processes_below(made.data_dir) == []

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nixlet import errors
 from nixlet.host import process
@@ -16,6 +16,9 @@ _TIMEOUT = 10.0
 
 #: Seconds between two tries while the kernel's tables are somebody's: some 10 s in all.
 _PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.2)
+
+#: The tables that programs besides the plugins have chains in.
+_TABLES = ("filter", "mangle", "nat")
 
 #: The plugins' comments.
 _COMMENT = re.compile(r'name: "(?P<network>[^"]*)" id: "(?P<container>[^"]*)"')
@@ -56,6 +59,39 @@ async def _remove_rules(program: str, network: str, container: str) -> None:
         for command in commands:
             await _run([program, "-w", "-t", "nat", *command])
     _log.warning("rules of the packet filter stay: %s", said, extra={"network": network, "container": container})
+
+
+async def remove_chains(names: Collection[str]) -> None:
+    """Remove chains, and the rules that lead to them, from the tables that filter, change and translate; what can't be removed stays."""
+    await asyncio.gather(*(_remove_chains(each, names) for each in ("iptables", "ip6tables")))
+
+
+async def _remove_chains(program: str, names: Collection[str]) -> None:
+    if process.find_program(f"{program}-save") is None:
+        return
+    for table in _TABLES:
+        saved = await _run([f"{program}-save", "-t", table])
+        commands = chain_removals(saved.stdout.decode(errors="replace"), names) if saved.returncode == 0 else []
+        if not commands:
+            continue
+        script = [f"*{table}", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
+        done = await _run([f"{program}-restore", "-w", "--noflush"], stdin="\n".join(script).encode())
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            _log.warning("chains of the packet filter stay: %s", said, extra={"program": program, "table": table})
+
+
+def chain_removals(saved: str, names: Collection[str]) -> list[list[str]]:
+    """The arguments of iptables that do that, from what iptables-save printed of a table."""
+    there, rules = [], []
+    for line in saved.splitlines():
+        if line.startswith(":") and (name := line[1:].split()[0]) in names:
+            there.append(name)
+        elif line.startswith("-A "):
+            words = shlex.split(line)
+            if words[1] not in names and "-j" in words[:-1] and words[words.index("-j") + 1] in names:
+                rules.append(["-D", *words[1:]])
+    return [*rules, *(["-F", name] for name in there), *(["-X", name] for name in there)]
 
 
 async def _run(argv: Sequence[str], *, stdin: bytes = b"") -> process.Completed:

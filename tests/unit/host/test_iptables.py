@@ -46,3 +46,25 @@ def test_the_rules_of_a_container() -> None:
     chain = "CNI-aaaaaaaaaaaaaaaaaaaaaaaa"
     (rule, *chains) = iptables.removals(SAVED, container="c2")
     assert (rule[:2], rule[-1], chains) == (["-D", "POSTROUTING"], chain, [["-F", chain], ["-X", chain]])
+
+
+KUBELETS = """
+*filter
+:INPUT ACCEPT [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-FIREWALLED - [0:0]
+-A INPUT -m comment --comment "mine" -j ACCEPT
+-A INPUT -j KUBE-FIREWALL
+-A INPUT -j KUBE-FIREWALLED
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -j DROP
+COMMIT
+"""
+
+
+def test_chains_go_with_what_leads_to_them() -> None:
+    assert iptables.chain_removals(KUBELETS, ("KUBE-FIREWALL", "KUBE-IPTABLES-HINT")) == [
+        ["-D", "INPUT", "-j", "KUBE-FIREWALL"],
+        ["-F", "KUBE-FIREWALL"],
+        ["-X", "KUBE-FIREWALL"],
+    ]
+    assert iptables.chain_removals(SAVED, ("KUBE-FIREWALL",)) == []

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Collection
 
 from nixlet import errors
 from nixlet.host import files, process
@@ -13,7 +14,10 @@ from nixlet.node.settings import config as node_config
 NFTABLES, IPTABLES = "nftables", "iptables"
 
 #: Pods' packets go by way of the node, and what goes from one port of a bridge to another passes the filter, too: a service's answers.
-_SWITCHED_ON = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
+_SWITCHED_ON = {
+    4: ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"),
+    6: ("net/ipv6/conf/all/forwarding", "net/bridge/bridge-nf-call-ip6tables"),
+}
 
 #: The first nft that kube-proxy takes, and the first kernel (its own requirements for the nftables mode).
 _NFT, _KERNEL = (1, 0, 1), (5, 13)
@@ -34,13 +38,18 @@ _OF_KUBELETS = {
 _log = logging.getLogger("nixlet.cluster")
 
 
-async def prepare(root: str = "/proc/sys") -> None:
-    """Have the kernel hand packets on between pods, services and the world."""
-    if not os.path.exists(os.path.join(root, _SWITCHED_ON[1])) and (modprobe := process.find_program("modprobe")):
+async def prepare(versions: Collection[int] = (4,), root: str = "/proc/sys") -> None:
+    """Have the kernel hand packets on between pods, services and the world.
+
+    Args:
+        versions: Of which IP versions. (A machine that hands IPv6 packets on takes no word of routers any more.)
+        root: Where the kernel's settings are.
+    """
+    if not os.path.exists(os.path.join(root, "net/bridge")) and (modprobe := process.find_program("modprobe")):
         # It may be built in, or not be there at all.
         with contextlib.suppress(errors.NixletError):
             await process.run([modprobe, "--quiet", "br_netfilter"], timeout=10)
-    for name in _SWITCHED_ON:
+    for name in [name for version in versions for name in _SWITCHED_ON[version]]:
         _switch_on(os.path.join(root, name))
 
 

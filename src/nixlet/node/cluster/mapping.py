@@ -76,6 +76,12 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
         kubelet_args=_kubelet_args(settings),
         kube_proxy_args=tuple(settings.kube_proxy_arg),
     )
+    if found.datastore == finding.KINE and "@" in settings.datastore_endpoint:
+        # It takes it by no other way, from the environment neither.
+        _log.warning(
+            "the datastore-endpoint stands in kine's command line, which all users of this machine can read",
+            extra={"hint": "have the database know the node by a certificate: datastore-certfile"},
+        )
     if len(made.cluster_cidrs) > 1:
         raise errors.UnsupportedError(
             "cluster-cidr names two networks, and a node's pods get addresses of one IP version only",

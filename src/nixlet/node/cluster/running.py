@@ -54,7 +54,7 @@ class Cluster:
         """
         await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
         _, _, said = await asyncio.gather(
-            kernel.prepare(),
+            kernel.prepare({network.version for network in self._cluster.cluster_cidrs}),
             asyncio.to_thread(preparing.prepare_server, self.settings, self._layout, self._cluster),
             versions.ask(self._found, self._layout),
         )

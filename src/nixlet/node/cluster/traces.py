@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.layout import Layout
-from nixlet.host import mounts, process, unixsocket
+from nixlet.host import iptables, mounts, process, unixsocket
 from nixlet.node.cluster import deploying, finding, kernel, mapping, podnetwork, preparing, versions
 from nixlet.node.settings import config as node_config
 
@@ -20,6 +20,9 @@ _DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
 
 #: The cgroup of all pods, and those of their classes in it, by the driver cgroupfs.
 _PODS, _CLASSES = "kubepods", ("", "burstable", "besteffort")
+
+#: A kubelet's chains in the packet filter (pkg/kubelet, kubelet_network_linux.go).
+_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-FIREWALL")
 
 #: Seconds for the proxy to take its rules back.
 _CLEANUP_TIMEOUT = 60.0
@@ -126,8 +129,13 @@ def _kubelet_runs() -> bool:
     return False
 
 
-async def remove_services(settings: node_config.Settings, layout: node_config.Layout) -> None:
-    """Have the proxy take back the rules by which services were reached; what can't be removed is told."""
+async def remove_rules(settings: node_config.Settings, layout: node_config.Layout) -> None:
+    """Remove what the kubelet has in the packet filter, and have the proxy take back the rules by which services were reached.
+
+    What can't be removed is told.
+    """
+    if os.path.exists(preparing.kubelet_dir(settings, layout)) and not _kubelet_runs():
+        await iptables.remove_chains(_CHAINS)
     if not os.path.exists(Layout(layout.data_dir, layout.state_dir).node("kubeproxy.kubeconfig")):
         return
     program = finding.program("kube-proxy", settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.cluster import settings as model
-from nixlet.host import files
+from nixlet.host import files, network
 from nixlet.node.cluster import finding, kernel, mapping, podnetwork, ports, preparing, versions
 from nixlet.node.doctor import machine
 from nixlet.node.settings import config as node_config
@@ -45,6 +45,7 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
         "programs": functools.partial(_programs, found, layout),
         "settings": lambda: _address(cluster()),
         "services": functools.partial(_services, found),
+        "route": lambda: _route(cluster()),
         "certificates": lambda: _certificates(cluster()),
         "ports": lambda: _ports(cluster(), found, layout),
         "kubeconfig": lambda: mapping.kubeconfig_path(settings),
@@ -125,6 +126,17 @@ async def _services(found: finding.Found) -> str:
             "install nftables 1.0.1 or later, on Linux 5.13 or later",
         )
     return f"kube-proxy makes them with {mode}"
+
+
+def _route(cluster: model.ClusterSettings) -> str:
+    """The kernel looks for a way to an address before the proxy's rules lead it elsewhere: without a default route there is none."""
+    address = cluster.kubernetes_addresses[0]
+    if address.version == 4 and network.outgoing_address(str(address)) is None:
+        raise machine.Worse(
+            f"this machine has no route to {cluster.service_cidrs[0]}: services are reached from pods, and not from the node itself",
+            f"give it a default route, or one for services: ip route add {cluster.service_cidrs[0]} dev INTERFACE",
+        )
+    return f"services at {cluster.service_cidrs[0]} can be reached from here"
 
 
 async def _certificates(cluster: model.ClusterSettings) -> str:

@@ -291,7 +291,9 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     # Volumes that its kubelet made, and its own mount of that directory.
     await remains.unmount(preparing.kubelet_dir(settings, layout))
     traces.remove_cgroups(settings, uids)
-    await traces.remove_services(settings, layout)
+    await traces.remove_rules(settings, layout)
+    kernel.put_settings_back(layout)
+    remains.remove(traces.shared(uids))
     for pod in pods:
         await iptables.remove_rules(container=pod)
     remains.remove(podtraces.cni_results(pods))

@@ -18,8 +18,15 @@ async def test_packets_are_handed_on(tmp_path: Path) -> None:
     for path in (forward, bridge):
         path.parent.mkdir(parents=True)
         path.write_text("0\n")
-    await kernel.prepare(str(tmp_path))
+    others = [tmp_path / "net/ipv6/conf/all/forwarding", tmp_path / "net/bridge/bridge-nf-call-ip6tables"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0\n")
+    await kernel.prepare(root=str(tmp_path))
     assert (forward.read_text()[0], bridge.read_text()[0]) == ("1", "1")
+    assert [path.read_text() for path in others] == ["0\n", "0\n"]
+    await kernel.prepare([4, 6], root=str(tmp_path))
+    assert [path.read_text()[0] for path in others] == ["1", "1"]
 
 
 async def test_what_can_not_be_switched_on_is_told(
@@ -28,10 +35,10 @@ async def test_what_can_not_be_switched_on_is_told(
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(process, "find_program", lambda name: None)
     # A kernel that has neither has nothing to be told of.
-    await kernel.prepare(str(tmp_path))
+    await kernel.prepare(root=str(tmp_path))
     assert caplog.messages == []
     (tmp_path / "net/ipv4/ip_forward").mkdir(parents=True)
-    await kernel.prepare(str(tmp_path))
+    await kernel.prepare(root=str(tmp_path))
     assert "net/ipv4/ip_forward can't be set to 1, which services need: Is a directory" in caplog.text
 
 

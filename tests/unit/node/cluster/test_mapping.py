@@ -105,6 +105,19 @@ def test_a_backend_that_does_nothing_here_is_told(caplog: pytest.LogCaptureFixtu
     assert "flannel-backend vxlan is passed over" in caplog.text
 
 
+def test_a_password_that_others_can_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    kine = finding.Found({}, finding.KINE)
+    mapped(kine)
+    mapped(kine, datastore_endpoint="mysql://tcp(db)/k")
+    mapped(finding.Found({}, finding.ELSEWHERE), datastore_endpoint="https://db:2379")
+    assert caplog.messages == []
+    mapped(kine, datastore_endpoint="mysql://user:se-cret@tcp(db)/k")
+    assert caplog.messages == [
+        "the datastore-endpoint stands in kine's command line, which all users of this machine can read"
+    ]
+
+
 def test_tokens_come_from_settings_or_files(tmp_path: Path) -> None:
     assert mapping.given_tokens(config.Settings()) == ("", "")
     file = tmp_path / "token"

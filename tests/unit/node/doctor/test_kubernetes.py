@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import ipaddress
 import shutil
 import socket
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.cluster import certificates, kubeconfigs, validation
-from nixlet.host import process
+from nixlet.host import network, process
 from nixlet.node.cluster import finding, kernel, versions
 from nixlet.node.doctor import kubernetes, machine
 from nixlet.node.settings import config
@@ -96,6 +97,19 @@ async def test_how_services_are_made(tmp_path: Path, installed: set[str], monkey
     with pytest.raises(machine.Worse, match="iptables"):
         await looked(settings, layout, "services")
     assert "nothing of ours" in await looked(*settings_at(tmp_path, disable_kube_proxy=True), "services")
+
+
+async def test_a_machine_without_a_default_route(
+    tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {"10.43.0.1": ipaddress.IPv4Address("192.0.2.7")}
+    monkeypatch.setattr(network, "outgoing_address", ways.get)
+    settings, layout = settings_at(tmp_path)
+    assert "can be reached" in await looked(settings, layout, "route")
+    ways.clear()
+    with pytest.raises(machine.Worse, match=r"no route to 10\.43\.0\.0/16") as caught:
+        await looked(settings, layout, "route")
+    assert "ip route add 10.43.0.0/16" in caught.value.remedy
 
 
 async def test_certificates(tmp_path: Path, installed: set[str]) -> None:

@@ -1,0 +1,302 @@
+"""What Kubernetes' documentation says of pods, on images of store paths, with the real kubelet; and services of many of them."""
+
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import kubernetes, parts, storeimages
+
+pytestmark = pytest.mark.timeout(600)
+
+REPLICAS = 20
+
+#: A page that says which pod it is from.
+SERVE = "/bin/busybox mkdir /www && echo $HOSTNAME >/www/index.html && exec /bin/busybox httpd -f -p 8080 -h /www"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Cluster]:
+    made = kubernetes.Cluster(
+        69, tmp_path_factory.mktemp("pods"), "--containerd", str(parts.containerd(parts.CONTAINERDS[-1]))
+    )
+    with kubernetes.cleaned_up(made):
+        made.start()
+        made.await_node()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def image(archives: Path) -> str:
+    return storeimages.make(archives, 5).reference
+
+
+def apply(cluster: kubernetes.Cluster, *objects: dict[str, Any]) -> None:
+    listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(listed).encode())
+
+
+def pod(name: str, image: str, script: str, *, container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    main = {"name": "main", "image": image, "command": ["/bin/sh", "-c", script], **(container or {})}
+    whole = {"restartPolicy": "Never", "containers": [main], "terminationGracePeriodSeconds": 1, **spec}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"case": name}}, "spec": whole}
+
+
+def printed(cluster: kubernetes.Cluster, *objects: dict[str, Any]) -> str:
+    """What the last of some objects, a pod, prints before it succeeds."""
+    apply(cluster, *objects)
+    name = objects[-1]["metadata"]["name"]
+    cluster.await_phase(name, "Succeeded")
+    return cluster.kubectl("logs", name, "-c", "main")
+
+
+def mounted(name: str, volume: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A pod's volume, and where its container has it."""
+    return {
+        "container": {"volumeMounts": [{"name": name, "mountPath": f"/{name}", **more}]},
+        "volumes": [{"name": name, **volume}],
+    }
+
+
+def test_many_pods_behind_a_service(cluster: kubernetes.Cluster, archives: Path) -> None:
+    made, shell = storeimages.make_bash(archives)
+    labels = {"app": "many"}
+    container = {"name": "main", "image": made.reference, "command": ["/bin/sh", "-c", SERVE]}
+    probe = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [{**container, "readinessProbe": probe}], "terminationGracePeriodSeconds": 1},
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "many"},
+        "spec": {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": template},
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "many"},
+        "spec": {"type": "NodePort", "selector": labels, "ports": [{"port": 80, "targetPort": 8080}]},
+    }
+    begun = time.monotonic()
+    apply(cluster, deployment, service)
+    kubernetes.until(lambda: ready(cluster) == REPLICAS, "all replicas are ready")
+    print(f"{REPLICAS} replicas ready after {time.monotonic() - begun:.1f} s")
+    pods = cluster.get("pods", "-l", "app=many")["items"]
+    names = {each["metadata"]["name"] for each in pods}
+    assert len({each["status"]["podIP"] for each in pods}) == REPLICAS
+    found = cluster.get("service", "many")["spec"]
+    address, port = found["clusterIP"], found["ports"][0]["nodePort"]
+    # From the node, by the service's address and by the node's own port.
+    for url in (f"http://{address}/", f"http://{cluster.address}:{port}/"):
+        answered = [fetched(url) for _ in range(60)]
+        assert set(answered) <= names, url
+        assert len(set(answered)) > 5, url
+    # From pods of its own: sometimes a pod is handed to itself. (busybox's own programs for this end with a fault here.)
+    fetch = f"exec 3<>/dev/tcp/{address}/80 && echo 'GET / HTTP/1.0' >&3 && echo >&3 && while read -r line <&3; do last=$line; done; echo $last"
+    for name in sorted(names)[:4]:
+        script = f"for i in {' '.join(map(str, range(20)))}; do ({fetch}); done"
+        answered = cluster.kubectl("exec", name, "--", *shell, "-c", script).split()
+        assert len(answered) == 20
+        assert set(answered) <= names
+        assert len(set(answered)) > 3
+    cluster.kubectl("delete", "deployment/many", "service/many")
+    kubernetes.until(lambda: not cluster.get("pods", "-l", "app=many")["items"], "all replicas are gone")
+
+
+def ready(cluster: kubernetes.Cluster) -> int:
+    found: int = cluster.get("deployment", "many")["status"].get("readyReplicas", 0)
+    return found
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: bytes = answer.read()
+    return text.decode().strip()
+
+
+def test_init_containers_come_first_and_sidecars_stay(cluster: kubernetes.Cluster, image: str) -> None:
+    mount = [{"name": "shared", "mountPath": "/shared"}]
+    say = "echo {} >>/shared/said"
+    inits = [
+        {"name": "first", "image": image, "command": ["/bin/sh", "-c", say.format("first")], "volumeMounts": mount},
+        {
+            "name": "beside",
+            "image": image,
+            "command": ["/bin/sh", "-c", f"{say.format('beside')}; exec /bin/sleep 1000"],
+            "volumeMounts": mount,
+            "restartPolicy": "Always",
+            "startupProbe": {
+                "exec": {"command": ["/bin/busybox", "grep", "beside", "/shared/said"]},
+                "periodSeconds": 1,
+            },
+        },
+        {"name": "second", "image": image, "command": ["/bin/sh", "-c", say.format("second")], "volumeMounts": mount},
+    ]
+    made = pod(
+        "inits",
+        image,
+        "/bin/cat /shared/said",
+        container={"volumeMounts": mount},
+        initContainers=inits,
+        volumes=[{"name": "shared", "emptyDir": {}}],
+    )
+    assert printed(cluster, made) == "first\nbeside\nsecond\n"
+
+
+def test_volumes_of_the_cluster_s_objects(cluster: kubernetes.Cluster, image: str) -> None:
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "1", "b": "2"}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hidden"}, "stringData": {"key": "s3"}}
+    sources = [
+        {"configMap": {"name": "settings", "items": [{"key": "a", "path": "deep/a"}]}},
+        {"secret": {"name": "hidden"}},
+        {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}},
+    ]
+    script = "cd /all; cat deep/a key labels; echo; read -r t <token; echo ${#t}; cat /one; echo $FROM $NODE $LIMIT; ls /var/run/secrets/kubernetes.io/serviceaccount"
+    environment = [
+        {"name": "FROM", "valueFrom": {"secretKeyRef": {"name": "hidden", "key": "key"}}},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "LIMIT", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}},
+    ]
+    made = pod(
+        "volumes",
+        image,
+        script,
+        container={
+            "volumeMounts": [
+                {"name": "all", "mountPath": "/all"},
+                {"name": "settings", "mountPath": "/one", "subPath": "b"},
+            ],
+            "env": environment,
+            "resources": {"limits": {"memory": "64Mi"}},
+        },
+        volumes=[
+            {"name": "all", "projected": {"sources": sources}},
+            {"name": "settings", "configMap": {"name": "settings"}},
+        ],
+    )
+    first, *rest = printed(cluster, settings, secret, made).splitlines()
+    assert first == '1s3case="volumes"'
+    assert int(rest[0]) > 500
+    assert rest[1:] == ["2s3 node-69 67108864", "ca.crt", "namespace", "token"]
+
+
+def test_hosts_names_and_users(cluster: kubernetes.Cluster, image: str) -> None:
+    script = "cat /etc/hosts; cat /etc/resolv.conf; cat /etc/hostname; busybox id -u; busybox id -g; busybox id -G; cat /owned/f 2>&1; echo x >/owned/f; ls -ln /owned | busybox tail -n 1"
+    made = pod(
+        "names",
+        image,
+        f"PATH=/bin; {script}",
+        **mounted("owned", {"emptyDir": {}}),
+        hostAliases=[{"ip": "192.0.2.9", "hostnames": ["far.example"]}],
+        dnsPolicy="None",
+        dnsConfig={
+            "nameservers": ["192.0.2.53"],
+            "searches": ["a.example"],
+            "options": [{"name": "ndots", "value": "3"}],
+        },
+        hostname="chosen",
+        subdomain="below",
+        securityContext={"runAsUser": 1234, "runAsGroup": 2345, "fsGroup": 3456, "runAsNonRoot": True},
+    )
+    found = printed(cluster, made)
+    for line in ("192.0.2.9\tfar.example", "nameserver 192.0.2.53", "search a.example", "options ndots:3"):
+        assert line in found.splitlines(), found
+    assert re.search(r"\tchosen\.below\.default\.svc\.cluster\.local\tchosen\n", found)
+    tail = found.splitlines()[-6:]
+    assert tail[:3] == ["chosen", "1234", "2345"]
+    assert set(tail[3].split()) == {"2345", "3456"}
+    assert tail[5].split()[2:4] == ["1234", "3456"]
+
+
+def test_limits_are_the_cgroup_s(cluster: kubernetes.Cluster, image: str) -> None:
+    script = "cd /sys/fs/cgroup; cat memory.max cpu.max 2>/dev/null || cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us pids/pids.max"
+    limits = {"memory": "96Mi", "cpu": "250m"}
+    made = pod("limits", image, f"PATH=/bin; {script}", container={"resources": {"limits": limits}})
+    memory, quota, period, *_ = printed(cluster, made).split()
+    assert int(memory) == 96 << 20
+    assert int(quota) / int(period) == 0.25
+    assert cluster.get("pod", "limits")["status"]["qosClass"] == "Guaranteed"
+
+
+def test_a_pod_that_needs_too_much_memory_is_ended(cluster: kubernetes.Cluster, image: str) -> None:
+    made = pod(
+        "greedy", image, "exec /bin/busybox tail /dev/zero", container={"resources": {"limits": {"memory": "32Mi"}}}
+    )
+    apply(cluster, made)
+    cluster.await_phase("greedy", "Failed")
+    ended = cluster.get("pod", "greedy")["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
+
+
+def test_probes_and_restarts(cluster: kubernetes.Cluster, image: str) -> None:
+    """It is ready when it says so, and started again when it says that it isn't alive."""
+    container = {
+        "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+        "livenessProbe": {
+            "exec": {"command": ["/bin/busybox", "test", "!", "-e", "/sick"]},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        },
+        "lifecycle": {"postStart": {"exec": {"command": ["/bin/sh", "-c", "echo hooked >/hooked"]}}},
+    }
+    apply(cluster, pod("probed", image, SERVE, container=container, restartPolicy="Always"))
+
+    def status() -> dict[str, Any]:
+        found: list[dict[str, Any]] = cluster.get("pod", "probed")["status"].get("containerStatuses", [{}])
+        return found[0]
+
+    kubernetes.until(lambda: status().get("ready"), "it is ready")
+    assert cluster.kubectl("exec", "probed", "--", "/bin/cat", "/hooked") == "hooked\n"
+    cluster.kubectl("exec", "probed", "--", "/bin/sh", "-c", "echo >/sick")
+    kubernetes.until(lambda: status()["restartCount"] == 1 and status()["ready"], "it was started again")
+    assert "did not" not in cluster.kubectl("exec", "probed", "--", "/bin/sh", "-c", "test -e /sick || echo well")
+    cluster.kubectl("delete", "pod", "probed", "--now")
+
+
+def test_streams_of_a_pod(cluster: kubernetes.Cluster, image: str, tmp_path: Path) -> None:
+    """exec with input and exit status, attach, cp, port-forward, and a container that joins later."""
+    apply(cluster, pod("streams", image, SERVE, container={"stdin": True}))
+    cluster.await_phase("streams", "Running")
+    assert cluster.kubectl("exec", "-i", "streams", "--", "/bin/cat", stdin=b"through\n") == "through\n"
+    kubectl = [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig)]
+    ended = subprocess.run(
+        [*kubectl, "exec", "streams", "--", "/bin/sh", "-c", "exit 7"], capture_output=True, check=False
+    )
+    assert ended.returncode == 7
+    process = subprocess.Popen([*kubectl, "port-forward", "streams", ":8080"], stdout=subprocess.PIPE, text=True)
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        match = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert match is not None
+        assert fetched(f"http://127.0.0.1:{match[1]}/") == "streams"
+    cluster.kubectl("debug", "streams", f"--image={image}", "--container=later", "--", "/bin/sh", "-c", "echo joined")
+    kubernetes.until(functools.partial(said, cluster, "later", "joined\n"), "the later container has said so")
+    cluster.kubectl("delete", "pod", "streams", "--now")
+
+
+def said(cluster: kubernetes.Cluster, container: str, wanted: str) -> bool:
+    return cluster.kubectl("logs", "streams", "-c", container, check=False) == wanted
+
+
+def test_a_static_pod(cluster: kubernetes.Cluster, image: str) -> None:
+    file = cluster.data_dir / "agent" / "pod-manifests" / "static.json"
+    made = pod("static", image, "echo standing; exec /bin/sleep 1000", restartPolicy="Always")
+    file.write_text(json.dumps(made))
+    name = "static-node-69"
+    kubernetes.until(lambda: cluster.kubectl("logs", name, check=False) == "standing\n", "the static pod runs")
+    file.unlink()
+    kubernetes.until(
+        lambda: name not in cluster.kubectl("get", "pods", "--output=name"), "the static pod goes with its file"
+    )
