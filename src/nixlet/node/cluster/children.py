@@ -22,6 +22,9 @@ _LOOPBACK = "127.0.0.1"
 #: Seconds that each gets to answer: the API server reads all of the datastore before it does, the proxy waits for its node.
 _READY_TIMEOUT = 120.0
 
+#: They are ready within seconds, and others on the machine may be what they fail for: each is tried again before long, for ever.
+_RESTART = supervisor.RestartPolicy(stable_after=10.0, pause=15.0, longest_pause=120.0)
+
 #: Seconds between SIGTERM and SIGKILL: the API server lets requests end, the datastore writes down what it has.
 _GRACE = {API_SERVER: 20.0, finding.ETCD: 20.0, finding.KINE: 20.0}
 
@@ -96,6 +99,7 @@ class Described:
             waits_for=waits_for,
             # Pods go on without any of them: a node that was ready once doesn't end for it.
             essential=False,
+            restart=_RESTART,
             grace=_GRACE.get(name, 10.0),
         )
 

@@ -45,6 +45,13 @@ def test_who_waits_for_whom(tmp_path: Path, datastore: str) -> None:
     assert {each.log_path for each in server} == {f"{tmp_path}/data/agent/logs/{each.name}.log" for each in server}
 
 
+def test_none_of_them_ends_the_node_and_each_is_tried_for_ever(tmp_path: Path) -> None:
+    made = described(tmp_path, finding.ETCD)
+    for each in (*made.of_server(), *agents(made)):
+        assert not each.essential
+        assert max(each.restart.pause_after(times) for times in range(1, 100)) <= 120
+
+
 def test_what_is_left_out(tmp_path: Path) -> None:
     made = described(tmp_path, finding.ELSEWHERE, "kube-scheduler", "kube-proxy")
     assert [(each.name, each.waits_for) for each in made.of_server()] == [
