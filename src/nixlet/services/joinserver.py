@@ -314,7 +314,7 @@ class _Connections:
             raise _RefusedError(403, error.message, error.hint) from error
         except errors.NixletError as error:
             # Ours, whatever its kind: an API server that doesn't let us in has nothing against the node.
-            _log.warning("a node at %s can't join: %s", address, _said(error))
+            _log.warning("node %s at %s can't join: %s", wish.node, address, _said(error))
             away = isinstance(error, errors.UnavailableError | errors.DeadlineExceededError)
             raise _RefusedError(503 if away else 500, _said(error), error.hint) from error
 

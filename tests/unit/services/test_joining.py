@@ -652,7 +652,7 @@ async def test_what_the_api_server_has_against_the_server_is_not_the_node_s_faul
         async with joinserver.serve(doors.Doorkeeper(cluster, client), cluster):
             with pytest.raises(errors.UnavailableError, match="doesn't let this node in: "):
                 await agent.join(cluster, token(cluster))
-    assert "a node at 127.0.0.1 can't join: " in caplog.text
+    assert "node node-2 at 127.0.0.1 can't join: " in caplog.text
 
 
 @pytest.mark.usefixtures("door")
@@ -662,7 +662,7 @@ async def test_a_broken_authority_is_not_the_node_s_fault(
     Path(cluster.layout.tls("client-ca.key")).write_text("x")
     with pytest.raises(errors.UnavailableError, match=r"client-ca\.key"):
         await agent.join(cluster, token(cluster))
-    assert "a node at 127.0.0.1 can't join: " in caplog.text
+    assert "node node-2 at 127.0.0.1 can't join: " in caplog.text
     assert secrets.held == {}
 
 
