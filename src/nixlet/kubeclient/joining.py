@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nixlet import errors
-from nixlet.cluster import joining, kubeconfigs, names, signing, standing, tokens
+from nixlet.cluster import joining, kubeconfigs, names, signing, standing, subjects, tokens
 from nixlet.cluster import settings as model
 from nixlet.cluster.findings import State
 from nixlet.cluster.layout import Layout
@@ -271,8 +271,14 @@ def _keep(places: Layout, server: str, welcome: joinforms.Welcome) -> None:
     files.write_atomically(places.node(_FACTS), known + b"\n", mode=0o600)
 
 
-def remembered(places: Layout, server: str, now: datetime.datetime) -> joinforms.ClusterFacts | None:
+def remembered(places: Layout, server: str, now: datetime.datetime, *, name: str = "") -> joinforms.ClusterFacts | None:
     """What a node knows of its cluster from before, where that is enough to start while the server is away; else None.
+
+    Args:
+        places: Where.
+        server: The API server's URL, as ``server_url`` gives it.
+        now: The time, for certificates.
+        name: The node's name: with certificates for another one it is nobody; empty: whichever it has joined by.
 
     Raises:
         NixletError: The file system refuses, as in ``files.refused``.
@@ -288,7 +294,14 @@ def remembered(places: Layout, server: str, now: datetime.datetime) -> joinforms
     if known.server != server or any(not os.path.exists(each) for each in kubeconfigs.of_node(places, server)):
         return None
     good = {State.VALID, State.ENDING}
-    return known.facts if all(each.state in good for each in standing.check(places, now)) else None
+    if any(each.state not in good for each in standing.check(places, now)):
+        return None
+    return known.facts if not name or _joined_as(places) == subjects.kubelet_client(name).common_name else None
+
+
+def _joined_as(places: Layout) -> str:
+    found = signing.read_certificates(signing.Pair.at(places.node("client-kubelet")).certificate)
+    return signing.subject_of(found[0]).common_name if found else ""
 
 
 def _check_facts(facts: joinforms.ClusterFacts) -> None:

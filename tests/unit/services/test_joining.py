@@ -484,6 +484,8 @@ async def test_a_node_starts_with_what_it_has_while_the_server_is_away(
         facts = await agent.join(cluster, token(cluster))
     places, server = agent.places, cluster.server_url
     assert joining.remembered(places, server, NOW) == facts
+    assert joining.remembered(places, server, NOW, name="node-2") == facts
+    assert joining.remembered(places, server, NOW, name="node-3") is None
     assert joining.remembered(places, "https://192.0.2.1:6443", NOW) is None
     assert joining.remembered(places, server, NOW + datetime.timedelta(days=400)) is None
     os.unlink(places.node("client-kubelet.key"))
