@@ -272,8 +272,14 @@ async def test_a_node_joins_by_the_token_and_is_that_node_and_no_other(
             as_kubelet.create(resources.NODES, node("another"))
         with pytest.raises(errors.PermissionDeniedError):
             as_kubelet.list(resources.SECRETS, namespace="kube-system")
-    # Once more, as after a restart; and somebody else by that name.
+        addresses = [{"type": "InternalIP", "address": "192.0.2.78"}]
+        as_kubelet.patch(resources.NODES, "joined", {"status": {"addresses": addresses}}, subresource="status")
+    # Once more, as after a restart; and somebody else by that name, or with its address.
     await agents.join("joined", token)
+    secret = client.get(resources.SECRETS, "joined.node-password.nixlet", namespace="kube-system")
+    assert "nixlet.io/joined" in secret["metadata"]["annotations"]
+    with pytest.raises(errors.InvalidArgumentError, match="is that of the node joined"):
+        await agents.join("another", token)
     with pytest.raises(errors.PermissionDeniedError, match="there is a node joined already"):
         await agents.join("joined", token, "elsewhere")
     client.delete(resources.NODES, "joined")

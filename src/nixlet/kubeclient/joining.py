@@ -271,14 +271,14 @@ def _keep(places: Layout, server: str, welcome: joinforms.Welcome) -> None:
     files.write_atomically(places.node(_FACTS), known + b"\n", mode=0o600)
 
 
-def remembered(places: Layout, server: str, now: datetime.datetime, *, name: str = "") -> joinforms.ClusterFacts | None:
+def remembered(places: Layout, server: str, name: str, now: datetime.datetime) -> joinforms.ClusterFacts | None:
     """What a node knows of its cluster from before, where that is enough to start while the server is away; else None.
 
     Args:
         places: Where.
         server: The API server's URL, as ``server_url`` gives it.
+        name: The node's name: with certificates for another one it is nobody.
         now: The time, for certificates.
-        name: The node's name: with certificates for another one it is nobody; empty: whichever it has joined by.
 
     Raises:
         NixletError: The file system refuses, as in ``files.refused``.
@@ -296,7 +296,7 @@ def remembered(places: Layout, server: str, now: datetime.datetime, *, name: str
     good = {State.VALID, State.ENDING}
     if any(each.state not in good for each in standing.check(places, now)):
         return None
-    return known.facts if not name or _joined_as(places) == subjects.kubelet_client(name).common_name else None
+    return known.facts if _joined_as(places) == subjects.kubelet_client(name).common_name else None
 
 
 def _joined_as(places: Layout) -> str:

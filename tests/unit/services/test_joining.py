@@ -479,17 +479,16 @@ async def test_while_the_api_server_is_away_it_is_told(
 async def test_a_node_starts_with_what_it_has_while_the_server_is_away(
     cluster: ClusterSettings, api: Client, agent: Agent
 ) -> None:
-    assert joining.remembered(agent.places, cluster.server_url, NOW) is None
+    assert joining.remembered(agent.places, cluster.server_url, "node-2", NOW) is None
     async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
         facts = await agent.join(cluster, token(cluster))
     places, server = agent.places, cluster.server_url
-    assert joining.remembered(places, server, NOW) == facts
-    assert joining.remembered(places, server, NOW, name="node-2") == facts
-    assert joining.remembered(places, server, NOW, name="node-3") is None
-    assert joining.remembered(places, "https://192.0.2.1:6443", NOW) is None
-    assert joining.remembered(places, server, NOW + datetime.timedelta(days=400)) is None
+    assert joining.remembered(places, server, "node-2", NOW) == facts
+    assert joining.remembered(places, server, "node-3", NOW) is None
+    assert joining.remembered(places, "https://192.0.2.1:6443", "node-2", NOW) is None
+    assert joining.remembered(places, server, "node-2", NOW + datetime.timedelta(days=400)) is None
     os.unlink(places.node("client-kubelet.key"))
-    assert joining.remembered(places, server, NOW) is None
+    assert joining.remembered(places, server, "node-2", NOW) is None
     made = joining.with_facts(cluster, dataclasses_changed(facts))
     assert str(made.cluster_cidrs[0]) == "10.99.0.0/16"
 

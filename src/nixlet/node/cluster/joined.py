@@ -75,7 +75,9 @@ class Agent(running.Cluster):
             try:
                 return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
             except (errors.UnavailableError, errors.DeadlineExceededError) as error:
-                known = joining.remembered(cluster.layout, self._server, datetime.datetime.now(datetime.UTC))
+                known = joining.remembered(
+                    cluster.layout, self._server, cluster.node_name, datetime.datetime.now(datetime.UTC)
+                )
                 if known is None:
                     raise
                 _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
@@ -162,6 +164,6 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
 
 def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
     """Whether a cluster that this node knows nothing of is one where nodes don't join as nixlet's do."""
-    if joining.remembered(cluster.layout, server, datetime.datetime.now(datetime.UTC)) is not None:
+    if joining.remembered(cluster.layout, server, cluster.node_name, datetime.datetime.now(datetime.UTC)) is not None:
         return False
     return not joining.is_ours(server)
