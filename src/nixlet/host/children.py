@@ -37,7 +37,7 @@ class Status(msgspec.Struct, frozen=True):
         pid: Its process, whether or not it is ready; 0: it has none.
         state: What it does.
         since: Since when, in seconds since 1970.
-        restarts: How often it was started again.
+        restarts: How often it was started again, or that was tried.
         failure: Why it ended last; empty: it never did.
         log: The file that has what it printed.
     """
@@ -56,13 +56,13 @@ class Child:
 
     def __init__(self, program: supervisor.Program, others: "Collection[Child]") -> None:
         self.program = program
-        #: Those that it waits for.
+        #: Those that it waits for, and all for which those do, each once, in the order in which they start.
         self.others = others
         #: Its process; None while there is none.
         self.process: supervisor.SupervisedChild | None = None
         #: The same while it is ready.
         self.current: supervisor.SupervisedChild | None = None
-        #: How many processes it has had.
+        #: How often it was to be started, whether or not a process came of it.
         self.starts = 0
         #: Why it ended last; None: it never did.
         self.failure: errors.NixletError | None = None
@@ -86,7 +86,7 @@ class Child:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """How often it was started again, or that was tried."""
         return max(0, self.starts - 1)
 
     @property
@@ -195,7 +195,11 @@ class Children:
             ValueError: Two have one name, or wait for what is not there, or for each other. Nothing is started.
         """
         for program in _in_order(programs, self._children):
-            child = Child(program, [self._children[name] for name in program.waits_for])
+            # What one of them waits for may be away while that one lives on: its absence is felt all the same.
+            others: dict[Child, None] = {}
+            for other in (self._children[name] for name in program.waits_for):
+                others.update(dict.fromkeys([*other.others, other]))
+            child = Child(program, list(others))
             self._children[program.name] = child
             keeping = asyncio.create_task(self._keep(child), name=f"keep {program.name}")
             keeping.add_done_callback(functools.partial(self._pass_on_bug, child))
@@ -297,10 +301,10 @@ class Children:
         loop, others, ready_at = asyncio.get_running_loop(), _Others(child), float("inf")
         self._enter(child, "starting")
         stable = fell = False
+        child.starts += 1
         try:
             async with supervisor.started(child.program, hastened=self._hastened) as running:
                 child.process = running
-                child.starts += 1
                 try:
                     if await running.answered(others.needed):
                         ready_at = loop.time()

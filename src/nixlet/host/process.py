@@ -204,6 +204,13 @@ def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None
     return [find_setpriv(), *other, "--pdeathsig", "KILL", "--", *guard, program, *argv[1:]]
 
 
+def lack(error: BaseException | None) -> OSError | None:
+    """The system's refusal that an error is, also where Python has another word for it; None: it is none."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return OSError(errno.EAGAIN, "no further thread can be started")
+    return error if isinstance(error, OSError) else None
+
+
 def unstartable(name: str, error: OSError) -> errors.UnavailableError:
     """The error for a program that the system can't start: there are too many processes or files, or too little memory, in this moment."""
     return errors.UnavailableError(

@@ -74,10 +74,11 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         argv: The program and its arguments.
         env: Its whole environment.
         log_path: The file that gets what it prints.
-        ready: Returns when it answers; it is cancelled when the program dies first. A ``NixletError`` says that it never will.
+        ready: Returns when it answers; it is cancelled when the program dies first. A ``NixletError`` says that it never will; so
+            does a system that lacks what it needs to ask (``process.lack``).
         ready_timeout: Seconds to wait for that.
         user: The numbers of the user and group as whom it runs; None: as ourselves.
-        waits_for: The children that have to be ready before it is started, the first time as later.
+        waits_for: The children that have to be ready before it is started, the first time as later, with all for which they wait.
         falls_with: Those among them with which it ends, to be started anew when they are ready again; it lives on without the others.
         may_start: Raises a ``NixletError`` where it can't be started now; asked before each start.
         restart: How patient we are with it.
@@ -164,8 +165,9 @@ class SupervisedChild:
             await asyncio.wait(
                 {waiting, dying, *unless}, timeout=program.ready_timeout, return_when=asyncio.FIRST_COMPLETED
             )
-            if dying.done():
-                raise dying.result()
+            # (its end is known before its last words are, and whoever answers then is another one)
+            if dying.done() or self.has_ended:
+                raise await dying
             if any(each.done() for each in unless):
                 return False
             if not waiting.done():
@@ -173,6 +175,8 @@ class SupervisedChild:
             if waiting.cancelled():
                 # Not by us: it has ended so by itself.
                 raise self._failed("may be ready or not, since what asks it was cancelled")
+            if (lack := process.lack(waiting.exception())) is not None:
+                raise self._failed(f"may be ready or not, since it can't be asked ({lack.strerror or lack})") from lack
             waiting.result()
             _log.info("%s is ready", program.name, extra={"pid": self.pid})
             return True
@@ -237,7 +241,12 @@ async def started(program: Program, *, hastened: asyncio.Event | None = None) ->
         FailedPreconditionError: Its log can't be written.
         NixletError: As ``Program.may_start``.
     """
-    program.may_start()
+    try:
+        program.may_start()
+    except (OSError, RuntimeError) as error:
+        if (lack := process.lack(error)) is None:
+            raise
+        raise process.unstartable(program.name, lack) from error
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(_open_log(program))
         output, into = stack.enter_context(_pipe(program))

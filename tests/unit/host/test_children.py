@@ -297,6 +297,31 @@ async def test_what_fails_while_another_is_away_is_tried_again_and_has_all_its_t
     assert len(things.starts("base")) == 2
 
 
+async def test_the_absence_of_one_further_down_excuses_though_those_between_live_on(
+    things: Things, kept: children.Children
+) -> None:
+    store = things.directory / "store"
+    needs = f"touch up; while test -e {store}/up; do sleep 0.02; done; echo lease lost; exit 1"
+    never = msgspec.structs.replace(QUICK, tries=0)
+    kept.start(
+        things.program("store", "test -e once && until test -e go; do sleep 0.02; done; touch once up; exec sleep 60"),
+        things.program("server", waits_for=("store",)),
+        things.program("needs", needs, waits_for=("server",), restart=never),
+        things.program("above", waits_for=("needs", "server")),
+    )
+    await kept.ready()
+    above = [each.name for each in kept["above"].others]
+    assert above == ["store", "server", "needs"]
+    os.kill(running(kept["store"]).pid, signal.SIGKILL)
+    await until(lambda: kept["needs"].state in {"waiting", "gave up"})
+    with pytest.raises(errors.UnavailableError, match=r"^needs is not running: it waits for store$"):
+        kept["needs"].check()
+    (store / "go").touch()
+    await until(lambda: kept["needs"].state == "ready")
+    assert [len(things.starts(name)) for name in ("store", "server", "needs", "above")] == [2, 1, 2, 1]
+    assert [child.restarts for child in kept] == [1, 0, 1, 0]
+
+
 async def test_a_first_start_that_another_spoils_is_no_first_failure(things: Things, kept: children.Children) -> None:
     # The first start waits until the other has gone, and ends for that.
     script = f"test -e again && {{ {STAYS}; }}; touch again; until test -e {things.directory}/gone; do sleep 0.02; done; exit 1"
@@ -399,11 +424,41 @@ async def test_a_system_that_starts_no_process_for_a_while_costs_tries_only(
     await kept.ready()
     os.kill(running(kept["thing"]).pid, signal.SIGKILL)
     await until(lambda: calls == 4 and kept["thing"].current is not None)
-    # What never became a process is no restart.
-    assert (len(things.starts("thing")), kept["thing"].restarts) == (2, 1)
+    # A try that never became a process is told all the same.
+    assert (len(things.starts("thing")), kept["thing"].restarts) == (2, 3)
     calls = 1
     with pytest.raises(errors.UnavailableError, match=r"^sh can't be started: Resource temporarily unavailable$"):
         await process.run(["sh", "-c", "exit"])
+
+
+@pytest.mark.parametrize("where", ["may_start", "ready"])
+async def test_a_system_that_lacks_something_for_a_while_costs_tries_only(
+    things: Things, kept: children.Children, where: str
+) -> None:
+    described = things.program("thing")
+    calls = {"may_start": 0, "ready": 0}
+
+    def lacks(step: str) -> None:
+        calls[step] += 1
+        if step == where and calls[step] in {2, 3}:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def may_start() -> None:
+        described.may_start()
+        lacks("may_start")
+
+    async def ready() -> None:
+        await described.ready()
+        lacks("ready")
+
+    kept.start(msgspec.structs.replace(described, may_start=may_start, ready=ready))
+    await kept.ready()
+    os.kill(running(kept["thing"]).pid, signal.SIGKILL)
+    await until(lambda: calls[where] == 4 and kept["thing"].current is not None)
+    assert kept["thing"].restarts == 3
+    assert "Too many open files" in kept["thing"].status().failure
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(kept.gave_up(), 0.05)
 
 
 async def test_what_may_not_start_is_told_as_it_is(things: Things, kept: children.Children) -> None:

@@ -223,14 +223,16 @@ async def test_a_grandchild_that_holds_the_output_does_not_hold_up_the_end(tmp_p
 
 
 async def test_a_flood_of_output_is_logged_whole(tmp_path: Path) -> None:
-    async with supervised(program(tmp_path, "seq 200000; echo end; exit 1")) as child:
+    async with supervisor.started(program(tmp_path, "seq 200000; echo end; exit 1")) as child:
         error = await asyncio.wait_for(child.died(), 30)
     assert (tmp_path / "log").read_text() == "".join(f"{number}\n" for number in range(1, 200_001)) + "end\n"
     assert error.output.splitlines()[-2:] == ["200000", "end"]
 
 
 async def test_all_that_a_child_prints_comes_in_its_order(tmp_path: Path) -> None:
-    async with supervised(program(tmp_path, "for i in 1 2 3; do echo $i; echo bad $i >&2; done; exit 1")) as child:
+    async with supervisor.started(
+        program(tmp_path, "for i in 1 2 3; do echo $i; echo bad $i >&2; done; exit 1")
+    ) as child:
         await asyncio.wait_for(child.died(), 30)
     assert (tmp_path / "log").read_text() == "1\nbad 1\n2\nbad 2\n3\nbad 3\n"
 
@@ -324,5 +326,58 @@ async def test_the_end_of_all_output_is_waited_for_and_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_LAST_WORDS", 1000.0)
-    async with asyncio.timeout(30), supervised(program(tmp_path, "(sleep 0.3; echo bye) & exit 1")) as child:
+    described = program(tmp_path, "(sleep 0.3; echo bye) & exit 1")
+    async with asyncio.timeout(30), supervisor.started(described) as child:
         assert (await child.died()).output == "bye"
+
+
+async def test_a_child_that_has_ended_is_not_ready_whoever_answers_and_holds_its_output(tmp_path: Path) -> None:
+    holders = tmp_path / "holders"
+    with ended_afterwards(holders):
+        script = f"sleep 300 & echo $! >> {holders}; echo address in use; exit 5"
+        ended = asyncio.Event()
+        async with supervisor.started(program(tmp_path, script, ready=ended.wait)) as child:
+            answering = asyncio.create_task(child.answered())
+            while not child.has_ended:
+                await asyncio.sleep(0)
+            # Its last words are still waited for.
+            ended.set()
+            with pytest.raises(errors.CommandFailedError, match=r"^thing ended with status 5: address in use$"):
+                await asyncio.wait_for(answering, 30)
+
+
+@pytest.mark.parametrize(
+    ("lack", "words", "hint"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files", "LimitNOFILE"),
+        (RuntimeError("can't start new thread"), "no further thread can be started", "TasksMax"),
+    ],
+)
+async def test_what_the_system_lacks_is_told_as_that(tmp_path: Path, lack: Exception, words: str, hint: str) -> None:
+    def may_start() -> None:
+        raise lack
+
+    async def ready() -> None:
+        raise lack
+
+    with pytest.raises(errors.UnavailableError, match=f"^thing can't be started: {words}$") as caught:
+        async with supervised(program(tmp_path, "exec sleep 60", may_start=may_start)):
+            pass
+    assert hint in caught.value.hint
+    said = rf"^thing may be ready or not, since it can't be asked \({words}\): it printed nothing$"
+    with pytest.raises(errors.CommandFailedError, match=said):
+        async with supervised(program(tmp_path, "exec sleep 60", ready=ready)):
+            pass
+
+
+async def test_another_error_of_a_question_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    def may_start() -> None:
+        raise RuntimeError("a mistake")
+
+    async def ready() -> None:
+        raise RuntimeError("a mistake")
+
+    for mistake in ({"may_start": may_start}, {"ready": ready}):
+        with pytest.raises(RuntimeError, match="a mistake"):
+            async with supervised(program(tmp_path, "exec sleep 60", **mistake)):
+                pass

@@ -1,6 +1,7 @@
 """A cluster's programs as a node's children: what each waits for, how it answers, where its log is."""
 
 import asyncio
+import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
@@ -11,7 +12,7 @@ from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import supervisor, unixsocket
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import answers, finding, preparing
+from nixlet.node.cluster import answers, finding, ports, preparing
 from nixlet.node.settings import config as node_config
 
 API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
@@ -97,6 +98,8 @@ class Described:
             ready=ready,
             ready_timeout=_READY_TIMEOUT,
             waits_for=waits_for,
+            # A stranger at its port would answer in its place.
+            may_start=functools.partial(ports.check, list(ports.wanted(self._cluster, [name]))),
             # Pods go on without any of them: a node that was ready once doesn't end for it.
             essential=False,
             restart=_RESTART,

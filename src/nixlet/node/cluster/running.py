@@ -66,7 +66,7 @@ class Cluster:
         """Start the rest beside containerd, and wait until all is ready and pods have their network, until ``stack`` is left.
 
         Raises:
-            NixletError: One can't be started.
+            NixletError: One can't be started, or one to which the node is tied was given up meanwhile.
         """
         await self._start_agent(children)
         await children.ready(described.API_SERVER)
@@ -119,6 +119,8 @@ class Cluster:
             awaited -= {failing}
             for task in done - {failing}:
                 task.result()
+        if failing.done():
+            raise await children.gave_up()
 
     async def deploy(
         self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None

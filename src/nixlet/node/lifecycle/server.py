@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nixlet import errors
 from nixlet.containerd import cni
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _STREAMS = "io.containerd.grpc.v1.cri/containers"
 
 _log = logging.getLogger("nixlet.node")
+
+T = TypeVar("T")
 
 
 async def run(settings: node_config.Settings) -> None:
@@ -150,10 +152,8 @@ async def running(
         answered.set_result(made.answered)
         if late:
             reached = await start()
-        containerd = await stack.enter_async_context(
-            made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
-        )
-        await beginning
+        with_containerd = made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
+        containerd = await _beside(beginning, stack.enter_async_context(with_containerd))
         if cluster is not None:
             await cluster.go_on(stack, children)
             made.remarks.update(await cluster.deploy(stack, made.coredns_maker()))
@@ -220,6 +220,24 @@ async def _start(
     configured = containerd_child.configured(settings, layout, programs, said=reached.said, ready=ready)
     children.start(await stack.enter_async_context(configured))
     return reached
+
+
+async def _beside(task: "asyncio.Task[None]", work: Awaitable[T]) -> T:
+    """What work gives when a task has ended, too; the first error of either ends both."""
+
+    async def join() -> None:
+        await task
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(join(), name=f"end of {task.get_name()}")
+            outcome = await work
+    except BaseExceptionGroup as errors_of_both:
+        first = errors_of_both.exceptions[0]
+    else:
+        return outcome
+    # Here, where it doesn't tell of the group as well.
+    raise first
 
 
 async def _given_up(task: "asyncio.Task[None]") -> None:

@@ -1,13 +1,15 @@
 """A cluster's programs as a node's children."""
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
 
+from nixlet import errors
 from nixlet.cluster import kubeconfigs, programs
 from nixlet.host import supervisor
-from nixlet.node.cluster import children, finding
+from nixlet.node.cluster import children, finding, ports
 from nixlet.node.settings import config
 from support import clusters
 
@@ -77,3 +79,17 @@ def test_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (etcd, *_) = described(tmp_path, finding.ETCD).of_server()
     inside = "127.0.0.1,192.0.2.7,10.42.0.0/16,10.43.0.0/16,.svc,.cluster.local"
     assert (etcd.env["NO_PROXY"], etcd.env["no_proxy"]) == (f"example.com,{inside}", inside)
+
+
+def test_none_starts_where_a_stranger_would_answer_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        number = stranger.getsockname()[1]
+        monkeypatch.setattr(ports, "wanted", lambda _, names: [ports.Port(name, "127.0.0.1", number) for name in names])
+        made = described(tmp_path, finding.ETCD)
+        for each in (*made.of_server(), *agents(made)):
+            with pytest.raises(
+                errors.FailedPreconditionError, match=f"^{each.name} can't listen at 127.0.0.1 port {number}: "
+            ):
+                each.may_start()
+    for each in (*made.of_server(), *agents(made)):
+        each.may_start()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,6 +64,17 @@ async def test_a_signal_ends_a_node_that_has_no_error(monkeypatch: pytest.Monkey
     assert ended == ["node"]
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
+    """A node without what it asks of the machine, and with other parts of ``server``."""
+    for name, instead in {"_claim": mock.Mock(), "_store": mock.Mock(return_value=None), **parts}.items():
+        monkeypatch.setattr(server, name, instead)
+    monkeypatch.setattr(preflight, "check_root", mock.Mock())
+    monkeypatch.setattr(marker, "check", mock.Mock())
+    monkeypatch.setattr(mounts, "powerless", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(snapshotters, "check_supported", mock.AsyncMock())
+    monkeypatch.setattr(containerd_child, "find_programs", mock.AsyncMock())
+
+
 @pytest.mark.parametrize("fails", ["serve", "attend", ""])
 async def test_what_serves_children_goes_after_them_wherever_a_start_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
@@ -112,21 +123,62 @@ async def test_what_serves_children_goes_after_them_wherever_a_start_ends(
             if fails == "attend":
                 raise errors.UnavailableError("broken")
 
-    for name, instead in {
-        "_start": start,
-        "_assembly": lambda: Made,
-        "_claim": mock.Mock(),
-        "_store": mock.Mock(return_value=None),
-    }.items():
-        monkeypatch.setattr(server, name, instead)
-    monkeypatch.setattr(preflight, "check_root", mock.Mock())
-    monkeypatch.setattr(marker, "check", mock.Mock())
-    monkeypatch.setattr(mounts, "powerless", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(snapshotters, "check_supported", mock.AsyncMock())
-    monkeypatch.setattr(containerd_child, "find_programs", mock.AsyncMock())
+    stand_in(monkeypatch, _start=start, _assembly=lambda: Made)
     settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "state"))
     with pytest.raises(errors.UnavailableError, match="broken") if fails else contextlib.nullcontext():
         async with server.running(settings):
             pass
     looked = [] if fails == "serve" else ["looking after it ends"]
     assert events.read_text().splitlines() == [*looked, "child ends", "services go", "what it needs goes"]
+
+
+@pytest.mark.parametrize("fails", ["cluster", "containerd"])
+async def test_what_fails_first_of_a_cluster_and_its_containerd_ends_the_start_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    entered, ended = asyncio.Event(), []
+
+    @contextlib.contextmanager
+    def going(what: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ended.append(what)
+
+    class Cluster:
+        settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "state"))
+
+        async def begin(self, _: children.Children) -> None:
+            with going("cluster"):
+                await entered.wait()
+                if fails == "cluster":
+                    raise errors.UnavailableError("broken") from OSError("port taken")
+                await asyncio.Event().wait()
+
+    class Made:
+        def __init__(self, *_: object) -> None:
+            self.answered = mock.AsyncMock()
+            self.serve = mock.AsyncMock()
+
+        @contextlib.asynccontextmanager
+        async def with_own(self, *_: object, **__: object) -> AsyncIterator[None]:
+            with going("containerd"):
+                entered.set()
+                await asyncio.sleep(0)
+                if fails == "containerd":
+                    raise errors.UnavailableError("broken") from OSError("port taken")
+                await asyncio.Event().wait()
+            yield
+
+    stand_in(
+        monkeypatch,
+        _start=mock.AsyncMock(),
+        _assembly=lambda: Made,
+        _cluster=mock.AsyncMock(return_value=Cluster()),
+    )
+    with pytest.raises(errors.UnavailableError, match="broken") as caught:
+        async with asyncio.timeout(30), server.running(Cluster.settings):
+            pass
+    assert isinstance(caught.value.__cause__, OSError)
+    assert not isinstance(caught.value.__context__, BaseExceptionGroup)
+    assert sorted(ended) == ["cluster", "containerd"]
