@@ -178,7 +178,7 @@ class Children:
         self._given_up: asyncio.Future[errors.NixletError] = asyncio.get_running_loop().create_future()
         #: Done with the next change of any child, when there is another one.
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._closing = False
+        self._closing = asyncio.Event()
 
     def __iter__(self) -> Iterator[Child]:
         """The children, each after those that it waits for."""
@@ -219,7 +219,7 @@ class Children:
             for child in awaited:
                 if (error := _obstacle(child)) is not None:
                     raise error
-            if self._closing:
+            if self._closing.is_set():
                 raise errors.UnavailableError("the node ends before all of its children were ready")
             await asyncio.shield(self._changed)
 
@@ -241,7 +241,7 @@ class Children:
 
     async def close(self) -> None:
         """Stop all of them, each when those that wait for it have ended; where nothing waits, at the same time."""
-        self._closing = True
+        self._closing.set()
         self._wake()
         stopping: dict[str, asyncio.Task[None]] = {}
         for child in reversed(self._children.values()):
@@ -263,7 +263,7 @@ class Children:
     def _enter(self, child: Child, state: State, current: supervisor.SupervisedChild | None = None) -> None:
         child.enter(state, current)
         self._wake()
-        if not self._closing:
+        if not self._closing.is_set():
             self._tell(self.summary())
 
     def _wake(self) -> None:
@@ -274,10 +274,14 @@ class Children:
     async def _keep(self, child: Child) -> None:
         """Keep one running until this is cancelled, or it is given up for good."""
         program, policy, failures, times = child.program, child.program.restart, 0, 0
-        while not self._closing:
+        while not self._closing.is_set():
             await self._wait_for_others(child)
             life = await self._live(child)
             child.failure = life.failure
+            if self._closing.is_set():
+                _say(child, "is not started again, since the node ends", failures)
+                self._enter(child, "died")
+                return
             if life.stable:
                 failures = times = 0
             if not life.excused:
@@ -292,9 +296,9 @@ class Children:
             self._enter(child, "gave up" if over else "died")
             times += over
             delay = policy.pause_after(times) if over else policy.delay(max(failures, 1))
-            if not self._closing:
-                _say(child, delay, failures)
-                await asyncio.sleep(delay)
+            what = "is given up, and tried once more" if over else "is started again"
+            _say(child, f"{what} in {delay:g} s", failures)
+            await asyncio.sleep(delay)
 
     async def _live(self, child: Child) -> _Life:
         """Start one whose others are ready, and wait until it has ended."""
@@ -340,7 +344,7 @@ class Children:
 
     def _pass_on_bug(self, child: Child, task: "asyncio.Task[None]") -> None:
         # Whoever waits must not wait for ever because of a mistake of ours.
-        if self._closing and task.cancelled():
+        if self._closing.is_set() and task.cancelled():
             return
         bug = RuntimeError(f"{child.name} is not kept running any more") if task.cancelled() else task.exception()
         if bug is not None:
@@ -368,12 +372,11 @@ def _obstacle(child: Child) -> errors.NixletError | None:
     return None
 
 
-def _say(child: Child, delay: float, failures: int) -> None:
+def _say(child: Child, what: str, failures: int) -> None:
     """Tell the log that one has ended, with its last lines, and what is done about it."""
     output = child.failure.output if isinstance(child.failure, errors.CommandFailedError) else ""
     extra = {"failures": failures, **({"output": output} if output else {})}
-    what = "is given up, and tried once more" if child.state == "gave up" else "is started again"
-    _log.error("%s %s in %g s: %s", child.name, what, delay, child.failure, extra=extra)
+    _log.error("%s %s: %s", child.name, what, child.failure, extra=extra)
 
 
 def _passed_over(future: "asyncio.Future[Any]") -> None:

@@ -33,13 +33,16 @@ class RotatingFile:
         self.path = path
         self._limit = limit
         self._backups = backups
-        self._fd = -1
-        self._open()
+        self._take(self._open(path))
 
-    def _open(self) -> None:
+    @staticmethod
+    def _open(path: str) -> int:
         # O_APPEND: what a process that is just ending still writes doesn't overwrite our lines.
-        self._fd = files.open_for_appending(self.path, 0o640)
-        status = os.fstat(self._fd)
+        return files.open_for_appending(path, 0o640)
+
+    def _take(self, fd: int) -> None:
+        self._fd = fd
+        status = os.fstat(fd)
         # A terminal, a pipe or /dev/null must never be put aside.
         self._rotates = stat.S_ISREG(status.st_mode)
         self._size = status.st_size
@@ -67,17 +70,26 @@ class RotatingFile:
                 data = data[written:]
 
     def _rotate(self) -> None:
-        # Each step does without the one before it: a file that can't be put aside just grows on.
-        with contextlib.suppress(OSError):
+        # The new one first: where none can be had, as where too many files are open, the old one grows on, and no older one goes.
+        following = f"{self.path}.new"
+        try:
+            fd = self._open(following)
+        except OSError:
+            return
+        try:
             for number in range(self._backups, 0, -1):
                 source = self.path if number == 1 else f"{self.path}.{number - 1}"
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(source, f"{self.path}.{number}")
-            if not self._backups:
-                os.unlink(self.path)
-            old = self._fd
-            self._open()
-            os.close(old)
+            os.replace(following, self.path)
+        except OSError:
+            # What can't be put aside just grows on.
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(following)
+            return
+        os.close(self._fd)
+        self._take(fd)
 
     def close(self) -> None:
         """Close it."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shlex
@@ -42,6 +43,12 @@ _HINTS: dict[int | None, str] = {
 #: What keeps another user's program from rights that a file's mode or capabilities would give it.
 _POWERLESS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
 
+#: Seconds for a process that was killed to be gone.
+_KILLED_TIMEOUT = 10.0
+
+#: Bytes that one line of a pipe may have.
+_LINE_LIMIT = 1 << 20
+
 #: How much an error shows of a program's output, of its last line, and of its command.
 _SHOWN_OUTPUT = 2000
 _SHOWN_LINE = 300
@@ -49,6 +56,8 @@ _SHOWN_COMMAND = 600
 
 #: What colours a terminal or sets its title (ECMA-48, 5.4 and 5.6): of no use to a reader, also without its first character.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+
+_log = logging.getLogger("nixlet.process")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,12 +87,35 @@ class Completed:
         return self
 
 
+class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
+    """The streams of a program, and its end, whoever it has left behind may hold its pipes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=_LINE_LIMIT, loop=loop)
+        self.ended: asyncio.Future[None] = loop.create_future()
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self.ended.set_result(None)
+
+
 class Child:
     """A running program, with asyncio streams where a pipe was asked for."""
 
-    def __init__(self, argv: tuple[str, ...], process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, argv: tuple[str, ...], process: asyncio.subprocess.Process, ended: "asyncio.Future[None]"
+    ) -> None:
+        """Take care of a process.
+
+        Args:
+            argv: What was started.
+            process: The process.
+            ended: Done when it has ended.
+        """
         self.argv = argv
         self._process = process
+        self._ended = ended
+        self._is_left = False
         self.pid = process.pid
         self.stdin = process.stdin
         self.stdout = process.stdout
@@ -96,22 +128,35 @@ class Child:
 
     async def wait(self) -> int:
         """Wait for the end; the exit status, or minus the signal's number."""
-        return await self._process.wait()
+        # (asyncio's own wait is also for the end of its pipes)
+        await asyncio.wait({self._ended})
+        assert self._process.returncode is not None
+        return self._process.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal; nothing happens when the program has ended already."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def stop(self, grace: float) -> int:
-        """Ask it to end (SIGTERM), wait ``grace`` seconds, then kill it; the exit status."""
-        if self._process.returncode is None:
-            self.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), grace)
-            except TimeoutError:
-                self.send_signal(signal.SIGKILL)
-        return await self._process.wait()
+    async def stop(self, grace: float) -> bool:
+        """Ask it to end (SIGTERM), wait ``grace`` seconds, then kill it; whether that was necessary."""
+        if self._ended.done() or self._is_left:
+            return False
+        self.send_signal(signal.SIGTERM)
+        await asyncio.wait({self._ended}, timeout=grace)
+        if self._ended.done():
+            return False
+        await self.kill()
+        return True
+
+    async def kill(self) -> None:
+        """Kill it, and wait for its end: not for ever, since one that hangs in the kernel doesn't end before that lets it go."""
+        self.send_signal(signal.SIGKILL)
+        await asyncio.wait({self._ended}, timeout=_KILLED_TIMEOUT)
+        if not self._ended.done():
+            self._is_left = True
+            name = os.path.basename(self.argv[0])
+            _log.error("%s was killed and has not ended: it hangs in the kernel", name, extra={"pid": self.pid})
 
     def close(self) -> None:
         """Have no more to do with its pipes, which a process that it has left behind may hold for long."""
@@ -269,22 +314,23 @@ async def start(
     """
     guarded = user is not None or not (ends_with_input and stdin == PIPE)
     command = _command(argv, guarded=guarded, user=user)
+    loop = asyncio.get_running_loop()
     try:
-        process = await asyncio.create_subprocess_exec(
+        transport, streams = await loop.subprocess_exec(
+            lambda: _Streams(loop),
             *command,
             env=None if env is None else dict(env),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             cwd=cwd,
-            limit=1 << 20,
             # A terminal's Ctrl-C reaches its whole process group; children end by our word, in our order. What ends with its
             # input stays with the terminal: it may be an ssh that asks for a password there.
             start_new_session=guarded,
         )
     except OSError as error:
         raise unstartable(os.path.basename(argv[0]), error) from error
-    child = Child(tuple(argv), process)
+    child = Child(tuple(argv), asyncio.subprocess.Process(transport, streams, loop), streams.ended)
     try:
         yield child
     finally:

@@ -55,14 +55,20 @@ class Ending:
 
 
 def watched() -> StopSignals:
-    """Watch for SIGTERM and SIGINT in the running loop; they do nothing else from now on."""
+    """Watch for SIGTERM, SIGINT and SIGHUP in the running loop; they do nothing else from now on.
+
+    SIGHUP, which a terminal sends that closes, and its shell perhaps once more, never hastens; where it is ignored, as nohup has it, it
+    stays so.
+    """
     stop = StopSignals()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.take)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stop.requested.set)
     return stop
 
 
 def stop_requested() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, in the running loop; they do nothing else from now on."""
+    """An event that the same signals set; they do nothing else from now on."""
     return watched().requested

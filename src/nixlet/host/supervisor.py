@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import msgspec
 
 from nixlet import errors
-from nixlet.host import logfiles, process, uncut
+from nixlet.host import files, logfiles, process, uncut
 
 #: How many of a child's last lines, and bytes at most, stand in our error when it dies.
 _KEPT_LINES = 20
@@ -205,8 +204,12 @@ class SupervisedChild:
             await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             if not stopping.done():
-                self._child.send_signal(signal.SIGKILL)
-        await stopping
+                _log.warning("%s is killed, since the end is hastened", name, extra={"pid": self.pid})
+                stopping.cancel()
+                await self._child.kill()
+        await asyncio.wait({stopping})
+        if not stopping.cancelled() and stopping.result():
+            _log.warning("%s did not end within %g s and was killed", name, self.program.grace, extra={"pid": self.pid})
         # A grandchild that holds its output is not waited for.
         await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
 
@@ -290,6 +293,10 @@ def _pipe(program: Program) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 def _open_log(program: Program) -> logfiles.RotatingFile:
     path = program.log_path
     try:
+        with contextlib.suppress(FileNotFoundError):
+            return logfiles.RotatingFile(path)
+        # Somebody has removed its directory.
+        files.make_directory(os.path.dirname(path), mode=0o700)
         return logfiles.RotatingFile(path)
     except OSError as error:
         raise errors.FailedPreconditionError(

@@ -359,17 +359,28 @@ async def test_what_depends_on_nothing_of_each_other_stops_at_the_same_time(thin
     assert sorted(line for line in things.happened() if line.endswith("ends")) == ["a ends", "b ends"]
 
 
-async def test_what_dies_while_all_end_is_not_started_again(things: Things, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("tries", [3, 0])
+async def test_what_dies_while_all_end_is_told_and_not_started_again(
+    things: Things, caplog: pytest.LogCaptureFixture, tries: int
+) -> None:
     told: list[str] = []
     async with children.kept_running(tell=told.append) as kept:
-        base = f"touch up; until grep -q 'top ends' {things.events}; do sleep 0.02; done; exit 1"
+        base = f"touch up; until grep -q asked {things.events}; do sleep 0.02; done; echo torn; exit 1"
+        outlives = "while kill -0 $(cat ../base/starts); do sleep 0.02; done; sleep 0.5; exit 0"
         kept.start(
-            things.program("base", base),
-            things.program("top", things.tells_its_end("top"), waits_for=("base",)),
+            things.program("base", base, restart=msgspec.structs.replace(QUICK, tries=tries)),
+            things.program(
+                "top",
+                f"trap 'echo asked >> {things.events}; {outlives}' TERM; touch up; while :; do sleep 0.02; done",
+                waits_for=("base",),
+                grace=60.0,
+            ),
         )
         await kept.ready()
     assert len(things.starts("base")) == 1
-    assert not [each for each in caplog.records if "started again" in each.getMessage()]
+    (record,) = [each for each in caplog.records if "started again" in each.getMessage()]
+    assert record.getMessage() == "base is not started again, since the node ends: base ended with status 1: torn"
+    assert vars(record)["output"] == "torn"
     assert told[-1] == "2 of 2 children are ready"
 
 
@@ -410,16 +421,17 @@ async def test_a_start_that_is_cancelled_leaves_no_process(things: Things) -> No
 async def test_a_system_that_starts_no_process_for_a_while_costs_tries_only(
     things: Things, kept: children.Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = asyncio.create_subprocess_exec, 0
+    loop = asyncio.get_running_loop()
+    real, calls = loop.subprocess_exec, 0
 
-    async def refuse_some(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+    async def refuse_some(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls in {2, 3}:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return await real(*arguments, **options)
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_some)
+    monkeypatch.setattr(loop, "subprocess_exec", refuse_some)
     kept.start(things.program("thing"))
     await kept.ready()
     os.kill(running(kept["thing"]).pid, signal.SIGKILL)

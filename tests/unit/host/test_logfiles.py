@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -77,3 +78,46 @@ def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     with logfiles.RotatingFile(str(full)) as file:
         file.write(b"lost\n")
         file.write(b"lost, too\n")
+
+
+def test_where_no_new_file_can_be_had_the_old_one_grows_on_and_no_older_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        (tmp_path / f"log.{number}").write_text(f"precious {number}\n")
+    real = os.open
+
+    def refused(path: str, *more: int) -> int:
+        if path.startswith(str(tmp_path)):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *more)
+
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=10, backups=2) as file:
+        with monkeypatch.context() as context:
+            context.setattr(os, "open", refused)
+            for number in range(4):
+                file.write(b"line %04d\n" % number)
+        assert (tmp_path / "log").read_text() == "".join(f"line {number:04}\n" for number in range(4))
+        assert [(tmp_path / f"log.{number}").read_text() for number in (1, 2)] == ["precious 1\n", "precious 2\n"]
+        file.write(b"line 0004\n")
+    assert names(tmp_path) == ["log", "log.1", "log.2"]
+    assert (tmp_path / "log").read_text() == "line 0004\n"
+    assert (tmp_path / "log.2").read_text() == "precious 1\n"
+
+
+def test_a_file_that_can_not_be_put_aside_grows_on(tmp_path: Path) -> None:
+    # A directory that isn't empty is in its way.
+    (tmp_path / "log.1" / "inside").mkdir(parents=True)
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=10, backups=1) as file:
+        for number in range(3):
+            file.write(b"line %04d\n" % number)
+    assert names(tmp_path) == ["log", "log.1"]
+    assert (tmp_path / "log").read_text() == "line 0000\nline 0001\nline 0002\n"
+
+
+def test_without_older_files_a_full_one_is_begun_anew(tmp_path: Path) -> None:
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=10, backups=0) as file:
+        for number in range(3):
+            file.write(b"line %04d\n" % number)
+    assert names(tmp_path) == ["log"]
+    assert (tmp_path / "log").read_text() == "line 0002\n"

@@ -193,3 +193,47 @@ async def test_a_pipe_that_somebody_left_behind_holds_is_not_kept() -> None:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ending", ["obeys", "is deaf", "by itself"])
+async def test_who_is_left_behind_with_a_pipe_holds_up_no_end(ending: str) -> None:
+    script = {
+        "obeys": "exec sleep 60",
+        "is deaf": "trap '' TERM; echo deaf; while :; do sleep 0.05; done",
+        "by itself": "exit 3",
+    }[ending]
+    pids: list[int] = []
+    try:
+        # With what it waited for until now, this would not end in time.
+        async with asyncio.timeout(30):
+            async with process.start(
+                ["sh", "-c", f"sleep 300 & echo $!; {script}"], stdout=process.PIPE, grace=0.2
+            ) as child:
+                assert child.stdout is not None
+                pids.append(int(await child.stdout.readline()))
+                if ending == "is deaf":
+                    await child.stdout.readline()
+                if ending == "by itself":
+                    assert await child.wait() == 3
+            assert await child.wait() == {"obeys": -signal.SIGTERM, "is deaf": -signal.SIGKILL, "by itself": 3}[ending]
+        assert alive(pids[0])
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_one_that_does_not_end_when_it_is_killed_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "_KILLED_TIMEOUT", 0.2)
+    # As one that hangs in the kernel, which takes no signal.
+    with monkeypatch.context() as context:
+        async with asyncio.timeout(30), process.start(["sleep", "60"], grace=0.2) as child:
+            context.setattr(child, "send_signal", lambda _: None)
+            assert await child.stop(0.2)
+            assert not await child.stop(1000)
+            assert child.returncode is None
+    (told,) = [each for each in caplog.records if each.name == "nixlet.process"]
+    assert told.getMessage() == "sleep was killed and has not ended: it hangs in the kernel"
+    os.kill(child.pid, signal.SIGKILL)
+    assert await asyncio.wait_for(child.wait(), 30) == -signal.SIGKILL

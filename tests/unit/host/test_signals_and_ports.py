@@ -72,5 +72,32 @@ async def test_the_second_signal_hastens() -> None:
     assert not stop.hastened.is_set()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.wait_for(stop.hastened.wait(), 10)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_a_terminal_that_closes_asks_once() -> None:
+    stop = signals.watched()
+    try:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.wait_for(stop.requested.wait(), 10)
+            await asyncio.sleep(0.1)
+        assert not stop.hastened.is_set()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = signals.watched()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert not stop.requested.is_set()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(signal.SIGHUP, before)

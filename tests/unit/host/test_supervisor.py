@@ -381,3 +381,33 @@ async def test_another_error_of_a_question_is_a_mistake_of_ours(tmp_path: Path) 
         with pytest.raises(RuntimeError, match="a mistake"):
             async with supervised(program(tmp_path, "exec sleep 60", **mistake)):
                 pass
+
+
+async def test_who_had_to_be_killed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hastened = asyncio.Event()
+    deaf = f"trap '' TERM; touch {tmp_path}/deaf; while :; do sleep 0.05; done"
+
+    async def ready() -> None:
+        while not (tmp_path / "deaf").exists():
+            await asyncio.sleep(0.01)
+
+    async with supervised(program(tmp_path, "exec sleep 60")):
+        pass
+    assert [each for each in caplog.records if each.levelname == "WARNING"] == []
+    async with supervised(program(tmp_path, deaf, grace=0.1, ready=ready)):
+        pass
+    async with supervisor.started(program(tmp_path, deaf, grace=600, ready=ready), hastened=hastened) as child:
+        assert await child.answered()
+        hastened.set()
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        "thing did not end within 0.1 s and was killed",
+        "thing is killed, since the end is hastened",
+    ]
+
+
+async def test_a_logs_directory_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "of" / "log"
+    async with supervisor.started(program(tmp_path, "echo there; exit 1", log_path=str(path))) as child:
+        await asyncio.wait_for(child.died(), 30)
+    assert path.read_text() == "there\n"
+    assert path.parent.stat().st_mode & 0o777 == 0o700

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 async def run(settings: node_config.Settings) -> None:
-    """Run a node until SIGTERM or SIGINT, which take it down in order and leave pods and snapshots alone.
+    """Run a node until SIGTERM, SIGINT or SIGHUP, which take it down in order and leave pods and snapshots alone.
 
     A second signal makes it quick: containerd gets no more time to end.
 

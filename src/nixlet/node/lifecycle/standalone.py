@@ -105,7 +105,7 @@ def read_settings(path: str | None, overrides: Mapping[str, str | None]) -> Stan
 
 
 async def run(settings: StandaloneSettings) -> None:
-    """Serve until SIGTERM or SIGINT; neither removes a snapshot.
+    """Serve until SIGTERM, SIGINT or SIGHUP; none removes a snapshot.
 
     Raises:
         NixletError: It can't start.
