@@ -15,6 +15,7 @@ from nixlet.host import children, supervisor
 from nixlet.kubeclient import endpoint
 from nixlet.node.cluster import bootstrap, finding, running
 from nixlet.node.settings import config
+from nixlet.services import joining, joinserver
 from support import clusters
 
 
@@ -63,6 +64,8 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
     )
     monkeypatch.setattr(running, "AsyncClient", mock.Mock(return_value=contextlib.nullcontext()))
     monkeypatch.setattr(running, "Client", mock.Mock())
+    monkeypatch.setattr(joining, "Doorkeeper", mock.Mock())
+    monkeypatch.setattr(joinserver, "serve", mock.Mock(return_value=contextlib.nullcontext()))
     monkeypatch.setattr(endpoint.Endpoint, "of_kubeconfig", mock.Mock())
     script = f"until test -e {tmp_path}/dies; do sleep 0.02; done; echo disk broken; exit 1"
     once = supervisor.RestartPolicy(tries=0)
