@@ -10,138 +10,29 @@ import contextlib
 import functools
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from nixlet import errors
-from nixlet.host import supervisor, uncut
+from nixlet.host import keptchild, supervisor, uncut
 
 #: What a child may be called: its name is a label and stands in sentences.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 
 _log = logging.getLogger("nixlet.supervisor")
 
-#: What a child does: "waiting" for others; "starting", but not ready; "ready"; "stopping", since it is asked to end; "died", to be
-#: started again; "gave up": not before long, if at all; "stopped" by us for good.
-State = Literal["waiting", "starting", "ready", "stopping", "died", "gave up", "stopped"]
-
-
-class Status(msgspec.Struct, frozen=True):
-    """How a child does.
-
-    Attributes:
-        name: What people call it.
-        pid: Its process, whether or not it is ready; 0: it has none.
-        state: What it does.
-        since: Since when, in seconds since 1970.
-        restarts: How often it was started again, or that was tried.
-        failure: Why it ended last; empty: it never did.
-        log: The file that has what it printed.
-    """
-
-    name: str
-    pid: int
-    state: State
-    since: float
-    restarts: int
-    failure: str
-    log: str
-
-
-class Child:
-    """A child that is started again when it dies; ``Children`` makes it."""
-
-    def __init__(self, program: supervisor.Program, others: "Collection[Child]") -> None:
-        self.program = program
-        #: Those that it waits for, and all for which those do, each once, in the order in which they start.
-        self.others = others
-        #: Its process; None while there is none.
-        self.process: supervisor.SupervisedChild | None = None
-        #: The same while it is ready.
-        self.current: supervisor.SupervisedChild | None = None
-        #: How often it was to be started, whether or not a process came of it.
-        self.starts = 0
-        #: Why it ended last; None: it never did.
-        self.failure: errors.NixletError | None = None
-        #: Whether it was ever ready.
-        self.was_ready = False
-        #: Why it could not be started, where it was never ready and that was nobody else's doing.
-        self.refusal: errors.NixletError | None = None
-        self.state: State = "waiting"
-        self.since = time.time()
-        self.is_ready = asyncio.Event()
-        #: Done when it is not ready any more; each time that it is, there is a new one.
-        self.away: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.away.set_result(None)
-        #: Since when it is ready, by the loop's clock.
-        self.ready_since = 0.0
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        return self.program.name
-
-    @property
-    def restarts(self) -> int:
-        """How often it was started again, or that was tried."""
-        return max(0, self.starts - 1)
-
-    @property
-    def pid(self) -> int:
-        """Its process, whether or not it is ready; 0: it has none."""
-        return 0 if self.process is None or self.process.has_ended else self.process.pid
-
-    def status(self) -> Status:
-        """How it does."""
-        failure = "" if self.failure is None else self.failure.message
-        return Status(self.name, self.pid, self.state, self.since, self.restarts, failure, self.program.log_path)
-
-    def check(self) -> None:
-        """Check that it is ready.
-
-        Raises:
-            UnavailableError: It isn't, with the reason of its last end if that is why.
-        """
-        if self.current is not None:
-            return
-        if self.state == "waiting":
-            away = ", ".join(other.name for other in self.others if other.current is None)
-            message = f"{self.name} is not running: it waits for {away}"
-        elif self.state == "starting":
-            before = "" if self.failure is None else f"; before that, {self.failure}"
-            message = f"{self.name} is being started and is not ready yet{before}"
-        elif self.state == "stopped":
-            message = f"{self.name} is not running: it was stopped"
-        else:
-            what = "is being stopped" if self.state == "stopping" else "is not running"
-            message = f"{self.name} {what}: {self.failure or 'the node ends'}"
-        raise errors.UnavailableError(message)
-
-    def enter(self, state: State, current: supervisor.SupervisedChild | None = None) -> None:
-        """Take notice of what it does now."""
-        loop = asyncio.get_running_loop()
-        self.state, self.since, self.current = state, time.time(), current
-        if current is not None:
-            self.was_ready = True
-            self.away, self.ready_since = loop.create_future(), loop.time()
-            self.is_ready.set()
-        elif not self.away.done():
-            self.away.set_result(None)
-            self.is_ready.clear()
-
 
 class _Others:
     """Those that a child waits for, when it is started: all of them are ready."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: keptchild.Child) -> None:
         self._child = child
         self._away = {other.away: other for other in child.others}
 
     @property
-    def needed(self) -> "Mapping[asyncio.Future[Any], Child]":
+    def needed(self) -> "Mapping[asyncio.Future[Any], keptchild.Child]":
         """Those with which it falls: done when they are not ready any more."""
         return {away: other for away, other in self._away.items() if other.name in self._child.program.falls_with}
 
@@ -173,18 +64,18 @@ class Children:
     def __init__(self, hastened: asyncio.Event | None, tell: Callable[[str], None]) -> None:
         self._hastened = hastened
         self._tell = tell
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, keptchild.Child] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._given_up: asyncio.Future[errors.NixletError] = asyncio.get_running_loop().create_future()
         #: Done with the next change of any child, when there is another one.
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Child]:
+    def __iter__(self) -> Iterator[keptchild.Child]:
         """The children, each after those that it waits for."""
         return iter(self._children.values())
 
-    def __getitem__(self, name: str) -> Child:
+    def __getitem__(self, name: str) -> keptchild.Child:
         """The child of a name."""
         return self._children[name]
 
@@ -196,10 +87,10 @@ class Children:
         """
         for program in _in_order(programs, self._children):
             # What one of them waits for may be away while that one lives on: its absence is felt all the same.
-            others: dict[Child, None] = {}
+            others: dict[keptchild.Child, None] = {}
             for other in (self._children[name] for name in program.waits_for):
                 others.update(dict.fromkeys([*other.others, other]))
-            child = Child(program, list(others))
+            child = keptchild.Child(program, list(others))
             self._children[program.name] = child
             keeping = asyncio.create_task(self._keep(child), name=f"keep {program.name}")
             keeping.add_done_callback(functools.partial(self._pass_on_bug, child))
@@ -217,7 +108,7 @@ class Children:
             if self._given_up.done():
                 raise self._given_up.result()
             for child in awaited:
-                if (error := _obstacle(child)) is not None:
+                if (error := keptchild.obstacle(child)) is not None:
                     raise error
             if self._closing.is_set():
                 raise errors.UnavailableError("the node ends before all of its children were ready")
@@ -227,7 +118,7 @@ class Children:
         """Wait until an essential one can't be started, or died for good; the error that says why, with its last lines."""
         return await asyncio.shield(self._given_up)
 
-    def status(self) -> list[Status]:
+    def status(self) -> list[keptchild.Status]:
         """How each does."""
         return [child.status() for child in self]
 
@@ -250,7 +141,7 @@ class Children:
         await asyncio.gather(*stopping.values())
         _passed_over(self._given_up)
 
-    async def _stop(self, child: Child, before: "Collection[asyncio.Task[None]]") -> None:
+    async def _stop(self, child: keptchild.Child, before: "Collection[asyncio.Task[None]]") -> None:
         keeping = self._keeping[child.name]
         if before and child.state in {"starting", "ready"}:
             await asyncio.wait(before)
@@ -260,7 +151,9 @@ class Children:
         await asyncio.wait({keeping})
         child.enter("stopped")
 
-    def _enter(self, child: Child, state: State, current: supervisor.SupervisedChild | None = None) -> None:
+    def _enter(
+        self, child: keptchild.Child, state: keptchild.State, current: supervisor.SupervisedChild | None = None
+    ) -> None:
         child.enter(state, current)
         self._wake()
         if not self._closing.is_set():
@@ -271,7 +164,7 @@ class Children:
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
 
-    async def _keep(self, child: Child) -> None:
+    async def _keep(self, child: keptchild.Child) -> None:
         """Keep one running until this is cancelled, or it is given up for good."""
         program, policy, failures, times = child.program, child.program.restart, 0, 0
         while not self._closing.is_set():
@@ -300,7 +193,7 @@ class Children:
             _say(child, f"{what} in {delay:g} s", failures)
             await asyncio.sleep(delay)
 
-    async def _live(self, child: Child) -> _Life:
+    async def _live(self, child: keptchild.Child) -> _Life:
         """Start one whose others are ready, and wait until it has ended."""
         loop, others, ready_at = asyncio.get_running_loop(), _Others(child), float("inf")
         self._enter(child, "starting")
@@ -330,19 +223,19 @@ class Children:
             child.process = None
         return _Life(failure, fell or others.excuse(), stable)
 
-    async def _wait_for_others(self, child: Child) -> None:
+    async def _wait_for_others(self, child: keptchild.Child) -> None:
         while not all(other.is_ready.is_set() for other in child.others):
             if child.state != "waiting":
                 self._enter(child, "waiting")
             for other in child.others:
                 await other.is_ready.wait()
 
-    def _give_up(self, child: Child, error: errors.NixletError) -> None:
+    def _give_up(self, child: keptchild.Child, error: errors.NixletError) -> None:
         if not self._given_up.done():
             self._given_up.set_result(error)
         self._enter(child, "gave up")
 
-    def _pass_on_bug(self, child: Child, task: "asyncio.Task[None]") -> None:
+    def _pass_on_bug(self, child: keptchild.Child, task: "asyncio.Task[None]") -> None:
         # Whoever waits must not wait for ever because of a mistake of ours.
         if self._closing.is_set() and task.cancelled():
             return
@@ -356,23 +249,7 @@ class Children:
             self._enter(child, "gave up")
 
 
-def _obstacle(child: Child) -> errors.NixletError | None:
-    """Why a child won't be ready for the first time before long; None: nothing is known to be in the way."""
-    if child.was_ready:
-        return None
-    if child.refusal is not None:
-        return child.refusal
-    if child.state != "waiting":
-        return None
-    for other in child.others:
-        if other.state == "gave up" and other.failure is not None:
-            return other.failure
-        if (error := _obstacle(other)) is not None:
-            return error
-    return None
-
-
-def _say(child: Child, what: str, failures: int) -> None:
+def _say(child: keptchild.Child, what: str, failures: int) -> None:
     """Tell the log that one has ended, with its last lines, and what is done about it."""
     output = child.failure.output if isinstance(child.failure, errors.CommandFailedError) else ""
     extra = {"failures": failures, **({"output": output} if output else {})}

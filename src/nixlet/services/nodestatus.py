@@ -9,7 +9,7 @@ import msgspec
 
 import nixlet
 from nixlet import errors
-from nixlet.host import children as host_children
+from nixlet.host import keptchild
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.varlink import server
 
@@ -46,7 +46,7 @@ class StatusService:
         self,
         status: NodeStatus,
         children: Callable[[], Sequence[ChildStatus]],
-        kept: Callable[[], Sequence[host_children.Status]],
+        kept: Callable[[], Sequence[keptchild.Status]],
         snapshotter: snapshotter_module.Snapshotter | None,
         ask_containerd: Callable[[], Awaitable[object]],
         remarks: Mapping[str, Callable[[], str]],

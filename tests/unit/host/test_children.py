@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from nixlet import errors
-from nixlet.host import children, process, supervisor
+from nixlet.host import children, keptchild, process, supervisor
 
 QUICK = supervisor.RestartPolicy(tries=3, first_delay=0.01, longest_delay=0.05)
 
@@ -87,7 +87,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def running(child: children.Child) -> supervisor.SupervisedChild:
+def running(child: keptchild.Child) -> supervisor.SupervisedChild:
     assert child.current is not None
     return child.current
 

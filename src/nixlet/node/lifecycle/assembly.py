@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, crictl, imagestore
 from nixlet.host import children as host_children
-from nixlet.host import files, signals, unixsocket
+from nixlet.host import files, keptchild, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
@@ -259,13 +259,13 @@ def _checks(
 
 
 def _further(
-    children: Iterable[host_children.Child], containerd: host_children.Child | None
+    children: Iterable[keptchild.Child], containerd: keptchild.Child | None
 ) -> Callable[[], dict[str, health.Check]]:
     """Checks for the children that are there when they are asked for; the node's containerd has one of its own."""
     return lambda: {f"child/{child.name}": _runs(child) for child in children if child is not containerd}
 
 
-def _runs(child: host_children.Child) -> health.Check:
+def _runs(child: keptchild.Child) -> health.Check:
     """A check that a child is there."""
 
     async def runs() -> None:

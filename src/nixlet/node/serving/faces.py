@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from nixlet.containerd import cri, tasks
 from nixlet.containers import attaching, keeping, processes
 from nixlet.host import children as host_children
-from nixlet.host import signals
+from nixlet.host import keptchild, signals
 from nixlet.images import obtaining
 from nixlet.node.children import containerd_child
 from nixlet.node.serving import proxyplugin
@@ -41,7 +41,7 @@ class Containerd:
     """
 
     version: str
-    child: host_children.Child | None = None
+    child: keptchild.Child | None = None
 
     def children(self) -> Sequence[nodestatus.ChildStatus]:
         """What the node says of it: nothing while it is not running."""
