@@ -311,7 +311,8 @@ async def test_a_cache_that_does_not_answer_leaves_the_others(cache: tuple[Path,
         took = await session.realise([path(consumer, member)])
         assert took.fetched_paths == 1
         absent = path(consumer, f"{consumer.store_dir}/{'0' * 32}-absent")
-        with pytest.raises(errors.NotFoundError, match=f"{absent} is not in the Nix store and can't be fetched: ."):
+        said = f"{absent} is not in the Nix store and can't be fetched from file://{directory}: ."
+        with pytest.raises(errors.NotFoundError, match=said):
             await session.realise([absent])
 
 
