@@ -41,6 +41,7 @@ class Cluster(nodes.Node):
     """
 
     def __init__(self, number: int, directory: Path, *arguments: str) -> None:
+        self.number = number
         self.address = f"10.199.{number}.1"
         self.interface = f"nixkube{number}"
         # Cgroups have no namespace here: another run may have a node of this number.
@@ -138,15 +139,15 @@ def cleaned_up(cluster: Cluster) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def _address(cluster: Cluster) -> Iterator[None]:
-    for command in (
-        ["ip", "link", "add", cluster.interface, "type", "bridge"],
-        ["ip", "address", "add", f"{cluster.address}/24", "dev", cluster.interface],
-        ["ip", "link", "set", cluster.interface, "up"],
-        # As a default route leads to services on other machines.
-        ["ip", "route", "add", "10.43.0.0/16", "dev", cluster.interface],
-    ):
-        subprocess.run(command, check=True)
+    subprocess.run(["ip", "link", "add", cluster.interface, "type", "bridge"], check=True)
     try:
+        for command in (
+            ["ip", "address", "add", f"{cluster.address}/24", "dev", cluster.interface],
+            ["ip", "link", "set", cluster.interface, "up"],
+            # As a default route leads to services on other machines. Clusters that are there at a time have one each.
+            ["ip", "route", "add", "10.43.0.0/16", "dev", cluster.interface, "metric", str(cluster.number)],
+        ):
+            subprocess.run(command, check=True)
         yield
     finally:
         subprocess.run(["ip", "link", "delete", cluster.interface], check=True)
