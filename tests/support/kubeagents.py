@@ -1,10 +1,7 @@
 """Agents of a test's cluster: `nixlet agent` on this machine as on another one, with a network and mounts of its own."""
 
 import contextlib
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,19 +76,7 @@ def cleaned_up(agent: Agent) -> Iterator[Agent]:
         try:
             yield agent
         finally:
-            process = agent._process
-            if process is not None and process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            # Its pods live on without it, and would keep its cgroups.
-            for pid in nodes.with_descendants(nodes.processes_below(agent.state_dir)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.2)
+            kubernetes.end_processes(agent)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -174,9 +175,9 @@ def _cgroups(name: str) -> Iterator[None]:
                     os.rmdir(path)
 
 
-def _end(cluster: Cluster) -> None:
-    """Stop the node, and end what goes on without it."""
-    process = cluster._process
+def end_processes(node: nodes.Node) -> None:
+    """Stop a node, and end what goes on without it: its pods would keep its cgroups."""
+    process = node._process
     if process is not None and process.poll() is None:
         process.terminate()
         try:
@@ -184,10 +185,15 @@ def _end(cluster: Cluster) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    for pid in nodes.with_descendants(nodes.processes_below(cluster.state_dir)):
+    for pid in nodes.with_descendants(nodes.processes_below(node.state_dir)):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
+            os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
+
+
+def _end(cluster: Cluster) -> None:
+    """Stop the node, and end what goes on without it."""
+    end_processes(cluster)
     # With what is left on it: the next cluster's pods have the same addresses.
     subprocess.run(["ip", "link", "delete", cluster.bridge], stderr=subprocess.DEVNULL, check=False)
     for family in ("ip", "ip6"):

@@ -19,13 +19,12 @@ from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster import children as described
 from nixlet.node.cluster import finding, kernel, ports, running, versions
-from nixlet.node.images import coredns
 from nixlet.node.settings import config as node_config
 
 _log = logging.getLogger("nixlet.cluster")
 
 
-class Guest(running.Cluster):
+class Guest(running.Member):
     """A node of a cluster that isn't nixlet's."""
 
     def __init__(
@@ -115,11 +114,3 @@ class Guest(running.Cluster):
         own = await asyncio.to_thread(kubeconfigs.read, self._cluster.layout.node("kubelet.kubeconfig"))
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(own))))
         await self._settle(stack, children, client, set())
-
-    async def deploy(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        maker: coredns.Maker | None,  # noqa: ARG002 (as above)
-    ) -> dict[str, Callable[[], str]]:
-        """Nothing: manifests are the cluster's."""
-        return {}

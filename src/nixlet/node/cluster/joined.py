@@ -22,7 +22,6 @@ from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster import children as described
 from nixlet.node.cluster import finding, guest, kernel, mapping, ports, running, versions
-from nixlet.node.images import coredns
 from nixlet.node.settings import config as node_config
 
 #: Seconds after which it is asked whether the server is away.
@@ -31,7 +30,7 @@ _PATIENCE = 5.0
 _log = logging.getLogger("nixlet.cluster")
 
 
-class Agent(running.Cluster):
+class Agent(running.Member):
     """A node that joins a cluster; ``of`` makes it."""
 
     def __init__(
@@ -122,14 +121,6 @@ class Agent(running.Cluster):
         # A kubelet may see its own node, and the network that it is given.
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
         await self._settle(stack, children, client, set())
-
-    async def deploy(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        maker: coredns.Maker | None,  # noqa: ARG002 (as above)
-    ) -> dict[str, Callable[[], str]]:
-        """Nothing: manifests are the server's."""
-        return {}
 
 
 async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:

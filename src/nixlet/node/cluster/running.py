@@ -167,6 +167,18 @@ class Cluster:
         self.settings = settings
 
 
+class Member(Cluster):
+    """A node of a cluster whose servers are elsewhere."""
+
+    async def deploy(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        maker: coredns.Maker | None,  # noqa: ARG002 (as above)
+    ) -> dict[str, Callable[[], str]]:
+        """Nothing: manifests are the servers'."""
+        return {}
+
+
 async def _owned(
     stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, object], name: str
 ) -> "asyncio.Task[object]":
