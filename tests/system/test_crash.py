@@ -118,7 +118,8 @@ def running_container(place: alone.Alone, ctr: list[str], image: storeimages.Sto
     """A container from a Nix image that runs all the while; gives a function that reads a store path inside it."""
     place.load(image, "localhost/nix:1")
     start = [*ctr, "run", "-d", "--snapshotter", "nix", "localhost/nix:1", "steady", "/bin/sleep", "100000"]
-    subprocess.run(start, capture_output=True, check=True)
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     count = itertools.count()
 
     def read() -> str:

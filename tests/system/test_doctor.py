@@ -46,7 +46,7 @@ def test_a_machine_that_has_it_all(fresh: nodes.Node) -> None:
     assert found["Nix", "store"]["status"] == found["mount strategy", "view"]["status"] == "ok"
     assert {group for group, _ in found} == {
         *("rights", "binaries", "kernel", "cgroups", "limits", "network", "Nix", "containerd", "sockets", "disk"),
-        "mount strategy",
+        *("mount strategy", "Kubernetes"),
     }
     # Each warning says what to do.
     assert all(each["remedy"] for each in found.values() if each["status"] == "warning")

@@ -1,5 +1,6 @@
 """Every block of commands of the README does what it is there for, word for word but for the places and names of the test's own."""
 
+import contextlib
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nixlet.node.settings import registries_file
-from support import alone, nodes, parts, readme, storeimages, systemd
+from support import alone, kubeagents, kubernetes, nodes, parts, readme, storeimages, systemd
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +24,7 @@ RUN_BY = {
     "Install it": "test_install.py",
     "Use it": "test_the_verbs",
     "Under systemd": "test_a_node_under_systemd",
+    "A Kubernetes cluster": "test_a_cluster",
     "With a containerd of your own": "test_a_containerd_of_ones_own",
     "Work on it": "what runs this test",
 }
@@ -124,6 +126,49 @@ def test_a_node_under_systemd(node: nodes.Node, tmp_path: Path) -> None:
         assert node.version()["node"] is not None
         manager.ok("disable", "--now", "nixlet")
     node.ok("uninstall", "--yes")
+
+
+@contextlib.contextmanager
+def running(node: nodes.Node, command: str) -> Iterator[None]:
+    """A node that a command line starts, and that is ended when it was enough; its settings are variables."""
+    flags = node.arguments
+    settings = {}
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if flag != "--kubernetes-bin-dir":
+            settings[f"NIXLET_{flag.removeprefix('--').replace('-', '_').upper()}"] = value
+    node.log.parent.mkdir(exist_ok=True)
+    argv = [*node.wrapper, "bash", "-c", f"exec {command}"]
+    path = f"{VENV}/bin:{node.environment['PATH']}"
+    with (
+        node.log.open("wb") as log,
+        subprocess.Popen(argv, env={**node.environment, **settings, "PATH": path}, stderr=log) as process,
+    ):
+        node._process = process
+        node.await_ready()
+        yield
+        assert node.stop() == 0
+
+
+def test_a_cluster(tmp_path: Path, hello: str) -> None:
+    (tmp_path / "result").symlink_to(hello.removeprefix("nix:0"))
+    cluster = kubernetes.Cluster(65, tmp_path / "server")
+    (first, second) = readme.blocks("sh", "A Kubernetes cluster")
+    server, *further = (
+        command.replace("/opt/kubernetes/bin", str(parts.kubernetes())) for command in readme.commands(first)
+    )
+    with kubernetes.cleaned_up(cluster), running(cluster, server):
+        cluster.await_node()
+        script = " ; ".join(further).replace("/etc/nixlet/kubeconfig.yaml", str(cluster.kubeconfig))
+        environment = {**cluster.environment, "PATH": f"{parts.kubernetes()}:{os.environ['PATH']}"}
+        shell(script, tmp_path, environment)
+        cluster.await_phase("hello", "Succeeded")
+        assert cluster.kubectl("logs", "hello") == "Hello, world!\n"
+        agent = kubeagents.Agent(64, tmp_path / "agent", cluster)
+        (join,) = readme.commands(second)
+        join = join.replace("/opt/kubernetes/bin", str(parts.kubernetes())).replace("ssh SERVER ", "")
+        join = join.replace("SERVER", cluster.address).replace("/var/lib/nixlet", str(cluster.data_dir))
+        with kubeagents.cleaned_up(agent), running(agent, join):
+            kubernetes.until(agent.is_ready, "the agent is ready")
 
 
 @pytest.mark.parametrize("version", parts.CONTAINERDS)

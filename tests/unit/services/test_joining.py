@@ -33,8 +33,11 @@ from nixlet.services import joinserver
 from support import apiservers
 from support.secretservers import Secrets, refusal
 
-NOW = datetime.datetime.now(datetime.UTC)
 ADDRESSES = (ipaddress.ip_address("192.0.2.9"),)
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +126,7 @@ async def test_a_node_joins_and_has_all_that_its_programs_need(
     }  # fmt: skip
     for each in ("client-kubelet.key", "node-password", "cluster.json", "kubelet.kubeconfig"):
         assert os.stat(agent.places.node(each)).st_mode & 0o777 == 0o600
-    assert {each.state for each in standing.check(agent.places, NOW)} == {State.VALID}
+    assert {each.state for each in standing.check(agent.places, now())} == {State.VALID}
     config = kubeconfigs.read(agent.places.node("kubelet.kubeconfig"))
     assert config.server == cluster.server_url
     leaf = signing.read_certificates(config.credentials.certificate)
@@ -169,7 +172,7 @@ async def test_nobody_takes_a_node_s_name(
 async def test_a_name_that_was_just_given_is_no_other_s_although_there_is_no_node_yet(
     cluster: ClusterSettings, secrets: Secrets, agent: Agent, tmp_path: Path
 ) -> None:
-    secrets.made_at = NOW.isoformat()
+    secrets.made_at = now().isoformat()
     await agent.join(cluster, token(cluster))
     with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already"):
         await Agent(tmp_path / "other").join(cluster, token(cluster))
@@ -413,9 +416,9 @@ async def test_bootstrap_tokens_let_in_as_long_as_they_are_good(
         await agent.join(cluster, dataclasses.replace(made, authority=authority))
 
     await join()
-    await join(expires=NOW + datetime.timedelta(hours=1))
+    await join(expires=now() + datetime.timedelta(hours=1))
     for changes in (
-        {"expires": NOW - datetime.timedelta(seconds=10)},
+        {"expires": now() - datetime.timedelta(seconds=10)},
         {"usages": ("signing",), "groups": ()},
         {"groups": ("system:bootstrappers:others",)},
     ):
@@ -454,10 +457,10 @@ async def test_who_repeats_the_authority_without_its_key_is_shown_no_token(
 async def test_a_server_s_certificate_outside_of_its_time(
     cluster: ClusterSettings, api: Client, agent: Agent, days: int, message: str
 ) -> None:
-    then = NOW + datetime.timedelta(days=days)
+    then = now() + datetime.timedelta(days=days)
     shutil.rmtree(cluster.layout.tls(""))
     shutil.rmtree(cluster.layout.agent)
-    certificates.ensure(cluster, min(then, NOW))
+    certificates.ensure(cluster, min(then, now()))
     if days > 0:
         certificates.rotate(cluster, ["api-server"], then)
     authority = tokens.authority_hash(Path(cluster.layout.tls("server-ca.crt")).read_bytes())
@@ -479,16 +482,16 @@ async def test_while_the_api_server_is_away_it_is_told(
 async def test_a_node_starts_with_what_it_has_while_the_server_is_away(
     cluster: ClusterSettings, api: Client, agent: Agent
 ) -> None:
-    assert joining.remembered(agent.places, cluster.server_url, "node-2", NOW) is None
+    assert joining.remembered(agent.places, cluster.server_url, "node-2", now()) is None
     async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
         facts = await agent.join(cluster, token(cluster))
     places, server = agent.places, cluster.server_url
-    assert joining.remembered(places, server, "node-2", NOW) == facts
-    assert joining.remembered(places, server, "node-3", NOW) is None
-    assert joining.remembered(places, "https://192.0.2.1:6443", "node-2", NOW) is None
-    assert joining.remembered(places, server, "node-2", NOW + datetime.timedelta(days=400)) is None
+    assert joining.remembered(places, server, "node-2", now()) == facts
+    assert joining.remembered(places, server, "node-3", now()) is None
+    assert joining.remembered(places, "https://192.0.2.1:6443", "node-2", now()) is None
+    assert joining.remembered(places, server, "node-2", now() + datetime.timedelta(days=400)) is None
     os.unlink(places.node("client-kubelet.key"))
-    assert joining.remembered(places, server, "node-2", NOW) is None
+    assert joining.remembered(places, server, "node-2", now()) is None
     made = joining.with_facts(cluster, dataclasses_changed(facts))
     assert str(made.cluster_cidrs[0]) == "10.99.0.0/16"
 
@@ -508,7 +511,7 @@ async def test_a_certificate_that_is_renewed_meanwhile_is_shown_to_the_next(
             return tls.getpeercert(binary_form=True)
 
     before = await asyncio.to_thread(serial)
-    certificates.rotate(cluster, ["api-server"], NOW)
+    certificates.rotate(cluster, ["api-server"], now())
     assert await asyncio.to_thread(serial) != before
     await agent.join(cluster, token(cluster))
 
