@@ -194,6 +194,16 @@ def closed_port() -> int:
         return port
 
 
+@contextlib.contextmanager
+def kept_port() -> Iterator[int]:
+    """A port of the loopback address where nothing listens, and which the kernel gives to nobody who doesn't ask for it by its number."""
+    with socket.socket() as keeper:
+        # Both it and whoever listens there say that they share it; it never listens.
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
+
+
 def open_files() -> int:
     """How many descriptors we have."""
     return len(os.listdir("/proc/self/fd"))

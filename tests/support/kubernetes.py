@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nixlet.host import mounts
-from nixlet.services import nodeaddress
-from nixlet.varlink import client
 from support import nodes, parts
 
 #: Seconds for what a cluster does by itself.
@@ -95,13 +93,6 @@ class Cluster(nodes.Node):
             assert time.monotonic() < deadline, f"{pod} is {found}: {self.kubectl('describe', 'pod', pod)}"
             time.sleep(0.1)
             found = self.get("pod", pod)["status"].get("phase", "")
-
-    def children(self) -> dict[str, dict[str, Any]]:
-        """How its children do, by name."""
-        with client.Connection(str(self.control_socket), peer="the node") as node:
-            node.send(f"{nodeaddress.INTERFACE}.GetChildren")
-            reply, _ = node.receive(30)
-        return {child["name"]: child for child in reply["children"]}
 
     def cgroups(self, name: str) -> list[str]:
         """The cgroups of a name in its own, by hierarchy."""

@@ -14,6 +14,7 @@ from typing import Any
 from nixlet.host import iptables, mounts, network
 from nixlet.services import nodeaddress
 from nixlet.store import roots as gcroots
+from nixlet.varlink import client
 from support import parts
 
 START_SECONDS = 60
@@ -124,6 +125,13 @@ class Node:
         """Run a verb of the command line."""
         argv = [sys.executable, "-m", "nixlet", *arguments]
         return subprocess.run(argv, env=self.environment, input=stdin, capture_output=True, timeout=120, check=False)
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        """How the programs do that it keeps running, by name."""
+        with client.Connection(str(self.control_socket), peer="the node") as node:
+            node.send(f"{nodeaddress.INTERFACE}.GetChildren")
+            reply, _ = node.receive(30)
+        return {child["name"]: child for child in reply["children"]}
 
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:

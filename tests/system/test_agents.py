@@ -1,20 +1,29 @@
 """`nixlet agent` joins a cluster of nixlet's by its token, runs pods of it, and goes on while the server is away."""
 
 import base64
+import datetime
 import json
+import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from nixlet.cluster import kubeconfigs, tokens
-from support import kubeagents, kubernetes, nodes, parts, storeimages
+from nixlet.cluster import certificates, joining, kubeconfigs, signing, standing, tokens
+from nixlet.cluster.layout import Layout
+from nixlet.host import files
+from support import hasty, kubeagents, kubernetes, nodes, parts, storeimages
 from support.kubeagents import Agent
 
 pytestmark = pytest.mark.timeout(300)
 
+#: What a node says that waits for its server.
+WAITS = "the node waits for its server, which is asked again and again"
+
+HASTY = [sys.executable, hasty.__file__]
 CONTAINERD = ("--containerd", str(parts.containerd(parts.CONTAINERDS[-1])))
 
 
@@ -24,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Clu
     signing = ("--kube-controller-manager-arg", "controllers=*,bootstrapsigner,tokencleaner")
     telling = ("--kube-apiserver-arg", "anonymous-auth=true")
     made = kubernetes.Cluster(66, tmp_path_factory.mktemp("server"), *CONTAINERD, *signing, *telling)
+    made.wrapper = HASTY
     with kubernetes.cleaned_up(made):
         made.start()
         made.await_node()
@@ -34,6 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Clu
 def agent(cluster: kubernetes.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     made = Agent(67, tmp_path_factory.mktemp("agent"), cluster, *CONTAINERD)
     made.arguments += ["--server", made.server_url, "--token-file", str(made.token_file)]
+    made.wrapper += HASTY
     with kubeagents.cleaned_up(made):
         made.start()
         kubernetes.until(made.is_ready, f"the agent is ready: {made.log}")
@@ -59,7 +70,7 @@ def test_both_nodes_are_of_the_cluster_each_with_its_part_of_the_network(
 
 
 def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
-    cluster: kubernetes.Cluster, agent: Agent, archives: Path
+    cluster: kubernetes.Cluster, agent: Agent, archives: Path, tmp_path: Path
 ) -> None:
     image = storeimages.make(archives, 3, salt="agents")
     cluster.kubectl("apply", "-f", "-", stdin=sleeper("there", agent.name, image.reference))
@@ -67,13 +78,31 @@ def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
     # The server reaches the agent's kubelet, which shows a certificate that the server has made.
     assert cluster.kubectl("exec", "there", "--", "/bin/echo", "inside") == "inside\n"
     before = cluster.get("pod", "there")
+    data_dir = ("--data-dir", str(cluster.data_dir))
+    token = cluster.ok("token", "create", *data_dir).strip()
     cluster.stop()
     assert agent.version()["node"] is not None
     # The agent starts with what it has from before.
     agent.stop()
     agent.start()
     assert "the node starts with what it has from before" in agent.log.read_text()
-    cluster.start()
+    # One that has never joined waits.
+    other = Agent(68, tmp_path, cluster, *CONTAINERD)
+    other.arguments += ["--server", other.server_url, "--token", token]
+    with kubeagents.cleaned_up(other):
+        process = other.launch()
+        kubernetes.until(lambda: WAITS in other.log.read_text(), "it waits")
+        cluster.start()
+        kubernetes.until(other.is_ready, f"the other agent is ready: {other.log}")
+        assert process.poll() is None
+        # It stays when its token has ended.
+        cluster.ok("token", "delete", token, *data_dir)
+        other.await_ready()
+        other.stop()
+        other.start()
+        assert "the token isn't good any more" in other.log.read_text()
+        assert token not in other.log.read_text()
+    cluster.kubectl("delete", "node", other.name)
     kubernetes.until(agent.is_ready, f"the agent is ready: {agent.log}")
     after = cluster.get("pod", "there")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
@@ -82,6 +111,78 @@ def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
     still = ("exec", "there", "--", "/bin/echo", "still")
     kubernetes.until(lambda: cluster.kubectl(*still, check=False) == "still\n", "the pod can be reached")
     cluster.kubectl("delete", "pod", "there", "--now")
+
+
+def age(pairs: "dict[signing.Pair, signing.Authority]") -> set[int]:
+    """Have certificates end in 30 days, each for whom it was and with its key; their numbers."""
+    now, numbers = datetime.datetime.now(datetime.UTC), set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signing, "LIFE", datetime.timedelta(days=30))
+        for pair, authority in pairs.items():
+            found, key = signing.read_certificates(pair.certificate), signing.read_key(pair.key)
+            assert found
+            assert key is not None
+            issued = authority.issue(signing.subject_of(found[0]), key.public_key(), now)
+            numbers.add(issued[0].serial_number)
+            files.write_atomically(pair.certificate, signing.certificates_text(issued))
+    return numbers
+
+
+def days_left(places: Layout) -> int:
+    """The days until the first of a node's certificates is to be renewed."""
+    now = datetime.datetime.now(datetime.UTC)
+    due = standing.renewal(places, now)
+    assert due is not None
+    return (due - now).days
+
+
+def served(address: str, port: int) -> int:
+    """The number of the certificate that somebody shows."""
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate((address, port)).encode()).serial_number
+
+
+def processes(node: nodes.Node) -> dict[str, int]:
+    return {name: child["pid"] for name, child in node.children().items()}
+
+
+def number(path: str) -> int:
+    return x509.load_pem_x509_certificates(Path(path).read_bytes())[0].serial_number
+
+
+def test_certificates_are_renewed_while_both_run_and_no_pod_notices(
+    cluster: kubernetes.Cluster, agent: Agent, archives: Path
+) -> None:
+    image = storeimages.make(archives, 3, salt="agents")
+    cluster.kubectl("apply", "-f", "-", stdin=sleeper("renewed", agent.name, image.reference))
+    cluster.await_phase("renewed", "Running")
+    server, there = Layout(str(cluster.data_dir), ""), Layout(str(agent.data_dir), "")
+    tls = {name: signing.read_authority(signing.Pair.at(server.tls(name))) for name in certificates.NAMES}
+    pairs = {each.pair: tls[each.authority] for each in standing.plan(server)}
+    pairs |= {signing.Pair.at(there.node(name)): tls[authority] for name, authority in joining.SIGNED_BY.items()}
+    shown = {
+        (cluster.address, 6443): server.tls("serving-kube-apiserver.crt"),
+        (cluster.address, 6444): server.tls("serving-kube-apiserver.crt"),
+        (cluster.address, 10250): server.node("serving-kubelet.crt"),
+        (agent.address, 10250): there.node("serving-kubelet.crt"),
+    }
+    started = [processes(node) for node in (cluster, agent)]
+    before = {place: served(*place) for place in shown}
+    numbers = age(pairs)
+    for places in (server, there):
+        kubernetes.until(lambda places=places: days_left(places) > 200, "they are renewed")
+    assert numbers.isdisjoint(number(pair.certificate) for pair in pairs)
+    # Whoever shows them takes them up by itself.
+    for place, path in shown.items():
+        kubernetes.until(lambda place=place, path=path: served(*place) == number(path), f"{place} shows it")
+    assert set(before.values()).isdisjoint(served(*place) for place in shown)
+    # What people have is new as well.
+    data = kubeconfigs.read(str(cluster.kubeconfig)).credentials.certificate_data
+    assert data == Path(server.tls("client-admin.crt")).read_bytes()
+    assert cluster.kubectl("exec", "renewed", "--", "/bin/echo", "inside") == "inside\n"
+    assert [processes(node) for node in (cluster, agent)] == started
+    after = cluster.get("pod", "renewed")["status"]["containerStatuses"]
+    assert [each["restartCount"] for each in after] == [0]
+    cluster.kubectl("delete", "pod", "renewed", "--now")
 
 
 def test_certificates_of_both_are_told(cluster: kubernetes.Cluster, agent: Agent) -> None:
@@ -128,9 +229,12 @@ def test_nobody_takes_another_node_s_name(cluster: kubernetes.Cluster, agent: Ag
 
 def test_a_server_that_is_not_there(cluster: kubernetes.Cluster, tmp_path: Path) -> None:
     made = Agent(68, tmp_path, cluster, *CONTAINERD)
+    made.arguments += ["--server", f"https://{cluster.address}:7443", "--token", "secret"]
     with kubeagents.cleaned_up(made):
-        said = refused(made, "--server", f"https://{cluster.address}:7443", "--token", "secret")
-    assert "nothing listens where the server at" in said
+        made.launch()
+        kubernetes.until(lambda: WAITS in made.log.read_text(), "it waits")
+        assert "nothing listens where the server at" in made.log.read_text()
+        assert made.stop() == 0
 
 
 @pytest.fixture
@@ -219,6 +323,11 @@ def test_anybody_s_cluster_is_joined_by_a_token_as_kubeadm_makes_them(
         kubernetes.until(made.is_ready, f"the agent is ready: {made.log}")
         assert is_the_node_by_its_own_certificate(made)
         # What the cluster wants of its kubelets.
-        written = (made.data_dir / "agent/etc/kubelet.conf.d/00-nixlet-defaults.conf").read_text()
-        assert "example.org" in written
+        written = made.data_dir / "agent/etc/kubelet.conf.d/00-nixlet-defaults.conf"
+        assert "example.org" in written.read_text()
+        # Also when the token has ended, by which it was told.
+        cluster.ok("token", "delete", "--data-dir", str(cluster.data_dir), token.partition(".")[0])
+        made.stop()
+        made.start()
+        assert "example.org" in written.read_text()
         assert token.partition(".")[2] not in made.log.read_text()

@@ -189,7 +189,7 @@ def generate() -> None:
     grammar.Value("--new-token", metavar="SECRET", text="The one that takes its place; by default any."),
 )
 def rotate(data_dir: str, token: str | None, new_token: str | None) -> None:
-    """Give the server another token, and print it. Nodes that have joined stay; those that start anew need the new one.
+    """Give the server another token, and print it. Nodes that have joined stay; those that join need the new one.
 
     Where the server's own settings name the old one, change them before its next start.
     """

@@ -18,7 +18,7 @@ class State(enum.StrEnum):
     """How a certificate is."""
 
     VALID = "valid"
-    #: It will be renewed at the next start.
+    #: It is being renewed, or will be at the next start.
     ENDING = "ends soon"
     ENDED = "ended"
     #: It begins in the future, or the clock is wrong.
@@ -39,6 +39,7 @@ class Finding(NamedTuple):
         not_after: When it ends.
         state: How it is.
         detail: What is wrong, where something is.
+        renewal: When it is made anew, now where it can't be used; None: never, or by a person.
     """
 
     service: str
@@ -48,6 +49,7 @@ class Finding(NamedTuple):
     not_after: datetime.datetime | None
     state: State
     detail: str = ""
+    renewal: datetime.datetime | None = None
 
 
 def check(settings: ClusterSettings, now: datetime.datetime) -> list[Finding]:
@@ -101,14 +103,15 @@ def finding(
     Raises:
         NixletError: The file system refuses, as in ``files.refused``.
     """
+    at_once = None if limit is None else now
     try:
         found = signing.read_certificates(file)
     except signing.Unreadable as error:
-        return Finding(service, file, None, None, None, State.MISFIT, problem or f"it {error}")
+        return Finding(service, file, None, None, None, State.MISFIT, problem or f"it {error}", at_once)
     if found is None:
-        return Finding(service, file, None, None, None, State.MISSING, problem)
+        return Finding(service, file, None, None, None, State.MISSING, problem, at_once)
     begins, ends = found[0].not_valid_before_utc, found[0].not_valid_after_utc
-    state, detail = State.VALID, problem
+    state, detail, renewal = State.VALID, problem, at_once
     if now < begins:
         state = State.FUTURE
         detail = detail or f"it is valid from {clock.day(begins)}, and this machine's clock says {clock.day(now)}"
@@ -116,7 +119,9 @@ def finding(
         state, detail = State.ENDED, detail or f"it has ended on {clock.day(ends)}"
     elif problem:
         state = State.MISFIT
-    elif now >= ends - signing.RENEWAL:
-        hint = "the node's next start renews it" if certificates.can_be_renewed(ends, limit) else kept
-        state, detail = State.ENDING, f"it ends on {clock.day(ends)}; {hint}"
-    return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail)
+    else:
+        renewal = ends - signing.RENEWAL if certificates.can_be_renewed(ends, limit) else None
+        if now >= ends - signing.RENEWAL:
+            hint = kept if renewal is None else "the node renews it while it runs, or when it starts"
+            state, detail = State.ENDING, f"it ends on {clock.day(ends)}; {hint}"
+    return Finding(service, file, signing.subject_of(found[0]), begins, ends, state, detail, renewal)

@@ -100,13 +100,31 @@ def check(places: Layout, now: datetime.datetime) -> list[Finding]:
         found.append(findings.finding(findings.AUTHORITIES, file, "", now, "the server has it from its own", None))
     for name, (service, authority) in _OF_AGENTS.items():
         pair = signing.Pair.at(places.node(name))
-        problem = _problem(pair, places.node(f"{authority}.crt"))
-        found.append(
-            findings.finding(
-                service, pair.certificate, problem, now, "", datetime.datetime.max.replace(tzinfo=datetime.UTC)
-            )
-        )
+        issuer = places.node(f"{authority}.crt")
+        problem = _problem(pair, issuer)
+        found.append(findings.finding(service, pair.certificate, problem, now, "so does its authority", _end(issuer)))
     return found
+
+
+def _end(authority: str) -> datetime.datetime:
+    """When an authority ends that an agent has of its server: what that one signs ends then at the latest."""
+    try:
+        found = signing.read_certificates(authority)
+    except signing.Unreadable:
+        found = None
+    if not found:
+        # (a server may have a better one)
+        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
+    return min(each.not_valid_after_utc for each in found)
+
+
+def renewal(places: Layout, now: datetime.datetime) -> datetime.datetime | None:
+    """When the first of a node's certificates is to be made anew, which may be now; None: none ever is.
+
+    Raises:
+        NixletError: As ``check``.
+    """
+    return min((each.renewal for each in check(places, now) if each.renewal is not None), default=None)
 
 
 def _problem(pair: signing.Pair, authority: str) -> str:

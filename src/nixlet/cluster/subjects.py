@@ -5,11 +5,15 @@ Kubernetes: "PKI certificates and requirements", and the users of its RBAC boots
 
 import dataclasses
 import ipaddress
+from collections.abc import Collection
 
 from nixlet.cluster.settings import Address, ClusterSettings
 
 #: Who is an administrator of everything, whatever RBAC says.
 MASTERS = "system:masters"
+
+#: The group of nodes, and what their names as users begin with (Kubernetes: "Using Node Authorization").
+NODES, _NODE = "system:nodes", "system:node:"
 
 #: Who the API server is to kubelets. A role lets it in there: it needs no more than that.
 API_SERVER_USER = "system:apiserver"
@@ -67,7 +71,12 @@ def api_server(settings: ClusterSettings) -> Subject:
 
 def kubelet_client(node_name: str) -> Subject:
     """A kubelet as a user: what the Node authorizer lets see what is the node's, and no more."""
-    return user(f"system:node:{node_name}", "system:nodes")
+    return user(f"{_NODE}{node_name}", NODES)
+
+
+def node_of(user_name: str, groups: Collection[str]) -> str:
+    """The node that is known as this user; empty: it is no node."""
+    return user_name.removeprefix(_NODE) if user_name.startswith(_NODE) and NODES in groups else ""
 
 
 def kubelet_serving(node_name: str, addresses: tuple[Address, ...]) -> Subject:

@@ -123,8 +123,10 @@ class _Received(io.RawIOBase):
 class _Connection:
     """A connection, and HTTP on it."""
 
-    def __init__(self, endpoint: Endpoint, sock: socket.socket) -> None:
+    def __init__(self, endpoint: Endpoint, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self.wire = _Wire(sock)
+        #: What it was made with.
+        self.tls = tls
         self._http = http.client.HTTPConnection(endpoint.host, endpoint.port)
         self._http.auto_open = 0
         self._http.sock = cast("socket.socket", self.wire)
@@ -275,9 +277,13 @@ class Connections:
                 if not self._idle:
                     return None
                 found = self._idle.pop()
-            if found.is_alive():
+            if found.is_alive() and self._is_current(found):
                 return found
             found.close()
+
+    def _is_current(self, connection: _Connection) -> bool:
+        """Whether a connection was made as one would be made now: a server looks at our certificate with each request, also at one that was renewed long ago."""
+        return connection.tls is None or connection.tls is self._trust.context()
 
     def _keep(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
         # Before Python 3.12 a response that was read to its end by ``read1`` doesn't know it.
@@ -292,11 +298,10 @@ class Connections:
         sock = _connect(self._endpoint, call, until)
         try:
             if self._endpoint.scheme == "https":
-                sock = self._trust.context().wrap_socket(
-                    sock, server_hostname=self._endpoint.host, do_handshake_on_connect=False
-                )
+                tls = self._trust.context()
+                sock = tls.wrap_socket(sock, server_hostname=self._endpoint.host, do_handshake_on_connect=False)
                 call.use(sock)
-                connection = _Connection(self._endpoint, sock)
+                connection = _Connection(self._endpoint, sock, tls)
                 connection.wire.until = until
                 connection.wire.arm()
                 sock.do_handshake()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from nixlet import errors
+from nixlet.cluster import names
 from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.tokens import Token
@@ -92,10 +93,10 @@ def kubelet_facts(config: Kubeconfig, *, call: Call | None = None) -> KubeletFac
     if len(documents) != 1:
         return None
     addresses = ",".join(documents[0].texts("clusterDNS") or ())
-    return KubeletFacts(
-        model.addresses(addresses, what="the cluster's clusterDNS"),
-        documents[0].text("clusterDomain", "cluster.local"),
-    )
+    domain = documents[0].text("clusterDomain", "cluster.local")
+    if not names.is_name(domain):
+        raise errors.FailedPreconditionError(f"the cluster's clusterDomain {domain[:80]!r} is no domain name")
+    return KubeletFacts(model.addresses(addresses, what="the cluster's clusterDNS"), domain)
 
 
 def _data(config_map: Object) -> dict[str, str]:

@@ -1,29 +1,27 @@
 """How a node joins: it asks a server for its certificates and for what it has to know of the cluster (``joinforms``), and writes it down.
 
 First the authority of servers is fetched from whoever answers, and believed where its hash is that of the token. Then the server has to show a
-certificate of that authority, and only then it is shown the token. What a node has got it keeps: it can start while the server is away.
+certificate of that authority, and only then it is shown the token. What a node has got it keeps: it can start while the server is away. Where the
+token is no longer good it shows its certificate: tokens end, and are changed, and nodes stay.
 """
 
 import base64
 import dataclasses
-import datetime
+import http.client
 import logging
-import os
-import re
+import ssl
 import urllib.parse
 from collections.abc import Sequence
 
 import msgspec
 
 from nixlet import errors
-from nixlet.cluster import joining, kubeconfigs, names, signing, standing, subjects, tokens
+from nixlet.cluster import joining, signing, standing, tokens
 from nixlet.cluster import settings as model
-from nixlet.cluster.findings import State
 from nixlet.cluster.layout import Layout
-from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.tokens import Token
 from nixlet.host import files
-from nixlet.kubeclient import connections, failures, joinforms, nodepasswords
+from nixlet.kubeclient import connections, failures, joinforms, membership, nodepasswords
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.endpoint import Endpoint
 
@@ -33,23 +31,17 @@ _PORT = 6443
 #: Seconds for a question; a server takes a while to let somebody in.
 _SECONDS, _JOINING_SECONDS = 10.0, 75.0
 
-#: Files of ``agent/``: what a node shows so that nobody else takes its name, and what it knows of its cluster.
-_PASSWORD, _FACTS = "node-password", "cluster.json"
+#: The file of ``agent/`` with what a node shows so that nobody else takes its name.
+_PASSWORD = "node-password"  # noqa: S105 (its name)
 
-#: The file of ``agent/`` with the authority of servers.
-_AUTHORITY = "server-ca.crt"
-
-#: What routes pods' packets has a name like this.
-_BACKEND = re.compile(r"[a-z0-9-]{1,40}")
+#: What hanging up looks like in the middle of a connection.
+_HUNG_UP = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, http.client.RemoteDisconnected)
 
 _log = logging.getLogger("nixlet.joining")
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """What a node keeps of its cluster."""
-
-    server: str
-    facts: joinforms.ClusterFacts
+class NotOursError(errors.UnavailableError):
+    """Whoever answers is no server of nixlet's that nodes join at."""
 
 
 def server_url(text: str) -> str:
@@ -78,7 +70,7 @@ def join(
     *,
     call: Call | None = None,
 ) -> joinforms.ClusterFacts:
-    """Join a cluster, anew at each start, and write down what the node has from it; what it has to know.
+    """Join a cluster, anew at each start and when certificates end, and write down what the node has from it; what it has to know.
 
     Args:
         places: Where.
@@ -89,7 +81,8 @@ def join(
         call: By which it may be given up.
 
     Raises:
-        UnavailableError: The server can't be reached.
+        NotOursError: Whoever answers is no such server.
+        UnavailableError: The server can't be reached, or can't let anybody in now.
         PermissionDeniedError: It is another one than the token is for; or it doesn't let us in.
         FailedPreconditionError: Its certificate isn't good, or what it sends isn't; or the directory is a server's.
         InvalidArgumentError: It takes the node's name or addresses for none.
@@ -110,23 +103,49 @@ def join(
         _password(places),
         {each: joining.request(places, each).decode() for each in joining.SIGNED_BY},
     )
-    welcome = _welcome(dataclasses.replace(there, authority_data=authority), token, wish, call)
-    _keep(places, server, welcome)
+    welcome = _welcome(dataclasses.replace(there, authority_data=authority), places, token, wish, call)
+    membership.keep(places, server, welcome)
     return welcome.facts
 
 
-def is_ours(server: str) -> bool:
-    """Whether somebody answers where nodes join a server of nixlet's. Nothing is believed yet.
+def is_ours(server: str, *, call: Call | None = None) -> bool:
+    """Whether somebody answers where nodes join a server of nixlet's, also by a refusal of such a server's. Nothing is believed yet.
 
     Args:
         server: The API server's URL, as ``server_url`` gives it.
+        call: By which it may be given up.
+
+    Raises:
+        UnavailableError: Whoever it is hangs up, as a server does that has no room.
     """
     with connections.Connections(_joining_endpoint(server).as_stranger()) as asked:
         request = connections.Request("GET", joinforms.AUTHORITY, seconds=_SECONDS, most=joinforms.MAX_AUTHORITY)
         try:
-            return asked.ask(request, Call()).status == 200
-        except (errors.UnavailableError, errors.DeadlineExceededError):
+            answer = asked.ask(request, call or Call())
+        except errors.CallCancelledError:
+            raise
+        except errors.NixletError as error:
+            if isinstance(error.__cause__, _HUNG_UP):
+                raise
             return False
+    return answer.status == 200 or (answer.status >= 500 and _refusal(answer) is not None)
+
+
+def check_answers(server: str, *, call: Call | None = None) -> None:
+    """Check that somebody answers where an API server would, whoever that is, and whatever is answered.
+
+    Args:
+        server: The API server's URL, as ``server_url`` gives it.
+        call: By which it may be given up.
+
+    Raises:
+        UnavailableError: Nobody does.
+        DeadlineExceededError: Nobody does in time.
+        NixletError: As in ``Connections.ask``: somebody is there.
+    """
+    there = Endpoint.of(server, what="the server").as_stranger()
+    with connections.Connections(there) as asked:
+        asked.ask(connections.Request("GET", "/version", seconds=_SECONDS, most=joinforms.MAX_WELCOME), call or Call())
 
 
 def _joining_endpoint(server: str) -> Endpoint:
@@ -149,7 +168,7 @@ def _authority(there: Endpoint, places: Layout, token: Token, call: Call) -> byt
         raise _not_ours(there) from error
     token.check_authority(answer.body)
     if not token.authority:
-        _check_same(there, places.node(_AUTHORITY), answer.body)
+        _check_same(there, places.node(membership.AUTHORITY), answer.body)
     return answer.body
 
 
@@ -169,24 +188,29 @@ def _check_same(there: Endpoint, path: str, found: bytes) -> None:
 
 
 def _not_ours(there: Endpoint) -> errors.NixletError:
-    return errors.UnavailableError(
+    return NotOursError(
         f"{there.shown} is no server of nixlet's that nodes join at",
         hint="--server is the API server's URL, https://HOST:6443; nodes join at the port above",
     )
 
 
-def _welcome(there: Endpoint, token: Token, wish: joinforms.Wish, call: Call) -> joinforms.Welcome:
-    with connections.Connections(there) as asked:
-        request = connections.Request(
-            "POST",
-            joinforms.JOIN,
-            msgspec.json.encode(wish),
-            "application/json",
-            _JOINING_SECONDS,
-            joinforms.MAX_WELCOME,
-            authorization=_authorization(token),
-        )
-        answer = asked.ask(request, call)
+def _welcome(there: Endpoint, places: Layout, token: Token, wish: joinforms.Wish, call: Call) -> joinforms.Welcome:
+    answer = _asked(there, _authorization(token), wish, call)
+    if answer.status == 401 and (own := membership.credentials(places, wish.node)) is not None:
+        try:
+            again = _asked(dataclasses.replace(there, credentials=own), "", wish, call)
+        except (failures.UnauthenticatedError, errors.UnavailableError) as error:
+            # One that is no authority's of the server's is refused, or it hangs up.
+            if isinstance(error, errors.UnavailableError) and not isinstance(error.__cause__, _HUNG_UP):
+                raise
+            again = answer
+        if again.status == 200:
+            _log.warning(
+                "the token isn't good any more, and %s knows this node by its certificate",
+                there.shown,
+                extra={"hint": "give it the server's token: it needs one when its certificates have ended"},
+            )
+        answer = answer if again.status == 401 else again
     if answer.status != 200:
         raise _refused(there, answer)
     try:
@@ -195,10 +219,39 @@ def _welcome(there: Endpoint, token: Token, wish: joinforms.Wish, call: Call) ->
         raise _not_ours(there) from error
 
 
-def _refused(there: Endpoint, answer: connections.Answer) -> errors.NixletError:
+def _asked(there: Endpoint, authorization: str, wish: joinforms.Wish, call: Call) -> connections.Answer:
+    request = connections.Request(
+        "POST",
+        joinforms.JOIN,
+        msgspec.json.encode(wish),
+        "application/json",
+        _JOINING_SECONDS,
+        joinforms.MAX_WELCOME,
+        authorization=authorization,
+    )
+    with connections.Connections(there) as asked:
+        return asked.ask(request, call)
+
+
+def _refusal(answer: connections.Answer) -> joinforms.Refusal | None:
+    """What a server of nixlet's says where it refuses; None: it is somebody else's answer."""
     try:
-        refusal = msgspec.json.decode(answer.body, type=joinforms.Refusal)
+        # (an API server's refusals have a message as well, and more)
+        if set(msgspec.json.decode(answer.body, type=dict[str, str])) <= {"message", "hint"}:
+            return msgspec.json.decode(answer.body, type=joinforms.Refusal)
     except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    return None
+
+
+def _refused(there: Endpoint, answer: connections.Answer) -> errors.NixletError:
+    refusal = _refusal(answer)
+    if refusal is None and answer.status >= 500:
+        # Somebody between us and the server, perhaps, who doesn't find it.
+        return errors.UnavailableError(
+            f"{there.shown} answers with status {answer.status}, and not as a server of nixlet's"
+        )
+    if refusal is None:
         return _not_ours(there)
     message = f"{there.shown} doesn't let this node in: {failures.words(refusal.message)}"
     hint = failures.words(refusal.hint)
@@ -241,93 +294,3 @@ def _password(places: Layout) -> str:
     # On the disk before anybody is told.
     files.write_atomically(path, f"{password}\n", mode=0o600)
     return password
-
-
-def _keep(places: Layout, server: str, welcome: joinforms.Welcome) -> None:
-    """Write down what we have got, where all of it is good: with half of it a node couldn't start while the server is away.
-
-    Raises:
-        FailedPreconditionError: It isn't.
-        NixletError: The file system refuses, as in ``files.refused``.
-    """
-    found = {}
-    for name in ("client-ca.crt", _AUTHORITY):
-        found[name] = welcome.authorities.get(name, "").encode()
-        try:
-            signing.parse_certificates(found[name])
-        except signing.Unreadable as error:
-            raise errors.FailedPreconditionError(f"what the server sends for {name} {error}") from error
-    for name in joining.SIGNED_BY:
-        found[f"{name}.crt"] = joining.checked(places, name, welcome.certificates.get(name, "").encode())
-    try:
-        _check_facts(welcome.facts)
-    except errors.InvalidArgumentError as error:
-        raise errors.FailedPreconditionError(f"what the server sends is no cluster's: {error.message}") from error
-    for name, text in found.items():
-        files.write_atomically(places.node(name), text)
-    for path, config in kubeconfigs.of_node(places, server).items():
-        kubeconfigs.write(path, config)
-    known = msgspec.json.format(msgspec.json.encode(_Known(server, welcome.facts)))
-    files.write_atomically(places.node(_FACTS), known + b"\n", mode=0o600)
-
-
-def remembered(places: Layout, server: str, name: str, now: datetime.datetime) -> joinforms.ClusterFacts | None:
-    """What a node knows of its cluster from before, where that is enough to start while the server is away; else None.
-
-    Args:
-        places: Where.
-        server: The API server's URL, as ``server_url`` gives it.
-        name: The node's name: with certificates for another one it is nobody.
-        now: The time, for certificates.
-
-    Raises:
-        NixletError: The file system refuses, as in ``files.refused``.
-    """
-    path = places.node(_FACTS)
-    try:
-        with open(path, "rb") as file:
-            known = msgspec.json.decode(file.read(joinforms.MAX_WELCOME), type=_Known)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    except OSError as error:
-        raise files.refused(f"{path} can't be read", error) from error
-    if known.server != server or any(not os.path.exists(each) for each in kubeconfigs.of_node(places, server)):
-        return None
-    good = {State.VALID, State.ENDING}
-    if any(each.state not in good for each in standing.check(places, now)):
-        return None
-    return known.facts if _joined_as(places) == subjects.kubelet_client(name).common_name else None
-
-
-def _joined_as(places: Layout) -> str:
-    found = signing.read_certificates(signing.Pair.at(places.node("client-kubelet")).certificate)
-    return signing.subject_of(found[0]).common_name if found else ""
-
-
-def _check_facts(facts: joinforms.ClusterFacts) -> None:
-    for text, what in ((facts.cluster_cidrs, "cluster-cidr"), (facts.service_cidrs, "service-cidr")):
-        model.networks(",".join(text), what=f"the cluster's {what}")
-    model.addresses(",".join(facts.cluster_dns), what="the cluster's cluster-dns")
-    if not names.is_name(facts.cluster_domain):
-        raise errors.InvalidArgumentError(f"the cluster's domain {facts.cluster_domain[:80]!r} is no domain name")
-    if not 0 < facts.https_listen_port < 1 << 16:
-        raise errors.InvalidArgumentError(f"the API server's port {facts.https_listen_port} is no port")
-    if not _BACKEND.fullmatch(facts.flannel_backend):
-        raise errors.InvalidArgumentError(f"the cluster's flannel-backend {facts.flannel_backend[:80]!r} is none")
-
-
-def with_facts(settings: ClusterSettings, facts: joinforms.ClusterFacts) -> ClusterSettings:
-    """A node's settings, with what its cluster says of itself.
-
-    Raises:
-        InvalidArgumentError: The cluster says what is none of it.
-    """
-    _check_facts(facts)
-    return dataclasses.replace(
-        settings,
-        cluster_cidrs=model.networks(",".join(facts.cluster_cidrs), what="the cluster's cluster-cidr"),
-        service_cidrs=model.networks(",".join(facts.service_cidrs), what="the cluster's service-cidr"),
-        cluster_dns=model.addresses(",".join(facts.cluster_dns), what="the cluster's cluster-dns"),
-        cluster_domain=facts.cluster_domain,
-        https_listen_port=facts.https_listen_port,
-    )

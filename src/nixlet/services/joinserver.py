@@ -2,18 +2,17 @@
 
 HTTPS on a port of its own, one above the API server's: that one is Kubernetes' own program, and to share its port all traffic to it would have
 to go through us. It shows the API server's certificate. Only what is needed of RFC 9112 is spoken: one request for each connection.
+Who has no token any more that is good may show a node's certificate in its place: it stays the node that it is.
 
 Whoever can reach the port may be anybody: what they send, how long they take, how many they are, and how often they guess is limited, and
 everything that takes time is done in threads. Connections are counted before their handshake.
 """
 
 import asyncio
-import base64
 import collections
 import contextlib
 import errno
 import logging
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -22,12 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from nixlet import errors
-from nixlet.cluster import tokens
 from nixlet.cluster.settings import ClusterSettings
-from nixlet.cluster.tokens import Token
-from nixlet.host import files
 from nixlet.kubeclient import joinforms, nodepasswords
-from nixlet.services import strangers
+from nixlet.services import joincredentials, strangers
 from nixlet.services.joining import Doorkeeper, WishError
 
 #: Bytes of a request's head; seconds for the handshake, for all of a request, and for taking its answer, or a refusal.
@@ -76,6 +72,18 @@ class _Request(NamedTuple):
     body: bytes
 
 
+class _Peer(NamedTuple):
+    """Who has come.
+
+    Attributes:
+        address: Its address.
+        node: The node that its certificate is for; empty: it showed none.
+    """
+
+    address: str
+    node: str
+
+
 def port(settings: ClusterSettings) -> int:
     """Where nodes join."""
     return settings.https_listen_port + joinforms.PORT_ABOVE
@@ -89,7 +97,7 @@ async def serve(doorkeeper: Doorkeeper, settings: ClusterSettings) -> AsyncItera
         FailedPreconditionError: The address is taken, or no address of this machine's.
         NixletError: A certificate can't be read.
     """
-    context = await asyncio.to_thread(_Shown(settings).context)
+    context = await asyncio.to_thread(joincredentials.Shown(settings).context)
     with _listening(settings) as listening:
         connections = _Connections(doorkeeper, context)
         accepting = asyncio.create_task(connections.accept(listening), name="joining")
@@ -115,53 +123,6 @@ def _listening(settings: ClusterSettings) -> socket.socket:
             hint="it is one above --https-listen-port: choose another one",
         ) from error
     return sock
-
-
-class _Shown:
-    """What is shown to those who come: the API server's certificate as it is on the disk, also when it was renewed."""
-
-    def __init__(self, settings: ClusterSettings) -> None:
-        tls = settings.layout.tls
-        self._files = (tls("serving-kube-apiserver.crt"), tls("serving-kube-apiserver.key"))
-        self._made_of: tuple[tuple[int, int], ...] = ()
-        self._current: ssl.SSLContext | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """For a server, which asks for what is current with each handshake.
-
-        Raises:
-            FailedPreconditionError: They are no certificate and its key.
-            NixletError: The file system refuses, as in ``files.refused``.
-        """
-        with files.refusing("the API server's certificate can't be read"):
-            made_of = self._state()
-            try:
-                outer = self._made()
-            except ssl.SSLError:
-                raise errors.FailedPreconditionError(
-                    f"{self._files[0]} is no certificate, or its key is another one's"
-                ) from None
-        self._current, self._made_of = outer, made_of
-        outer.sni_callback = self._choose
-        return outer
-
-    def _choose(self, connection: "ssl.SSLSocket | ssl.SSLObject", _name: str, _context: ssl.SSLContext) -> None:
-        # While they are being written they may not fit each other: then the former ones are shown.
-        with contextlib.suppress(OSError):
-            made_of = self._state()
-            if made_of != self._made_of:
-                self._current, self._made_of = self._made(), made_of
-        if self._current is not None:
-            connection.context = self._current
-
-    def _state(self) -> tuple[tuple[int, int], ...]:
-        return tuple((status.st_ino, status.st_mtime_ns) for status in map(os.stat, self._files))
-
-    def _made(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(*self._files)
-        return context
 
 
 class _Connections:
@@ -233,7 +194,8 @@ class _Connections:
             return
         try:
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-            answer = _FULL if is_full else await self._answer(reader, address)
+            peer = _Peer(address, joincredentials.node(transport.get_extra_info("peercert")))
+            answer = _FULL if is_full else await self._answer(reader, peer)
             writer.write(_response(answer))
             if answer.status == 408:
                 # Who has said nothing in all this time isn't waited for; the kernel still sends what it has.
@@ -247,28 +209,28 @@ class _Connections:
         finally:
             transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader, address: str) -> _Answer:
+    async def _answer(self, reader: asyncio.StreamReader, peer: _Peer) -> _Answer:
         try:
-            return await self._answered(await _request(reader), address)
+            return await self._answered(await _request(reader), peer)
         except _RefusedError as refused:
             return refused.answer
         except Exception:  # noqa: BLE001 (it is logged, and told in one sentence)
             self._lines.write("a request failed", trace=True)
             return _RefusedError(500, "the server made a mistake", "its log says more").answer
 
-    async def _answered(self, request: _Request, address: str) -> _Answer:
+    async def _answered(self, request: _Request, peer: _Peer) -> _Answer:
         wanted = {joinforms.AUTHORITY: "GET", joinforms.JOIN: "POST"}.get(request.path)
         if wanted is None:
             raise _RefusedError(404, f"there are {joinforms.AUTHORITY} and {joinforms.JOIN}")
         if request.method != wanted:
             raise _RefusedError(405, f"{request.path} is asked for by {wanted}")
         if request.path == joinforms.AUTHORITY:
-            with self._unsaid("the server can't show its authority now", address):
+            with self._unsaid("the server can't show its authority now", peer.address):
                 return _Answer(200, await asyncio.to_thread(self._doorkeeper.authority), "application/x-pem-file")
         try:
-            return await self._joined(request, address)
+            return await self._joined(request, peer)
         except TimeoutError as error:
-            self._lines.write("nobody could be let in within %g s: %s asked", _JOIN_TIMEOUT, address)
+            self._lines.write("nobody could be let in within %g s: %s asked", _JOIN_TIMEOUT, peer.address)
             raise _RefusedError(503, f"the server can't let a node in within {_JOIN_TIMEOUT:g} s") from error
 
     @contextlib.contextmanager
@@ -280,16 +242,17 @@ class _Connections:
             self._lines.write("%s asked in vain: %s", address, _said(error))
             raise _RefusedError(503, sentence, "its log says why") from error
 
-    async def _joined(self, request: _Request, address: str) -> _Answer:
+    async def _joined(self, request: _Request, peer: _Peer) -> _Answer:
+        address = peer.address
         try:
             self._guesses.check(address)
         except errors.PermissionDeniedError as error:
             raise _RefusedError(429, error.message, error.hint) from error
-        shown = _shown(request.authorization)
+        shown = joincredentials.token(request.authorization)
         async with asyncio.timeout(_JOIN_TIMEOUT), self._joining:
             with self._unsaid("the server can't look tokens up now", address):
                 known = shown is not None and await asyncio.to_thread(self._doorkeeper.is_known, shown)
-            if not known:
+            if not known and not (shown is None and peer.node):
                 self._guesses.note(address)
                 self._lines.write("somebody at %s wants to join with a wrong token", address)
                 raise _RefusedError(
@@ -301,6 +264,8 @@ class _Connections:
                 raise _RefusedError(
                     400, "this is no node's wish to join", "are the two nixlets of different versions?"
                 ) from error
+            if not known and wish.node != peer.node:
+                raise _RefusedError(403, f"the certificate is for the node {peer.node}, which asks for another one")
             welcome = await self._let_in(wish, address)
         _log.info("node %s at %s has its certificates", wish.node, address)
         return _Answer(200, msgspec.json.encode(welcome))
@@ -321,20 +286,6 @@ class _Connections:
 
 def _said(error: errors.NixletError) -> str:
     return f"{error.said_by} answered: {error.message}" if error.said_by else error.message
-
-
-def _shown(authorization: str) -> Token | None:
-    """The token in a request's header: of users by Basic, bootstrap tokens by Bearer; None: there is none."""
-    scheme, _, said = authorization.partition(" ")
-    try:
-        if scheme.lower() == "basic":
-            user, _, password = base64.b64decode(said, validate=True).decode("ascii").partition(":")
-            return Token(user, password) if user and password else None
-        token = tokens.parse(said) if scheme.lower() == "bearer" else None
-    except (ValueError, errors.InvalidArgumentError):
-        # (base64's own errors are ValueErrors, and so is a letter that no text of it has)
-        return None
-    return token if token is not None and token.bootstrap and not token.authority else None
 
 
 async def _request(reader: asyncio.StreamReader) -> _Request:

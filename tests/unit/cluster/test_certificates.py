@@ -475,7 +475,7 @@ def test_the_list_says_where_and_how_each_is(settings: ClusterSettings) -> None:
     assert admin.not_after == (NOW + YEAR).replace(microsecond=0)
     assert (admin.state, admin.detail) == (
         State.ENDING,
-        "it ends on 2027-11-28 12:00 UTC; the node's next start renews it",
+        "it ends on 2027-11-28 12:00 UTC; the node renews it while it runs, or when it starts",
     )
 
 
@@ -674,7 +674,9 @@ def test_the_list_says_truthfully_what_the_next_start_renews(settings: ClusterSe
         if late > NOW + YEAR:
             made(settings, late)
         found = {finding.file: finding.detail for finding in findings.check(settings, late)}
-        renewed = {os.path.relpath(file, settings.data_dir) for file, detail in found.items() if "next start" in detail}
+        renewed = {
+            os.path.relpath(file, settings.data_dir) for file, detail in found.items() if "the node renews it" in detail
+        }
         assert set(made(settings, late)) == renewed
         assert len(renewed) == (12 if late < NOW + YEAR else 0)
     assert found[settings.layout.tls("client-admin.crt")].endswith("; so does its authority")

@@ -290,6 +290,20 @@ def test_certificates_that_were_renewed_are_shown_by_the_next_connection(
     assert serials == ["system:admin", "system:kube-scheduler"]
 
 
+def test_a_connection_that_is_kept_ends_with_the_certificate_that_it_was_made_by(tmp_path: Path) -> None:
+    settings = apiservers.made(tmp_path)
+    with (
+        apiservers.serving(lambda _: Reply(), apiservers.context(settings)) as server,
+        Client(apiservers.endpoint(settings, server)) as client,
+    ):
+        for _ in range(2):
+            client.get(resources.NODES, "n")
+        certificates.rotate(settings, ["admin"], datetime.datetime.now(datetime.UTC))
+        for _ in range(2):
+            client.get(resources.NODES, "n")
+    assert [each.connection for each in server.asked] == [0, 0, 1, 1]
+
+
 def test_a_pair_that_is_half_renewed_isn_t_shown_yet(cluster: ClusterSettings, tmp_path: Path) -> None:
     settings = apiservers.made(tmp_path)
     tls = apiservers.context(settings)

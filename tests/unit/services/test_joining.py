@@ -13,9 +13,11 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -26,7 +28,7 @@ from nixlet.cluster.findings import State
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.cluster.tokens import Token
-from nixlet.kubeclient import bootstraptokens, failures, joinforms, joining, nodepasswords
+from nixlet.kubeclient import bootstraptokens, failures, joinforms, joining, membership, nodepasswords
 from nixlet.kubeclient.client import Client
 from nixlet.services import joining as doors
 from nixlet.services import joinserver
@@ -53,15 +55,16 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> ClusterSettings:
 
 
 @pytest.fixture
-def cluster(original: ClusterSettings, tmp_path: Path) -> ClusterSettings:
+def cluster(original: ClusterSettings, tmp_path: Path) -> Iterator[ClusterSettings]:
     """A copy for each test, at a port of its own."""
     shutil.copytree(original.data_dir, tmp_path / "data")
-    made = dataclasses.replace(
-        original, data_dir=str(tmp_path / "data"), https_listen_port=apiservers.closed_port() - joinforms.PORT_ABOVE
-    )
-    with open(made.layout.tls("server-ca.crt"), "rb") as file:
-        tokens.keep(made.layout, file.read(), agent="agents-only-password")
-    return made
+    with apiservers.kept_port() as port:
+        made = dataclasses.replace(
+            original, data_dir=str(tmp_path / "data"), https_listen_port=port - joinforms.PORT_ABOVE
+        )
+        with open(made.layout.tls("server-ca.crt"), "rb") as file:
+            tokens.keep(made.layout, file.read(), agent="agents-only-password")
+        yield made
 
 
 @pytest.fixture
@@ -389,9 +392,9 @@ def test_facts_that_are_none(cluster: ClusterSettings, wrong: dict[str, object])
     good = joinforms.ClusterFacts(
         ("10.42.0.0/16",), ("10.43.0.0/16",), ("10.43.0.10",), "cluster.local", "host-gw", 6443
     )
-    assert joining.with_facts(cluster, good).https_listen_port == 6443
+    assert membership.with_facts(cluster, good).https_listen_port == 6443
     with pytest.raises(errors.InvalidArgumentError):
-        joining.with_facts(cluster, msgspec.structs.replace(good, **wrong))
+        membership.with_facts(cluster, msgspec.structs.replace(good, **wrong))
 
 
 @pytest.mark.usefixtures("door")
@@ -405,11 +408,14 @@ async def test_a_server_joins_nowhere(cluster: ClusterSettings, agent: Agent) ->
 
 @pytest.mark.usefixtures("door")
 async def test_bootstrap_tokens_let_in_as_long_as_they_are_good(
-    cluster: ClusterSettings, api: Client, agent: Agent
+    cluster: ClusterSettings, api: Client, tmp_path: Path
 ) -> None:
     authority = token(cluster).authority
+    # (one that had joined before would be known by its certificate)
+    new_agents = (Agent(tmp_path, f"node-{number}") for number in range(2, 9))
 
     async def join(**changes: object) -> None:
+        agent = next(new_agents)
         made = tokens.new_bootstrap()
         new = bootstraptokens.BootstrapToken(made.user, made.password, **changes)  # type: ignore[arg-type]
         await asyncio.to_thread(bootstraptokens.add, api, new)
@@ -424,6 +430,100 @@ async def test_bootstrap_tokens_let_in_as_long_as_they_are_good(
     ):
         with pytest.raises(errors.PermissionDeniedError, match="the token is wrong, or has ended"):
             await join(**changes)
+
+
+async def ended(cluster: ClusterSettings, api: Client, agent: Agent) -> Token:
+    """Have an agent join by a bootstrap token, which ends then; the token."""
+    made = tokens.new_bootstrap()
+    new = bootstraptokens.BootstrapToken(made.user, made.password)
+    await asyncio.to_thread(bootstraptokens.add, api, new)
+    shown = dataclasses.replace(made, authority=token(cluster).authority)
+    await agent.join(cluster, shown)
+    await asyncio.to_thread(bootstraptokens.remove, api, made.user)
+    return shown
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_node_stays_when_its_token_has_ended(
+    cluster: ClusterSettings, api: Client, secrets: Secrets, agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = await ended(cluster, api, agent)
+    secrets.nodes.add("node-2")
+    before = Path(agent.places.node("client-kubelet.crt")).read_bytes()
+    await agent.join(cluster, shown)
+    assert "the token isn't good any more" in caplog.text
+    assert shown.password not in caplog.text
+    assert Path(agent.places.node("client-kubelet.crt")).read_bytes() != before
+
+
+@pytest.mark.usefixtures("door")
+async def test_a_certificate_is_for_its_own_node_and_no_way_past_its_password(
+    cluster: ClusterSettings, api: Client, secrets: Secrets, agent: Agent, tmp_path: Path
+) -> None:
+    shown = await ended(cluster, api, agent)
+    secrets.nodes.add("node-2")
+    with pytest.raises(errors.PermissionDeniedError, match="the token is wrong, or has ended"):
+        await agent.join(cluster, shown, name="node-3")
+    # Who has its certificate and key, and not its password.
+    Path(agent.places.node("node-password")).write_text("0123456789abcdef0123456789abcdef\n")
+    with pytest.raises(errors.PermissionDeniedError, match="there is a node node-2 already"):
+        await agent.join(cluster, shown)
+    # Another cluster's node.
+    other = apiservers.made(tmp_path / "other", node_name="node-2", node_ips=(apiservers.LOOPBACK,))
+    for end in ("crt", "key"):
+        shutil.copy(other.layout.node(f"client-kubelet.{end}"), agent.places.node(f"client-kubelet.{end}"))
+    with pytest.raises(errors.PermissionDeniedError, match="the token is wrong, or has ended"):
+        await agent.join(cluster, shown)
+
+
+@pytest.mark.usefixtures("door")
+@pytest.mark.parametrize(
+    ("client", "node", "status"),
+    [
+        ("client-kubelet", "node-2", b"403"),
+        ("client-kube-proxy", "node-1", b"401"),
+        ("client-admin", "node-1", b"401"),
+    ],
+)
+async def test_whom_a_certificate_is_for_is_looked_at(
+    cluster: ClusterSettings, secrets: Secrets, client: str, node: str, status: bytes
+) -> None:
+    places = cluster.layout
+    stem = places.tls(client) if client == "client-admin" else places.node(client)
+    wish = joinforms.Wish(node, ("192.0.2.9",), "0123456789abcdef", {})
+    text = posted(cluster, msgspec.json.encode(wish), authorization="").replace(b"Authorization: \r\n", b"")
+    found = await exchanged(cluster, text, (f"{stem}.crt", f"{stem}.key"))
+    assert found.split(b" ", 2)[1] == status
+    assert secrets.held == {}
+
+
+async def test_a_server_of_ours_is_known_also_where_it_lets_nobody_in(cluster: ClusterSettings, api: Client) -> None:
+    url = cluster.server_url
+    assert not await asyncio.to_thread(joining.is_ours, url)
+    async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
+        assert await asyncio.to_thread(joining.is_ours, url)
+        # It is broken.
+        os.rename(cluster.layout.tls("server-ca.crt"), cluster.layout.tls("server-ca.away"))
+        assert await asyncio.to_thread(joining.is_ours, url)
+    # Somebody else's API server, and a proxy that finds nobody.
+    for code, body in (
+        (401, b'{"kind":"Status","message":"no","code":401}'),
+        (503, b'{"kind":"Status","message":"no"}'),
+        (503, b"<html>"),
+    ):
+        reply = apiservers.Reply(code, body)
+        with apiservers.serving(mock.Mock(return_value=reply), apiservers.context(cluster)) as server:
+            url = f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}"
+            assert not await asyncio.to_thread(joining.is_ours, url)
+
+
+async def test_who_hangs_up_is_nobody_yet(cluster: ClusterSettings) -> None:
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with apiservers.speaking(hang_up) as server, pytest.raises(errors.UnavailableError):
+        await asyncio.to_thread(joining.is_ours, f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}")
 
 
 async def test_nothing_answers(cluster: ClusterSettings, agent: Agent) -> None:
@@ -482,17 +582,17 @@ async def test_while_the_api_server_is_away_it_is_told(
 async def test_a_node_starts_with_what_it_has_while_the_server_is_away(
     cluster: ClusterSettings, api: Client, agent: Agent
 ) -> None:
-    assert joining.remembered(agent.places, cluster.server_url, "node-2", now()) is None
+    assert membership.remembered(agent.places, cluster.server_url, "node-2", now()) is None
     async with joinserver.serve(doors.Doorkeeper(cluster, api), cluster):
         facts = await agent.join(cluster, token(cluster))
     places, server = agent.places, cluster.server_url
-    assert joining.remembered(places, server, "node-2", now()) == facts
-    assert joining.remembered(places, server, "node-3", now()) is None
-    assert joining.remembered(places, "https://192.0.2.1:6443", "node-2", now()) is None
-    assert joining.remembered(places, server, "node-2", now() + datetime.timedelta(days=400)) is None
+    assert membership.remembered(places, server, "node-2", now()) == facts
+    assert membership.remembered(places, server, "node-3", now()) is None
+    assert membership.remembered(places, "https://192.0.2.1:6443", "node-2", now()) is None
+    assert membership.remembered(places, server, "node-2", now() + datetime.timedelta(days=400)) is None
     os.unlink(places.node("client-kubelet.key"))
-    assert joining.remembered(places, server, "node-2", now()) is None
-    made = joining.with_facts(cluster, dataclasses_changed(facts))
+    assert membership.remembered(places, server, "node-2", now()) is None
+    made = membership.with_facts(cluster, dataclasses_changed(facts))
     assert str(made.cluster_cidrs[0]) == "10.99.0.0/16"
 
 
@@ -519,9 +619,11 @@ async def test_a_certificate_that_is_renewed_meanwhile_is_shown_to_the_next(
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[bytes]"]
 
 
-async def exchanged(cluster: ClusterSettings, text: bytes) -> bytes:
-    """What a server answers to some bytes."""
+async def exchanged(cluster: ClusterSettings, text: bytes, shown: tuple[str, str] | None = None) -> bytes:
+    """What a server answers to some bytes, of one who shows a certificate or none."""
     context = ssl.create_default_context(cafile=cluster.layout.node("server-ca.crt"))
+    if shown is not None:
+        context.load_cert_chain(*shown)
     reader, writer = await asyncio.open_connection("127.0.0.1", joinserver.port(cluster), ssl=context)
     try:
         writer.write(text)

@@ -3,25 +3,65 @@
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 from collections.abc import Callable
 
+import msgspec
+
 from nixlet import errors
-from nixlet.cluster import kubeconfigs, programs
-from nixlet.cluster.kubeconfigs import Kubeconfig
+from nixlet.cluster import kubeconfigs, programs, signing, standing
+from nixlet.cluster import settings as model
+from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
+from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
 from nixlet.host import files
 from nixlet.kubeclient import discovery
 from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster import children as described
-from nixlet.node.cluster import finding, kernel, ports, running, versions
+from nixlet.node.cluster import finding, ports, running, waiting
 from nixlet.node.settings import config as node_config
 
+#: The file of ``agent/`` with what a node knows of the cluster that it is a guest of, and how large that may be (bytes).
+_KNOWN, _MAX_KNOWN = "guest.json", 64 << 10
+
 _log = logging.getLogger("nixlet.cluster")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """What a node keeps of the cluster that it is a guest of.
+
+    Attributes:
+        way: By what it was found: a URL, or a kubeconfig file.
+        cluster_dns: Where the cluster's DNS is, as far as the cluster has said so.
+        cluster_domain: The domain of services' names, likewise.
+    """
+
+    way: str
+    cluster_dns: tuple[str, ...] = ()
+    cluster_domain: str = ""
+
+
+def is_one(places: Layout, way: str) -> bool:
+    """Whether a node was one of somebody else's cluster that was found in this way."""
+    known = _known(places)
+    return known is not None and known.way == way
+
+
+def _known(places: Layout) -> _Known | None:
+    path = places.node(_KNOWN)
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_KNOWN), type=_Known)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    except OSError as error:
+        raise files.refused(f"{path} can't be read", error) from error
 
 
 class Guest(running.Member):
@@ -33,7 +73,8 @@ class Guest(running.Member):
         layout: node_config.Layout,
         found: finding.Found,
         cluster: ClusterSettings,
-        way: Callable[[], Kubeconfig],
+        way: str,
+        ask: Callable[[Call], Kubeconfig],
     ) -> None:
         """A node that is to join.
 
@@ -42,63 +83,94 @@ class Guest(running.Member):
             layout: Where things are.
             found: The programs: the kubelet.
             cluster: What is known of the cluster.
-            way: Finds out where it is, and as whom one may ask for a certificate there; it may wait.
+            way: By what it is found, for ``is_one``.
+            ask: Finds out where it is, and as whom one may ask for a certificate there; it may wait.
         """
         super().__init__(settings, layout, found, cluster)
-        self._way = way
+        self._way, self._ask = way, ask
 
-    async def begin(self, children: host_children.Children) -> None:  # noqa: ARG002 (a server's are started here)
-        """Find out about the cluster, and write down what the kubelet needs.
+    async def begin(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,  # noqa: ARG002 (as above)
+    ) -> None:
+        """Find out about the cluster, for which it is waited, and write down what the kubelet needs.
 
         Raises:
-            NixletError: The cluster isn't found, or isn't the one that was meant.
+            NixletError: The cluster isn't the one that was meant, or doesn't let us in.
         """
-        await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
-        _, _, said = await asyncio.gather(
-            kernel.prepare(), asyncio.to_thread(self._prepare), versions.ask(self._found, self._layout)
-        )
-        versions.check(said)
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
+        _, said = await self._beside(self._wait())
         _log.info("starting the kubelet", extra={"versions": dict(said)})
         self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
 
-    def _prepare(self) -> None:
+    async def _wait(self) -> None:
+        patience = waiting.Patience("the node waits for its cluster")
+        while True:
+            try:
+                return await waiting.in_thread(self._prepare)
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                await patience.pause(error)
+
+    def _prepare(self, call: Call) -> None:
         places = self._cluster.layout
-        own = places.node("kubelet.kubeconfig")
+        if standing.is_server(places):
+            raise errors.FailedPreconditionError(
+                f"{places.data_dir} is a server's, and its node belongs to that cluster",
+                hint="--data-dir names another directory for the node that joins",
+            )
+        path = places.node("kubelet.kubeconfig")
+        own = kubeconfigs.read(path) if os.path.exists(path) else None
+        if own is not None and not _is_good(own):
+            # The kubelet asks for a certificate as it did the first time.
+            own = None
+        known = _known(places)
+        if known is None or known.way != self._way:
+            known = _Known(self._way)
         try:
-            config, facts = self._asked()
-        except (errors.UnavailableError, errors.DeadlineExceededError, errors.PermissionDeniedError) as error:
+            config = self._ask(call)
+            authority = _authority(config)
+            if own is None:
+                _check_credentials(config)
+            else:
+                _check_same(config, authority, own, path)
+            facts = _facts(config, own, call)
+        except (
+            errors.UnavailableError,
+            errors.DeadlineExceededError,
+            errors.PermissionDeniedError,
+            errors.NotFoundError,
+        ) as error:
             # A kubelet that has its certificates renews them by itself, and needs nobody to let it in.
-            if not os.path.exists(own):
+            if own is None:
                 raise
             _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
-            return
-        files.make_directory(places.agent)
-        authority = config.authority_data
-        if config.authority:
-            with files.refusing(f"{config.authority} can't be read"), open(config.authority, "rb") as file:
-                authority = file.read()
-        if not authority:
-            raise errors.FailedPreconditionError(
-                "the kubeconfig names no certificate authority, and whoever calls the kubelet couldn't be recognised",
-                hint="give it a certificate-authority",
-            )
-        # The API server shows the kubelet a certificate of the authority of its clients, which mostly is that of servers.
-        files.write_atomically(places.node("client-ca.crt"), authority)
-        kubeconfigs.write(places.node("bootstrap.kubeconfig"), config)
-        if facts is not None and not self.settings.cluster_dns:
-            self._cluster = dataclasses.replace(
-                self._cluster, cluster_dns=facts.cluster_dns, cluster_domain=facts.cluster_domain
-            )
-        elif not self.settings.cluster_dns:
-            _log.warning(
-                "the cluster doesn't say where its DNS is, and pods of this node ask %s",
-                ", ".join(map(str, self._cluster.dns_addresses)),
-                extra={"hint": "--cluster-dns says it"},
-            )
+        else:
+            files.make_directory(places.agent)
+            # The API server shows the kubelet a certificate of the authority of its clients, which mostly is that of servers.
+            files.write_atomically(places.node("client-ca.crt"), authority)
+            kubeconfigs.write(places.node("bootstrap.kubeconfig"), config)
+            if facts is not None and facts.cluster_dns:
+                known = _Known(self._way, tuple(map(str, facts.cluster_dns)), facts.cluster_domain)
+            files.write_atomically(places.node(_KNOWN), msgspec.json.encode(known) + b"\n", mode=0o600)
+        self._configure(known)
 
-    def _asked(self) -> tuple[Kubeconfig, discovery.KubeletFacts | None]:
-        config = self._way()
-        return config, discovery.kubelet_facts(config)
+    def _configure(self, known: _Known) -> None:
+        """Have the kubelet's pods ask the cluster's DNS, as far as is known where that is."""
+        if self.settings.cluster_dns:
+            return
+        if known.cluster_dns:
+            self._cluster = dataclasses.replace(
+                self._cluster,
+                cluster_dns=model.addresses(",".join(known.cluster_dns), what="the cluster's clusterDNS"),
+                cluster_domain=known.cluster_domain,
+            )
+            return
+        _log.warning(
+            "the cluster doesn't say where its DNS is, and pods of this node ask %s",
+            ", ".join(map(str, self._cluster.dns_addresses)),
+            extra={"hint": "--cluster-dns says it"},
+        )
 
     def _node(self, node: programs.Node) -> programs.Node:
         return dataclasses.replace(node, bootstraps=True)
@@ -114,3 +186,82 @@ class Guest(running.Member):
         own = await asyncio.to_thread(kubeconfigs.read, self._cluster.layout.node("kubelet.kubeconfig"))
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(own))))
         await self._settle(stack, children, client, set())
+
+
+def read(path: str) -> Kubeconfig:
+    """The way to a cluster that a file tells, which a node that has joined needs no more.
+
+    Raises:
+        NotFoundError: It isn't there.
+        NixletError: As in ``kubeconfigs.read``.
+    """
+    if not os.path.exists(path):
+        raise errors.NotFoundError(f"the kubeconfig {path} is not there")
+    return kubeconfigs.read(path)
+
+
+def _is_good(own: Kubeconfig) -> bool:
+    """Whether a kubelet's own certificate is good now."""
+    given, now = own.credentials, datetime.datetime.now(datetime.UTC)
+    try:
+        if given.certificate_data:
+            found = signing.parse_certificates(given.certificate_data)
+        else:
+            found = signing.read_certificates(given.certificate) or []
+    except signing.Unreadable:
+        return False
+    return bool(found) and found[0].not_valid_before_utc <= now < found[0].not_valid_after_utc
+
+
+def _authority(config: Kubeconfig) -> bytes:
+    """The certificates of the authority that a kubeconfig names."""
+    authority = config.authority_data
+    if config.authority:
+        with files.refusing(f"{config.authority} can't be read"), open(config.authority, "rb") as file:
+            authority = file.read()
+    if not authority:
+        raise errors.FailedPreconditionError(
+            "the kubeconfig names no certificate authority, and whoever calls the kubelet couldn't be recognised",
+            hint="give it a certificate-authority",
+        )
+    return authority
+
+
+def _check_credentials(config: Kubeconfig) -> None:
+    if config.credentials == Credentials():
+        raise errors.FailedPreconditionError(
+            "the kubeconfig names nobody, and the cluster gives no certificate to those whom it doesn't know",
+            hint="give its user a token (kubeadm token create prints one) or a client certificate",
+        )
+
+
+def _check_same(config: Kubeconfig, authority: bytes, own: Kubeconfig, path: str) -> None:
+    """Check that a kubelet that has its certificates has them from the cluster that is meant: it would go on in the other one.
+
+    Raises:
+        FailedPreconditionError: It hasn't.
+    """
+    try:
+        meant, had = (set(signing.parse_certificates(each)) for each in (authority, _authority(own)))
+    except signing.Unreadable as error:
+        raise errors.FailedPreconditionError(
+            f"the certificate authority of {config.server} or {path} {error}"
+        ) from error
+    if not meant & had:
+        raise errors.FailedPreconditionError(
+            f"the cluster at {config.server} has another certificate authority than that at {own.server}, of which this node is one",
+            hint=f"to have it join the other one, remove {path}",
+        )
+    if config.server != own.server:
+        _log.warning(
+            "the kubelet goes on asking %s, and not %s", own.server, config.server, extra={"hint": f"{path} says so"}
+        )
+
+
+def _facts(config: Kubeconfig, own: Kubeconfig | None, call: Call) -> discovery.KubeletFacts | None:
+    """What the cluster wants of its kubelets; tokens end, and so a node that has its own certificates asks by them first."""
+    for each in (own, config):
+        found = None if each is None else discovery.kubelet_facts(each, call=call)
+        if found is not None:
+            return found
+    return None

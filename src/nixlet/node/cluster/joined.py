@@ -1,10 +1,12 @@
-"""A node of a cluster whose server is elsewhere: it joins at each start, and then runs what a server's own node runs beside containerd."""
+"""A node of a cluster whose server is elsewhere: it joins at each start, and then runs what a server's own node runs beside containerd.
+
+It joins again when its certificates end; what it has keeps its programs going meanwhile.
+"""
 
 import asyncio
 import contextlib
 import dataclasses
 import datetime
-import functools
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -14,18 +16,21 @@ from nixlet import errors
 from nixlet.cluster import kubeconfigs, programs, tokens, validation
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
-from nixlet.host import supervisor, uncut
-from nixlet.kubeclient import discovery, joinforms, joining
+from nixlet.host import supervisor
+from nixlet.kubeclient import discovery, joinforms, joining, membership
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster import children as described
-from nixlet.node.cluster import finding, guest, kernel, mapping, ports, running, versions
+from nixlet.node.cluster import finding, guest, kernel, mapping, ports, running, waiting
 from nixlet.node.settings import config as node_config
 
 #: Seconds after which it is asked whether the server is away.
 _PATIENCE = 5.0
+
+#: How often whoever hangs up where nodes join is asked again before it is taken for somebody else.
+_TRIES = 8
 
 _log = logging.getLogger("nixlet.cluster")
 
@@ -44,17 +49,20 @@ class Agent(running.Member):
         super().__init__(settings, layout, found, cluster)
         self._server = server
 
-    async def begin(self, children: host_children.Children) -> None:  # noqa: ARG002 (a server's are started here)
-        """Join the cluster. What runs needs containerd, and starts later.
+    async def begin(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,  # noqa: ARG002 (as above)
+    ) -> None:
+        """Join the cluster; a server that isn't up yet is waited for. What runs needs containerd, and starts later.
 
         Raises:
-            NixletError: It isn't let in; or the server can't be reached, and what is known from before is not enough.
+            NixletError: It isn't let in, or what answers is no server of nixlet's.
         """
-        await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
-        _, facts, said = await asyncio.gather(kernel.prepare(), self._join(), versions.ask(self._found, self._layout))
-        versions.check(said)
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
+        facts, said = await self._beside(self._join())
         _log.info("starting Kubernetes' agents", extra={"versions": dict(said)})
-        self._cluster = joining.with_facts(self._cluster, facts)
+        self._cluster = membership.with_facts(self._cluster, facts)
         validation.check(self._cluster)
         if facts.flannel_backend != self.settings.flannel_backend:
             _log.warning(
@@ -67,22 +75,33 @@ class Agent(running.Member):
         self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
 
     async def _join(self) -> joinforms.ClusterFacts:
-        call, cluster = Call(), self._cluster
+        """Join; or what is known from before, while the server is away."""
+        cluster, patience = self._cluster, waiting.Patience("the node waits for its server")
+        while True:
+            try:
+                return await self._asked()
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                now = datetime.datetime.now(datetime.UTC)
+                known = membership.remembered(cluster.layout, self._server, cluster.node_name, now)
+                if known is not None:
+                    _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
+                    return known
+                if isinstance(error, joining.NotOursError):
+                    raise
+                await patience.pause(error)
+
+    async def _asked(self) -> joinforms.ClusterFacts:
+        cluster = self._cluster
+        # (the file may have another one than when the node started)
         token = tokens.parse(mapping.given_tokens(self.settings)[0])
 
-        def join() -> joinforms.ClusterFacts:
-            try:
-                return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
-            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
-                known = joining.remembered(
-                    cluster.layout, self._server, cluster.node_name, datetime.datetime.now(datetime.UTC)
-                )
-                if known is None:
-                    raise
-                _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
-                return known
+        def join(call: Call) -> joinforms.ClusterFacts:
+            return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
 
-        return await uncut.outcome(asyncio.ensure_future(asyncio.to_thread(join)), call.cancel)
+        return await waiting.in_thread(join)
+
+    async def _renew(self) -> None:
+        await self._asked()
 
     def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
         """The same as a server's, but for the proxy, which is well only when it has heard of the server once."""
@@ -118,6 +137,7 @@ class Agent(running.Member):
             NixletError: One can't be started.
         """
         await self._start_agent(children)
+        await self._keep_certificates(stack)
         # A kubelet may see its own node, and the network that it is given.
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
         await self._settle(stack, children, client, set())
@@ -136,7 +156,9 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
     mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
     if settings.kubeconfig:
         cluster = mapping.cluster_settings(settings, found, mode)
-        return guest.Guest(settings, layout, found, cluster, functools.partial(kubeconfigs.read, settings.kubeconfig))
+        return guest.Guest(
+            settings, layout, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig)
+        )
     server = joining.server_url(settings.server)
     if not any(mapping.given_tokens(settings)[:1]):
         raise errors.UsageError(
@@ -145,16 +167,38 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
         )
     cluster = mapping.cluster_settings(settings, found, mode)
     token = tokens.parse(mapping.given_tokens(settings)[0])
-    if token.bootstrap and await asyncio.to_thread(_is_anybody_s, cluster, server):
+    if token.bootstrap and await _is_anybody_s(cluster, server):
         alone = dataclasses.replace(
             found, programs={name: path for name, path in found.programs.items() if name != described.PROXY}
         )
-        return guest.Guest(settings, layout, alone, cluster, functools.partial(discovery.discover, server, token))
+        return guest.Guest(
+            settings, layout, alone, cluster, server, lambda call: discovery.discover(server, token, call=call)
+        )
     return Agent(settings, layout, found, cluster, server)
 
 
-def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
-    """Whether a cluster that this node knows nothing of is one where nodes don't join as nixlet's do."""
-    if joining.remembered(cluster.layout, server, cluster.node_name, datetime.datetime.now(datetime.UTC)) is not None:
+async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
+    """Whether a cluster is one where nodes don't join as nixlet's do; until somebody answers there it is waited for."""
+    now, places = datetime.datetime.now(datetime.UTC), cluster.layout
+    if membership.remembered(places, server, cluster.node_name, now) is not None:
         return False
-    return not joining.is_ours(server)
+    if guest.is_one(places, server):
+        return True
+    patience, tries = waiting.Patience("the node waits for its server"), 0
+    while True:
+        try:
+            if await waiting.in_thread(lambda call: joining.is_ours(server, call=call)):
+                return False
+        except errors.UnavailableError as error:
+            tries += 1
+            if tries < _TRIES:
+                await patience.pause(error)
+                continue
+        try:
+            await waiting.in_thread(lambda call: joining.check_answers(server, call=call))
+        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+            await patience.pause(error)
+        except errors.NixletError:
+            return True
+        else:
+            return True

@@ -18,11 +18,12 @@ _GONE_TIMEOUT = 5.0
 
 
 class Port(NamedTuple):
-    """A port, and whose it is."""
+    """A port, whose it is, and what for where that isn't plain."""
 
     program: str
     host: str
     number: int
+    purpose: str = ""
 
 
 def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port]:
@@ -55,6 +56,15 @@ def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port
             yield from (Port(program, host, number) for host, number in places)
 
 
+def of_node(cluster: ClusterSettings, programs: Collection[str]) -> list[Port]:
+    """The ports of a node with these programs: theirs, and of a server the one at which nodes join it."""
+    found = list(wanted(cluster, programs))
+    if "kube-apiserver" in programs:
+        number = cluster.https_listen_port + model.JOINING_ABOVE
+        found.append(Port("nixlet", str(cluster.node_ip), number, "where nodes join (one above --https-listen-port)"))
+    return found
+
+
 def check(ports: Collection[Port]) -> None:
     """Check that ports can be listened at.
 
@@ -69,8 +79,9 @@ def check(ports: Collection[Port]) -> None:
                 trial.bind((port.host, port.number))
                 trial.listen(1)
         except OSError as error:
+            purpose = f", {port.purpose}" if port.purpose else ""
             raise errors.FailedPreconditionError(
-                f"{port.program} can't listen at {port.host} port {port.number}: {error.strerror}",
+                f"{port.program} can't listen at {port.host} port {port.number}{purpose}: {error.strerror}",
                 hint=f"end what listens there: ss -ltnp 'sport = :{port.number}' names it",
             ) from error
 

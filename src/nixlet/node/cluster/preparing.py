@@ -71,10 +71,10 @@ def prepare_server(settings: node_config.Settings, layout: node_config.Layout, c
         NixletError: What is there can't be used, or the file system refuses.
     """
     given, of_agents = mapping.given_tokens(settings)
-    mode = kubeconfigs.mode(settings.write_kubeconfig_mode)
-    group = kubeconfigs.group(settings.write_kubeconfig_group)
-    for change in certificates.ensure(cluster, datetime.datetime.now(datetime.UTC)):
-        _log.info("made %s: %s", change.file, change.reason)
+    # (what they say is looked at before anything is made)
+    kubeconfigs.mode(settings.write_kubeconfig_mode)
+    kubeconfigs.group(settings.write_kubeconfig_group)
+    _have_certificates(cluster)
     encryption.ensure(cluster)
     path = cluster.layout.tls("server-ca.crt")
     with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
@@ -90,11 +90,33 @@ def prepare_server(settings: node_config.Settings, layout: node_config.Layout, c
         **kubeconfigs.of_node(cluster.layout, cluster.server_url),
     }.items():
         kubeconfigs.write(path, config)
-    path = mapping.kubeconfig_path(settings)
-    kubeconfigs.write(path, kubeconfigs.for_people(cluster), mode=mode, group=group)
+    path = _write_for_people(settings, cluster)
     _log.info(
         "the administrator's kubeconfig is %s; the token for other nodes is in %s/token", path, cluster.layout.server
     )
+
+
+def renew(settings: node_config.Settings, cluster: ClusterSettings) -> None:
+    """Have the certificates of a server that runs made anew, those whose time it is, and what people have of them.
+
+    Raises:
+        NixletError: What is there can't be used, or the file system refuses.
+    """
+    _have_certificates(cluster)
+    _write_for_people(settings, cluster)
+
+
+def _have_certificates(cluster: ClusterSettings) -> None:
+    for change in certificates.ensure(cluster, datetime.datetime.now(datetime.UTC)):
+        _log.info("made %s: %s", change.file, change.reason)
+
+
+def _write_for_people(settings: node_config.Settings, cluster: ClusterSettings) -> str:
+    """Write the administrator's kubeconfig, which has its certificate in it; its path."""
+    path = mapping.kubeconfig_path(settings)
+    mode, group = kubeconfigs.mode(settings.write_kubeconfig_mode), kubeconfigs.group(settings.write_kubeconfig_group)
+    kubeconfigs.write(path, kubeconfigs.for_people(cluster), mode=mode, group=group)
+    return path
 
 
 def prepare_agent(

@@ -3,19 +3,31 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
-from nixlet.cluster import kubeconfigs, programs
+from nixlet.cluster import kubeconfigs, programs, standing
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
-from nixlet.host import supervisor
+from nixlet.host import supervisor, uncut
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import bootstrap, deploying, finding, kernel, mapping, podnetwork, ports, preparing, versions
+from nixlet.node.cluster import (
+    bootstrap,
+    deploying,
+    finding,
+    kernel,
+    mapping,
+    podnetwork,
+    ports,
+    preparing,
+    renewing,
+    versions,
+)
 from nixlet.node.cluster import children as described
 from nixlet.node.images import coredns
 from nixlet.node.manifests import deployer as deployers
@@ -24,6 +36,8 @@ from nixlet.node.settings import config as node_config
 from nixlet.services import joining, joinserver
 
 _log = logging.getLogger("nixlet.cluster")
+
+T = TypeVar("T")
 
 
 class Cluster:
@@ -46,19 +60,27 @@ class Cluster:
         self._administrator = administrator
         self._described = described.Described(layout, found, cluster, administrator)
 
-    async def begin(self, children: host_children.Children) -> None:
+    async def begin(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Prepare all, and start what needs no containerd.
+
+        Args:
+            stack: Owns what is made here.
+            children: The node's.
 
         Raises:
             NixletError: It can't be prepared.
         """
-        await ports.free(list(ports.wanted(self._cluster, self._found.programs)))
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
         _, _, said = await asyncio.gather(
             kernel.prepare({network.version for network in self._cluster.cluster_cidrs}),
             asyncio.to_thread(preparing.prepare_server, self.settings, self._layout, self._cluster),
             versions.ask(self._found, self._layout),
         )
         versions.check(said)
+        # Before the API server answers: a node that comes meanwhile sees whose cluster it is, and comes again.
+        asked = stack.enter_context(Client(Endpoint.of_kubeconfig(self._administrator)))
+        keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self.settings.flannel_backend)
+        await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
         _log.info("starting Kubernetes", extra={"versions": dict(said)})
         children.start(*self._described.of_server())
 
@@ -70,11 +92,23 @@ class Cluster:
         """
         await self._start_agent(children)
         await children.ready(described.API_SERVER)
-        asked = Client(Endpoint.of_kubeconfig(self._administrator))
-        client = await stack.enter_async_context(AsyncClient(asked))
-        keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self.settings.flannel_backend)
-        await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
+        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
+        await self._keep_certificates(stack)
         await self._settle(stack, children, client, {await _owned(stack, bootstrap.apply(client), "bootstrap")})
+
+    async def _keep_certificates(self, stack: contextlib.AsyncExitStack) -> None:
+        """Have certificates renewed until ``stack`` is left."""
+        due = functools.partial(standing.renewal, self._cluster.layout)
+        await _owned(stack, renewing.keep(due, self._renew), "certificates")
+
+    async def _renew(self) -> None:
+        """Have the node's certificates made anew, those whose time it is.
+
+        Raises:
+            NixletError: They can't be.
+        """
+        making = asyncio.to_thread(preparing.renew, self.settings, self._cluster)
+        await uncut.outcome(asyncio.ensure_future(making))
 
     async def _start_agent(self, children: host_children.Children) -> None:
         """Start the kubelet and the proxy, where they are wanted."""
@@ -169,6 +203,20 @@ class Cluster:
 
 class Member(Cluster):
     """A node of a cluster whose servers are elsewhere."""
+
+    async def _beside(self, joining: Coroutine[Any, Any, T]) -> tuple[T, Mapping[str, str]]:
+        """What joining gives, and the programs' versions. What this machine lacks is told also while the cluster is waited for.
+
+        Raises:
+            NixletError: As joining; or the machine lacks something.
+        """
+        task = asyncio.create_task(joining, name="join")
+        try:
+            _, said = await asyncio.gather(kernel.prepare(), versions.ask(self._found, self._layout))
+            versions.check(said)
+            return await task, said
+        finally:
+            await _ended(task)
 
     async def deploy(
         self,

@@ -112,7 +112,7 @@ async def _given_certificates(settings: node_config.Settings, cluster: Callable[
         return "the cluster gives them"
     return _told(
         await asyncio.to_thread(standing.check, places, datetime.datetime.now(datetime.UTC)),
-        "restart the node: it gets new ones from its server",
+        "the node gets new ones from its server while it runs, or when it starts: its log says why it hasn't",
     )
 
 
@@ -145,7 +145,10 @@ async def _certificates(cluster: model.ClusterSettings) -> str:
     found = await asyncio.to_thread(findings.check, cluster, datetime.datetime.now(datetime.UTC))
     if all(each.state is findings.State.MISSING for each in found):
         return "they are made at the first start"
-    return _told(found, "restart the node: what is not an authority's is made anew")
+    return _told(
+        found,
+        "the node makes anew what is not an authority's while it runs, or when it starts: its log says why it hasn't",
+    )
 
 
 def _told(found: "list[findings.Finding]", hint: str) -> str:
@@ -165,7 +168,7 @@ def _ports(cluster: model.ClusterSettings, found: finding.Found, layout: node_co
     holder = files.holder(layout.lock)
     if holder:
         return f"up to the node that runs (process {holder})"
-    wanted = list(ports.wanted(cluster, found.programs))
+    wanted = ports.of_node(cluster, found.programs)
     ports.check(wanted)
     return f"{len(wanted)} are free"
 

@@ -138,8 +138,9 @@ async def running(
         needed = await stack.enter_async_context(contextlib.AsyncExitStack())
         serving = await stack.enter_async_context(contextlib.AsyncExitStack())
         children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
+        joining = await stack.enter_async_context(contextlib.AsyncExitStack())
         start = functools.partial(_start, needed, children, settings, layout, programs, ready)
-        beginning = asyncio.create_task(_begun(cluster, children), name="cluster")
+        beginning = asyncio.create_task(_begun(cluster, joining, children), name="cluster")
         stack.push_async_callback(_given_up, beginning)
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
@@ -192,9 +193,11 @@ async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -
     return await running.of(settings, layout, found)
 
 
-async def _begun(cluster: "cluster_running.Cluster | None", children: host_children.Children) -> None:
+async def _begun(
+    cluster: "cluster_running.Cluster | None", stack: contextlib.AsyncExitStack, children: host_children.Children
+) -> None:
     if cluster is not None:
-        await cluster.begin(children)
+        await cluster.begin(stack, children)
 
 
 def _has_streams(layout: node_config.Layout) -> bool:

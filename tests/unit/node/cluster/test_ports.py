@@ -20,7 +20,22 @@ def test_each_program_has_its_own(tmp_path: Path) -> None:
     assert {port.host for port in found} == {"127.0.0.1", "192.0.2.7"}
     moved = clusters.settings(tmp_path, kube_apiserver_args=("v=2", "secure-port=8443"), kubelet_args=("v=2",))
     assert {port.program for port in ports.wanted(moved, ["kube-apiserver", "kubelet"])} == {"kubelet"}
-    assert list(ports.wanted(cluster, ["kube-apiserver"])) == [("kube-apiserver", "192.0.2.7", 7443)]
+    assert list(ports.wanted(cluster, ["kube-apiserver"])) == [("kube-apiserver", "192.0.2.7", 7443, "")]
+
+
+def test_where_nodes_join_is_a_server_s_own(tmp_path: Path) -> None:
+    cluster = clusters.settings(tmp_path, https_listen_port=7443)
+    assert ports.of_node(cluster, ["kubelet"]) == list(ports.wanted(cluster, ["kubelet"]))
+    (port,) = set(ports.of_node(cluster, ["kube-apiserver"])) - set(ports.wanted(cluster, ["kube-apiserver"]))
+    assert (port.host, port.number) == ("192.0.2.7", 7444)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        taken = port._replace(host="127.0.0.1", number=somebody.getsockname()[1])
+        with pytest.raises(errors.FailedPreconditionError) as caught:
+            ports.check([taken])
+    assert caught.value.message == (
+        f"nixlet can't listen at 127.0.0.1 port {taken.number}, where nodes join (one above --https-listen-port): "
+        "Address already in use"
+    )
 
 
 async def test_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,10 +14,10 @@ import pytest
 from nixlet import errors
 from nixlet.host import children, supervisor
 from nixlet.kubeclient import endpoint
-from nixlet.node.cluster import bootstrap, finding, running
+from nixlet.node.cluster import bootstrap, finding, kernel, ports, preparing, running, versions
 from nixlet.node.settings import config
-from nixlet.services import joining, joinserver
-from support import clusters
+from nixlet.services import joinserver
+from support import apiservers, clusters
 
 
 async def at_once() -> None:
@@ -64,8 +65,6 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
     )
     monkeypatch.setattr(running, "AsyncClient", mock.Mock(return_value=contextlib.nullcontext()))
     monkeypatch.setattr(running, "Client", mock.Mock())
-    monkeypatch.setattr(joining, "Doorkeeper", mock.Mock())
-    monkeypatch.setattr(joinserver, "serve", mock.Mock(return_value=contextlib.nullcontext()))
     monkeypatch.setattr(endpoint.Endpoint, "of_kubeconfig", mock.Mock())
     script = f"until test -e {tmp_path}/dies; do sleep 0.02; done; echo disk broken; exit 1"
     once = supervisor.RestartPolicy(tries=0)
@@ -83,3 +82,50 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
         (tmp_path / "dies").touch()
         with pytest.raises(errors.CommandFailedError, match=r"^containerd ended with status 1: disk broken$"):
             await asyncio.wait_for(going_on, 30)
+
+
+def server(directory: Path, joining_port: int) -> running.Cluster:
+    """A server with an API server and nothing else, where nodes join at a port of the loopback address."""
+    settings = config.Settings(data_dir=str(directory / "data"), disable_agent=True)
+    return running.Cluster(
+        settings,
+        config.Layout(settings.data_dir, str(directory / "state")),
+        finding.Found({"kube-apiserver": "/bin/true"}, finding.ELSEWHERE),
+        clusters.settings(directory, node_ips=(apiservers.LOOPBACK,), https_listen_port=joining_port - 1),
+    )
+
+
+async def test_a_taken_port_for_joining_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "_GONE_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        cluster = server(tmp_path, somebody.getsockname()[1])
+        async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
+            with pytest.raises(errors.FailedPreconditionError, match=r"where nodes join .*: Address already in use$"):
+                await cluster.begin(stack, kept)
+            assert list(kept) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_who_comes_before_the_api_server_answers_sees_that_nodes_join_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+
+    @contextlib.asynccontextmanager
+    async def serve(*_: object) -> AsyncIterator[None]:
+        events.append("nodes join")
+        yield
+        events.append("nobody joins")
+
+    monkeypatch.setattr(joinserver, "serve", serve)
+    monkeypatch.setattr(kernel, "prepare", mock.AsyncMock())
+    monkeypatch.setattr(versions, "ask", mock.AsyncMock(return_value={}))
+    monkeypatch.setattr(preparing, "prepare_server", mock.Mock(side_effect=lambda *_: events.append("prepared")))
+    kept = mock.Mock(start=mock.Mock(side_effect=lambda *_: events.append("started")))
+    with apiservers.kept_port() as port:
+        async with contextlib.AsyncExitStack() as stack:
+            await server(tmp_path, port).begin(stack, kept)
+            assert events == ["prepared", "nodes join", "started"]
+    assert events[-1] == "nobody joins"

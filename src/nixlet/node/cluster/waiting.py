@@ -1,0 +1,45 @@
+"""Waiting for a cluster that isn't up yet: nodes are started in any order, and a machine's end doesn't end the others'."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from nixlet import errors
+from nixlet.host import uncut
+from nixlet.kubeclient.calls import Call
+
+#: Seconds before the cluster is asked again, ever longer.
+_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
+
+#: Seconds after which the same is said again.
+_AGAIN = 300.0
+
+_log = logging.getLogger("nixlet.cluster")
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Who waits, says why, and asks again."""
+
+    def __init__(self, what: str) -> None:
+        """Begin to wait; ``what`` says so."""
+        self._what = what
+        self._pause = _PAUSE
+        self._said, self._said_at = "", 0.0
+
+    async def pause(self, error: errors.NixletError) -> None:
+        """Wait until the cluster may be asked again, which didn't answer because of this."""
+        now = asyncio.get_running_loop().time()
+        if error.message != self._said or now - self._said_at >= _AGAIN:
+            _log.warning("%s, which is asked again and again: %s", self._what, error, extra={"hint": error.hint})
+            self._said, self._said_at = error.message, now
+        await asyncio.sleep(self._pause)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+
+async def in_thread(ask: Callable[[Call], T]) -> T:
+    """What somebody says who is asked in a thread. A caller that is cancelled gives the question up, and its thread has ended then."""
+    call = Call()
+    return await uncut.outcome(asyncio.ensure_future(asyncio.to_thread(ask, call)), call.cancel)
