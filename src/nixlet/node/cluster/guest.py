@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -17,7 +17,7 @@ from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
-from nixlet.host import files
+from nixlet.host import files, supervisor
 from nixlet.kubeclient import discovery
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
@@ -29,6 +29,9 @@ from nixlet.node.settings import config as node_config
 
 #: The file of ``agent/`` with what a node knows of the cluster that it is a guest of, and how large that may be (bytes).
 _KNOWN, _MAX_KNOWN = "guest.json", 64 << 10
+
+#: Seconds for a person to let a node in, and between two reminders.
+_APPROVAL, _REMINDER = 30 * 86400.0, 600
 
 _log = logging.getLogger("nixlet.cluster")
 
@@ -174,6 +177,40 @@ class Guest(running.Member):
 
     def _node(self, node: programs.Node) -> programs.Node:
         return dataclasses.replace(node, bootstraps=True)
+
+    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
+        """The same as a server's, but for the time that a kubelet has which asks for its first certificate: a person may have to approve it."""
+        return [
+            msgspec.structs.replace(each, ready=self._or_approved(each), ready_timeout=_APPROVAL)
+            if each.name == described.KUBELET
+            else each
+            for each in super()._agents(node, others)
+        ]
+
+    def _or_approved(self, kubelet: supervisor.Program) -> Callable[[], Awaitable[object]]:
+        own = self._cluster.layout.node("kubelet.kubeconfig")
+
+        async def answered() -> None:
+            waited = 0
+            while not os.path.exists(own):
+                await asyncio.sleep(1)
+                waited += 1
+                if waited % _REMINDER == 30:
+                    _log.warning(
+                        "the kubelet waits for its certificate, which the cluster hasn't given it for %d s",
+                        waited,
+                        extra={"hint": "kubectl get csr lists who waits; kubectl certificate approve NAME lets it in"},
+                    )
+            try:
+                async with asyncio.timeout(kubelet.ready_timeout):
+                    await kubelet.ready()
+            except TimeoutError:
+                raise errors.DeadlineExceededError(
+                    f"the kubelet has a certificate, and did not answer within {kubelet.ready_timeout:g} s",
+                    hint=f"its log is {kubelet.log_path}",
+                ) from None
+
+        return answered
 
     async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Start the kubelet, and wait until it is ready and pods have their network, until ``stack`` is left.

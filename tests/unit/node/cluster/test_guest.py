@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nixlet import errors
-from nixlet.cluster import kubeconfigs
+from nixlet.cluster import kubeconfigs, programs
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.kubeclient.calls import Call
@@ -187,3 +188,29 @@ async def test_a_cluster_that_is_not_up_yet_is_waited_for(
     assert caplog.text.count("the node waits for its cluster") == 1
     assert guest.is_one(node.places, node.file)
     assert not guest.is_one(node.places, "https://192.0.2.7:6443")
+
+
+async def test_a_kubelet_that_nobody_has_let_in_yet_is_waited_for(
+    node: Node, made: ClusterSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout, looked = config.Layout(node.settings.data_dir, node.settings.state_dir), []
+    found = guest.Guest(node.settings, layout, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
+    (kubelet,) = found._agents(programs.Node("/run/containerd.sock"), [])
+    assert kubelet.ready_timeout > 86400
+
+    async def sleep(_: float) -> None:
+        looked.append(1)
+        if len(looked) == 700:
+            # (somebody approves it)
+            node.joined(made, apiservers.Server(6443, []))
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    answered = found._or_approved(msgspec.structs.replace(kubelet, ready=never, ready_timeout=0.1))
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "sleep", sleep)
+        with pytest.raises(errors.DeadlineExceededError, match="has a certificate, and did not answer within"):
+            await answered()
+    assert len(looked) == 700
+    assert caplog.text.count("the kubelet waits for its certificate") == 2
