@@ -14,7 +14,7 @@ import pytest
 
 from nixlet.host import mounts, network, unixsocket
 from nixlet.store import roots as gcroots
-from support import nodes, readme
+from support import kubernetes, nodes, parts, readme
 
 pytestmark = pytest.mark.slow
 
@@ -103,9 +103,68 @@ def test_keep_leaves_the_node_up_and_says_how_to_use_it(directory: Path) -> None
     assert leftovers(directory) == before
 
 
+def test_a_node_that_was_there_keeps_nothing_of_it(directory: Path) -> None:
+    node = nodes.Node(5, directory.parent)
+    with nodes.cleaned_up(node):
+        node.start()
+        environment = {**os.environ, "NIXLET_DATA_DIR": str(node.data_dir), "NIXLET_STATE_DIR": str(node.state_dir)}
+        argv = [str(ROOT / "scripts/quickstart")]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "already; using it" in done.stderr
+        assert done.stdout.startswith("Hello, world!\n")
+        assert node.version()["node"] is not None
+        assert node.ok("ps", "-aq") == ""
+        assert node.crictl("pods", "-q") == ""
+
+
+@pytest.mark.timeout(600)
+def test_a_cluster_serves_and_leaves_nothing(tmp_path: Path) -> None:
+    """With the programs that are built already; a machine that has no default route has one of the test's for services."""
+    cluster = kubernetes.Cluster(5, tmp_path)
+    with kubernetes.cleaned_up(cluster):
+        before = leftovers(tmp_path)
+        cgroups = cluster.cgroups("*")
+        environment = {
+            **os.environ,
+            "NIXLET_PARTS": "".join(f"{family} {path}\n" for family, path in parts.directories().items()),
+            "NIXLET_DATA_DIR": str(cluster.data_dir),
+            "NIXLET_STATE_DIR": str(cluster.state_dir),
+            "NIXLET_NODE_IP": cluster.address,
+            # Nix would try for seconds to reach what isn't there.
+            "NIX_CONFIG": "substituters =",
+            "NIXLET_NODE_NAME": "node-5",
+            "NIXLET_KUBELET_ARG": f"cgroup-root=/{cluster.cgroup}",
+        }
+        argv = [str(ROOT / "scripts/quickstart"), "--kubernetes"]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+        page, pods = done.stdout.split("\n\n")
+        assert page == "Hello from the Nix store!"
+        assert len(re.findall(r"^nix-server-\S+ +1/1 +Running ", pods, re.MULTILINE)) == 2
+        # Nothing was built, and all of it is gone.
+        assert "Building" not in done.stderr.replace("Building the image", "")
+        assert leftovers(tmp_path) == before
+        assert cluster.cgroups("*") == cgroups
+        rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+        assert re.findall("(?i)kube", rules) == []
+        assert not cluster.gc_roots.exists()
+        assert not cluster.data_dir.exists()
+        assert not cluster.state_dir.exists()
+        assert list(Path("/tmp").glob("nixlet-quickstart.*")) == []
+        # What is there already is nothing to be taken away at the end.
+        cluster.data_dir.mkdir()
+        (cluster.data_dir / "nixlet.json").touch()
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 125
+        assert f"there is a node in {cluster.data_dir} already" in done.stderr
+
+
 def test_unknown_arguments_are_a_usage_error(directory: Path) -> None:
     done = quickstart(directory, "--nonsense")
     assert (done.returncode, done.stderr.startswith("error: unknown argument --nonsense\n")) == (2, True)
+    done = quickstart(directory, "--keep", "--kubernetes")
+    assert (done.returncode, done.stderr.startswith("error: a cluster is not kept\n")) == (2, True)
 
 
 @pytest.fixture
