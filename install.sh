@@ -51,10 +51,11 @@ needs() {
 # fetch ADDRESS FILE
 fetch() {
   if command -v curl >/dev/null; then
-    curl -fsSL --retry 3 -o "$2" "$1" </dev/null
+    # What is not compared with a checksum must not be led on to http://.
+    curl -fsSL --retry 3 ${checked_by_name:+--proto "=https"} -o "$2" "$1" </dev/null
   else
     needs wget "fetch $1"
-    wget -q -O "$2" "$1" </dev/null
+    wget -q ${checked_by_name:+--max-redirect=0} -O "$2" "$1" </dev/null
   fi || fail "$1 could not be fetched: see above"
 }
 
@@ -71,13 +72,28 @@ unpack() {
 
 # obtain SOURCE: where the source is then is in $source.
 obtain() {
+  # Whether nothing but the address, whose certificate is checked, says that it is the right one.
+  checked_by_name=$([ -n "${INSTALL_NIXLET_SHA256-}" ] || echo yes)
+  if [ "${INSTALL_NIXLET_SKIP_DOWNLOAD-}" = true ]; then
+    case $1 in
+      git+* | git@* | *://* | *.git) fail "INSTALL_NIXLET_SKIP_DOWNLOAD is set, and $1 would have to be fetched" "name a directory or an archive that is there" ;;
+    esac
+  fi
+  if [ -z "$checked_by_name" ]; then
+    case $1 in
+      http://*.git | https://*.git) ;;
+      http://* | https://*) false ;;
+      git+* | git@* | *://* | *.git) ;;
+      *) [ -d "$1" ] ;;
+    esac && fail "INSTALL_NIXLET_SHA256 is the checksum of an archive, and $1 is none" "leave it out, or name an archive"
+  fi
   case $1 in
     git+* | git@* | ssh://* | *.git)
       needs git "fetch $1"
       case ${1#git+} in
         http://* | git://*) fail "anybody on the way can exchange what comes from $1" "take https:// or ssh://" ;;
       esac
-      git clone --quiet --depth 1 ${INSTALL_NIXLET_VERSION:+--branch "$INSTALL_NIXLET_VERSION"} "${1#git+}" "$temporary/source" </dev/null >&2 ||
+      git -c protocol.http.allow=never clone --quiet --depth 1 ${INSTALL_NIXLET_VERSION:+--branch "$INSTALL_NIXLET_VERSION"} "${1#git+}" "$temporary/source" </dev/null >&2 ||
         fail "$1 could not be fetched: see above"
       # The tag or branch was taken; what version it is, it says itself.
       export INSTALL_NIXLET_VERSION=
@@ -136,4 +152,5 @@ main() {
   install_nixlet "$top" "$@"
 }
 
-main "$@"
+# A script that was cut off on its way through a pipe ends before it: the brace is missing.
+{ main "$@"; exit; }

@@ -10,17 +10,29 @@ export PATH
 unit=$units/$name.service
 
 [ "$(id -u)" = 0 ] || { echo "error: only root can take nixlet away; run this as root, for example with sudo" >&2; exit 125; }
+if [ -d "$opt" ] && command -v flock >/dev/null; then
+  exec 9>"$opt/.lock"
+  flock -n 9 || { echo "error: an installation of nixlet is running; wait until it has ended" >&2; exit 125; }
+fi
+if [ -f "$unit" ] && [ ! -x "$bin/nixlet" ]; then
+  echo "error: $bin/nixlet is not there, which alone can take away what the node of $unit made: pods, mounts, data" >&2
+  echo "hint: install nixlet once more (install.sh), then run this; if that node made nothing, delete $unit before" >&2
+  exit 125
+fi
 if command -v systemctl >/dev/null; then
   if [ -d /run/systemd/system ]; then systemctl stop "$name" 2>/dev/null || true; fi
   systemctl disable --quiet "$name" 2>/dev/null || true
 fi
-if [ -f "$unit" ] && [ -x "$bin/nixlet" ]; then
+had_unit=
+if [ -f "$unit" ]; then
+  had_unit=yes
   "$bin/nixlet" uninstall --unit "$unit" --ignore-missing --yes || {
     echo "error: the node was not taken away, see above, and so neither was nixlet; run this again when that is mended" >&2
     exit 125
   }
 fi
-rm -f "$unit" "$unit.env"
+# With what an installation that was killed left beside them.
+rm -f "$unit" "$unit.env" "$unit.new" "$unit.env.new" "$units/.$name.service.new" "$units/.$name.service.env.new"
 if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
   systemctl daemon-reload
   systemctl reset-failed "$name" 2>/dev/null || true
@@ -33,6 +45,13 @@ for other in "$units"/nixlet*.service; do
     exit 0
   fi
 done
+
+# Without a unit nothing says where the node is; what has no owner is not deleted for that, nor forgotten.
+if [ -z "$had_unit" ] && [ -x "$bin/nixlet" ] && "$bin/nixlet" uninstall >/dev/null 2>&1; then
+  echo "error: $unit is not there, and a node's data are, where a node has them that is told nothing else" >&2
+  echo "hint: see what would go with: $bin/nixlet uninstall; take it away with: $bin/nixlet uninstall --yes; then run this again" >&2
+  exit 125
+fi
 
 if [ -f "$config/config.yaml" ]; then
   if [ -x "$bin/nixlet" ] && "$bin/nixlet" config example | cmp -s - "$config/config.yaml"; then
@@ -49,6 +68,17 @@ rm -f "$share/bash-completion/completions/nixlet" "$share/zsh/site-functions/_ni
 for directory in bash-completion/completions bash-completion zsh/site-functions zsh fish/vendor_completions.d fish; do
   rmdir "$share/$directory" 2>/dev/null || true
 done
-rm -f "$bin/nixlet"
-rm -rf "$opt"
+rm -f "$bin/nixlet" "$bin/.nixlet.new"
+# One by one: the directory may be one that others use, too.
+unfinished=$(cat "$opt/.unfinished" 2>/dev/null || true)
+case $unfinished in "$opt"/?*) rm -rf "$unfinished" ;; esac
+for version in "$opt"/*; do
+  if [ -f "$version/.nixlet-stamp" ]; then
+    echo "$version" >"$opt/.unfinished"
+    rm -rf "$version"
+  fi
+done
+rm -rf "$opt/.before" "$opt/.before.new" "$opt/.before.done"
+for file in packages ready ready.new current current.new previous .unfinished .lock; do rm -f "$opt/$file"; done
+rmdir "$opt" 2>/dev/null || [ ! -d "$opt" ] || echo "Kept: what others have in $opt"
 rm -f "$bin/$name-killall.sh" "$bin/$name-uninstall.sh"

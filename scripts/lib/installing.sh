@@ -12,6 +12,7 @@ install_nixlet() {
   settle_places
   check_machine
   settle_command "$@"
+  check_version
   check_packages
   umask 022
   building=
@@ -21,12 +22,15 @@ install_nixlet() {
   new_variables=$units/.$name.service.env.new
   trap 'exit 129' HUP
   trap 'exit 130' INT
+  # That nobody reads what is said is no reason to stop.
+  trap : PIPE
   trap 'exit 143' TERM
   trap 'leave "$?"' EXIT
   mkdir -p "$opt"
   chmod 755 "$opt"
   lock_installation
   take_back_what_was_cut_off
+  remove_unfinished
   bring_packages
   build_version
   check_settings
@@ -43,16 +47,24 @@ install_nixlet() {
 
 # leave STATUS: the end, however it comes; what is half done is taken back.
 leave() {
-  trap '' HUP INT TERM
+  trap '' HUP INT PIPE TERM
   trap - EXIT
   if [ -n "$changing" ] && [ -d "$before" ]; then
     say "Interrupted: taking back what was changed"
     take_back
-    if has_systemd; then systemctl try-restart --no-block "$name" || true; fi
+    ! has_systemd || run_as_before
   fi
-  [ -z "$building" ] || rm -rf "$building"
+  if [ -n "$building" ]; then remove_version "$building"; fi
   rm -f "$new_unit" "$new_variables"
   exit "$1"
+}
+
+# run_as_before: the service as it was before, also if the new version hangs on its way up: that is no state that try-restart knows.
+run_as_before() {
+  case $state_before in
+    active | activating | reloading) systemctl restart --no-block "$name" || true ;;
+    *) systemctl stop --no-block "$name" 2>/dev/null || true ;;
+  esac
 }
 
 settle_places() {
@@ -69,6 +81,10 @@ settle_places() {
     esac
   done
   before=$opt/.before
+  unfinished=$opt/.unfinished
+  case ${INSTALL_NIXLET_READY_SECONDS:-300} in
+    0* | *[!0-9]*) die "INSTALL_NIXLET_READY_SECONDS is '$INSTALL_NIXLET_READY_SECONDS', and no number of seconds" ;;
+  esac
   # Nix has a place of its own, which a service's PATH has not, nor that of sudo.
   PATH=$service_path:$PATH:/nix/var/nix/profiles/default/bin
   export PATH
@@ -77,9 +93,21 @@ settle_places() {
 check_machine() {
   [ "$(uname -s)" = Linux ] || die "nixlet runs on Linux, and this is $(uname -s)"
   [ "$(id -u)" = 0 ] || die "only root can install nixlet; run this as root, for example with sudo"
-  if [ -e "$bin/nixlet" ] && [ ! -L "$bin/nixlet" ]; then
-    die "$bin/nixlet is there, and no link of this installer's; move it away"
-  fi
+  [ ! -e "$bin/nixlet" ] || is_own_link "$bin/nixlet" || die "$bin/nixlet is there, and no link of this installer's; move it away"
+}
+
+# is_own_link FILE: whether it leads to the program of a version that an installer made.
+is_own_link() {
+  own_target=$(readlink "$1") || return 1
+  case $own_target in
+    /*/bin/nixlet) [ -f "${own_target%/bin/nixlet}/$environment_stamp" ] ;;
+    *) return 1 ;;
+  esac
+}
+
+# check_unit: whether the unit may be replaced.
+check_unit() {
+  [ ! -L "$unit" ] || die "$unit is a link, to $(readlink "$unit"): somebody made it so, or masked the service; take it away (systemctl unmask $name)"
 }
 
 # settle_command [server|agent] [ARGUMENTS…]: the service's name, and what it starts (k3s's rules). Without a word of that, what an
@@ -132,6 +160,25 @@ EXEC
   esac
   unit=$units/$name.service
   variables=$unit.env
+  check_unit
+  # Everybody may read a unit, and a command line. What is secret in it becomes a variable.
+  argument_count=$#
+  while [ "$argument_count" -gt 0 ]; do
+    argument_count=$((argument_count - 1))
+    argument=$1
+    shift
+    case $argument in
+      --token=* | --agent-token=* | --datastore-endpoint=*) keep_secret "${argument%%=*}" "${argument#*=}" ;;
+      -t | --token | --agent-token | --datastore-endpoint)
+        [ "$argument_count" -gt 0 ] || die "$argument needs a value"
+        keep_secret "$argument" "$1"
+        argument_count=$((argument_count - 1))
+        shift
+        ;;
+      -t?*) keep_secret -t "${argument#-t}" ;;
+      *) set -- "$@" "$argument" ;;
+    esac
+  done
   if [ "$given" = 0 ] && [ -z "$verb" ] && [ -e "$unit" ]; then
     words=$(started_by "$unit")
     kept=yes
@@ -141,6 +188,15 @@ EXEC
   fi
   # For check_settings, which runs it: positional parameters are a function's own.
   argument_list=$(for argument in "${verb:-server}" "$@"; do printf '%s\n' "$argument"; done)
+}
+
+# keep_secret FLAG VALUE: a variable for the service instead of a flag.
+keep_secret() {
+  case $1 in
+    -t | --token) export NIXLET_TOKEN="$2" ;;
+    --agent-token) export NIXLET_AGENT_TOKEN="$2" ;;
+    --datastore-endpoint) export NIXLET_DATASTORE_ENDPOINT="$2" ;;
+  esac
 }
 
 # One at a time.
@@ -204,13 +260,17 @@ name_missing() {
   exit 125
 }
 
-# build_version: OPT/VERSION from the source, if it isn't there as a whole.
-build_version() {
+# check_version: which one the source is of.
+check_version() {
   version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$top/src/nixlet/__init__.py")
   [ -n "$version" ] || die "$top is no source of nixlet: src/nixlet/__init__.py says no version"
   if [ -n "${INSTALL_NIXLET_VERSION-}" ] && [ "${INSTALL_NIXLET_VERSION#v}" != "$version" ]; then
     die "INSTALL_NIXLET_VERSION asks for $INSTALL_NIXLET_VERSION, and $top is nixlet $version"
   fi
+}
+
+# build_version: OPT/VERSION from the source, if it isn't there as a whole.
+build_version() {
   python_version=$("$python" -I -c 'import sys; print(sys.version, sys.executable)')
   lock_key=$(
     {
@@ -233,9 +293,14 @@ build_version() {
   fi
   like=$(environment_like "$lock_key")
   say "Installing nixlet $version into $home"
-  # What is there without its stamp was cut off.
-  rm -rf "$home"
+  if [ -e "$home" ] && [ ! -f "$home/$environment_stamp" ]; then
+    die "$home is there, and was not made by this installer; move it away, or choose another INSTALL_NIXLET_OPT_DIR"
+  fi
+  remove_version "$home"
   building=$home
+  # From here on it is known whose it is, also without its stamp.
+  echo "$home" >"$unfinished"
+  on_disk
   if [ -n "$like" ]; then
     "$python" -I -m venv --without-pip "$home" >&2 </dev/null
     copy_tree "$(site_of "$like")" "$(site_of "$home")" nixlet
@@ -250,7 +315,23 @@ build_version() {
   "$home/bin/nixlet" version >/dev/null || die "$home/bin/nixlet does not start: see above"
   on_disk
   printf '%s\n' "$key" "$lock_key" >"$home/$environment_stamp"
+  rm -f "$unfinished"
   building=
+}
+
+# remove_version DIRECTORY: one that is cut off meanwhile is taken up by the next run.
+remove_version() {
+  echo "$1" >"$unfinished"
+  on_disk
+  rm -rf "$1"
+  rm -f "$unfinished"
+}
+
+remove_unfinished() {
+  [ -f "$unfinished" ] || return 0
+  case $(cat "$unfinished") in
+    "$opt"/?*) remove_version "$(cat "$unfinished")" ;;
+  esac
 }
 
 # copy_tree FROM TO [NAME…]: a tree of files but for those names and byte code; not every tar can leave things out.
@@ -309,7 +390,7 @@ settle_files() {
     *) own_path=$service_path:$(dirname "$(command -v nix-store)") ;;
   esac
   mkdir -p "$bin" "$units"
-  unit_text "$top/deploy/nixlet.service" "$bin/nixlet$words" "$variables" >"$new_unit"
+  unit_text "$top/deploy/nixlet.service" "$bin/nixlet$words" "$variables" "$([ "$config" = /etc/nixlet ] || echo "$config/config.yaml")" >"$new_unit"
   chmod 644 "$new_unit"
   # Tokens stand in it.
   rm -f "$new_variables"
@@ -320,6 +401,8 @@ settle_files() {
 nothing_changes() {
   if [ "$(readlink "$bin/nixlet" || true)" = "$home/bin/nixlet" ] && cmp -s "$new_unit" "$unit" && cmp -s "$new_variables" "$variables" &&
     [ "${INSTALL_NIXLET_FORCE_RESTART-}" != true ] && [ -z "$restart_needed" ] && is_up_or_not_to_be; then
+    # An editor may have given it another mode.
+    chmod 600 "$variables"
     write_beside
     return 0
   fi
@@ -336,6 +419,12 @@ skips_start() {
 
 # put_in_force: the link, the unit and its variables, each by one rename; what was there before is kept until the new version is ready.
 put_in_force() {
+  state_before=$(! has_systemd || property "$name" ActiveState)
+  # It may be somebody's work.
+  if [ -f "$unit" ] && ! grep -qxF "EnvironmentFile=-$variables" "$unit"; then
+    cp -p "$unit" "$unit.orig"
+    say "Kept: the unit that was there before, as $unit.orig"
+  fi
   rm -rf "$before.new"
   (umask 077 && mkdir "$before.new")
   echo "$name" >"$before.new/name"
@@ -498,7 +587,13 @@ take_back_what_was_cut_off() {
   say "An earlier installation was cut off: taking back what it had changed"
   take_back
   # What runs may be what was taken back.
-  restart_needed=yes
+  if [ "$back" = "$name" ]; then
+    restart_needed=yes
+  elif has_systemd; then
+    case $(property "$back" ActiveState) in
+      active | activating | reloading) systemctl restart --no-block "$back" || true ;;
+    esac
+  fi
 }
 
 # tidy: versions that are neither in force nor the last one before, and that nothing runs from, go.
@@ -511,13 +606,12 @@ tidy() {
     mv -f "$opt/current.new" "$opt/current"
   fi
   for old in "$opt"/*; do
-    if [ ! -f "$old/pyvenv.cfg" ] || [ "$old" = "$current" ] || [ "$old" = "$(cat "$opt/previous" 2>/dev/null || true)" ] ||
+    # What has no stamp is not ours.
+    if [ ! -f "$old/$environment_stamp" ] || [ "$old" = "$current" ] || [ "$old" = "$(cat "$opt/previous" 2>/dev/null || true)" ] ||
       grep -qaF -- "$old/" /proc/[0-9]*/cmdline 2>/dev/null; then
       continue
     fi
     say "Removing ${old##*/}, which is in nobody's use"
-    # Without its stamp it is nothing any more, should this be cut off.
-    rm -f "$old/$environment_stamp"
-    rm -rf "$old"
+    remove_version "$old"
   done
 }

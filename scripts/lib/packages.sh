@@ -4,12 +4,13 @@
 # What a node needs of a machine, by the names of Debian's packages.
 node_packages='containerd runc nix-bin containernetworking-plugins iptables catatonit python3 python3-venv'
 
+# Whoever listened may have gone; what is to be done is done all the same.
 say() {
-  if [ -t 2 ]; then printf '\033[2m==>\033[0m %s\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi
+  if [ -t 2 ]; then printf '\033[2m==>\033[0m %s\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi || true
 }
 
 die() {
-  printf 'error: %s\n' "$*" >&2
+  printf 'error: %s\n' "$*" >&2 || true
   exit 125
 }
 
@@ -130,7 +131,9 @@ how_to_install() {
 apt_install() {
   export DEBIAN_FRONTEND=noninteractive
   # The lists may be old or missing on a fresh machine; one refresh, then the installation.
-  apt-get install -y --no-install-recommends "$@" || { apt-get update && apt-get install -y --no-install-recommends "$@"; }
+  # A fresh machine often updates itself meanwhile, which is waited for. Nothing that is there has to go.
+  set -- -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 "$@"
+  apt-get install "$@" || { apt-get update && apt-get install "$@"; }
 }
 
 # Debian starts a service as soon as its package is installed. nixlet runs its own containerd and must not bring up

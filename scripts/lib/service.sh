@@ -26,14 +26,27 @@ quoted_words() {
   done
 }
 
-# started_by UNIT: what stands behind the program in the unit's ExecStart.
+# started_by UNIT: what stands behind the program in the unit's ExecStart, in one line.
 started_by() {
-  sed -n 's/^ExecStart=[^ ]*//p' "$1"
+  # A line that ends in a backslash goes on in the next one.
+  service_line=$(sed -e ':more' -e '/\\$/{' -e N -e 's/\\\n/ /' -e 'b more' -e '}' "$1" | sed -n 's/^ExecStart=//p')
+  service_program=${service_line%% *}
+  case $service_line in *"
+"*) service_program= ;; esac
+  case $service_program in
+    */nixlet)
+      printf '%s\n' "${service_line#"$service_program"}"
+      return
+      ;;
+  esac
+  die "$1 was written by somebody else, and what nixlet is to be started with can't be read from it; say it, as in: install.sh server"
 }
 
-# unit_text TEMPLATE COMMAND VARIABLES: a unit of deploy/ that starts this command, with the variables of one more file.
+# unit_text TEMPLATE COMMAND VARIABLES [CONFIG]: a unit of deploy/ that starts this command, with the variables of one more file, and
+# another config.yaml than nixlet's own.
 unit_text() {
-  service_command=$2 service_variables=$3 awk '
+  service_command=$2 service_variables=$3 service_config=${4-} awk '
+    /^EnvironmentFile=/ && ENVIRON["service_config"] != "" && !told { print "Environment=NIXLET_CONFIG_FILE=" ENVIRON["service_config"]; told = 1 }
     /^ExecStart=/ { print "EnvironmentFile=-" ENVIRON["service_variables"]; print "ExecStart=" ENVIRON["service_command"]; next }
     { print }' "$1"
 }
@@ -80,10 +93,16 @@ property() {
   systemctl show --property "$2" --value "$1"
 }
 
+# uptime_seconds: a clock that nobody sets.
+uptime_seconds() {
+  read -r service_uptime _ </proc/uptime
+  echo "${service_uptime%%.*}"
+}
+
 # await_ready UNIT BEFORE SECONDS: whether a service that is being started gets ready and stays so. BEFORE is the run of it that was
 # there before (its InvocationID).
 await_ready() {
-  service_end=$(($(date +%s) + $3))
+  service_end=$(($(uptime_seconds) + $3))
   while :; do
     service_run=$(property "$1" InvocationID)
     service_state=$(property "$1" ActiveState)
@@ -95,7 +114,7 @@ await_ready() {
     [ "$service_state" != failed ] || return 1
     # A start may fail for what passes; twice in a row it doesn't.
     [ "$(property "$1" NRestarts)" -lt 2 ] || return 1
-    [ "$(date +%s)" -lt "$service_end" ] || return 1
+    [ "$(uptime_seconds)" -lt "$service_end" ] || return 1
     sleep 0.2 2>/dev/null || sleep 1
   done
 }

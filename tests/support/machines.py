@@ -19,7 +19,10 @@ from support import parts
 ROOT = Path(__file__).parents[2]
 
 #: What of a checkout is installed from.
-SOURCE = ("install.sh", "pyproject.toml", "deploy", "nix", "requirements/runtime.txt", "scripts", "src")
+SOURCE = (
+    *("install.sh", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "docs"),
+    *("deploy", "nix", "requirements/runtime.txt", "scripts", "src"),
+)
 
 #: From the outside, into cgroups of its own; then the rest in namespaces.
 _JOIN = r"""

@@ -242,6 +242,25 @@ def test_a_run_that_is_cut_off_leaves_the_old_or_the_new(
     assert not (installed.root / "opt/nixlet/.before").exists()
 
 
+def test_a_version_that_hangs_makes_way_when_its_installation_is_cut_off(installed: machines.Machine) -> None:
+    """It is neither up nor down by then, and would be waited for without an end."""
+    with installed.popen("/src/0.8.2/install.sh") as process:
+        until(lambda: installed.show("nixlet", "ActiveState") == "activating", "it is on its way")
+        os.kill(within(installed, process), signal.SIGTERM)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 143, said
+    until(lambda: installed.show("nixlet", "ActiveState") == "active", "the node is there")
+    assert runs(installed) == "1.0.0"
+
+
+def test_an_installation_goes_on_when_nobody_reads_what_it_says(installed: machines.Machine) -> None:
+    installed.ok("rm", "-rf", "/opt/nixlet/1.1.0")
+    said = installed.ok("sh", "-c", "/src/1.1.0/install.sh 2>&1 | head -n 1")
+    assert said == "==> Installing nixlet 1.1.0 into /opt/nixlet/1.1.0\n"
+    assert runs(installed) == "1.1.0"
+    assert not (installed.root / "opt/nixlet/.before").exists()
+
+
 def test_a_pipe_is_told_where_nixlet_comes_from(installed: machines.Machine) -> None:
     script = (ROOT / "install.sh").read_text()
     done = installed.run("sh", "-s", "-", "server", stdin=script)
@@ -298,6 +317,13 @@ def test_modes_do_not_depend_on_the_umask(installed: machines.Machine, umask: st
         secret = {path for path, mode in modes.items() if mode == "600"}
         assert secret == {"/aside/units/nixlet-aside.service.env", "/aside/etc/config.yaml"}
         assert {mode for path, mode in modes.items() if path not in secret} == {"755", "644"}
+        unit = (installed.root / "aside/units/nixlet-aside.service").read_text()
+        assert "\nEnvironment=NIXLET_CONFIG_FILE=/aside/etc/config.yaml\n" in unit
+        # With the script for that all of it goes, and nothing else.
+        installed.ok("sh", "-c", "mkdir -p /aside/opt/mine; touch /aside/opt/mine/pyvenv.cfg")
+        done = installed.run("/aside/bin/nixlet-aside-uninstall.sh")
+        assert done.returncode == 0, done.stderr
+        assert installed.ok("find", "/aside", "!", "-type", "d").split() == ["/aside/opt/mine/pyvenv.cfg"]
         assert modes["/aside/units/nixlet-aside.service"] == "644"
         assert modes["/aside/bin/nixlet-aside-uninstall.sh"] == "755"
     finally:
@@ -306,14 +332,23 @@ def test_modes_do_not_depend_on_the_umask(installed: machines.Machine, umask: st
 
 def test_without_a_network_from_a_directory(installed: machines.Machine) -> None:
     """As scripts/offline makes it."""
-    installed.ok("sh", "-c", "cp -r /src/1.0.0 /offline; mkdir /offline/wheels")
+    installed.ok("sh", "-c", "mkdir /offline; touch /offline/mine")
+    done = installed.run("/src/1.0.0/scripts/offline", "/offline")
+    assert done.returncode == 125
+    assert "/offline is not empty, and not of this program's making" in done.stderr
+    installed.ok("rm", "/offline/mine")
+    # What a later version has no more must not stay.
+    installed.ok("sh", "-c", "mkdir -p /offline/src/nixlet; touch /offline/.nixlet-offline /offline/src/nixlet/gone.py")
+    installed.ok("/src/1.0.0/scripts/offline", "/offline", umask="077")
+    assert not (installed.root / "offline/src/nixlet/gone.py").exists()
+    installed.ok("sh", "-c", "mv /offline/wheels/*.whl /tmp")
     variables = {**ASIDE, "INSTALL_NIXLET_SKIP_DOWNLOAD": "true", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
     try:
         done = installed.run("/offline/install.sh", variables=variables)
         assert done.returncode == 125
         assert "could not install requirements/runtime.txt from /offline/wheels" in done.stderr
         assert not (installed.root / "aside/bin").exists()
-        installed.ok("sh", "-c", "cp /wheels/*.whl /offline/wheels")
+        installed.ok("sh", "-c", "mv /tmp/*.whl /offline/wheels")
         done = installed.run("/offline/install.sh", variables=variables)
         assert done.returncode == 0, done.stderr
         assert installed.ok("/aside/bin/nixlet", "version").startswith("nixlet 1.0.0 ")
