@@ -14,8 +14,6 @@ import dataclasses
 import errno
 import logging
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +21,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from nixlet import errors
-from nixlet.host import uncut
+from nixlet.host import uncut, words
 
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
@@ -46,16 +44,14 @@ _POWERLESS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
 #: Seconds for a process that was killed to be gone.
 _KILLED_TIMEOUT = 10.0
 
+#: Seconds to wait for the end of an ended program's output, which somebody that it has left behind may hold open.
+_LAST_WORDS = 0.5
+
+#: How much of a program's output is read at a time (bytes).
+_CHUNK = 1 << 16
+
 #: Bytes that one line of a pipe may have.
 _LINE_LIMIT = 1 << 20
-
-#: How much an error shows of a program's output, of its last line, and of its command.
-_SHOWN_OUTPUT = 2000
-_SHOWN_LINE = 300
-_SHOWN_COMMAND = 600
-
-#: What colours a terminal or sets its title (ECMA-48, 5.4 and 5.6): of no use to a reader, also without its first character.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 
 _log = logging.getLogger("nixlet.process")
 
@@ -83,7 +79,7 @@ class Completed:
             CommandFailedError: The program ended with another status than 0.
         """
         if self.returncode != 0:
-            raise failure(self.argv, self.returncode, self.stderr or self.stdout)
+            raise words.failure(self.argv, self.returncode, self.stderr or self.stdout)
         return self
 
 
@@ -178,61 +174,6 @@ def python(module: str, *arguments: str) -> list[str]:
     It imports from nowhere but where we did: ``-m`` alone would look into the working directory first, which is anybody's.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        # One of the real-time signals, most of which have no names.
-        return f"signal {number}"
-
-
-def shown(text: str, limit: int = _SHOWN_LINE) -> str:
-    """Words of a program for a person to read: one line, without what would steer a terminal, cut at ``limit`` characters."""
-    # More than is shown need not be looked at, however long a line is.
-    words = "".join(char if char.isprintable() else " " for char in _ESCAPES.sub("", text[: 4 * limit]))
-    words = " ".join(words.split())
-    return words if len(words) <= limit else f"{words[:limit]} …"
-
-
-def shown_output(text: str) -> str:
-    """The end of what a program printed, likewise, in its own lines."""
-    lines = _ESCAPES.sub("", text.strip()[-_SHOWN_OUTPUT:]).splitlines()
-    return "\n".join("".join(char for char in line.expandtabs() if char.isprintable()) for line in lines)
-
-
-def shown_command(argv: Sequence[str]) -> str:
-    """A hint that says what was started."""
-    return f"the command was: {shown(shlex.join(argv), _SHOWN_COMMAND)}"
-
-
-def failure(argv: Sequence[str], returncode: int, output: bytes, *, name: str = "") -> errors.CommandFailedError:
-    """The error for a program that ended badly, in words: killed by a signal, not found, or its exit status.
-
-    It shows the end of what the program printed and the beginning of its command, both without control characters.
-
-    Args:
-        argv: What was started.
-        returncode: How it ended.
-        output: What it printed.
-        name: What people call it; empty: as its file.
-    """
-    program = name or os.path.basename(argv[0])
-    text = shown_output(output.decode(errors="replace"))
-    if returncode < 0:
-        what = f"{program} was ended by {_signal_name(-returncode)}"
-    else:
-        what = f"{program} ended with status {returncode}"
-    return errors.CommandFailedError(
-        f"{what}: {last_line(text)}", returncode=returncode, output=text, hint=shown_command(argv)
-    )
-
-
-def last_line(output: str) -> str:
-    """The last line of what a program printed, or that it printed nothing, to stand in a sentence."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    return shown(lines[-1]) if lines else "it printed nothing"
 
 
 def _command(argv: Sequence[str], *, guarded: bool, user: tuple[int, int] | None = None) -> list[str]:
@@ -351,7 +292,7 @@ async def run(
     timeout: float | None = None,
     cwd: str | None = None,
 ) -> Completed:
-    """Run a program to its end and keep what it printed.
+    """Run a program to its end and keep what it printed. Whoever it has left behind is not waited for.
 
     Raises:
         UnavailableError: There is no such program.
@@ -360,10 +301,38 @@ async def run(
     # No pipe for nothing: uvloop refuses to write to one whose program has ended before.
     source = PIPE if stdin else DEVNULL
     async with start(argv, env=env, stdin=source, stdout=PIPE, stderr=PIPE, cwd=cwd, grace=1.0) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        out, err = bytearray(), bytearray()
+        talk = [_take(child.stdout, out), _take(child.stderr, err)]
+        if child.stdin is not None:
+            talk.append(_give(child.stdin, stdin))
+        talking = [asyncio.create_task(each, name=f"output of {argv[0]}") for each in talk]
         try:
             async with asyncio.timeout(timeout):
-                out, err = await child._process.communicate(stdin or None)  # noqa: SLF001 (one class, two halves)
+                returncode = await child.wait()
+            await asyncio.wait(talking, timeout=_LAST_WORDS)
         except TimeoutError as error:
             message = f"{os.path.basename(argv[0])} did not end within {timeout:g} s"
-            raise errors.CommandFailedError(message, returncode=-signal.SIGKILL, hint=shown_command(argv)) from error
-        return Completed(tuple(argv), await child.wait(), out, err)
+            raise errors.CommandFailedError(
+                message, returncode=-signal.SIGKILL, hint=words.shown_command(argv)
+            ) from error
+        finally:
+            for task in talking:
+                task.cancel()
+            await asyncio.gather(*talking, return_exceptions=True)
+        return Completed(tuple(argv), returncode, bytes(out), bytes(err))
+
+
+async def _take(stream: asyncio.StreamReader, into: bytearray) -> None:
+    """Read a pipe to its end."""
+    while chunk := await stream.read(_CHUNK):
+        into += chunk
+
+
+async def _give(stream: asyncio.StreamWriter, data: bytes) -> None:
+    """Write to a pipe; whoever has ended before it has read all has no use for the rest."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stream.write(data)
+        await stream.drain()
+    stream.close()

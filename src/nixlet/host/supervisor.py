@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from nixlet import errors
-from nixlet.host import files, logfiles, process, uncut
+from nixlet.host import files, logfiles, process, uncut, words
 
 #: How many of a child's last lines, and bytes at most, stand in our error when it dies.
 _KEPT_LINES = 20
@@ -141,7 +141,7 @@ class SupervisedChild:
         returncode = await self._child.wait()
         await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
         output = "\n".join(self.last_lines).encode()
-        return self._told(process.failure(self._child.argv, returncode, output, name=self.program.name))
+        return self._told(words.failure(self._child.argv, returncode, output, name=self.program.name))
 
     async def answered(self, unless: "Collection[asyncio.Future[Any]]" = ()) -> bool:
         """Wait until it is ready; whether it is.
@@ -186,8 +186,8 @@ class SupervisedChild:
 
     def _failed(self, what: str) -> errors.CommandFailedError:
         """The error for one that has not ended, with its last lines."""
-        output = process.shown_output("\n".join(self.last_lines))
-        message = f"{self.program.name} {what}: {process.last_line(output)}"
+        output = words.shown_output("\n".join(self.last_lines))
+        message = f"{self.program.name} {what}: {words.last_line(output)}"
         return self._told(errors.CommandFailedError(message, returncode=0, output=output))
 
     def _told(self, error: errors.CommandFailedError) -> errors.CommandFailedError:

@@ -53,11 +53,6 @@ async def test_no_module_comes_from_where_we_happen_to_be(
     assert not (tmp_path / "imported").exists()
 
 
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
-def test_every_signal_has_a_name(number: int, name: str) -> None:
-    assert process.failure(["/bin/x"], -number, b"").message == f"x was ended by {name}: it printed nothing"
-
-
 async def test_a_signal_is_named() -> None:
     done = await process.run(["sh", "-c", "kill -TERM $$"])
     with pytest.raises(errors.CommandFailedError, match="sh was ended by SIGTERM"):
@@ -154,29 +149,6 @@ async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process() ->
     assert not alive(pids[0])
 
 
-@pytest.mark.parametrize(
-    ("said", "shown"),
-    [
-        ("as it is, ä and 語", "as it is, ä and 語"),
-        ("two\nlines\r\n and\ttabs", "two lines and tabs"),
-        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07\x1b]8;;http://x\x1b\\link", "red link"),
-        ("\x00\x9b31m\u202ehidden\x7f", "31m hidden"),
-        ("x" * 300, "x" * 300),
-        ("x" * 301, "x" * 300 + " …"),
-        ("\n" * 100_000 + "x", ""),
-    ],
-)
-def test_words_of_programs_are_shown_as_one_short_line(said: str, shown: str) -> None:
-    assert process.shown(said) == shown
-
-
-def test_a_long_command_is_shown_by_its_beginning() -> None:
-    error = process.failure(["/bin/x", "--first", "two words", *("y" * 100,) * 100], 1, b"")
-    assert error.hint.startswith("the command was: /bin/x --first 'two words' yyy")
-    assert error.hint.endswith("y …")
-    assert len(error.hint) < 700
-
-
 async def test_a_pipe_that_somebody_left_behind_holds_is_not_kept() -> None:
     async with process.start(["true"]):
         pass
@@ -237,3 +209,25 @@ async def test_one_that_does_not_end_when_it_is_killed_is_not_waited_for_for_eve
     assert told.getMessage() == "sleep was killed and has not ended: it hangs in the kernel"
     os.kill(child.pid, signal.SIGKILL)
     assert await asyncio.wait_for(child.wait(), 30) == -signal.SIGKILL
+
+
+async def test_a_run_does_not_wait_for_who_is_left_behind_with_its_pipes() -> None:
+    # It has its input, too, which is more than a pipe has room for.
+    script = "sleep 300 & echo $!; echo bad >&2; head -c 3; exit 3"
+    async with asyncio.timeout(60):
+        done = await process.run(["sh", "-c", script], stdin=b"abc" + bytes(4 << 20))
+    pid, _, rest = done.stdout.partition(b"\n")
+    try:
+        assert (done.returncode, rest, done.stderr) == (3, b"abc", b"bad\n")
+        assert alive(int(pid))
+    finally:
+        os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_a_run_has_all_that_was_printed_and_gives_all_that_is_read() -> None:
+    given = os.urandom(3 << 20)
+    done = await process.run(["sh", "-c", "cat; head -c 3000000 /dev/zero >&2"], stdin=given)
+    assert done.stdout == given
+    assert done.stderr == bytes(3_000_000)
+    # Who reads nothing of it is nobody's trouble.
+    assert (await process.run(["true"], stdin=given)).returncode == 0
