@@ -9,18 +9,22 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import imagestore, namespaces
 from nixlet.host import uncut
-from nixlet.images import archive, closurecheck, copying, lostlayers, model, reference
+from nixlet.images import archive, closurecheck, copying, lostlayers, model, recorded, reference
 from nixlet.rpc.gen import containerd_types_pb2
 from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
 
 #: How often a layer is begun that somebody else unpacks and removes meanwhile.
 _TRIES = 5
+
+#: Seconds for containerd to take back what a load began that ends in the middle: it goes with the load's lease as well.
+_UNDO_TIMEOUT = 5.0
 
 _SNAPSHOT_REF = "containerd.io/snapshot.ref"
 
@@ -199,14 +203,28 @@ class Loader:
             for blob, _ in blobs:
                 await copied(blob.digest)
             self.recorded += 1
-            if image_id:
-                # CRI makes a record by the ID of what it takes for somebody else's alone, and volumes of images need it.
-                await containerd.create_image(image_id, record.target, MANAGED)
-            for name in names:
-                await containerd.put_image(name, record.target, record.labels)
+            await self._record(containerd, image_id, names, record)
             self.recorded += 1
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
+
+    @staticmethod
+    async def _record(
+        containerd: imagestore.ImageStore, image_id: str, names: Sequence[str], record: imagestore.Record
+    ) -> None:
+        """Record an image by its ID, if that is to be, and by its names: by the ID alone nobody would know it."""
+        # CRI makes a record by the ID of what it takes for somebody else's alone, and volumes of images need it.
+        lacks_it = bool(image_id) and await containerd.image(image_id) is None
+        try:
+            if lacks_it:
+                await containerd.create_image(image_id, record.target, MANAGED)
+            for name in names:
+                await containerd.put_image(name, record.target, record.labels)
+        except BaseException:
+            # (also where it may have been made, and nobody was told)
+            if lacks_it:
+                await _undone(recorded.forget_nameless(containerd, record.target.digest))
+            raise
 
     async def unpack(self, manifest: model.Manifest, config: model.ImageConfig) -> None:
         """Unpack the layers of an image that containerd has, as far as they aren't unpacked with the closures that they name.
@@ -322,8 +340,7 @@ class Loader:
                         committed = True
             finally:
                 if not committed:
-                    with contextlib.suppress(errors.NixletError):
-                        await uncut.to_its_end(containerd.remove_snapshot(self._snapshotter, key))
+                    await _undone(containerd.remove_snapshot(self._snapshotter, key))
             if committed:
                 return
         raise errors.UnavailableError(f"the layer {layer.descriptor.digest} comes and goes in containerd")
@@ -338,3 +355,14 @@ class Loader:
             raise errors.InvalidArgumentError(
                 f"the layer {blob.digest} unpacks to {applied}, but the image's configuration says {layer.diff_id}"
             )
+
+
+async def _undone(undoing: Coroutine[Any, Any, None]) -> None:
+    """Have something undone, also for a caller that is cancelled meanwhile; what can't be in time is left to containerd's collector."""
+
+    async def undo() -> None:
+        with contextlib.suppress(errors.NixletError, TimeoutError):
+            async with asyncio.timeout(_UNDO_TIMEOUT):
+                await undoing
+
+    await uncut.to_its_end(undo())

@@ -49,11 +49,20 @@ class Recorded:
         if record is None:
             return
         await self._containerd.delete_image(record)
-        # What is recorded by an image's ID alone nobody can name any more.
-        left = await self._containerd.images(f"target.digest=={record.target.digest}")
-        if all(each.name.startswith("sha256:") for each in left):
-            for each in left:
-                await self._containerd.delete_image(each)
+        await forget_nameless(self._containerd, record.target.digest)
 
     def _name(self, text: str) -> str:
         return reference.canonical(reference.parse(text, self._store_dir))
+
+
+async def forget_nameless(containerd: imagestore.ImageStore, digest: str) -> None:
+    """Delete an image's record by its ID where there is none by a name: nobody can name it any more.
+
+    Args:
+        containerd: The containerd.
+        digest: What the records lead to.
+    """
+    left = await containerd.images(f"target.digest=={digest}")
+    if all(each.name.startswith("sha256:") for each in left):
+        for each in left:
+            await containerd.delete_image(each)

@@ -81,12 +81,22 @@ class Containerd:
 
     async def put_image(self, name: str, target: imagestore.Descriptor, labels: Mapping[str, str]) -> None:
         async with self._called("put"):
-            self.records[name] = types.SimpleNamespace(target=target.message(), labels=labels)
+            self.records[name] = types.SimpleNamespace(name=name, target=target.message(), labels=labels)
 
     async def create_image(self, name: str, target: imagestore.Descriptor, labels: Mapping[str, str]) -> bool:
         async with self._called("create"):
-            self.records.setdefault(name, types.SimpleNamespace(target=target.message(), labels=labels))
+            if name in self.records:
+                return False
+            self.records[name] = types.SimpleNamespace(name=name, target=target.message(), labels=labels)
             return True
+
+    async def images(self, wanted: str) -> list[Any]:
+        async with self._called("images"):
+            return [each for each in self.records.values() if wanted == f"target.digest=={each.target.digest}"]
+
+    async def delete_image(self, record: Any) -> None:
+        async with self._called("delete"):
+            self.records.pop(record.name, None)
 
     async def content_labels(self, digest: str) -> Mapping[str, str] | None:
         async with self._called("content"):
@@ -208,9 +218,9 @@ class Image:
         """An empty one that can unpack it."""
         return Containerd(hooks, diff_ids=self.diff_ids)
 
-    async def load(self, containerd: Containerd, nix: Nix, name: str = NAME) -> loader.Loaded:
+    async def load(self, containerd: Containerd, nix: Nix, *names: str) -> loader.Loaded:
         loads = loader.Loader(containerd, "nix", nix)  # type: ignore[arg-type]  # what loading asks of them
-        return await loads.load(self.source, self.image, [name])
+        return await loads.load(self.source, self.image, names or [NAME])
 
 
 @contextlib.contextmanager
@@ -291,6 +301,8 @@ async def test_a_cancel_at_every_turn_of_the_loop(image: Image, again: tuple[int
         await asyncio.wait([task])
         assert task.cancelled(), moment
         assert left(containerd, nix) == [], moment
+        # By its ID alone nobody would know it.
+        assert not containerd.records or NAME in containerd.records, moment
 
 
 @pytest.mark.parametrize("call", ["lease", "write", "chunk", "prepare", "apply", "commit", "put"])
@@ -313,8 +325,55 @@ async def test_a_call_that_fails_is_told_and_nothing_is_left(image: Image, call:
         else:
             with pytest.raises(errors.ResourceExhaustedError, match=call):
                 await image.load(containerd, nix)
-            assert NAME not in containerd.records
+            assert containerd.records == {}
         assert left(containerd, nix) == []
+
+
+@pytest.mark.parametrize("has", ["a name by now", "its ID before"])
+async def test_a_record_that_others_need_stays_when_a_name_cant_be_had(image: Image, has: str) -> None:
+    count = 0
+
+    async def put(*_: str) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise errors.ResourceExhaustedError("no room")
+
+    containerd, nix = image.containerd(put=put), Nix(at_once)
+    names = ["localhost/first:1", NAME]
+    if has == "its ID before":
+        await containerd.create_image(image.id, _target(image), {})
+        count, names = 1, [NAME]
+    with pytest.raises(errors.ResourceExhaustedError):
+        await image.load(containerd, nix, *names)
+    assert list(containerd.records) == [image.id, *names[:-1]]
+    assert left(containerd, nix) == []
+
+
+def _target(image: Image) -> imagestore.Descriptor:
+    described = image.image.descriptor
+    return imagestore.Descriptor(described.media_type, described.digest, described.size)
+
+
+@pytest.mark.parametrize("undoing", ["remove", "images"])
+async def test_who_gives_up_does_not_wait_for_a_containerd_that_is_silent(
+    image: Image, monkeypatch: pytest.MonkeyPatch, undoing: str
+) -> None:
+    """As a node that is to end: containerd isn't asked to before."""
+    monkeypatch.setattr(loader, "_UNDO_TIMEOUT", 0.05)
+    last = {"remove": "apply", "images": "put"}[undoing]
+    containerd, nix = image.containerd(**{last: hang, undoing: hang}), Nix(at_once)
+    task = asyncio.create_task(image.load(containerd, nix))
+    async with asyncio.timeout(30):
+        while last not in containerd.calls:
+            await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert task.cancelled()
+    assert undoing in containerd.calls
+    # What is left goes with the lease.
+    containerd.active.clear()
+    assert left(containerd, nix) == []
 
 
 async def test_a_copy_that_fails_doesnt_wait_for_nix(image: Image) -> None:
