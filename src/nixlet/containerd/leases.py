@@ -42,17 +42,22 @@ class Leases:
         """A new lease for the time of the context, by its name."""
         await self._tidy_up()
         name = f"nixlet-{os.urandom(8).hex()}"
+        is_made = False
         try:
             with channels.translated(self._peer):
                 labels = {_HOLDER: procfs.mark_of(os.getpid())}
                 request = containerd_leases_pb2.CreateRequest(id=name, labels=labels)
                 await self._stub.Create(request, metadata=self._metadata)
+            is_made = True
             yield name
         finally:
             # It must not hide why the work under it failed, nor outlive a caller that was cancelled.
             self._overdue.add(name)
             with contextlib.suppress(errors.NixletError):
                 await uncut.to_its_end(self._delete(name))
+            if not is_made:
+                # Nobody waited for an answer, and it may only now come to be.
+                self._overdue.add(name)
 
     async def add(self, lease: str, kind: str, resource: str) -> None:
         """Have a lease keep what may be there already, without a look whether it is.
