@@ -117,7 +117,9 @@ class Maker:
         """Unpin the images of earlier programs: kubelets collect them when nothing runs of them any more."""
         for image in await self._containerd.images(f'name~="^{_REPOSITORY}:"'):
             if image.name != current:
-                await self._containerd.label_image(image, dict.fromkeys(imagestore.PINNED, ""))
+                # (a kubelet may collect one in this moment)
+                with contextlib.suppress(errors.NotFoundError):
+                    await self._containerd.label_image(image, dict.fromkeys(imagestore.PINNED, ""))
 
 
 def _inside(program: str, store: nix.DaemonStore) -> tuple[paths.StorePath, str] | None:

@@ -102,7 +102,8 @@ class Preload:
     async def start(self) -> None:
         """Unpin what was imported before and import what is there now; what can't be imported is said, and left out."""
         for image in await self._containerd.images(f'labels."{_OURS}"==pinned'):
-            await self._containerd.label_image(image, dict.fromkeys(_PINS, ""))
+            with contextlib.suppress(errors.NotFoundError):
+                await self._containerd.label_image(image, dict.fromkeys(_PINS, ""))
         self._imported = await asyncio.to_thread(self._read_cache)
         for path, state in (await asyncio.to_thread(self._scan)).items():
             await self._take(path, state)
@@ -132,7 +133,7 @@ class Preload:
         }
         for path, (state, ripe) in resting.items():
             if now >= ripe and (delay := await self._take(path, state)):
-                resting[path] = (state, now + delay)
+                resting[path] = (state, time.monotonic() + delay)
         if changed:
             await self._write_cache()
         return resting
@@ -166,8 +167,11 @@ class Preload:
         present = [record for record in records if record is not None]
         if len(present) < len(names):
             return False
-        for record in present:
-            await self._containerd.label_image(record, _PINS)
+        try:
+            for record in present:
+                await self._containerd.label_image(record, _PINS)
+        except errors.NotFoundError:
+            return False
         return True
 
     async def _import(self, path: str) -> list[str]:
@@ -195,7 +199,9 @@ class Preload:
         for name in own:
             record = await self._containerd.image(name)
             if record is not None and record.labels.get(_FURTHER):
-                await self._containerd.label_image(record, {_FURTHER: ""})
+                # (where somebody has just removed it, CRI won't show it, and it is imported again)
+                with contextlib.suppress(errors.NotFoundError):
+                    await self._containerd.label_image(record, {_FURTHER: ""})
         names = list(own)
         for name, base in further_names(own, target.digest, self._registries).items():
             if await self._take_name(name, base, target):
@@ -218,7 +224,10 @@ class Preload:
             if digest == there.target.digest and (made_of == base or not there.labels.get(_OURS)):
                 await self._containerd.put_image(name, target, labels)
             elif there.target.digest == target.digest:
-                await self._containerd.label_image(there, _PINS)
+                try:
+                    await self._containerd.label_image(there, _PINS)
+                except errors.NotFoundError:
+                    continue
             else:
                 return False
             break
@@ -253,7 +262,10 @@ class Preload:
             # Another image service keeps its images where it likes.
             return []
         target = imagestore.Descriptor(record.target.media_type, record.target.digest, record.target.size)
-        await self._containerd.label_image(record, _PINS)
+        try:
+            await self._containerd.label_image(record, _PINS)
+        except errors.NotFoundError as error:
+            raise errors.UnavailableError(f"{name} was pulled, and removed at once by somebody") from error
         names = await self._name_further([name], target)
         await pulls.wait_for_cri(self._shown, image.id, names)
         return names
