@@ -5,6 +5,7 @@ else may write to them: a file that another process holds open would be written 
 """
 
 import contextlib
+import itertools
 import os
 import stat
 from typing import Self
@@ -15,6 +16,9 @@ from nixlet.host import files
 LIMIT = 50 << 20
 BACKUPS = 3
 
+#: How many times its size a file may have for the sake of a line that doesn't end.
+_STRETCH = 4
+
 
 class RotatingFile:
     """A file that is appended to, for the time of a ``with`` block or until ``close``."""
@@ -24,7 +28,7 @@ class RotatingFile:
 
         Args:
             path: The file; its directory must be there.
-            limit: Bytes that it may have; a line is never cut for it.
+            limit: Bytes that it may have; a line is not cut for it before it has four times as many.
             backups: How many older files are kept.
 
         Raises:
@@ -55,7 +59,7 @@ class RotatingFile:
         """
         if self._rotates and self._size + len(data) > self._limit and self._size:
             end = 0 if self._line_ended else data.find(b"\n") + 1
-            if end or self._line_ended:
+            if end or self._line_ended or self._size > _STRETCH * self._limit:
                 self._append(data[:end])
                 self._rotate()
                 data = data[end:]
@@ -76,8 +80,11 @@ class RotatingFile:
             fd = self._open(following)
         except OSError:
             return
+        # Only as far as there is no room: what was put aside and then got no successor moves no further with each next try.
+        older = (f"{self.path}.{number}" for number in range(1, self._backups))
+        last = 1 + sum(1 for _ in itertools.takewhile(os.path.lexists, older)) if self._backups else 0
         try:
-            for number in range(self._backups, 0, -1):
+            for number in range(last, 0, -1):
                 source = self.path if number == 1 else f"{self.path}.{number - 1}"
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(source, f"{self.path}.{number}")

@@ -105,6 +105,39 @@ def test_where_no_new_file_can_be_had_the_old_one_grows_on_and_no_older_one_goes
     assert (tmp_path / "log.2").read_text() == "precious 1\n"
 
 
+def test_a_file_that_can_not_be_put_aside_costs_no_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often that is tried: as where it may only be appended to (chattr +a)."""
+    path = str(tmp_path / "log")
+    for number in (1, 2, 3):
+        Path(f"{path}.{number}").write_text(f"precious {number}\n")
+    real = os.replace
+
+    def refused(source: str, target: str) -> None:
+        if source == path:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with logfiles.RotatingFile(path, limit=10, backups=3) as file:
+        for number in range(6):
+            file.write(b"line %04d\n" % number)
+    assert Path(path).read_text() == "".join(f"line {number:04}\n" for number in range(6))
+    # One has made room, as for each that is put aside.
+    assert names(tmp_path) == ["log", "log.2", "log.3"]
+    assert [Path(f"{path}.{number}").read_text() for number in (2, 3)] == ["precious 1\n", "precious 2\n"]
+
+
+def test_a_line_without_an_end_fills_no_disk(tmp_path: Path) -> None:
+    with logfiles.RotatingFile(str(tmp_path / "log"), limit=10, backups=2) as file:
+        for _ in range(1000):
+            file.write(b"endless")
+        file.write(b"\nlast\n")
+    assert names(tmp_path) == ["log", "log.1", "log.2"]
+    assert all((tmp_path / name).stat().st_size <= 10 * logfiles._STRETCH + 7 for name in names(tmp_path))
+    assert (tmp_path / "log.1").read_text().endswith("endless\n")
+    assert (tmp_path / "log").read_text() == "last\n"
+
+
 def test_a_file_that_can_not_be_put_aside_grows_on(tmp_path: Path) -> None:
     # A directory that isn't empty is in its way.
     (tmp_path / "log.1" / "inside").mkdir(parents=True)
