@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from nixlet.cli import link, progressbars
+from nixlet.cli import link, progressbars, streams
 from nixlet.containerd import imagestore, namespaces
+from nixlet.host import waits
 from nixlet.images import archive as archives
 from nixlet.images import importing, loader
 from nixlet.node.settings import config
@@ -41,7 +44,24 @@ def load(
     # Before there is an event loop: a pipe may have to be waited for, and Ctrl-C has to end that.
     with archives.open_archive(fd, label=label, piped=True) as source:
         found = importing.Wanted(paths, ref, store.store_dir).read(source)
-        asyncio.run(_load(source, found, label, socket, namespace or namespaces.CRI, snapshotter, bringer, names))
+        loading = _load(source, found, label, socket, namespace or namespaces.CRI, snapshotter, bringer, names)
+        asyncio.run(_unless_terminated(loading))
+
+
+async def _unless_terminated(work: Coroutine[Any, Any, None]) -> None:
+    """Do something until SIGTERM comes, which ends it in order, as Ctrl-C does.
+
+    Raises:
+        Exit: It came.
+    """
+    terminated = asyncio.Event()
+    # Not where it is ignored, as by somebody who shall not be ended.
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    try:
+        await waits.unless(terminated, work)
+    except waits.Interrupted:
+        raise streams.Exit(128 + signal.SIGTERM) from None
 
 
 def _snapshotter_of(state_dir: str) -> str:

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
 from nixlet.cli import calls, ends, progress
+from support import image_archives
 
 STEP = {"stage": "fetching", "done": 0, "total": 5, "unit": "paths", "detail": ""}
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
@@ -119,6 +121,35 @@ def test_sigterm_gives_the_cursor_back() -> None:
         except streams.Exit as ended:
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
             sys.exit(ended.status)
+        """
+    )
+    assert status == 128 + signal.SIGTERM, text
+    assert HIDDEN in text
+    assert text.rfind(SHOWN) > text.rfind(HIDDEN)
+
+
+def test_sigterm_ends_a_load_into_another_containerd_in_order(tmp_path: Path) -> None:
+    """Into one that says nothing: it ends when it has been asked."""
+    (tmp_path / "a.tar").write_bytes(image_archives.tar(image_archives.oci(name="localhost/a:1")))
+    status, text = on_a_terminal(
+        f"""
+        import os, signal, socket, sys, threading
+        from nixlet.cli import app
+
+        silent = socket.socket(socket.AF_UNIX)
+        silent.bind({str(tmp_path / "silent.sock")!r})
+        silent.listen()
+
+        def terminate():
+            held, _ = silent.accept()
+            held.recv(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            held.recv(1 << 20)
+            threading.Event().wait()
+
+        threading.Thread(target=terminate, daemon=True).start()
+        address = {str(tmp_path / "silent.sock")!r}
+        sys.exit(app.run(["image", "load", "--address", address, "--snapshotter", "native", {str(tmp_path / "a.tar")!r}]))
         """
     )
     assert status == 128 + signal.SIGTERM, text
