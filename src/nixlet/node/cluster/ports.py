@@ -1,4 +1,4 @@
-"""The ports that a cluster's programs listen at, and whether they are free."""
+"""Where a cluster's programs listen, at ports and sockets, and whether that is free."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import unixsocket
 from nixlet.node.cluster import finding
 
 _LOOPBACK = "127.0.0.1"
@@ -18,12 +19,17 @@ _GONE_TIMEOUT = 5.0
 
 
 class Port(NamedTuple):
-    """A port, whose it is, and what for where that isn't plain."""
+    """A port, whose it is, and what for where that isn't plain; or, by the path of a unix socket instead of a host, that one."""
 
     program: str
     host: str
-    number: int
+    number: int = 0
     purpose: str = ""
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a unix socket."""
+        return self.host.startswith("/")
 
 
 def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port]:
@@ -54,6 +60,8 @@ def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port
         keys = [argument.partition("=")[0] for argument in said[program]]
         if program in programs and not any(part in key for key in keys for part in ("port", "listen", "bind")):
             yield from (Port(program, host, number) for host, number in places)
+    if finding.KINE in programs:
+        yield Port(finding.KINE, cluster.layout.kine_socket)
 
 
 def of_node(cluster: ClusterSettings, programs: Collection[str]) -> list[Port]:
@@ -72,6 +80,14 @@ def check(ports: Collection[Port]) -> None:
         FailedPreconditionError: Somebody listens at one, or the machine hasn't its address.
     """
     for port in ports:
+        if port.is_socket:
+            # (one that nobody serves any more is in nobody's way)
+            if unixsocket.is_served(port.host):
+                raise errors.FailedPreconditionError(
+                    f"{port.program} can't listen at {port.host}: another process serves that socket",
+                    hint=f"end what listens there: ss -lxp 'src = {port.host}' names it",
+                )
+            continue
         try:
             with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET)) as trial:
                 # Connections that have just ended are no hindrance.

@@ -8,7 +8,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.cluster import kubeconfigs, programs
-from nixlet.host import supervisor
+from nixlet.host import supervisor, unixsocket
 from nixlet.node.cluster import children, finding, ports
 from nixlet.node.settings import config
 from support import clusters
@@ -93,3 +93,14 @@ def test_none_starts_where_a_stranger_would_answer_for_it(tmp_path: Path, monkey
                 each.may_start()
     for each in (*made.of_server(), *agents(made)):
         each.may_start()
+
+
+def test_kine_doesnt_start_where_a_stranger_would_answer_for_it(tmp_path: Path) -> None:
+    (kine, *_) = described(tmp_path, finding.KINE).of_server()
+    path = clusters.settings(tmp_path).layout.kine_socket
+    with (
+        unixsocket.listen(path),
+        pytest.raises(errors.FailedPreconditionError, match="another process serves that socket"),
+    ):
+        kine.may_start()
+    kine.may_start()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
+from nixlet.host import unixsocket
 from nixlet.node.cluster import ports
 from support import clusters
 
@@ -50,6 +51,20 @@ async def test_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine hasn't that address (RFC 5737).
     with pytest.raises(errors.FailedPreconditionError, match="Cannot assign requested address"):
         ports.check([ports.Port("kubelet", "192.0.2.1", 0)])
+
+
+async def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_GONE_TIMEOUT", 0.3)
+    cluster = clusters.settings(tmp_path)
+    (port,) = ports.wanted(cluster, ["kine"])
+    assert port == ("kine", cluster.layout.kine_socket, 0)
+    with unixsocket.listen(port.host):
+        said = f"^kine can't listen at {port.host}: another process serves that socket$"
+        with pytest.raises(errors.FailedPreconditionError, match=said):
+            await ports.free([port])
+    # What was left behind.
+    assert Path(port.host).is_socket()
+    await ports.free([port])
 
 
 async def test_who_is_going_is_waited_for() -> None:
