@@ -93,10 +93,11 @@ class Child:
         """
         if self.current is not None:
             return
-        if self.state == "waiting":
-            away = ", ".join(other.name for other in self.others if other.current is None)
+        # (who waits for nobody any more starts in this moment)
+        away = ", ".join(other.name for other in self.others if other.current is None)
+        if self.state == "waiting" and away:
             message = f"{self.name} is not running: it waits for {away}"
-        elif self.state == "starting":
+        elif self.state in {"starting", "waiting"}:
             before = "" if self.failure is None else f"; before that, {self.failure}"
             message = f"{self.name} is being started and is not ready yet{before}"
         elif self.state == "stopped":
