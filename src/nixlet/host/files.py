@@ -176,6 +176,17 @@ def link_atomically(path: str, target: str) -> None:
         raise refused(f"{path} can't be made a link", error) from error
 
 
+def write_whole(fd: int, data: bytes) -> None:
+    """Write all of some bytes, without a buffer: what a file system refuses is told here, and not once more when the file is closed.
+
+    Raises:
+        OSError: As ``os.write``; some of it may be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def sweep(directory: str, names: Collection[str]) -> None:
     """Remove what is left of files of these names whose writer was killed. Nobody may be writing them meanwhile.
 

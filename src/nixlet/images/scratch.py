@@ -30,8 +30,7 @@ class ScratchFile:
         """
         try:
             _check_room(self._file.fileno(), len(data))
-            self._file.write(data)
-            self._file.flush()
+            files.write_whole(self._file.fileno(), data)
         except OSError as error:
             raise _refused(self._what, self._hint, error) from error
 
@@ -63,7 +62,7 @@ def opened(what: str, directory: str | None = None) -> Iterator[ScratchFile]:
         hint = f"make room in {place}, or name another directory: TMPDIR"
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=place))
+            file = stack.enter_context(tempfile.TemporaryFile(dir=place, buffering=0))
         except OSError as error:
             raise _refused(f"{what} {place}", hint, error) from error
         yield ScratchFile(file, f"{what} {place}", hint)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import struct
 import tarfile
 import tempfile
@@ -66,8 +65,8 @@ def read_static(program: str) -> bytes:
 
 
 @contextlib.contextmanager
-def image_archive(program: str, directory: str) -> Iterator[str]:
-    """An archive of the image, in a temporary file for the time of the context.
+def image_archive(program: str, directory: str) -> Iterator[int]:
+    """An archive of the image, open for the time of the context: a file without a name, of which nothing stays whoever is killed.
 
     Args:
         program: The static program.
@@ -103,10 +102,8 @@ def image_archive(program: str, directory: str) -> Iterator[str]:
     blobs += [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}', 0o444), ("index.json", model.encode(index), 0o444)]
     with contextlib.ExitStack() as stack:
         try:
-            fd, path = tempfile.mkstemp(prefix=".pause-", dir=directory)
-            stack.callback(os.unlink, path)
-            with os.fdopen(fd, "wb") as out:
-                out.write(_tar(blobs))
+            out = stack.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))
+            files.write_whole(out.fileno(), _tar(blobs))
         except OSError as error:
             raise files.refused(f"the archive of the pause image can't be written to {directory}", error) from error
-        yield path
+        yield out.fileno()

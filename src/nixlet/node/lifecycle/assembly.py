@@ -292,7 +292,10 @@ def _child_metrics(children: host_children.Children) -> tuple[metrics.CounterOf,
 
 
 async def _load_pause_image(program: str, layout: node_config.Layout, loads: loader.Loader) -> None:
-    with pause.image_archive(program, layout.images) as path, archive.open_archive(path) as source:
+    with (
+        pause.image_archive(program, layout.images) as file,
+        archive.open_archive(file, label=pause.REFERENCE) as source,
+    ):
         image = source.image(platforms.host_platform())
         try:
             await loads.load(source, image, [pause.REFERENCE], labels=imagestore.PINNED)

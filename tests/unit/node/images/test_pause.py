@@ -35,7 +35,9 @@ def test_what_is_no_whole_program_is_not_static(content: bytes) -> None:
 def test_real_programs(tmp_path: Path) -> None:
     catatonit = shutil.which("catatonit")
     assert catatonit is not None
-    with pause.image_archive(catatonit, str(tmp_path)) as path, archive.open_archive(path) as source:
+    with pause.image_archive(catatonit, str(tmp_path)) as file, archive.open_archive(file) as source:
+        # It has no name, so that nothing stays of it whoever is killed.
+        assert list(tmp_path.iterdir()) == []
         assert source.image(platforms.host_platform()) is not None
     with (
         pytest.raises(
