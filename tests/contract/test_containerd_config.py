@@ -299,9 +299,12 @@ async def test_content(boxed: Boxed) -> None:
 
         async with imagestore.ImageStore(channel, boxed.address).leased() as store:
             with pytest.raises(errors.NotFoundError):
-                await store.read_content(digest)
+                await store.read_content(digest, 8 << 20)
             await store.write_content(digest, len(big), lambda: pieces(big), {"a": "1"})
-            assert hashlib.sha256(await store.read_content(digest)).digest() == hashlib.sha256(big).digest()
+            assert hashlib.sha256(await store.read_content(digest, 8 << 20)).digest() == hashlib.sha256(big).digest()
+            # Of what is larger than was expected no more than that; and the connection goes on.
+            for most in (1, 700_000, len(big) - 1):
+                assert await store.read_content(digest, most) == big[:most]
             assert (await labels(digest))["a"] == "1"
             # A second time it only gets the labels.
             await store.write_content(digest, len(big), lambda: pieces(big), {"b": "2"})
@@ -311,9 +314,9 @@ async def test_content(boxed: Boxed) -> None:
             with pytest.raises(errors.NixletError, match="size"):
                 await store.write_content(image_archives.digest(other), len(other) + 1, lambda: pieces(other), {})
             with pytest.raises(errors.NotFoundError):
-                await store.read_content(image_archives.digest(other))
+                await store.read_content(image_archives.digest(other), 8 << 20)
             await store.write_content(image_archives.digest(b""), 0, lambda: pieces(b""), {})
-            assert await store.read_content(image_archives.digest(b"")) == b""
+            assert await store.read_content(image_archives.digest(b""), 8 << 20) == b""
 
 
 async def test_images_and_snapshots(boxed: Boxed) -> None:

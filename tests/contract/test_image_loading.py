@@ -82,7 +82,7 @@ async def test_what_is_there_already_is_kept_while_it_is_used(version: str, tmp_
         store = containerds.store(channel)
         assert await store.image("localhost/first:1") is None
         for layer in image.manifest.layers:
-            assert image_archives.digest(await store.read_content(layer.digest)) == layer.digest
+            assert image_archives.digest(await store.read_content(layer.digest, 8 << 20)) == layer.digest
         for name in model.chain_ids([layer.diff_id for layer in image.layers]):
             assert await store.snapshot(containerds.SNAPSHOTTER, name) is not None
 
@@ -128,7 +128,7 @@ async def test_content_that_another_namespace_has_is_not_read_again(version: str
             await there.write_content(digest, len(SHARED), whole, {})
             for _ in range(2):
                 await here.write_content(digest, len(SHARED), never, {})
-            assert await here.read_content(digest) == SHARED
+            assert await here.read_content(digest, 8 << 20) == SHARED
 
 
 @ALL
@@ -284,7 +284,7 @@ class ShowsAll:
     async def status(self, name: str) -> object:
         record = await self._store.image(name)
         assert record is not None
-        manifest = model.decode(await self._store.read_content(record.target.digest), model.Manifest, name)
+        manifest = model.decode(await self._store.read_content(record.target.digest, 8 << 20), model.Manifest, name)
         return types.SimpleNamespace(id=manifest.config.digest)
 
 

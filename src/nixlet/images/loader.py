@@ -15,7 +15,7 @@ from typing import Any
 from nixlet import errors
 from nixlet.containerd import imagestore, namespaces
 from nixlet.host import uncut
-from nixlet.images import archive, closurecheck, copying, lostlayers, model, recorded, reference
+from nixlet.images import archive, closurecheck, copying, lostlayers, model, recorded, reference, targets
 from nixlet.rpc.gen import containerd_types_pb2
 from nixlet.store import closures, interface, paths, realiser
 from nixlet.telemetry import progress
@@ -125,10 +125,9 @@ class Loader:
         if record is None or not came_from(origin, record.target.digest).items() <= record.labels.items():
             return None
         try:
-            text = await self._containerd.read_content(record.target.digest)
+            text = await targets.read_text(self._containerd, record.target.digest)
             manifest = model.decode(text, model.Manifest, name)
-            text = await self._containerd.read_content(manifest.config.digest)
-            config = model.decode(text, model.ImageConfig, name)
+            config = await targets.read_config(self._containerd, manifest)
         except errors.NotFoundError:
             return None
         for chain_id in model.chain_ids(config.rootfs.diff_ids):

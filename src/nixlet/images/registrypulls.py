@@ -136,7 +136,7 @@ class RegistryPulls:
         if old is not None:
             target = old.target
             with contextlib.suppress(errors.NotFoundError):
-                await self._containerd.read_content(target.digest)
+                await self._containerd.read_content(target.digest, 1)
                 descriptor = imagestore.Descriptor(target.media_type, target.digest, target.size, target.annotations)
                 await self._containerd.put_image(record.name, descriptor, old.labels)
                 return

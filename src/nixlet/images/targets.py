@@ -25,7 +25,7 @@ async def manifest_of(containerd: imagestore.ImageStore, digest: str, machine: m
         NotFoundError: Something of it is gone, or it has no form for the machine.
         InvalidArgumentError: Something of it is malformed.
     """
-    text = await containerd.read_content(digest)
+    text = await read_text(containerd, digest)
     if not _is_index(text, digest):
         return model.decode(text, model.Manifest, f"the manifest {digest}")
     entries = await _entries(containerd, text, digest)
@@ -51,12 +51,21 @@ async def manifest_of(containerd: imagestore.ImageStore, digest: str, machine: m
 async def manifests_of(containerd: imagestore.ImageStore, digest: str) -> list[model.Manifest]:
     """The manifest of that digest, or those of an index that are there; what can't be read is passed over."""
     with contextlib.suppress(errors.NixletError):
-        text = await containerd.read_content(digest)
+        text = await read_text(containerd, digest)
         if not _is_index(text, digest):
             return [model.decode(text, model.Manifest, digest)]
         read = [await _read(containerd, entry) for entry in await _entries(containerd, text, digest)]
         return [found for found in read if found is not None]
     return []
+
+
+async def read_text(containerd: imagestore.ImageStore, digest: str) -> bytes:
+    """A blob that is JSON; of one that is larger than ``model.decode`` takes not much more than that.
+
+    Raises:
+        NotFoundError: It is not there.
+    """
+    return await containerd.read_content(digest, model.MAX_JSON_BYTES + 1)
 
 
 async def read_config(containerd: imagestore.ImageStore, manifest: model.Manifest) -> model.ImageConfig:
@@ -67,29 +76,31 @@ async def read_config(containerd: imagestore.ImageStore, manifest: model.Manifes
         InvalidArgumentError: It is malformed.
     """
     digest = manifest.config.digest
-    return model.decode(await containerd.read_content(digest), model.ImageConfig, f"the configuration {digest}")
+    return model.decode(await read_text(containerd, digest), model.ImageConfig, f"the configuration {digest}")
 
 
 async def _entries(containerd: imagestore.ImageStore, text: bytes, digest: str) -> list[model.Descriptor]:
     """The entries of an index and of those below it."""
     found: list[model.Descriptor] = []
     waiting = [(entry, 1) for entry in model.decode(text, model.Index, f"the index {digest}").manifests]
-    while waiting and len(found) < _MAX_ENTRIES:
+    for _ in range(_MAX_ENTRIES):
+        if not waiting:
+            break
         entry, depth = waiting.pop(0)
         if entry.media_type not in model.INDEX_TYPES:
             found.append(entry)
         elif depth < _MAX_NESTING:
             with contextlib.suppress(errors.NotFoundError, errors.InvalidArgumentError):
-                inner = await containerd.read_content(entry.digest)
+                inner = await read_text(containerd, entry.digest)
                 more = model.decode(inner, model.Index, f"the index {entry.digest}").manifests
-                waiting[:0] = [(each, depth + 1) for each in more]
+                waiting[:0] = [(each, depth + 1) for each in more[:_MAX_ENTRIES]]
     return found
 
 
 async def _read(containerd: imagestore.ImageStore, entry: model.Descriptor) -> model.Manifest | None:
     """An index's image; None for what is none, or isn't there: those of other platforms are often left out."""
     with contextlib.suppress(errors.NotFoundError, errors.InvalidArgumentError):
-        text = await containerd.read_content(entry.digest)
+        text = await read_text(containerd, entry.digest)
         manifest = model.decode(text, model.Manifest, f"the manifest {entry.digest}")
         return None if manifest.is_artifact else manifest
     return None
