@@ -7,24 +7,24 @@ here reads files and may be slow for big archives: call it in a thread.
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from nixlet import errors
 from nixlet.images import archivefile, archivepath, expand, model, platforms, reference, tarball
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
+#: How much of a blob is read at a time (bytes).
 _CHUNK = 1024 * 1024
+
 _MAX_NESTING = 4
 _MAX_ENTRIES = 1000
+
+#: How much JSON an archive may have in all (bytes): what is read of it takes some times as much memory.
+_MAX_TEXT = 16 * model.MAX_JSON_BYTES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ class ArchiveImage:
     layers: tuple[Layer, ...]
 
 
+#: What a manifest leads to.
+_Contents = tuple[model.Manifest, model.ImageConfig, tuple[Layer, ...]]
+
+
 class Archive:
     """An open archive. Blobs can be read while its context lasts."""
 
@@ -62,6 +66,9 @@ class Archive:
         #: What a Docker archive has under other names than its digest, and manifests made for it.
         self._members: dict[str, tarball.Member] = {}
         self._made: dict[str, bytes] = {}
+        #: What manifests say, by their digests: an index may name one again and again.
+        self._known: dict[str, _Contents | None] = {}
+        self._read_bytes = 0
 
     @property
     def label(self) -> str:
@@ -116,16 +123,16 @@ class Archive:
         made = self._made.get(digest)
         if made is not None:
             return io.BytesIO(made)
-        return io.BufferedReader(_BlobReader(self._files, self._find(digest), digest), _CHUNK)
+        return io.BufferedReader(tarball.DigestReader(self._files, self._find(digest), digest), _CHUNK)
 
     def read_blob(self, digest: str) -> bytes:
         """The whole of a small blob: a manifest or a configuration.
 
         Raises:
-            InvalidArgumentError: The archive doesn't hold it, its digest is wrong, or it is larger than 4 MiB.
+            InvalidArgumentError: The archive doesn't hold it, its digest is wrong, it is larger than 4 MiB, or all are than 64 MiB.
         """
-        if digest not in self._made and self._find(digest).size > model.MAX_JSON_BYTES:
-            raise self._files.malformed(f"{digest} is larger than {model.MAX_JSON_BYTES} bytes")
+        if digest not in self._made:
+            self._count(digest, self._find(digest).size)
         with self.open_blob(digest) as blob:
             return blob.read()
 
@@ -134,9 +141,16 @@ class Archive:
 
     def _read_file(self, name: str) -> bytes:
         member = self._files.find(name)
-        if member.size > model.MAX_JSON_BYTES:
-            raise self._files.malformed(f"{name[:200]} is larger than {model.MAX_JSON_BYTES} bytes")
+        self._count(name, member.size)
         return self._files.read(member, 0, member.size)
+
+    def _count(self, name: str, size: int) -> None:
+        """Check that a file, and all that is read, is no larger than such are."""
+        if size > model.MAX_JSON_BYTES:
+            raise self._files.malformed(f"{name[:200]} is larger than {model.MAX_JSON_BYTES} bytes")
+        self._read_bytes += size
+        if self._read_bytes > _MAX_TEXT:
+            raise self._files.malformed(f"its manifests and configurations have more than {_MAX_TEXT} bytes")
 
     def _from_layout(self, platform: model.Platform) -> tuple[list[ArchiveImage], list[model.Platform]]:
         offered: list[model.Platform] = []
@@ -213,6 +227,19 @@ class Archive:
         self, descriptor: model.Descriptor, name: str, docker_names: dict[str, list[str]]
     ) -> ArchiveImage | None:
         """The image of a manifest; None for what is none, which may lie beside it."""
+        if descriptor.digest not in self._known:
+            self._known[descriptor.digest] = self._read_contents(descriptor)
+        contents = self._known[descriptor.digest]
+        if contents is None:
+            return None
+        if self._find(descriptor.digest).size != descriptor.size:
+            raise self._files.malformed(f"{descriptor.digest} has another size than its descriptor says")
+        manifest, config, layers = contents
+        names = [name, *docker_names.get(f"blobs/{manifest.config.digest.replace(':', '/')}", [])]
+        return ArchiveImage(_canonical(names), descriptor, manifest, config, layers)
+
+    def _read_contents(self, descriptor: model.Descriptor) -> _Contents | None:
+        """What a manifest leads to; None: it is no image's."""
         manifest = model.decode(
             self.read_blob(descriptor.digest), model.Manifest, f"{self._files.label}: the image's manifest"
         )
@@ -221,15 +248,13 @@ class Archive:
         config = model.decode(
             self.read_blob(manifest.config.digest), model.ImageConfig, f"{self._files.label}: the image's configuration"
         )
-        for blob in (descriptor, manifest.config, *manifest.layers):
+        for blob in (manifest.config, *manifest.layers):
             if self._find(blob.digest).size != blob.size:
                 raise self._files.malformed(f"{blob.digest} has another size than its descriptor says")
         for layer in manifest.layers:
             if layer.media_type not in model.LAYER_TYPES:
                 raise self._files.malformed(f"layers of type {layer.media_type[:200]!r} can't be unpacked")
-        layers = self._pair(manifest.layers, config.rootfs.diff_ids)
-        names = [name, *docker_names.get(f"blobs/{manifest.config.digest.replace(':', '/')}", [])]
-        return ArchiveImage(_canonical(names), descriptor, manifest, config, layers)
+        return manifest, config, self._pair(manifest.layers, config.rootfs.diff_ids)
 
     def _pair(self, layers: Sequence[model.Descriptor], diff_ids: Sequence[str]) -> tuple[Layer, ...]:
         if len(layers) != len(diff_ids):
@@ -261,7 +286,7 @@ class Archive:
         for member, diff_id in zip(members, config.rootfs.diff_ids, strict=True):
             media_type = self._layer_type(member)
             # An uncompressed layer's digest is its diff ID: it needn't be computed to be known, only checked when read.
-            digest = diff_id if media_type == model.OCI_LAYER else self._digest(member)
+            digest = diff_id if media_type == model.OCI_LAYER else self._files.digest(member)
             self._members[digest] = member
             descriptors.append(model.Descriptor(media_type=media_type, digest=digest, size=member.size))
         manifest = model.Manifest(
@@ -284,37 +309,6 @@ class Archive:
         if magic.startswith(expand.GZIP_MAGIC):
             return model.OCI_LAYER_GZIP
         return model.OCI_LAYER_ZSTD if magic == expand.ZSTD_MAGIC else model.OCI_LAYER
-
-    def _digest(self, member: tarball.Member) -> str:
-        digest = hashlib.sha256()
-        for chunk in self._files.chunks(member):
-            digest.update(chunk)
-        return f"sha256:{digest.hexdigest()}"
-
-
-class _BlobReader(io.RawIOBase):
-    """A member's content, checked against its digest when the end is reached."""
-
-    def __init__(self, files: tarball.Tarball, member: tarball.Member, digest: str) -> None:
-        super().__init__()
-        self._files = files
-        self._member = member
-        self._expected = digest
-        self._seen = hashlib.sha256()
-        self._offset = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._files.read(self._member, self._offset, len(view))
-        self._seen.update(data)
-        self._offset += len(data)
-        if self._offset == self._member.size and f"sha256:{self._seen.hexdigest()}" != self._expected:
-            raise self._files.malformed(f"the content of {self._expected} has another digest")
-        view[: len(data)] = data
-        return len(data)
 
 
 @contextlib.contextmanager

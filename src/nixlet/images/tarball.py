@@ -5,13 +5,19 @@ Interchange Format"; GNU tar manual, "Basic Tar Format"). Sparse files are refus
 """
 
 import dataclasses
+import hashlib
+import io
 import os
 import posixpath
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.host import files
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BLOCK = 512
 
@@ -69,6 +75,7 @@ class Tarball:
         self._stop = stop
         self._size = os.fstat(fd).st_size
         self._members: dict[str, Member] = {}
+        self._digests: dict[Member, str] = {}
         for count, member in enumerate(self._walk(), start=1):
             if count > MAX_MEMBERS:
                 raise self.malformed(f"it has more than {MAX_MEMBERS} members")
@@ -113,6 +120,15 @@ class Tarball:
         """A member's content, piece by piece."""
         for offset in range(0, member.size, _CHUNK):
             yield self.read(member, offset, _CHUNK)
+
+    def digest(self, member: Member) -> str:
+        """The digest of a member's content, which is read once for however many images it is."""
+        if member not in self._digests:
+            seen = hashlib.sha256()
+            for chunk in self.chunks(member):
+                seen.update(chunk)
+            self._digests[member] = f"sha256:{seen.hexdigest()}"
+        return self._digests[member]
 
     def _read(self, offset: int, length: int) -> bytes:
         if self._stop is not None and self._stop.is_set():
@@ -213,6 +229,37 @@ class Tarball:
         if (one.size, one.target) != (other.size, other.target):
             return False
         return all(a == b for a, b in zip(self.chunks(one), self.chunks(other), strict=True))
+
+
+class DigestReader(io.RawIOBase):
+    """A member's content, checked against its digest when the end is reached."""
+
+    def __init__(self, files: Tarball, member: Member, digest: str) -> None:
+        super().__init__()
+        self._files = files
+        self._member = member
+        self._expected = digest
+        self._seen = hashlib.sha256()
+        self._offset = 0
+
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """Read what comes next.
+
+        Raises:
+            InvalidArgumentError: It is the end, and the digest is wrong.
+        """
+        view = memoryview(buffer).cast("B")
+        data = self._files.read(self._member, self._offset, len(view))
+        self._seen.update(data)
+        self._offset += len(data)
+        if self._offset == self._member.size and f"sha256:{self._seen.hexdigest()}" != self._expected:
+            raise self._files.malformed(f"the content of {self._expected} has another digest")
+        view[: len(data)] = data
+        return len(data)
 
 
 def _member(name: str, kind: int, start: int, size: int, link: str) -> Member | None:

@@ -181,6 +181,41 @@ def test_no_content_is_handed_out_whole_before_it_is_checked(tmp_path: Path) -> 
             blob.read(4)
 
 
+def test_what_is_named_again_and_again_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    real = tarball.Tarball.read
+
+    def read(self: tarball.Tarball, member: tarball.Member, offset: int, length: int) -> bytes:
+        data = real(self, member, offset, length)
+        reads.append(len(data))
+        return data
+
+    monkeypatch.setattr(tarball.Tarball, "read", read)
+    manifest, blobs = made.image([b"a layer"])
+    path = tmp_path / "image.tar"
+    path.write_bytes(made.tar({"index.json": made.index_json(*[made.entry(manifest)] * 900), **blobs}))
+    with archive.open_archive(str(path)) as source:
+        assert len(source.images(AMD64)) == 1
+    assert len(reads) < 10
+    reads.clear()
+    packed = gzip.compress(os.urandom(100_000))
+    files = made.docker({"layer.tar": packed})
+    (entry,) = json.loads(files["manifest.json"])
+    path.write_bytes(made.tar({**files, "manifest.json": json.dumps([entry] * 200).encode()}))
+    with archive.open_archive(str(path)) as source:
+        assert len(source.images(AMD64)) == 1
+    assert reads.count(len(packed)) == 1
+
+
+def test_many_manifests_are_no_larger_than_such_are(
+    refuse: Callable[[bytes, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = made.image([b"one"]), made.image([b"two"])
+    index = made.index_json(made.entry(one[0]), made.entry(two[0]))
+    monkeypatch.setattr(archive, "_MAX_TEXT", len(index) + len(one[0]) + len(two[0]) + 300)
+    refuse(made.tar({"index.json": index, **one[1], **two[1]}), "its manifests and configurations have more than")
+
+
 def test_sizes_and_counts_that_dont_fit(refuse: Callable[[bytes, str], None]) -> None:
     manifest, blobs = made.image([b"one"])
     wrong = made.entry(manifest)
