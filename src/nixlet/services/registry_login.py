@@ -19,6 +19,7 @@ import msgspec
 from yarl import URL
 
 from nixlet.containerd import registries
+from nixlet.encoding import unreadable
 from nixlet.services import registry_calls
 
 #: The most that the answer with a token may have (bytes).
@@ -53,7 +54,7 @@ def login_of(authorization: str) -> registries.Auth | None:
     said = _bearer(authorization).removeprefix(_OURS)
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(said), type=registries.Auth) if said else None
-    except (binascii.Error, UnicodeError, msgspec.DecodeError):
+    except (binascii.Error, UnicodeError, *unreadable.JSON):
         return None
 
 
@@ -179,7 +180,7 @@ def _place(url: URL) -> str:
 def _token_of(text: bytes) -> str:
     try:
         answer = msgspec.json.decode(text, type=dict[str, object])
-    except msgspec.DecodeError:
+    except unreadable.JSON:
         return ""
     token = answer.get("token") or answer.get("access_token")
     return token if isinstance(token, str) and token.isascii() and token.isprintable() else ""

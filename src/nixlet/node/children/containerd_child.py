@@ -12,6 +12,7 @@ import msgspec
 from nixlet import errors
 from nixlet.containerd import cni, registries
 from nixlet.containerd import config as containerd_config
+from nixlet.encoding import unreadable
 from nixlet.host import files, supervisor, unixsocket
 from nixlet.node.children import rendering
 from nixlet.node.requirements import preflight
@@ -93,7 +94,7 @@ def _read(layout: node_config.Layout) -> _Asked | None:
     try:
         with open(layout.containerd_answers, "rb") as file:
             return msgspec.json.decode(file.read(), type=_Asked)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *unreadable.JSON):
         return None
 
 

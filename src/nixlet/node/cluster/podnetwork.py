@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.kubeclient import resources
 from nixlet.kubeclient.asynchronous import AsyncClient
@@ -47,7 +48,7 @@ def remembered(layout: node_config.Layout) -> str:
         return ""
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (*unreadable.JSON, ValueError) as error:
         raise errors.FailedPreconditionError(
             f"{path} doesn't say what the network of this node's pods is: {error}",
             hint="remove the file: the cluster knows it",

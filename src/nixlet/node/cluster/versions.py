@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.host import files, process
 from nixlet.node.cluster import finding
 from nixlet.node.settings import config as node_config
@@ -86,7 +87,7 @@ def _read(layout: node_config.Layout) -> list[_Asked]:
     try:
         with open(memory(layout), "rb") as file:
             return msgspec.json.decode(file.read(), type=list[_Asked])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *unreadable.JSON):
         return []
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from nixlet import errors
 from nixlet.containerd import cri, imagestore
+from nixlet.encoding import unreadable
 from nixlet.host import files, uncut
 from nixlet.images import archive, loader, opening, platforms, pulls, reference
 from nixlet.node.settings import trusted
@@ -288,7 +289,7 @@ class Preload:
         try:
             with open(self._cache_file, "rb") as file:
                 return msgspec.json.decode(file.read() or b"{}", type=dict[str, _Imported])
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *unreadable.JSON) as error:
             _log.warning("%s is begun anew: %s", self._cache_file, error)
             return {}
 

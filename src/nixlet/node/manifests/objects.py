@@ -6,6 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 
 #: The label of objects that a manifest made; its value is ``directory.label`` of the manifest's name.
 MADE_BY = "nixlet.io/manifest"
@@ -181,7 +182,7 @@ def records(output: str) -> dict[str, Record]:
             for each in lists
         )
         return {record.manifest: record for record in read}
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (*unreadable.JSON, KeyError) as error:
         raise errors.FailedPreconditionError(
             f"the cluster's record of what manifests made can't be read: {error}",
             hint=f"see kubectl -n {RECORD_NAMESPACE} get configmaps -l {RECORDS} -o yaml; one that is deleted is made anew,"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.node.settings import config as node_config
 
@@ -69,7 +70,7 @@ def read(directory: str) -> Marker | None:
         return None
     except OSError as error:
         raise files.refused(f"{path(directory)} can't be read", error) from error
-    except msgspec.MsgspecError as error:
+    except unreadable.JSON as error:
         raise errors.FailedPreconditionError(
             f"{path(directory)} doesn't say what node this is: {error}",
             hint="start the node once more: it writes the file anew",
