@@ -57,7 +57,7 @@ async def test_a_socket_of_somebody_else_s(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ports, "_GONE_TIMEOUT", 0.3)
     cluster = clusters.settings(tmp_path)
     (port,) = ports.wanted(cluster, ["kine"])
-    assert port == ("kine", cluster.layout.kine_socket, 0)
+    assert port == ports.Port("kine", cluster.layout.kine_socket)
     with unixsocket.listen(port.host):
         said = f"^kine can't listen at {port.host}: another process serves that socket$"
         with pytest.raises(errors.FailedPreconditionError, match=said):
