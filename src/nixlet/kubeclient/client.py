@@ -4,6 +4,7 @@ Objects are passed through as they are, as dicts; who looks into one converts it
 has its time, every answer its limit, and all that can go wrong its sentence. No proxy is used and no redirect followed.
 """
 
+import threading
 import urllib.parse
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -112,6 +113,7 @@ class Client:
         self.endpoint = endpoint
         self.seconds = seconds
         self._connections: connections.Connections | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         """Use it."""
@@ -122,18 +124,19 @@ class Client:
 
     def close(self) -> None:
         """Close the connections that are kept; the next request makes new ones."""
-        if self._connections is not None:
-            self._connections.close()
-            self._connections = None
+        with self._lock:
+            made, self._connections = self._connections, None
+        if made is not None:
+            made.close()
 
     @property
     def _reached(self) -> "connections.Connections":
-        if self._connections is None:
-            # TLS and HTTP are for those who ask.
-            from nixlet.kubeclient import connections  # noqa: PLC0415 (see above)
+        from nixlet.kubeclient import connections  # noqa: PLC0415 (TLS and HTTP are for those who ask)
 
-            self._connections = connections.Connections(self.endpoint)
-        return self._connections
+        with self._lock:
+            if self._connections is None:
+                self._connections = connections.Connections(self.endpoint)
+            return self._connections
 
     def get(self, resource: Resource, name: str, *, namespace: str = "", call: Call | None = None) -> Object:
         """An object."""
@@ -233,9 +236,8 @@ class Client:
         call: Call | None = None,
     ) -> Object:
         """Change an object by a merge patch (RFC 7386); as it is then. A ``resourceVersion`` in it makes it conditional."""
-        body = msgspec.json.encode(change)
         # (twice, the second would be told of a conflict with the first)
-        repeatable = not version_of(change)
+        body, repeatable = msgspec.json.encode(change), not version_of(change)
         path = resource.path(namespace, name, subresource)
         return self._object("PATCH", path, body, _MERGE_PATCH, repeatable=repeatable, call=call)
 
@@ -306,8 +308,7 @@ class Client:
             "fieldSelector": fields,
             "timeoutSeconds": str(seconds),
         }
-        target = _target(resource.path(namespace), query)
-        request = connections.Request("GET", target, seconds=seconds + _WATCH_MORE)
+        request = connections.Request("GET", _target(resource.path(namespace), query), seconds=seconds + _WATCH_MORE)
         with self._reached.streaming(request, call or Call()) as pieces:
             for line in self._lines(pieces):
                 yield self._event(line)
@@ -346,9 +347,8 @@ class Client:
         """
         from nixlet.kubeclient import connections, health  # noqa: PLC0415 (see ``_reached``)
 
-        answer = self._reached.ask(
-            connections.Request("GET", path, seconds=self.seconds, most=health.MAX_ANSWER), call or Call()
-        )
+        request = connections.Request("GET", path, seconds=self.seconds, most=health.MAX_ANSWER)
+        answer = self._reached.ask(request, call or Call())
         health.judge(self.endpoint, answer.status, answer.body)
 
     def raw(self, path: str, *, call: Call | None = None) -> bytes:

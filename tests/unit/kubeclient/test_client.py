@@ -1,6 +1,9 @@
 """What the client asks an API server, and what it makes of the answers."""
 
+import concurrent.futures
 import json
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +74,25 @@ def test_a_token_is_shown_and_never_said(cluster: ClusterSettings) -> None:
     assert server.asked[0].headers["Authorization"] == f"Bearer {token}"
     assert "doesn't know us" in caught.value.message
     assert token not in f"{caught.value}{caught.value.hint}{there!r}"
+
+
+def test_threads_that_come_first_together_share_the_connections(cluster: ClusterSettings) -> None:
+    """Those of another set would be closed by nobody."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            with Client(Endpoint.of(cluster.server_url)) as client, concurrent.futures.ThreadPoolExecutor(8) as threads:
+                together = threading.Barrier(8)
+
+                def reach(client: Client = client, together: threading.Barrier = together) -> object:
+                    together.wait()
+                    return client._reached
+
+                reached = [each.result() for each in [threads.submit(reach) for _ in range(8)]]
+                assert all(each is reached[0] for each in reached)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_token_that_is_none_is_refused_and_not_said() -> None:
