@@ -1,5 +1,6 @@
 """``nixlet ctr``, ``nixlet crictl`` and ``nixlet kubectl``: the real programs, told where the node or the cluster is."""
 
+import itertools
 import os
 
 from nixlet.cli import grammar, options
@@ -67,8 +68,9 @@ def kubectl(arguments: tuple[str, ...], data_dir: str, kubernetes_bin_dir: str) 
     started = _last_settings(data_dir)
     directory = kubernetes_bin_dir or (started.kubernetes_bin_dir if started is not None else "")
     program = process.find_program(os.path.join(os.path.abspath(directory), "kubectl")) if directory else None
-    # Who names a cluster means that one.
-    named = any(each == "--kubeconfig" or each.startswith("--kubeconfig=") for each in arguments)
+    # Who names a cluster means that one. What stands behind -- is another program's (kubectl exec, run).
+    own_arguments = itertools.takewhile(lambda each: each != "--", arguments)
+    named = any(each == "--kubeconfig" or each.startswith("--kubeconfig=") for each in own_arguments)
     own = {} if named else {"KUBECONFIG": _kubeconfig(data_dir, started)}
     _become("kubectl", arguments, own, program)
 

@@ -124,7 +124,20 @@ def with_cluster(directory: Path) -> Path:
 def test_kubectl_gets_our_cluster_its_arguments_and_the_last_word(tmp_path: Path) -> None:
     admin = with_cluster(tmp_path)
     put_kubectl(tmp_path / "bin")
-    arguments = ["get", "pods", "-o", "wide", "--data-dir", "x y", "--", "--help"]
+    # Behind -- stands another program's command, whose cluster is another one.
+    arguments = [
+        "get",
+        "pods",
+        "-o",
+        "wide",
+        "--data-dir",
+        "x y",
+        "--",
+        "--help",
+        "--kubeconfig",
+        "x",
+        "--kubeconfig=y",
+    ]
     done = kubectl(tmp_path / "data", *arguments, path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert done == (7, f"{admin}\n" + "".join(f"[{each}]\n" for each in arguments), "")
 
