@@ -79,22 +79,24 @@ class Maker:
         real = os.path.realpath(program)
         with files.refusing(f"{program} can't be used for the cluster's DNS"):
             status = os.stat(real)
-        origin = f"{real} {status.st_dev}:{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+        inside = _inside(real, self._store)
+        origin = real if inside is not None else _origin(real, status)
         tag = hashlib.sha256(origin.encode()).hexdigest()[:_TAG]
         name = reference.canonical(reference.parse(f"{_REPOSITORY}:{tag}"))
         loaded = await self._loader.load_again(name, origin, progress.ignore)
         if loaded is None:
-            loaded = await self._load(real, name, origin)
+            loaded = await self._load(real, inside, name, origin)
             _log.info("made the image %s of %s", name, real)
         await pulls.wait_for_cri(self._shown, loaded.image_id, [name])
         await self._let_go(name)
         return name
 
-    async def _load(self, program: str, name: str, origin: str) -> loader.Loaded:
+    async def _load(
+        self, program: str, inside: tuple[paths.StorePath, str] | None, name: str, origin: str
+    ) -> loader.Loaded:
         async with contextlib.AsyncExitStack() as stack:
             # Until the image is loaded the session holds what is in it.
             session = await stack.enter_async_context(self._store.session())
-            inside = _inside(program, self._store)
             if inside is None:
                 with _opened(program) as file:
                     root = await session.add_program(PROGRAM, file, os.fstat(file.fileno()).st_size)
@@ -120,6 +122,14 @@ class Maker:
                 # (a kubelet may collect one in this moment)
                 with contextlib.suppress(errors.NotFoundError):
                     await self._containerd.label_image(image, dict.fromkeys(imagestore.PINNED, ""))
+
+
+def _origin(program: str, status: os.stat_result) -> str:
+    """What tells one state of a program from another; in the Nix store the path alone does.
+
+    Not the device: some file systems (btrfs, ZFS, overlayfs, NFS) have another number after each boot.
+    """
+    return f"{program} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
 def _inside(program: str, store: nix.DaemonStore) -> tuple[paths.StorePath, str] | None:
