@@ -120,6 +120,53 @@ async def test_files_are_applied_and_changed_and_what_they_no_longer_name_goes(
     assert server.get("configmap", "a")["data"] == {"x": "3"}
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["a moment later", "not yet whole"])
+async def test_what_moves_to_another_file_is_never_away(
+    server: controlplanes.ApiServer, manifests: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Nothing is deleted while it isn't known what another file names."""
+    if not begun:
+        # Both are written in that time.
+        monkeypatch.setattr(deployers, "_REST", 3)
+    name = "moving-not-whole" if begun else "moving-later"
+    write(manifests / "from.yaml", config_map(name), config_map(f"{name}-stays"), config_map(f"{name}-goes"))
+    write(manifests / "to.yaml", config_map(f"{name}-other"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("from.yaml", "to.yaml"))
+        number = server.get("configmap", name)["metadata"]["uid"]
+        write(manifests / "from.yaml", config_map(f"{name}-stays", x="1"))
+        if begun:
+            (manifests / "to.yaml").write_text("a: b: c\n")
+            await until(lambda: "to.yaml" in made.problems)
+            await until(lambda: server.get("configmap", f"{name}-stays").get("data") == {"x": "1"})
+        await asyncio.sleep(0.5)
+        assert not gone(server, f"{name}-goes")
+        write(manifests / "to.yaml", config_map(f"{name}-other"), config_map(name))
+        await until(lambda: made.applied == ("from.yaml", "to.yaml"))
+        await until(lambda: gone(server, f"{name}-goes"))
+        assert server.get("configmap", name)["metadata"]["uid"] == number
+        assert server.get("configmap", name)["metadata"]["labels"] == {objects.MADE_BY: "to.yaml"}
+        assert made.problems == {}
+
+
+async def test_what_another_file_names_stays_though_it_is_refused_there(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    write(manifests / "one.yaml", config_map("taken"), config_map("one"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("one.yaml",))
+        write(manifests / "two.yaml", {**config_map("taken"), "data": {"x": ["no", "text"]}})
+        await until(lambda: "two.yaml" in made.problems)
+        write(manifests / "one.yaml", config_map("one", x="1"))
+        await until(lambda: server.get("configmap", "one").get("data") == {"x": "1"})
+        await until(lambda: made.applied == ("one.yaml",))
+        assert not gone(server, "taken")
+        # Nor is it forgotten.
+        (manifests / "two.yaml").unlink()
+        write(manifests / "one.yaml", config_map("one", x="2"))
+        await until(lambda: gone(server, "taken"))
+
+
 async def test_what_was_made_is_known_to_the_next_node_and_what_others_made_is_left(
     server: controlplanes.ApiServer, manifests: Path
 ) -> None:
@@ -224,6 +271,29 @@ async def test_kinds_and_namespaces_come_before_what_needs_them(
         assert server.get("clusterrole", "shop") is None
 
 
+async def test_what_an_api_server_serves_that_is_away_is_not_taken_for_gone(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    """An API of its own, served by a pod that isn't there just now: its objects aren't known, and aren't forgotten."""
+    spec = {"group": "away.test", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 10}
+    spec["service"] = {"name": "away", "namespace": "default"}
+    service = {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.away.test"}}
+    write(manifests / "away.yaml", {**service, "spec": {**spec, "insecureSkipTLSVerify": True}})
+    thing = objects.Object("away.test", "Thing", "", "x")
+    await through(server).write_record(objects.Record("things.yaml", frozenset((thing,))), "things.yaml")
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied == ("away.yaml",))
+        await until(lambda: "not present" in str(server.get("apiservice", "v1.away.test")["status"]))
+        write(manifests / "things.yaml", config_map("things"))
+        await until(lambda: made.problems)
+        assert made.problems == {"things.yaml": "Thing x can't be looked up: its API away.test is not available"}
+        record = server.get("configmap", objects.record_name("things.yaml"), "-n", objects.RECORD_NAMESPACE)
+        assert "away.test" in record["data"]["objects"]
+        (manifests / "away.yaml").unlink()
+        server.kubectl("delete", "apiservice", "v1.away.test")
+        await until(lambda: made.applied == ("things.yaml",))
+
+
 async def test_skipped_files_are_left_alone_and_what_disabled_ones_made_goes(
     server: controlplanes.ApiServer, manifests: Path
 ) -> None:
@@ -279,6 +349,15 @@ async def test_what_the_node_brings_is_made_again_until_it_is_there(
     assert (manifests / "below" / "brought.yaml").stat().st_mode & 0o777 == 0o600
 
 
+async def test_there_is_a_directory_for_people_s_own_where_the_node_brings_nothing(
+    server: controlplanes.ApiServer, manifests: Path
+) -> None:
+    packaged = {"off.yaml": functools.partial(made_of, "off")}
+    async with deploying(deployer(server, manifests / "server" / "manifests", packaged=packaged, disabled={"off"})):
+        await until((manifests / "server" / "manifests").is_dir)
+    assert (manifests / "server" / "manifests").stat().st_mode & 0o777 == 0o700
+
+
 async def test_secrets_are_applied_and_told_of_nowhere(
     server: controlplanes.ApiServer, manifests: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,12 +371,20 @@ async def test_secrets_are_applied_and_told_of_nowhere(
         {**secret, "metadata": {"name": "base64"}, "stringData": None, "data": {"pin": "hunter3!"}},
     )
     (manifests / "broken.yaml").write_text("hunter4hunter4hunter4\n")
+    # What its readers quote of a text that is no object.
+    (manifests / "kindless.yaml").write_text("apiVersion: v1\nmetadata: {name: s}\nstringData: {pin: hunter5}\n")
+    for number, pin in enumerate(("*hunter6", "{? {hunter7: x} : y}", "{~: hunter8}", '"\\xhunter9"', "!!int hunter0")):
+        (manifests / f"value-{number}.yaml").write_text(
+            f"apiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\nstringData: {{pin: {pin}}}\n"
+        )
     async with deploying(deployer(server, manifests)) as made:
-        await until(lambda: made.applied == ("secret.yaml",) and len(made.problems) == 3)
+        await until(lambda: made.applied == ("secret.yaml",) and len(made.problems) == 9)
         assert "Secret number: refused" in made.problems["number.yaml"]
+        assert made.problems["kindless.yaml"] == "kindless.yaml can't be read: an object has no kind"
+        assert "unknown anchor" in made.problems["value-0.yaml"]
         said = f"{made.problems} {caplog.text} {[record.__dict__ for record in caplog.records]}"
     assert server.get("secret", "s") is not None
-    for value in ("hunter2", "424242", "hunter3", "hunter4", "aHVudGVy"):
+    for value in ("hunter", "424242", "aHVudGVy"):
         assert value not in said
     record = server.get("configmap", objects.record_name("secret.yaml"), "-n", objects.RECORD_NAMESPACE)
     assert "hunter" not in str(record)

@@ -2,7 +2,8 @@
 
 Each object gets a label that says which manifest made it, and a record in the cluster lists them. The record is written before what it
 lists is made: whatever is cut off in the middle, nothing is forgotten. Something is deleted only when all of the manifest was
-applied, its record lists it, it still has the label, and it is none of what was just applied, by the number that the API server gave it.
+applied, its record lists it, it still has the label, it is none of what was just applied, by the number that the API server gave it, and no
+other manifest names it.
 """
 
 import logging
@@ -31,23 +32,29 @@ class Applied(NamedTuple):
     record: objects.Record
     living: tuple[objects.Living, ...]
 
+    @property
+    def leaves_something(self) -> bool:
+        """Whether it made something before that it no longer names, as it seems."""
+        named = objects.Named(each.which for each in self.living)
+        return any(each not in named for each in self.record.objects)
 
-async def apply(through: kubectl.Kubectl, manifest: str, content: bytes, known: objects.Record | None) -> Applied:
+
+async def apply(
+    through: kubectl.Kubectl, manifest: str, written: Sequence[objects.Written], known: objects.Record | None
+) -> Applied:
     """Have the cluster hold what a manifest names; nothing is deleted yet.
 
     Args:
         through: kubectl.
         manifest: The manifest's name.
-        content: What stands in it.
+        written: What it names, with its label.
         known: What the cluster's record lists.
 
     Raises:
-        InvalidArgumentError: It can't be read.
         UnavailableError: The API server doesn't answer.
         CommandFailedError: Some of it is refused; the rest is applied.
     """
     label = directory.label(manifest)
-    written = await through.read(content, manifest, label)
     listed = known.objects if known is not None else frozenset()
     record = objects.Record(manifest, listed | {each.which for each in written})
     if record != known:
@@ -67,8 +74,13 @@ async def apply(through: kubectl.Kubectl, manifest: str, content: bytes, known: 
     return Applied(manifest, record, tuple(living))
 
 
-async def prune(through: kubectl.Kubectl, applied: Applied) -> None:
-    """Delete what a manifest made and no longer names, and have the record list what it names.
+async def prune(through: kubectl.Kubectl, applied: Applied, elsewhere: objects.Named) -> None:
+    """Delete what a manifest made and no longer names, and have the record list what is still its own.
+
+    Args:
+        through: kubectl.
+        applied: The manifest.
+        elsewhere: What other manifests name, which stays: they have it now, or will.
 
     Raises:
         NixletError: Something can't be deleted; the record still lists it.
@@ -76,9 +88,12 @@ async def prune(through: kubectl.Kubectl, applied: Applied) -> None:
     label = directory.label(applied.manifest)
     named = {each.which for each in applied.living}
     kept = frozenset(each.uid for each in applied.living)
-    await _delete(through, applied.manifest, applied.record.objects - named, kept)
-    if applied.record.objects != named:
-        await through.write_record(objects.Record(applied.manifest, frozenset(named)), label)
+    unnamed = applied.record.objects - named
+    doomed = {each for each in unnamed if each not in elsewhere}
+    await _delete(through, applied.manifest, doomed, kept)
+    own = frozenset(named | (unnamed - doomed))
+    if applied.record.objects != own:
+        await through.write_record(objects.Record(applied.manifest, own), label)
 
 
 async def withdraw(through: kubectl.Kubectl, record: objects.Record) -> None:

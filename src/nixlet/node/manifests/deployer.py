@@ -7,10 +7,12 @@ for each file.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import NamedTuple
 
 from nixlet import errors
 from nixlet.host import files
@@ -52,6 +54,20 @@ class _Failure:
         return time.monotonic() >= self._due
 
 
+class _Named(NamedTuple):
+    """What a manifest names, and what the file was then."""
+
+    state: directory.State
+    objects: frozenset[objects.Object]
+
+
+class _Waiting(NamedTuple):
+    """A manifest that was applied, and what it no longer names is still there; what the file was then."""
+
+    state: directory.State
+    applied: applying.Applied
+
+
 class Deployer:
     """Applies a directory's manifests.
 
@@ -79,6 +95,10 @@ class Deployer:
         self._unwritten = set(self._packaged)
         #: What was applied, and what the file was then.
         self._applied: dict[str, directory.State] = {}
+        #: What manifests name that are there, as they were read last.
+        self._named: dict[str, _Named] = {}
+        #: Those of which the rest is to be deleted, once it is known what all others name.
+        self._waiting: dict[str, _Waiting] = {}
         self._failures: dict[str, _Failure] = {}
         #: Manifests that are disabled, and whose objects are yet to be deleted; None: nobody has asked the cluster yet.
         self._withdrawing: set[str] | None = None if self._disabled else set()
@@ -98,7 +118,15 @@ class Deployer:
         return "; ".join(f"{name}: {problem}" if name else problem for name, problem in self.problems.items())
 
     async def bring(self) -> None:
-        """Write the manifests that the node brings, each as soon as it can be made; those of an earlier start hold until then."""
+        """Make the directory, and write the manifests that the node brings, each as soon as it can be made.
+
+        Those of an earlier start hold until then.
+        """
+        # People put files there, also where the node brings none.
+        try:
+            files.make_directory(self._path, mode=0o700)
+        except errors.NixletError as error:
+            self._failed(_ALL, error)
         while self._unwritten:
             for name in sorted(filter(self._is_due, self._unwritten)):
                 await self._write_packaged(name)
@@ -125,19 +153,23 @@ class Deployer:
             OSError: The directory can't be looked at.
             NixletError: The API server doesn't answer.
         """
-        found = await asyncio.to_thread(directory.scan, self._path, self._disabled)
+        with files.refusing(f"the directory {self._path} can't be looked at"):
+            found = await asyncio.to_thread(directory.scan, self._path, self._disabled)
         # What a file made that is gone stays, by k3s's rule.
-        for gone in self._applied.keys() - found.wanted.keys():
-            del self._applied[gone]
+        for known_of in (self._applied, self._named, self._waiting):
+            for gone in known_of.keys() - found.wanted.keys():
+                known_of.pop(gone)
         for gone in self._failures.keys() - found.wanted.keys() - {_ALL, *self._unwritten, *(self._withdrawing or ())}:
             del self._failures[gone]
-        changed = {name: state for name, state in found.wanted.items() if self._applied.get(name) != state}
+        done = {**{name: waiting.state for name, waiting in self._waiting.items()}, **self._applied}
+        changed = {name: state for name, state in found.wanted.items() if done.get(name) != state}
         ripe = {name: state for name, state in changed.items() if self._rests(name, state)}
         due = {name: ripe[name] for name in filter(self._is_due, ripe.keys() - self._unwritten)}
         if due or self._withdrawing is None or any(map(self._is_due, self._withdrawing)):
             known = await self._kubectl.records()
             await self._withdraw(known)
             await self._apply(due, known)
+        await self._prune(found.wanted, due)
         self._failures.pop(_ALL, None)
 
     async def _withdraw(self, known: Mapping[str, objects.Record]) -> None:
@@ -158,29 +190,52 @@ class Deployer:
                 _log.info("%s is disabled: what it made is deleted", name)
 
     async def _apply(self, due: Mapping[str, directory.State], known: Mapping[str, objects.Record]) -> None:
-        """Apply manifests; what they no longer name goes when all are applied, since another one may name it now."""
-        applied: list[applying.Applied] = []
+        """Apply manifests; what they no longer name stays for now."""
         for name, state in sorted(due.items()):
+            self._applied.pop(name, None)
+            self._waiting.pop(name, None)
             try:
                 content = await asyncio.to_thread(self._read, name, state)
                 if content is not None:
-                    applied.append(await applying.apply(self._kubectl, name, content, known.get(name)))
+                    written = await self._kubectl.read(content, name, directory.label(name))
+                    self._named[name] = _Named(state, frozenset(each.which for each in written))
+                    applied = await applying.apply(self._kubectl, name, written, known.get(name))
+                    self._waiting[name] = _Waiting(state, applied)
             except errors.UnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001 (as above)
                 self._failed(name, error)
-        for each in applied:
-            name = each.manifest
+
+    async def _prune(self, wanted: Mapping[str, directory.State], fresh: Collection[str]) -> None:
+        """Delete what manifests no longer name. What another one may name, now or when it can be read, isn't deleted.
+
+        Args:
+            wanted: The manifests that are there.
+            fresh: Those that were applied just now.
+        """
+        unread = [
+            name
+            for name, state in sorted(wanted.items())
+            if name not in self._unwritten and (name not in self._named or self._named[name].state != state)
+        ]
+        for name, (state, applied) in sorted(self._waiting.items()):
+            if unread and applied.leaves_something:
+                if name in fresh:
+                    _log.info("what %s no longer names stays until %s can be read", name, ", ".join(unread[:3]))
+                continue
+            others = (named.objects for other, named in self._named.items() if other != name)
+            elsewhere = objects.Named(itertools.chain.from_iterable(others))
+            del self._waiting[name]
             try:
-                await applying.prune(self._kubectl, each)
+                await applying.prune(self._kubectl, applied, elsewhere)
             except errors.UnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001 (as above)
                 self._failed(name, error)
             else:
-                self._applied[name] = due[name]
+                self._applied[name] = state
                 self._failures.pop(name, None)
-                _log.info("applied %s", name, extra={"objects": len(each.living)})
+                _log.info("applied %s", name, extra={"objects": len(applied.living)})
 
     def _is_due(self, name: str) -> bool:
         failure = self._failures.get(name)

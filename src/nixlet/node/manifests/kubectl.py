@@ -3,6 +3,7 @@
 What it says of secrets is not handed on: the API server's refusals hold values. It is told what is refused, and why in one word.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,14 @@ _WARNING = "Warning: "
 #: The reason in what it says: one word of a fixed set (metav1.StatusReason).
 _REASON = re.compile(r"Error from server \((?P<reason>[A-Z][A-Za-z]+)\):")
 
-#: What its YAML reader quotes of a text that it can't make sense of.
-_QUOTED = re.compile(r"`[^`]*`")
+#: What it puts before the reason why it can't read something.
+_READING = re.compile(r'^(unable to decode "STDIN": |error parsing STDIN: |error converting YAML to JSON: )+')
+
+#: Its words for an object without these; it prints all of the object.
+_LACKS = re.compile(r"^Object '(?P<what>Kind|apiVersion)' is missing")
+
+#: Where what it says of a text that it can't make sense of begins to quote that text, which may be a secret's.
+_QUOTE = re.compile(r"[`\"{\[]|'(?!.')|\bkey: ")
 
 #: How much of what it says is told: characters.
 _SHOWN = 400
@@ -76,9 +83,13 @@ class Kubectl:
         marked = f"{objects.MADE_BY}={label}"
         done = await self._run(["label", "--local", "--overwrite", "-f", "-", "-o", "json", marked], content)
         if done.returncode != 0:
-            said = _QUOTED.sub("`…`", _first_line(done.stderr)).replace("STDIN", manifest)
-            raise errors.InvalidArgumentError(f"{manifest} can't be read: {said}", hint="its YAML or JSON is at fault")
-        return objects.written(done.stdout.decode(), manifest)
+            said = _without_quotes(next(iter(_lines(done.stderr)), "kubectl printed nothing"))
+            raise errors.InvalidArgumentError(
+                f"{manifest} can't be read: {said}",
+                hint="its YAML or JSON is at fault; until it can be read nothing goes that other manifests no longer name",
+            )
+        # (a large one takes its time)
+        return await asyncio.to_thread(objects.written, done.stdout.decode(), manifest)
 
     async def apply(self, written: Sequence[objects.Written], manifest: str) -> list[objects.Living]:
         """Have the cluster hold these objects as they are written, whoever set the same fields before.
@@ -93,7 +104,7 @@ class Kubectl:
         if done.returncode != 0:
             raise _refused(done, written, manifest)
         for line in [] if secret else _lines(done.stderr):
-            _log.warning("%s: %s", manifest, _shortened(line.removeprefix(_WARNING)))
+            _log.warning("%s: %s", manifest, _shown(line.removeprefix(_WARNING)))
         return objects.living(done.stdout.decode())
 
     async def established(self, kinds: Sequence[objects.Object]) -> None:
@@ -137,10 +148,27 @@ class Kubectl:
         where = [which.resource, which.name, *_namespace(which), "--ignore-not-found"]
         done = await self._run(["get", *where, "-o", f"go-template={objects.TEMPLATE_OWNER}"])
         if done.returncode != 0 and "doesn't have a resource type" in done.stderr.decode(errors="replace"):
-            # With the definition of a kind all its objects have gone.
+            # With the definition of a kind all its objects have gone; not so where who serves it is away.
+            await self._check_served(which)
             return "", ""
         uid, _, label = _check(done, f"{which} can't be looked up").partition("\t")
         return uid, label
+
+    async def _check_served(self, which: objects.Object) -> None:
+        """Check that nobody is away who serves objects of a group: an API server beside the cluster's own.
+
+        Raises:
+            FailedPreconditionError: Somebody is.
+            NixletError: The API server doesn't say.
+        """
+        query = ["get", "apiservices.apiregistration.k8s.io", "-o", f"go-template={objects.TEMPLATE_SERVED}"]
+        found = await self._output(query, f"who serves {which} can't be looked up")
+        served = [line.split("\t") for line in found.splitlines()]
+        if any(group == which.group and available != "true" for group, available in served):
+            raise errors.FailedPreconditionError(
+                f"{which} can't be looked up: its API {which.group} is not available",
+                hint="see why: kubectl get apiservices",
+            )
 
     async def delete(self, which: objects.Object) -> None:
         """Delete an object; what it takes along may need longer.
@@ -193,7 +221,7 @@ def _refused(done: process.Completed, written: Sequence[objects.Written], manife
         why = f" ({', '.join(reasons)})" if reasons else ""
         said = f"{', '.join(secrets[:3])}{' and more' if len(secrets) > 3 else ''}: refused{why}"
     else:
-        said = _shortened(lines[0].removeprefix("error: ") if lines else "kubectl printed nothing")
+        said = _shown(lines[0].removeprefix("error: ") if lines else "kubectl printed nothing")
     more = f" (and {len(lines) - 1} lines more)" if len(lines) > 1 else ""
     return errors.CommandFailedError(
         said.replace('"STDIN"', manifest) + more,
@@ -202,8 +230,17 @@ def _refused(done: process.Completed, written: Sequence[objects.Written], manife
     )
 
 
+def _without_quotes(said: str) -> str:
+    """Why a text can't be read, without anything that stands in it."""
+    reason = _READING.sub("", said.removeprefix("error: "))
+    if lacks := _LACKS.match(reason):
+        return f"an object has no {lacks['what'][0].lower()}{lacks['what'][1:]}"
+    quote = _QUOTE.search(reason)
+    return _shown(reason if quote is None else f"{reason[: quote.start()]}…")
+
+
 def _away(said: str) -> errors.UnavailableError:
-    return errors.UnavailableError(f"the API server does not answer kubectl: {_shortened(said)}")
+    return errors.UnavailableError(f"the API server does not answer kubectl: {_shown(said)}")
 
 
 def _lines(stderr: bytes) -> list[str]:
@@ -214,8 +251,8 @@ def _lines(stderr: bytes) -> list[str]:
 
 def _first_line(stderr: bytes) -> str:
     lines = _lines(stderr)
-    return _shortened(lines[0].removeprefix("error: ")) if lines else "kubectl printed nothing"
+    return _shown(lines[0].removeprefix("error: ")) if lines else "kubectl printed nothing"
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+def _shown(text: str) -> str:
+    return process.shown(text, _SHOWN)

@@ -1,6 +1,7 @@
 """A manifest's objects as kubectl tells of them, and the record of what a manifest made, which is kept in the cluster."""
 
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +39,20 @@ class Object(msgspec.Struct, frozen=True, order=True):
     def resource(self) -> str:
         """Its kind as an argument of kubectl's, which is no other group's: the core group has no name, and one version."""
         return f"{self.kind}.{self.group}" if self.group else f"{self.kind}.v1."
+
+
+class Named:
+    """Objects that somebody names. Where a namespace isn't said it may be any: which kinds have one, the API server knows."""
+
+    def __init__(self, which: Iterable[Object]) -> None:
+        self._namespaces: dict[tuple[str, str, str], set[str]] = {}
+        for each in which:
+            self._namespaces.setdefault((each.group, each.kind, each.name), set()).add(each.namespace)
+
+    def __contains__(self, which: Object) -> bool:
+        """Whether an object may be one of them."""
+        found = self._namespaces.get((which.group, which.kind, which.name), ())
+        return bool(found) and (not which.namespace or which.namespace in found or "" in found)
 
 
 class Written(NamedTuple):
@@ -96,6 +111,12 @@ TEMPLATE = (
 TEMPLATE_OWNER = (
     f'{{{{.metadata.uid}}}}{{{{"\\t"}}}}{{{{with .metadata.labels}}}}{{{{with index . "{MADE_BY}"}}}}'
     "{{.}}{{end}}{{end}}"
+)
+
+#: One by which it says of each group of the API whether who serves it is there.
+TEMPLATE_SERVED = (
+    '{{range .items}}{{with .spec.group}}{{.}}{{end}}{{"\\t"}}'
+    '{{range .status.conditions}}{{if eq .type "Available"}}{{eq .status "True"}}{{end}}{{end}}{{"\\n"}}{{end}}'
 )
 
 

@@ -109,6 +109,15 @@ def test_objects_of_one_name_are_told_apart_by_group_and_not_by_version() -> Non
     assert second.which.resource == "Secret.v1."
 
 
+@pytest.mark.parametrize(
+    ("namespace", "kind", "found"),
+    [("n", "A", True), ("", "A", True), ("m", "A", False), ("m", "B", True), ("", "C", False)],
+)
+def test_where_a_namespace_isnt_said_it_may_be_any(namespace: str, kind: str, found: bool) -> None:
+    named = objects.Named((objects.Object("g", "A", "n", "x"), objects.Object("g", "B", "", "x")))
+    assert (objects.Object("g", kind, namespace, "x") in named) is found
+
+
 def test_a_record_is_read_as_it_was_written() -> None:
     made = frozenset((objects.Object("", "ConfigMap", "", "a"), objects.Object("apps", "Deployment", "n", "b")))
     record = objects.Record("sub/a.yaml", made)
