@@ -9,14 +9,20 @@ import signal
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from support import kubernetes, nodes, parts, storeimages
+from support import kubernetes, nodes, parts, registries, storeimages
 
 pytestmark = pytest.mark.timeout(600)
+
+#: The port of a registry.
+REGISTRY_PORT = 5991
+
+#: How a containerd says that a registry lets nobody in, by version.
+UNAUTHORISED = ("401 Unauthorized", "no basic auth credentials", "authorization failed")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +133,12 @@ def test_pods_look_names_up(cluster: kubernetes.Cluster, archives: Path) -> None
         kubernetes.until(
             functools.partial(answers, cluster, [*shell, "-c", fetch.format(name)], "hello\n"), f"{name} answers"
         )
-    kubernetes_answers = "exec 3<>/dev/tcp/kubernetes.default.svc/443 && echo open"
-    assert cluster.kubectl("exec", "asking", "--", *shell, "-c", kubernetes_answers) == "open\n"
+    # The node as well: it was named before anybody asked.
+    for where in ("kubernetes.default.svc/443", f"node-{cluster.number}/10250"):
+        opened = f"exec 3<>/dev/tcp/{where} && echo open"
+        assert cluster.kubectl("exec", "asking", "--", *shell, "-c", opened) == "open\n"
+    found = cluster.kubectl("exec", "asking", "--", "/bin/busybox", "nslookup", f"node-{cluster.number}.", check=False)
+    assert f"Address: {cluster.address}\n" in found
     cluster.kubectl("delete", "service/web", "pod/web", "pod/asking", "--now")
 
 
@@ -141,6 +151,74 @@ def is_available(cluster: kubernetes.Cluster, deployment: str) -> bool:
     return any(
         each["metadata"]["name"] == deployment and each["status"].get("availableReplicas") == 1 for each in found
     )
+
+
+def test_pull_secrets_open_a_registry_for_their_pods_alone(
+    cluster: kubernetes.Cluster, ordinary: Path, archives: Path, tmp_path: Path
+) -> None:
+    """An ordinary image and one of store paths, in a registry that wants a password."""
+    image = storeimages.make(archives, 5, salt="locked")
+    credentials = f"{registries.USER}:{registries.PASSWORD}"
+    with registries.running(tmp_path, REGISTRY_PORT, login=True) as registry:
+        registry.push(ordinary, "locked/ordinary:1", "--dest-creds", credentials)
+        registry.push(image.archive, "locked/paths:1", "--dest-creds", credentials)
+        for name, password in (("right", registries.PASSWORD), ("wrong", "not-it")):
+            cluster.kubectl(
+                *("create", "secret", "docker-registry", name, f"--docker-server={registry.address}"),
+                *(f"--docker-username={registries.USER}", f"--docker-password={password}"),
+            )
+        references = {name: f"{registry.address}/locked/{name}:1" for name in ("ordinary", "paths")}
+        # (the last has them pulled by credentials, and not found where others' credentials have brought them)
+        for secrets in ((), ("wrong",), ("right",), ("wrong", "right"), ()):
+            cluster.kubectl("apply", "-f", "-", stdin=locked_pod(references, secrets))
+            if "right" in secrets:
+                cluster.await_phase("locked", "Succeeded")
+                for name in references:
+                    assert cluster.kubectl("logs", "locked", "-c", name) == f"this is {name}\n"
+            else:
+                for name, reference in references.items():
+                    said = refusal(cluster, name)
+                    assert reference in said
+                    assert any(each in said for each in UNAUTHORISED), said
+                    assert "not-it" not in said
+            cluster.kubectl("delete", "pod", "locked", "--now")
+    assert registries.PASSWORD not in cluster.log.read_text()
+    cluster.kubectl("delete", "secret", "right", "wrong")
+
+
+def locked_pod(references: Mapping[str, str], secrets: Sequence[str]) -> bytes:
+    """A pod with a container for each image, which prints its own name."""
+    containers = [
+        {"name": name, "image": reference, "command": ["/bin/echo", f"this is {name}"]}
+        for name, reference in references.items()
+    ]
+    spec = {
+        "containers": containers,
+        "restartPolicy": "Never",
+        "imagePullSecrets": [{"name": each} for each in secrets],
+    }
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "locked"}, "spec": spec}).encode()
+
+
+def refusal(cluster: kubernetes.Cluster, container: str) -> str:
+    """Why a container's image can't be pulled, as its events say."""
+    found = ""
+
+    def is_there() -> bool:
+        nonlocal found
+        pod = cluster.get("pod", "locked")["metadata"]["uid"]
+        events = cluster.get("events", "--field-selector", f"involvedObject.uid={pod},reason=Failed")["items"]
+        of_it = [
+            each["message"]
+            for each in events
+            if each["involvedObject"].get("fieldPath") == f"spec.containers{{{container}}}"
+            and each["message"].startswith("Failed to pull")
+        ]
+        found = of_it[0] if of_it else ""
+        return bool(found)
+
+    kubernetes.until(is_there, f"{container} is refused: {cluster.kubectl('describe', 'pod', 'locked')}")
+    return found
 
 
 def test_manifests_are_applied_and_their_faults_told(cluster: kubernetes.Cluster) -> None:

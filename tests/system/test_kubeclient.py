@@ -34,6 +34,7 @@ from nixlet.kubeclient import (
 )
 from nixlet.kubeclient.client import Client, Object
 from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster import nodenames
 from nixlet.services import joining as doors
 from nixlet.services import joinserver
 from support import certifiedplanes, parts
@@ -148,6 +149,60 @@ async def test_objects_are_followed_while_the_server_goes_and_comes_back(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_the_dns_s_configuration_names_the_nodes(plane: ControlPlane, client: Client) -> None:
+    """Whatever comes first, and whoever else writes there."""
+
+    def node(name: str, *addresses: str) -> Object:
+        found = [{"type": "InternalIP", "address": each} for each in addresses]
+        metadata = {"name": name}
+        return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": {"addresses": found}}
+
+    def hosts() -> object:
+        with contextlib.suppress(errors.NotFoundError):
+            return client.get(resources.CONFIG_MAPS, "coredns", namespace="kube-system")["data"].get("NodeHosts")
+        return None
+
+    async def until(text: str) -> None:
+        async with asyncio.timeout(90):
+            while (found := await asyncio.to_thread(hosts)) != text:
+                assert found is None or isinstance(found, str)
+                await asyncio.sleep(0.1)
+
+    def write(**data: str) -> None:
+        """As a manifest does it, and not as who sets the names."""
+        client.apply(
+            resources.CONFIG_MAPS, "coredns", config_map("coredns", **data), namespace="kube-system", manager="people"
+        )
+
+    client.create(resources.NODES, node("named-1", "192.0.2.1", "fd00::1"))
+    async with asynchronous.AsyncClient(Client(certifiedplanes.endpoint(plane.settings))) as asked:
+        task = asyncio.create_task(nodenames.keep(asked))
+        await asyncio.sleep(1)
+        assert hosts() is None, "nobody wants a DNS"
+        write(Corefile="x")
+        first = "192.0.2.1 named-1 # node\nfd00::1 named-1 # node\n"
+        await until(first)
+        client.create(resources.NODES, node("named-2", "192.0.2.2"))
+        await until(f"{first}192.0.2.2 named-2 # node\n")
+        client.delete(resources.NODES, "named-1")
+        await until("192.0.2.2 named-2 # node\n")
+        # What a manifest says anew takes nothing of it, and people's own lines are theirs.
+        write(Corefile="y")
+        own = "192.0.2.9 printer printer.example\n"
+        client.patch(resources.CONFIG_MAPS, "coredns", {"data": {"NodeHosts": own}}, namespace="kube-system")
+        await until(f"{own}192.0.2.2 named-2 # node\n")
+        client.delete(resources.CONFIG_MAPS, "coredns", namespace="kube-system")
+        write(Corefile="z")
+        await until("192.0.2.2 named-2 # node\n")
+        client.delete(resources.NODES, "named-2")
+        await until("")
+        assert not task.done()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    client.delete(resources.CONFIG_MAPS, "coredns", namespace="kube-system")
 
 
 def test_who_may_not_and_who_is_unknown(plane: ControlPlane) -> None:

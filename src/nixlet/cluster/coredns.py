@@ -6,6 +6,7 @@ Names are those that Kubernetes' own tools expect, and k3s's where they go beyon
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from nixlet.cluster import nodehosts
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.encoding import yamlwrite
 
@@ -79,6 +80,12 @@ def corefile(domain: str, *, forwards: bool) -> str:
         f"    kubernetes {domain} in-addr.arpa ip6.arpa {{",
         "        pods insecure",
         "        fallthrough in-addr.arpa ip6.arpa",
+        "    }",
+        # As long as an answer may be old, and how often the file is looked at, as k3s has both. There may be no such file.
+        f"    hosts {_CONFIG_DIR}/{nodehosts.KEY} {{",
+        "        ttl 60",
+        "        reload 15s",
+        "        fallthrough",
         "    }",
         f"    prometheus :{_METRICS_PORT}",
         "    cache 30",

@@ -57,7 +57,8 @@ def test_the_corefile(tmp_path: Path, forwards: bool) -> None:
     text = coredns.corefile("example.internal", forwards=forwards)
     assert "    kubernetes example.internal in-addr.arpa ip6.arpa {\n" in text
     assert ("    forward . /etc/resolv.conf\n" in text) is forwards
-    assert text.count("{") == text.count("}") == 3
+    assert "    hosts /etc/coredns/NodeHosts {\n" in text
+    assert text.count("{") == text.count("}") == 4
     settings = dataclasses.replace(clusters.settings(tmp_path), cluster_domain="example.internal")
     found = list(yaml.safe_load_all(coredns.manifest(settings, coredns.Image("x"), forwards=forwards)))
     assert next(each for each in found if each["kind"] == "ConfigMap")["data"]["Corefile"] == text

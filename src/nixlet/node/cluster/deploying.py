@@ -9,6 +9,7 @@ from nixlet.host import process
 from nixlet.node.cluster import finding
 from nixlet.node.images import coredns as coredns_images
 from nixlet.node.manifests import deployer as deployers
+from nixlet.node.manifests import directory as manifest_files
 from nixlet.node.manifests import kubectl
 from nixlet.node.settings import config as node_config
 from nixlet.pods import resolvconf
@@ -60,8 +61,16 @@ def deployer(
         cache(layout),
         os.environ.get("PATH", os.defpath),
     )
-    disabled = {part.strip() for text in settings.disable for part in text.split(",") if part.strip()}
-    return deployers.Deployer(directory(layout), through, disabled=disabled, packaged={_DNS: dns})
+    return deployers.Deployer(directory(layout), through, disabled=_disabled(settings), packaged={_DNS: dns})
+
+
+def has_dns(settings: node_config.Settings) -> bool:
+    """Whether the cluster's DNS is the server's affair."""
+    return not manifest_files.is_disabled(_DNS, _disabled(settings))
+
+
+def _disabled(settings: node_config.Settings) -> set[str]:
+    return {part.strip() for text in settings.disable for part in text.split(",") if part.strip()}
 
 
 async def dns_manifest(

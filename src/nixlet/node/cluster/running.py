@@ -22,6 +22,7 @@ from nixlet.node.cluster import (
     finding,
     kernel,
     mapping,
+    nodenames,
     podnetwork,
     ports,
     preparing,
@@ -94,6 +95,8 @@ class Cluster:
         await children.ready(described.API_SERVER)
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
         await self._keep_certificates(stack)
+        if deploying.has_dns(self.settings):
+            await _owned(stack, nodenames.keep(client), "names of nodes")
         await self._settle(stack, children, client, {await _owned(stack, bootstrap.apply(client), "bootstrap")})
 
     async def _keep_certificates(self, stack: contextlib.AsyncExitStack) -> None:
