@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from nixlet import errors
-from nixlet.host import process
+from nixlet.host import process, words
 from nixlet.node.manifests import objects
 
 #: Whose the fields are that manifests set (Kubernetes, "Server-Side Apply").
@@ -255,4 +255,4 @@ def _first_line(stderr: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    return process.shown(text, _SHOWN)
+    return words.shown(text, _SHOWN)
