@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support import kubernetes, nodes, parts
 
-#: Becomes a program that has its own view of the network in /sys, and its own of the places that all kubelets share.
+#: Has its own view of the network in /sys, and its own of the places that all kubelets share, until its standard input ends.
 _APART = """
 set -e
 aside=$(mktemp -d)
@@ -19,7 +19,8 @@ rmdir $aside
 for each in /var/log/pods /var/log/containers /var/lib/kubelet /var/lib/cni /run/netns; do mkdir -p $each; mount -t tmpfs tmpfs $each; done
 mount --make-rshared /
 echo 1 > /proc/sys/net/ipv4/ip_forward
-exec "$@"
+echo ready
+exec cat
 """
 
 
@@ -29,6 +30,7 @@ class Agent(nodes.Node):
     Attributes:
         name: The node's.
         address: The node's, on the cluster's bridge.
+        wrapper: Enters the machine that it is on, which is there as long as ``cleaned_up`` lasts.
     """
 
     verb = "agent"
@@ -47,8 +49,6 @@ class Agent(nodes.Node):
             *("--kubelet-arg", f"cgroup-root=/{self.cgroup}"),
             *arguments,
         )
-        self.wrapper = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "-m", "--propagation", "private"]
-        self.wrapper += ["sh", "-c", _APART, "apart"]
 
     @property
     def server_url(self) -> str:
@@ -71,12 +71,24 @@ def cleaned_up(agent: Agent) -> Iterator[Agent]:
     """An agent of which nothing stays, whatever happens to the test. Its mounts and rules are in namespaces that end with it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_network(agent))
+        stack.enter_context(_machine(agent))
         stack.enter_context(kubernetes._cgroups(agent.cgroup))
         stack.enter_context(nodes.cleaned_up(agent))
         try:
             yield agent
         finally:
             kubernetes.end_processes(agent)
+
+
+@contextlib.contextmanager
+def _machine(agent: Agent) -> Iterator[None]:
+    """Mounts of its own, which outlive its node: those of its pods' networks are among them."""
+    argv = ["nsenter", f"--net=/run/netns/{agent.namespace}", "unshare", "-m", "--propagation", "private"]
+    with subprocess.Popen([*argv, "sh", "-c", _APART], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holding:
+        assert holding.stdout is not None
+        assert holding.stdout.readline() == b"ready\n"
+        agent.wrapper = ["nsenter", f"--target={holding.pid}", "--mount", "--net"]
+        yield
 
 
 @contextlib.contextmanager

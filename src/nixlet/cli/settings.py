@@ -109,7 +109,15 @@ _SAID = {
     "cluster_dns": _Said("ADDRESS", "The cluster's DNS service.", default="the tenth address of --service-cidr"),
     "cluster_domain": _Said("DOMAIN", "The domain of services' names."),
     "service_node_port_range": _Said("FIRST-LAST", "The ports of NodePort services."),
-    "flannel_backend": _Said("NAME", "What routes pods' packets between nodes: none."),
+    "flannel_backend": _Said(
+        "NAME",
+        "How flannel brings pods' packets to other nodes: vxlan or host-gw; none: nothing of nixlet's does. On agents their server's holds.",
+        default="vxlan where there is a flanneld, else none",
+    ),
+    "flannel_iface": _Said(
+        "NAME", "The interface by which flannel reaches other nodes.", default="the one with the node's address"
+    ),
+    "flannel_conf": _Said("FILE", "flannel's configuration (net-conf.json).", default="one that is made"),
     "tls_san": _Said("NAME", "A further name or address of the API server's; may be given several times."),
     "https_listen_port": _Said("PORT", "Where the API server listens."),
     "advertise_address": _Said("ADDRESS", "Where others reach the API server.", default="the node's address"),

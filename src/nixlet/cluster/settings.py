@@ -12,6 +12,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: Where kubelets serve, and where the programs answer for their health on loopback (Kubernetes' defaults).
 KUBELET_PORT, KUBELET_HEALTH_PORT = 10250, 10248
 PROXY_HEALTH_PORT, PROXY_METRICS_PORT = 10256, 10249
+FLANNEL_HEALTH_PORT = 10247
 CONTROLLERS_PORT, SCHEDULER_PORT = 10257, 10259
 ETCD_CLIENT_PORT, ETCD_PEER_PORT, ETCD_METRICS_PORT = 2379, 2380, 2381
 

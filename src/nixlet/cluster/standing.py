@@ -23,6 +23,7 @@ _OF_AGENTS = {
     "client-kubelet": ("kubelet", "client-ca"),
     "serving-kubelet": ("kubelet", "server-ca"),
     "client-kube-proxy": ("kube-proxy", "client-ca"),
+    "client-flannel": ("flannel", "client-ca"),
 }
 
 

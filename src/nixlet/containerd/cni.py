@@ -10,7 +10,7 @@ PLUGINS = ("bridge", "host-local", "portmap", "loopback")
 FILE_NAME = "10-nixlet.conflist"
 
 
-def render(*, name: str, bridge: str, pod_cidr: str, data_dir: str) -> str:
+def render(*, name: str, bridge: str, pod_cidr: str, data_dir: str, routed_mtu: int = 0) -> str:
     """A network configuration list (CNI specification 1.0.0).
 
     Args:
@@ -18,6 +18,7 @@ def render(*, name: str, bridge: str, pod_cidr: str, data_dir: str) -> str:
         bridge: The interface that pods are attached to.
         pod_cidr: The addresses to choose from.
         data_dir: Where the leases are kept.
+        routed_mtu: The largest packet (bytes) where somebody else brings packets to other nodes' pods, and masquerades what goes further; 0: nobody does.
     """
     version = ipaddress.ip_network(pod_cidr).version
     everywhere = "0.0.0.0/0" if version == 4 else "::/0"
@@ -27,15 +28,16 @@ def render(*, name: str, bridge: str, pod_cidr: str, data_dir: str) -> str:
         "routes": [{"dst": everywhere}],
         "dataDir": data_dir,
     }
-    plugins = [
-        {
-            "type": "bridge",
-            "bridge": bridge,
-            "isGateway": True,
-            "ipMasq": True,
-            "hairpinMode": True,
-            "ipam": ipam,
-        },
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ]
+    attached: dict[str, object] = {
+        "type": "bridge",
+        "bridge": bridge,
+        "isGateway": True,
+        # It would do so towards other nodes' pods as well: it knows this node's part of the network only.
+        "ipMasq": not routed_mtu,
+        "hairpinMode": True,
+        "ipam": ipam,
+    }
+    if routed_mtu:
+        attached["mtu"] = routed_mtu
+    plugins = [attached, {"type": "portmap", "capabilities": {"portMappings": True}}]
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": plugins}, indent=2) + "\n"

@@ -27,17 +27,18 @@ _COMMENT = re.compile(r'name: "(?P<network>[^"]*)" id: "(?P<container>[^"]*)"')
 _CHAIN = re.compile(r"CNI-(DN-|SN-)?[0-9a-f]{16,}")
 
 
-async def remove_rules(*, network: str = "", container: str = "") -> None:
+async def remove_rules(*, network: str = "", container: str = "", chain: str = "") -> None:
     """Remove the rules, and their chains, of a network or of one container; what can't be removed stays.
 
     Args:
         network: The network's name; empty: any.
         container: What the plugins know the container by, with containerd its sandbox's ID; empty: any.
+        chain: The chain that they are in; empty: any.
     """
-    await asyncio.gather(*(_remove_rules(each, network, container) for each in ("iptables", "ip6tables")))
+    await asyncio.gather(*(_remove_rules(each, network, container, chain) for each in ("iptables", "ip6tables")))
 
 
-async def _remove_rules(program: str, network: str, container: str) -> None:
+async def _remove_rules(program: str, network: str, container: str, chain: str) -> None:
     if process.find_program(f"{program}-save") is None:
         return
     said = ""
@@ -47,7 +48,7 @@ async def _remove_rules(program: str, network: str, container: str) -> None:
         if saved.returncode != 0:
             said = saved.stderr.decode(errors="replace").strip()
             continue
-        commands = removals(saved.stdout.decode(errors="replace"), network=network, container=container)
+        commands = removals(saved.stdout.decode(errors="replace"), network=network, container=container, chain=chain)
         if not commands:
             return
         script = ["*nat", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
@@ -107,7 +108,7 @@ def _quoted(word: str) -> str:
     return f'"{escaped}"' if escaped != word or not word or any(letter.isspace() for letter in word) else word
 
 
-def removals(saved: str, *, network: str = "", container: str = "") -> list[list[str]]:
+def removals(saved: str, *, network: str = "", container: str = "", chain: str = "") -> list[list[str]]:
     """The arguments of iptables that do that, from what iptables-save printed."""
     rules, chains = [], []
     for line in saved.splitlines():
@@ -116,6 +117,8 @@ def removals(saved: str, *, network: str = "", container: str = "") -> list[list
         if found is None or network not in {"", found["network"]} or container not in {"", found["container"]}:
             continue
         words = shlex.split(line)
+        if chain not in {"", words[1]}:
+            continue
         rules.append(["-D", *words[1:]])
         target = words[words.index("-j") + 1] if "-j" in words[:-1] else ""
         chains += [name for name in (words[1], target) if _CHAIN.fullmatch(name)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nixlet.cluster import arguments, certificates, encryption, kubeconfigs, kubelet, programs
+from nixlet.cluster import arguments, certificates, encryption, flannel, kubeconfigs, kubelet, programs
 from nixlet.cluster.settings import ClusterSettings
 from support import clusters
 
@@ -98,9 +98,10 @@ def test_everything_listens_on_loopback_and_the_node_s_address_only(tmp_path: Pa
         "etcd": programs.etcd(settings),
         "kine": programs.kine(settings),
         "proxy": programs.kube_proxy(settings),
+        "flannel": flannel.flanneld(settings, "/f", "/s", ""),
     }.items():
         for key, value in flags(argv).items():
-            if "listen" in key or key.endswith("bind-address") or key == "secure-port":
+            if "listen" in key or key.startswith("healthz-") or key.endswith("bind-address") or key == "secure-port":
                 listens[f"{program} {key}"] = value
     for key, value in yaml.safe_load(kubelet.configuration(settings, NODE)).items():
         if "ddress" in key or "ort" in key.removesuffix("s")[-4:]:
@@ -125,6 +126,8 @@ def test_everything_listens_on_loopback_and_the_node_s_address_only(tmp_path: Pa
         "proxy bind-address": "192.0.2.7",
         "proxy healthz-bind-address": "127.0.0.1:10256",
         "proxy metrics-bind-address": "127.0.0.1:10249",
+        "flannel healthz-ip": "127.0.0.1",
+        "flannel healthz-port": "10247",
     }
     assert flags(programs.kube_proxy(settings))["nodeport-addresses"] == "primary"
     assert programs.directories(settings) == (f"{tmp_path}/data/server/db", f"{tmp_path}/run/kine")
@@ -154,6 +157,7 @@ def test_all_files_that_are_named_are_made(tmp_path: Path, changes: dict[str, An
     named |= {config["tlsCertFile"], config["tlsPrivateKeyFile"], config["authentication"]["x509"]["clientCAFile"]}
     named.add(flags(programs.kubelet(settings, NODE, "x"))["kubeconfig"])
     named.add(flags(programs.kube_proxy(settings))["kubeconfig"])
+    named.add(flags(flannel.flanneld(settings, "/f", "/s", ""))["kubeconfig-file"])
     assert len(named) >= 27
     assert [path for path in sorted(named) if not Path(path).is_file()] == []
 

@@ -24,3 +24,9 @@ def test_the_configuration(pod_cidr: str, everywhere: str) -> None:
     }
     assert portmap == {"type": "portmap", "capabilities": {"portMappings": True}}
     assert {bridge["type"], ipam["type"], portmap["type"]} < set(cni.PLUGINS)
+
+
+def test_who_routes_pods_packets_masquerades_them_too() -> None:
+    text = cni.render(name="n", bridge="br0", pod_cidr="10.42.1.0/24", data_dir="/run/n/cni", routed_mtu=1450)
+    (bridge, _) = json.loads(text)["plugins"]
+    assert (bridge["ipMasq"], bridge["mtu"], bridge["isGateway"]) == (False, 1450, True)

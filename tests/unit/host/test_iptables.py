@@ -48,6 +48,12 @@ def test_the_rules_of_a_container() -> None:
     assert (rule[:2], rule[-1], chains) == (["-D", "POSTROUTING"], chain, [["-F", chain], ["-X", chain]])
 
 
+def test_the_masquerading_of_a_network_goes_and_its_port_mappings_stay() -> None:
+    chain = "CNI-0123456789abcdef01234567"
+    (rule, *chains) = iptables.removals(SAVED, network="nixlet-nixlet0", chain="POSTROUTING")
+    assert (rule[:2], rule[-1], chains) == (["-D", "POSTROUTING"], chain, [["-F", chain], ["-X", chain]])
+
+
 KUBELETS = """
 *filter
 :INPUT ACCEPT [0:0]

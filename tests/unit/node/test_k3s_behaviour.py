@@ -129,6 +129,8 @@ OF_A_CLUSTER = {
     "cluster-domain": "example.local",
     "service-node-port-range": "31000-32000",
     "flannel-backend": "none",
+    "flannel-iface": "eth0",
+    "flannel-conf": "/f",
     "tls-san": "a.example",
     "https-listen-port": "7443",
     "advertise-address": "192.0.2.8",

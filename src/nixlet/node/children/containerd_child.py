@@ -115,6 +115,7 @@ async def configured(
     programs: Programs,
     *,
     said: registries.Registries,
+    routed_mtu: int,
     ready: Callable[[], Awaitable[object]],
 ) -> AsyncIterator[supervisor.Program]:
     """Have all that containerd needs before it starts, until it has ended: the node's child, which is to run inside the context.
@@ -124,6 +125,7 @@ async def configured(
         layout: Where things are.
         programs: What to start.
         said: How registries are reached.
+        routed_mtu: As for ``write_network``.
         ready: Returns when it answers.
 
     Raises:
@@ -137,7 +139,7 @@ async def configured(
         cni_bin_dir=programs.cni_bin_dir,
         said=said,
     )
-    write_network(settings, layout)
+    write_network(settings, layout, routed_mtu)
     await _wait_until_gone(layout.containerd_socket)
     argv = _command(settings, layout, programs, config)
     _log.info("starting containerd", extra={"command": argv})
@@ -168,18 +170,30 @@ async def configured(
                 os.unlink(socket)
 
 
-def write_network(settings: node_config.Settings, layout: node_config.Layout) -> None:
-    """Write the network of pods, of which containerd takes notice by itself; without one that is known pods wait."""
+def network_name(settings: node_config.Settings) -> str:
+    """What the network of pods is called by the plugins, and in their rules."""
+    return f"nixlet-{settings.bridge}"
+
+
+def write_network(settings: node_config.Settings, layout: node_config.Layout, routed_mtu: int) -> None:
+    """Write the network of pods, of which containerd takes notice by itself; without one that is known pods wait.
+
+    Args:
+        settings: The node's.
+        layout: Where things are.
+        routed_mtu: As for ``cni.render``.
+    """
     path = os.path.join(layout.cni_conf_dir, cni.FILE_NAME)
     if not settings.pod_cidr:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
     conflist = cni.render(
-        name=f"nixlet-{settings.bridge}",
+        name=network_name(settings),
         bridge=settings.bridge,
         pod_cidr=settings.pod_cidr,
         data_dir=layout.cni_data_dir,
+        routed_mtu=routed_mtu,
     )
     files.write_atomically(path, conflist)
 

@@ -1,4 +1,4 @@
-"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, and whose certificates are renewed.
+"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, whose certificates are renewed, what flannel may.
 
 A bootstrap token opens the port for joining, and nothing of the API server's. By Kubernetes' own way (its roles ``node-bootstrapper`` and
 ``nodeclient``) whoever has one gets a certificate for any node, those that are there included: no password of a node is asked for.
@@ -22,15 +22,48 @@ _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 #: Every node (Kubernetes' name).
 _NODES = "system:nodes"
 
+_FLANNEL = "nixlet:flannel"
+
 _SIGNING = "system:certificates.k8s.io:certificatesigningrequests"
 
 _log = logging.getLogger("nixlet.cluster")
 
 
-def bindings() -> Iterator[Object]:
-    """The bindings of roles."""
+def wanted(*, flannel: bool) -> Iterator[tuple[resources.Resource, Object]]:
+    """What there is to apply.
+
+    Args:
+        flannel: Nodes have a flannel.
+    """
+    if flannel:
+        yield resources.CLUSTER_ROLES, _flannel_role()
+    for each in bindings(flannel=flannel):
+        yield resources.CLUSTER_ROLE_BINDINGS, each
+
+
+def _flannel_role() -> Object:
+    """What flannel's own manifest lets it do, without what it would ask if it ran in a pod: nodes' networks and addresses are in their annotations."""
+    return {
+        "apiVersion": resources.CLUSTER_ROLES.version,
+        "kind": "ClusterRole",
+        "metadata": {"name": _FLANNEL},
+        "rules": [
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+        ],
+    }
+
+
+def bindings(*, flannel: bool) -> Iterator[Object]:
+    """The bindings of roles.
+
+    Args:
+        flannel: Nodes have a flannel.
+    """
     yield _binding("nixlet:kube-apiserver-to-kubelets", "system:kubelet-api-admin", "User", subjects.API_SERVER_USER)
     yield _binding("nixlet:approve-renewed-nodes", f"{_SIGNING}:selfnodeclient", "Group", _NODES)
+    if flannel:
+        yield _binding(_FLANNEL, _FLANNEL, "User", subjects.FLANNEL_USER)
 
 
 def _binding(name: str, role: str, kind: str, subject: str) -> Object:
@@ -44,13 +77,18 @@ def _binding(name: str, role: str, kind: str, subject: str) -> Object:
     }
 
 
-async def apply(client: AsyncClient) -> None:
-    """Have it all there, once; what fails is tried again until it works."""
-    for wanted in bindings():
-        name, pause = wanted["metadata"]["name"], _PAUSE
+async def apply(client: AsyncClient, *, flannel: bool = False) -> None:
+    """Have it all there, once; what fails is tried again until it works.
+
+    Args:
+        client: Asks the API server, as its administrator.
+        flannel: Nodes have a flannel.
+    """
+    for resource, each in wanted(flannel=flannel):
+        name, pause = each["metadata"]["name"], _PAUSE
         while True:
             try:
-                await client.apply(resources.CLUSTER_ROLE_BINDINGS, name, wanted)
+                await client.apply(resource, name, each)
                 break
             except errors.NixletError as error:
                 if pause == _PAUSE:

@@ -5,6 +5,9 @@ import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+import msgspec
+
+from nixlet.cluster import flannel as flannel_model
 from nixlet.cluster import programs
 from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Kubeconfig
@@ -12,11 +15,11 @@ from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import supervisor, unixsocket
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import answers, finding, ports, preparing
+from nixlet.node.cluster import answers, finding, flannel, ports, preparing
 from nixlet.node.settings import config as node_config
 
 API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
-KUBELET, PROXY = "kubelet", "kube-proxy"
+KUBELET, PROXY, FLANNEL = "kubelet", "kube-proxy", finding.FLANNEL
 
 _LOOPBACK = "127.0.0.1"
 
@@ -86,6 +89,32 @@ class Described:
             waits = tuple(name for name in (API_SERVER,) if name in there)
             found.append(self._program(PROXY, programs.kube_proxy(cluster), well, waits))
         return found
+
+    def of_flannel(self, arguments: list[str], others: Iterable[str]) -> supervisor.Program:
+        """flannel.
+
+        Args:
+            arguments: As ``flannel.prepare`` has them.
+            others: The children that there are already.
+        """
+        healthy = _well(FLANNEL, f"http://{_LOOPBACK}:{model.FLANNEL_HEALTH_PORT}", "/healthz")
+
+        async def ready() -> None:
+            # It is healthy as soon as it has heard of the cluster; that pods' packets get anywhere is said by this.
+            await healthy()
+            while not flannel_model.mtu(flannel.subnet_file(self._layout)):
+                await asyncio.sleep(0.05)
+
+        made = self._program(FLANNEL, arguments, ready, tuple(name for name in (API_SERVER,) if name in set(others)))
+
+        def may_start() -> None:
+            made.may_start()
+            flannel.started_anew(self._layout)
+
+        # Its flags may be said by variables, too, and these would be somebody else's.
+        environment = {name: value for name, value in self._env.items() if not name.startswith("FLANNELD_")}
+        environment["NODE_NAME"] = self._cluster.node_name
+        return msgspec.structs.replace(made, env=environment, may_start=may_start)
 
     def _program(
         self, name: str, arguments: list[str], ready: Callable[[], Awaitable[object]], waits_for: tuple[str, ...] = ()

@@ -13,6 +13,9 @@ from nixlet.node.settings import names
 #: What the datastore may be: kine's database, an etcd of ours, or an etcd of somebody else's, for which nothing is started.
 KINE, ETCD, ELSEWHERE = "kine", "etcd", ""
 
+#: What brings pods' packets to other nodes, by the name of its releases. (Its module's program is called as its CNI plugin is.)
+FLANNEL = "flanneld"
+
 #: Settings by which a person says that they want a cluster, where they differ from the default.
 _ASKING = (
     "server", "kubeconfig", "kubernetes_bin_dir", "token", "token_file", "agent_token", "agent_token_file", "datastore_endpoint", "cluster_init", "secrets_encryption",
@@ -22,6 +25,7 @@ _ASKING = (
 _HOW = {
     KINE: "kine is built from its Go module github.com/k3s-io/kine",
     ETCD: "etcd is in most distributions (Debian: apt install etcd-server)",
+    FLANNEL: "flanneld is on github.com/flannel-io/flannel/releases, or built from its Go module github.com/flannel-io/flannel",
 }
 _KUBERNETES = (
     "Kubernetes' programs are on kubernetes.io/releases/download, or built from its Go module k8s.io/kubernetes"
@@ -38,10 +42,13 @@ class Found:
     Attributes:
         programs: Their absolute paths, by name.
         datastore: ``KINE``, ``ETCD`` or ``ELSEWHERE``.
+        flannel: A server's word on how flannel brings pods' packets to other nodes; "none": it doesn't. An agent's programs have one
+            where there is one: what its server says holds.
     """
 
     programs: Mapping[str, str]
     datastore: str
+    flannel: str = "none"
 
 
 def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | None:
@@ -56,7 +63,9 @@ def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | 
     found = {name: program(name, settings) for name in _wanted(settings, datastore)}
     missing = [name for name, path in found.items() if path is None]
     if not missing:
-        return Found({name: path for name, path in found.items() if path is not None}, datastore)
+        programs = {name: path for name, path in found.items() if path is not None}
+        backend, flannel = _flannel(settings, layout)
+        return Found(programs | ({FLANNEL: flannel} if flannel else {}), datastore, backend)
     where = settings.kubernetes_bin_dir or "PATH"
     what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not {'in' if settings.kubernetes_bin_dir else 'on'} {where}"
     if reason := _reason(settings, layout):
@@ -81,6 +90,46 @@ def _wanted(settings: node_config.Settings, datastore: str) -> list[str]:
     return [*([datastore] if datastore != ELSEWHERE else []), "kube-apiserver", *programs]
 
 
+def _flannel(settings: node_config.Settings, layout: node_config.Layout) -> tuple[str, str]:
+    """How flannel is to bring packets to other nodes, as far as it is this node's to say, and the program where it is to run here.
+
+    Raises:
+        UsageError: It is asked for where nixlet has no network of pods.
+        UnavailableError: It is asked for, or has been at work, and isn't there.
+    """
+    said, path = settings.flannel_backend, program(FLANNEL, settings)
+    if settings.kubeconfig or settings.container_runtime_endpoint:
+        if said in node_config.FLANNEL_BACKENDS:
+            whose = "cluster" if settings.kubeconfig else "containerd"
+            raise errors.UsageError(
+                f"--flannel-backend {said}: the network of pods is the affair of the {whose} that isn't nixlet's",
+                hint="leave it out",
+            )
+        return "none", ""
+    if settings.server:
+        return "none", path or ""
+    if said == "none":
+        return "none", ""
+    if path is None and not settings.disable_agent:
+        reason = f"--flannel-backend {said} asks for flannel"
+        if not said:
+            if not os.path.exists(os.path.join(layout.agent, "flannel.json")):
+                return "none", ""
+            reason = "pods of this cluster reach each other by flannel"
+        raise missing_flannel(reason)
+    if not said and path is None:
+        return "none", ""
+    return said or node_config.FLANNEL_BACKENDS[0], "" if settings.disable_agent else path or ""
+
+
+def missing_flannel(reason: str) -> errors.UnavailableError:
+    """What to say where it is needed."""
+    return errors.UnavailableError(
+        f"{reason}, and {FLANNEL} is neither in --kubernetes-bin-dir nor on PATH nor with the CNI plugins",
+        hint=f"{_HOW[FLANNEL]}; or do without on the server: --flannel-backend none",
+    )
+
+
 def program(name: str, settings: node_config.Settings) -> str | None:
     """The absolute path of one of the programs; None: it isn't there."""
     directory = settings.kubernetes_bin_dir
@@ -88,8 +137,14 @@ def program(name: str, settings: node_config.Settings) -> str | None:
         path = os.path.join(directory, name)
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
-        # What keeps the state is packaged apart from the others.
-        return process.find_program(name) if name in {KINE, ETCD} else None
+        # What keeps the state is packaged apart from the others, and so is flannel.
+        if name not in {KINE, ETCD, FLANNEL}:
+            return None
+    if name == FLANNEL:
+        # (first where the plugins are that go with it)
+        for each in (os.path.join(directory, name) for directory in settings.cni_bin_dirs):
+            if os.access(each, os.X_OK) and not os.path.isdir(each):
+                return each
     return process.find_program(name)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from nixlet import errors
+from nixlet.cluster import flannel as flannel_model
 from nixlet.cluster import kubeconfigs, programs, tokens, validation
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
@@ -64,15 +65,25 @@ class Agent(running.Member):
         _log.info("starting Kubernetes' agents", extra={"versions": dict(said)})
         self._cluster = membership.with_facts(self._cluster, facts)
         validation.check(self._cluster)
-        if facts.flannel_backend != self.settings.flannel_backend:
-            _log.warning(
-                "the cluster's flannel-backend is %s, and this node's %s",
-                facts.flannel_backend,
-                self.settings.flannel_backend,
-            )
+        self._backend = self._cluster_s_backend(facts)
         places = self._cluster.layout
         self._administrator = kubeconfigs.of_node(places, self._server)[places.node("kubelet.kubeconfig")]
         self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
+
+    def _cluster_s_backend(self, facts: joinforms.ClusterFacts) -> str:
+        """How pods' packets get to other nodes: as the cluster says, so that nodes understand each other.
+
+        Raises:
+            UnavailableError: By flannel, and there is none.
+        """
+        own, backend = self.settings.flannel_backend, facts.flannel_backend
+        if self.settings.container_runtime_endpoint:
+            return flannel_model.NONE
+        if own not in {"", backend}:
+            _log.warning("flannel-backend %s is passed over: the cluster's is %s", own, backend)
+        if backend != flannel_model.NONE and described.FLANNEL not in self._found.programs:
+            raise finding.missing_flannel(f"pods of this cluster's nodes reach each other by flannel ({backend})")
+        return backend
 
     async def _join(self) -> joinforms.ClusterFacts:
         """Join; or what is known from before, while the server is away."""
@@ -106,11 +117,17 @@ class Agent(running.Member):
     def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
         """The same as a server's, but for the proxy, which is well only when it has heard of the server once."""
         return [
-            msgspec.structs.replace(each, ready=self._or_alone(each.ready)) if each.name == described.PROXY else each
-            for each in super()._agents(node, others)
+            self._or_alone(each) if each.name == described.PROXY else each for each in super()._agents(node, others)
         ]
 
-    def _or_alone(self, ready: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+    def _flannel(self, arguments: list[str], others: list[str]) -> supervisor.Program:
+        return self._or_alone(super()._flannel(arguments, others))
+
+    def _or_alone(self, program: supervisor.Program) -> supervisor.Program:
+        """A program that isn't waited for while the server is away."""
+        return msgspec.structs.replace(program, ready=self._answered_or_alone(program.name, program.ready))
+
+    def _answered_or_alone(self, name: str, ready: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
         """An answer that isn't waited for while the server is away: the node's pods go on meanwhile."""
 
         async def answered() -> None:
@@ -121,7 +138,7 @@ class Agent(running.Member):
                         try:
                             await client.check("/livez")
                         except (errors.UnavailableError, errors.DeadlineExceededError) as error:
-                            _log.warning("kube-proxy isn't waited for: %s", error)
+                            _log.warning("%s isn't waited for: %s", name, error)
                             return
                     await waiting
             finally:

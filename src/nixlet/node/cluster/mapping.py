@@ -40,11 +40,6 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
     advertised = _addresses(settings, "advertise_address")
     if len(advertised) > 1:
         raise errors.InvalidArgumentError("advertise-address names more than one address")
-    if settings.flannel_backend != "none":
-        _log.warning(
-            "flannel-backend %s is passed over: a cluster of one node needs no routes between nodes",
-            settings.flannel_backend,
-        )
     made = model.ClusterSettings(
         data_dir=settings.data_dir,
         state_dir=settings.state_dir,
@@ -131,6 +126,10 @@ def _joined(settings: node_config.Settings, name: str) -> str:
 
 
 def _own_address(settings: node_config.Settings) -> model.Address:
+    # k3s takes it as well where there is one.
+    for each in network.addresses(settings.flannel_iface) if settings.flannel_iface else ():
+        if not validation.address_problem(each.ip):
+            return each.ip
     found = network.outgoing_address()
     if found is not None and not validation.address_problem(found):
         return found

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -22,10 +22,17 @@ _log = logging.getLogger("nixlet.cluster")
 
 
 class _Remembered(msgspec.Struct, frozen=True):
-    """What the node was given, and as whom."""
+    """What the node was given, and as whom.
+
+    Attributes:
+        node: The node's name.
+        pod_cidr: The network.
+        routed_mtu: The largest packet (bytes) where flannel brings packets to other nodes; 0: it doesn't.
+    """
 
     node: str
     pod_cidr: str
+    routed_mtu: int = 0
 
 
 def memory(layout: node_config.Layout) -> str:
@@ -39,13 +46,42 @@ def remembered(layout: node_config.Layout) -> str:
     Raises:
         FailedPreconditionError: It can't be read.
     """
+    known = _read(layout)
+    return "" if known is None else known.pod_cidr
+
+
+def remembered_mtu(layout: node_config.Layout) -> int:
+    """The largest packet that goes to other nodes' pods by flannel (bytes); 0: nothing of ours brings any there.
+
+    Raises:
+        FailedPreconditionError: It can't be read.
+    """
+    known = _read(layout)
+    return 0 if known is None else known.routed_mtu
+
+
+def remember_mtu(layout: node_config.Layout, routed_mtu: int) -> None:
+    """Have it remembered, where a network is.
+
+    Raises:
+        NixletError: The file can't be read or written.
+    """
+    if (known := _read(layout)) is not None:
+        _write(layout, msgspec.structs.replace(known, routed_mtu=routed_mtu))
+
+
+def _write(layout: node_config.Layout, known: _Remembered) -> None:
+    files.write_atomically(memory(layout), msgspec.json.encode(known), mode=0o600)
+
+
+def _read(layout: node_config.Layout) -> _Remembered | None:
     path = memory(layout)
     try:
         with open(path, "rb") as file:
-            found = msgspec.json.decode(file.read(), type=_Remembered).pod_cidr
-        return str(ipaddress.ip_network(found))
+            found = msgspec.json.decode(file.read(), type=_Remembered)
+        return msgspec.structs.replace(found, pod_cidr=str(ipaddress.ip_network(found.pod_cidr)))
     except FileNotFoundError:
-        return ""
+        return None
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error
     except (*unreadable.JSON, ValueError) as error:
@@ -59,7 +95,8 @@ async def keep(
     layout: node_config.Layout,
     node: str,
     client: AsyncClient,
-    have: Callable[[str], None],
+    routed: Callable[[], Awaitable[int]],
+    have: Callable[[str, int], None],
     first: asyncio.Event,
 ) -> None:
     """Have the network of pods that the cluster gives a node, now and for as long as this runs.
@@ -68,7 +105,8 @@ async def keep(
         layout: Where things are.
         node: The node's name.
         client: Asks the API server.
-        have: Makes the network of a range.
+        routed: Gives, when the node has been given its first network, the largest packet that flannel brings to other nodes (bytes); 0: it doesn't.
+        have: Makes the network of a range, with that.
         first: Is set when there is one.
     """
     there, told = remembered(layout), ""
@@ -78,14 +116,15 @@ async def keep(
         try:
             found = _given(await client.get(resources.NODES, node))
             if found and found != there:
+                mtu = remembered_mtu(layout) if there else await routed()
                 # Written down first: what pods have of it must be known again.
-                files.write_atomically(memory(layout), msgspec.json.encode(_Remembered(node, found)), mode=0o600)
+                _write(layout, _Remembered(node, found, mtu))
                 if there:
                     _log.warning(
                         "pods of this node have addresses of %s, and of %s from its next start on", there, found
                     )
                 else:
-                    have(found)
+                    have(found, mtu)
                     _log.info("pods of this node get addresses of %s", found)
                 there = found
                 first.set()

@@ -47,6 +47,7 @@ def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port
         "kube-scheduler": ((_LOOPBACK, model.SCHEDULER_PORT),),
         "kubelet": ((address, model.KUBELET_PORT), (_LOOPBACK, model.KUBELET_HEALTH_PORT)),
         "kube-proxy": ((_LOOPBACK, model.PROXY_HEALTH_PORT), (_LOOPBACK, model.PROXY_METRICS_PORT)),
+        finding.FLANNEL: ((_LOOPBACK, model.FLANNEL_HEALTH_PORT),),
     }
     said = {
         finding.ETCD: cluster.etcd_args,
@@ -57,7 +58,7 @@ def wanted(cluster: ClusterSettings, programs: Collection[str]) -> Iterator[Port
         "kube-proxy": cluster.kube_proxy_args,
     }
     for program, places in listens.items():
-        keys = [argument.partition("=")[0] for argument in said[program]]
+        keys = [argument.partition("=")[0] for argument in said.get(program, ())]
         if program in programs and not any(part in key for key in keys for part in ("port", "listen", "bind")):
             yield from (Port(program, host, number) for host, number in places)
     if finding.KINE in programs:

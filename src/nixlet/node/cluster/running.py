@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from nixlet.cluster import flannel as flannel_model
 from nixlet.cluster import kubeconfigs, programs, standing
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
-from nixlet.host import supervisor, uncut
+from nixlet.host import iptables, supervisor, uncut
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
@@ -20,6 +21,7 @@ from nixlet.node.cluster import (
     bootstrap,
     deploying,
     finding,
+    flannel,
     kernel,
     mapping,
     nodenames,
@@ -36,6 +38,12 @@ from nixlet.node.ownership import claims, marker
 from nixlet.node.settings import config as node_config
 from nixlet.services import joining, joinserver
 
+#: Seconds between two looks at what flannel says.
+_PAUSE = 0.1
+
+#: The chain of the packet filter where the plugins have what masquerades a pod.
+_MASQUERADING = "POSTROUTING"
+
 _log = logging.getLogger("nixlet.cluster")
 
 T = TypeVar("T")
@@ -46,6 +54,7 @@ class Cluster:
 
     Attributes:
         settings: The node's, with the network of its pods; empty: it is not known yet.
+        routed_mtu: The largest packet that flannel brings to other nodes' pods (bytes), as far as it is known; 0: it doesn't.
     """
 
     def __init__(
@@ -56,7 +65,8 @@ class Cluster:
         cluster: ClusterSettings,
     ) -> None:
         self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.remembered(layout))
-        self._layout, self._found, self._cluster = layout, found, cluster
+        self.routed_mtu = podnetwork.remembered_mtu(layout)
+        self._layout, self._found, self._cluster, self._backend = layout, found, cluster, found.flannel
         administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
         self._administrator = administrator
         self._described = described.Described(layout, found, cluster, administrator)
@@ -80,7 +90,7 @@ class Cluster:
         versions.check(said)
         # Before the API server answers: a node that comes meanwhile sees whose cluster it is, and comes again.
         asked = stack.enter_context(Client(Endpoint.of_kubeconfig(self._administrator)))
-        keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self.settings.flannel_backend)
+        keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self._backend)
         await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
         _log.info("starting Kubernetes", extra={"versions": dict(said)})
         children.start(*self._described.of_server())
@@ -97,7 +107,8 @@ class Cluster:
         await self._keep_certificates(stack)
         if deploying.has_dns(self.settings):
             await _owned(stack, nodenames.keep(client), "names of nodes")
-        await self._settle(stack, children, client, {await _owned(stack, bootstrap.apply(client), "bootstrap")})
+        applying = bootstrap.apply(client, flannel=self._backend != flannel_model.NONE)
+        await self._settle(stack, children, client, {await _owned(stack, applying, "bootstrap")})
 
     async def _keep_certificates(self, stack: contextlib.AsyncExitStack) -> None:
         """Have certificates renewed until ``stack`` is left."""
@@ -147,7 +158,7 @@ class Cluster:
             awaited: What is waited for beside that.
         """
         if not (self.settings.disable_agent or self.settings.container_runtime_endpoint):
-            awaited.add(await self._network(stack, client))
+            awaited |= await self._network(stack, children, client)
         awaited.add(await _owned(stack, children.ready(), "all children"))
         # (one that has started and then gives up ends the node, and there is nothing more to wait for)
         failing = await _owned(stack, children.gave_up(), "given up")
@@ -172,16 +183,32 @@ class Cluster:
         await stack.enter_async_context(deployers.deploying(deployer))
         return {"manifests": deployer.remark}
 
-    async def _network(self, stack: contextlib.AsyncExitStack, client: AsyncClient) -> "asyncio.Task[object]":
+    async def _network(
+        self, stack: contextlib.AsyncExitStack, children: host_children.Children, client: AsyncClient
+    ) -> "set[asyncio.Task[object]]":
         """Have the network of this node's pods until ``stack`` is left; what ends when it is there."""
         first = asyncio.Event()
         own = stack.enter_context(contextlib.ExitStack())
+        given, routed = asyncio.Event(), asyncio.get_running_loop().create_future()
+        stack.callback(routed.cancel)
+        awaited: set[asyncio.Task[object]] = set()
+        if self._backend == flannel_model.NONE:
+            routed.set_result(0)
+            await self._have_routed(0)
+        else:
+            if self.settings.pod_cidr:
+                given.set()
+            awaited.add(await _owned(stack, self._route(children, given, routed), "flannel"))
 
-        def have(pod_cidr: str) -> None:
-            self._have_network(own, pod_cidr)
+        async def mtu() -> int:
+            given.set()
+            return await asyncio.shield(routed)
+
+        def have(pod_cidr: str, mtu: int) -> None:
+            self._have_network(own, pod_cidr, mtu)
 
         keeping = await _owned(
-            stack, podnetwork.keep(self._layout, self._cluster.node_name, client, have, first), "pod network"
+            stack, podnetwork.keep(self._layout, self._cluster.node_name, client, mtu, have, first), "pod network"
         )
 
         async def had() -> None:
@@ -191,17 +218,54 @@ class Cluster:
             if keeping.done():
                 keeping.result()
 
-        return await _owned(stack, had(), "first pod network")
+        return {*awaited, await _owned(stack, had(), "first pod network")}
 
-    def _have_network(self, stack: contextlib.ExitStack, pod_cidr: str) -> None:
+    async def _route(
+        self, children: host_children.Children, given: asyncio.Event, routed: "asyncio.Future[int]"
+    ) -> None:
+        """Start flannel when the node has been given its network, and have pods' network be as it says.
+
+        Args:
+            children: The node's.
+            given: Is set when the node has its network: flannel ends where it hasn't.
+            routed: Gets what flannel says.
+        """
+        arguments = await flannel.prepare(self.settings, self._layout, self._cluster, self._backend)
+        await given.wait()
+        children.start(self._flannel(arguments, [child.name for child in children]))
+        await children.ready(described.FLANNEL)
+        # (of an agent's it isn't waited for while the server is away: what is known from before holds)
+        while not (mtu := flannel_model.mtu(flannel.subnet_file(self._layout)) or self.routed_mtu):
+            await asyncio.sleep(_PAUSE)
+        if self.settings.pod_cidr:
+            await self._have_routed(mtu)
+        if not routed.done():
+            routed.set_result(mtu)
+
+    def _flannel(self, arguments: list[str], others: list[str]) -> supervisor.Program:
+        """flannel, described."""
+        return self._described.of_flannel(arguments, others)
+
+    async def _have_routed(self, mtu: int) -> None:
+        """Have a network of pods that is there already be as flannel says; pods that are on it keep what they have, but for their sender."""
+        if mtu == self.routed_mtu:
+            return
+        masqueraded, self.routed_mtu = not self.routed_mtu, mtu
+        podnetwork.remember_mtu(self._layout, mtu)
+        containerd_child.write_network(self.settings, self._layout, mtu)
+        if masqueraded:
+            # By rules of each pod's own, which hide it from other nodes' pods, and which nobody would take back any more.
+            await iptables.remove_rules(network=containerd_child.network_name(self.settings), chain=_MASQUERADING)
+
+    def _have_network(self, stack: contextlib.ExitStack, pod_cidr: str, mtu: int) -> None:
         """Make the network of this node's pods, with a claim on it."""
         settings = dataclasses.replace(self.settings, pod_cidr=pod_cidr)
         bridge = settings.bridge
         stack.enter_context(claims.pod_network(bridge, pod_cidr))
         known = marker.read(self._layout.data_dir)
         claims.clear_gateway(bridge, pod_cidr, ours=known is not None and bridge in known.bridges)
-        containerd_child.write_network(settings, self._layout)
-        self.settings = settings
+        containerd_child.write_network(settings, self._layout, mtu)
+        self.settings, self.routed_mtu = settings, mtu
 
 
 class Member(Cluster):
@@ -251,4 +315,8 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
         NixletError: The settings make no cluster, or the machine lacks something.
     """
     mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
+    if not (settings.flannel_backend or settings.disable_agent or found.flannel != flannel_model.NONE):
+        _log.info(
+            "%s is not there: pods of this cluster's nodes can't reach each other from node to node", finding.FLANNEL
+        )
     return Cluster(settings, layout, found, mapping.cluster_settings(settings, found, mode))

@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.layout import Layout
 from nixlet.host import iptables, mounts, process, unixsocket
-from nixlet.node.cluster import deploying, finding, kernel, mapping, podnetwork, preparing, versions
+from nixlet.node.cluster import deploying, finding, flannel, kernel, mapping, podnetwork, preparing, versions
 from nixlet.node.settings import config as node_config
 
 #: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.
@@ -30,6 +30,8 @@ _CLEANUP_TIMEOUT = 60.0
 _AGENT_FILES = (
     "kubelet.kubeconfig", "kubeproxy.kubeconfig", "client-ca.crt", "server-ca.crt", "client-kubelet.crt", "client-kubelet.key",
     "serving-kubelet.crt", "serving-kubelet.key", "client-kube-proxy.crt", "client-kube-proxy.key",
+    "flannel.kubeconfig", "client-flannel.crt", "client-flannel.key",
+    "cluster.json", "node-password", "bootstrap.kubeconfig", "guest.json",
 )  # fmt: skip
 _SERVER_FILES = ("tls", "cred", "db", "token", "node-token", "agent-token", ".lock")
 
@@ -47,11 +49,14 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
         yield os.path.dirname(Layout(layout.data_dir, layout.state_dir).kine_socket)
         yield versions.memory(layout)
         yield deploying.cache(layout)
+        yield os.path.dirname(flannel.subnet_file(layout))
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
     places = Layout(settings.data_dir, settings.state_dir)
     yield from (os.path.join(places.server, name) for name in _SERVER_FILES)
     yield from (places.node(name) for name in _AGENT_FILES)
     yield podnetwork.memory(layout)
+    yield flannel.memory(layout)
+    yield flannel.configuration(layout)
     yield kernel.settings_file(layout)
     yield from deploying.written(layout)
     yield preparing.logs_dir(layout)
@@ -130,12 +135,13 @@ def _kubelet_runs() -> bool:
 
 
 async def remove_rules(settings: node_config.Settings, layout: node_config.Layout) -> None:
-    """Remove what the kubelet has in the packet filter, and have the proxy take back the rules by which services were reached.
+    """Remove what the kubelet and flannel have in the packet filter, flannel's routes and interface, and have the proxy take its rules back.
 
     What can't be removed is told.
     """
     if os.path.exists(preparing.kubelet_dir(settings, layout)) and not _kubelet_runs():
         await iptables.remove_chains(_CHAINS)
+    await flannel.remove(layout)
     if not os.path.exists(Layout(layout.data_dir, layout.state_dir).node("kubeproxy.kubeconfig")):
         return
     program = finding.program("kube-proxy", settings)

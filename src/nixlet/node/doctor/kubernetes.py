@@ -13,7 +13,7 @@ from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.host import files, network
 from nixlet.node.cluster import finding, kernel, mapping, podnetwork, ports, preparing, versions
-from nixlet.node.doctor import machine
+from nixlet.node.doctor import machine, netprobe
 from nixlet.node.settings import config as node_config
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
             "settings": lambda: _node(cluster()),
             "cluster": functools.partial(_joined, settings),
             "services": functools.partial(_services, found),
+            "flannel": functools.partial(_flannel, settings, found),
             "certificates": functools.partial(_given_certificates, settings, cluster),
             "ports": lambda: _ports(cluster(), found, layout),
             "kubelet": lambda: _kubelet(settings, layout),
@@ -45,6 +46,7 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
         "programs": functools.partial(_programs, found, layout),
         "settings": lambda: _address(cluster()),
         "services": functools.partial(_services, found),
+        "flannel": functools.partial(_flannel, settings, found),
         "route": lambda: _route(cluster()),
         "certificates": lambda: _certificates(cluster()),
         "ports": lambda: _ports(cluster(), found, layout),
@@ -126,6 +128,21 @@ async def _services(found: finding.Found) -> str:
             "install nftables 1.0.1 or later, on Linux 5.13 or later",
         )
     return f"kube-proxy makes them with {mode}"
+
+
+async def _flannel(settings: node_config.Settings, found: finding.Found) -> str:
+    """Whether pods reach each other from node to node."""
+    if settings.kubeconfig or settings.container_runtime_endpoint:
+        return "the network of pods isn't nixlet's"
+    program = found.programs.get(finding.FLANNEL, "")
+    if settings.server and not program:
+        hint = finding.missing_flannel("").hint
+        raise machine.Worse("flanneld is not there, and the cluster may want it", hint)
+    if not settings.server and found.flannel == "none":
+        return "nothing of nixlet's brings pods' packets to other nodes"
+    if settings.server or found.flannel == "vxlan":
+        return f"{program or 'the agents'}: {await netprobe.vxlan()}"
+    return f"{program or 'the agents'}: routes to other nodes, which have to be in one network ({found.flannel})"
 
 
 def _route(cluster: model.ClusterSettings) -> str:

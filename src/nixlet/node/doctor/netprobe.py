@@ -1,6 +1,7 @@
 """Whether pods can have a network: tried in a network namespace that ends with the attempt, so that nothing of it stays."""
 
 import ipaddress
+from collections.abc import Sequence
 
 from nixlet import errors
 from nixlet.host import network, process
@@ -14,6 +15,9 @@ _TIMEOUT = 20.0
 
 #: What the bridge plugin makes for a pod, as ip-link(8) is told.
 _INTERFACES = (("probe0", "type", "bridge"), ("probe0", "type", "veth", "peer", "name", "probe1"))
+
+#: What flannel makes.
+_VXLAN = ("probe0", "type", "vxlan", "id", "1", "dstport", "0")
 
 #: What the bridge plugin (ipMasq) and portmap need at the least: NAT, tracking of connections, and comments.
 _RULE = ("-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "nixlet", "-j", "MASQUERADE")
@@ -31,14 +35,36 @@ async def interfaces() -> str:
     program = process.find_program("ip")
     if program is None:
         raise machine.Worse("ip is not installed, so bridges and veth pairs were not tried", "apt install iproute2")
-    for wanted in _INTERFACES:
+    await _made(program, _INTERFACES)
+    return "a bridge and a veth pair can be made"
+
+
+async def vxlan() -> str:
+    """Make the interface that flannel's backend of that name needs.
+
+    Raises:
+        PermissionDeniedError: We may not.
+        UnsupportedError: The kernel makes none.
+        Worse: There is nothing to try it with.
+    """
+    preflight.check_root()
+    program = process.find_program("ip")
+    if program is None:
+        raise machine.Worse(
+            "ip is not installed, so an interface of the type vxlan was not tried", "apt install iproute2"
+        )
+    await _made(program, (_VXLAN,))
+    return "an interface of the type vxlan can be made"
+
+
+async def _made(program: str, interfaces: Sequence[tuple[str, ...]]) -> None:
+    for wanted in interfaces:
         done = await _apart([program, "link", "add", *wanted])
         if done.returncode != 0:
             raise errors.UnsupportedError(
                 f"the kernel makes no interface of the type {wanted[2]}: {_last_line(done)}",
                 hint=f"load its module: modprobe {wanted[2]}",
             )
-    return "a bridge and a veth pair can be made"
 
 
 def gateway(settings: config.Settings) -> str:

@@ -139,7 +139,7 @@ async def running(
         serving = await stack.enter_async_context(contextlib.AsyncExitStack())
         children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
         joining = await stack.enter_async_context(contextlib.AsyncExitStack())
-        start = functools.partial(_start, needed, children, settings, layout, programs, ready)
+        start = functools.partial(_start, needed, children, settings, layout, programs, _routed_mtu(cluster), ready)
         beginning = asyncio.create_task(_begun(cluster, joining, children), name="cluster")
         stack.push_async_callback(_given_up, beginning)
         # A containerd without its database knows no pod, which is no reason to take theirs away.
@@ -193,6 +193,11 @@ async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -
     return await running.of(settings, layout, found)
 
 
+def _routed_mtu(cluster: "cluster_running.Cluster | None") -> int:
+    """The largest packet that goes to other nodes' pods, as far as it is known; 0: none goes there."""
+    return 0 if cluster is None else cluster.routed_mtu
+
+
 async def _begun(
     cluster: "cluster_running.Cluster | None", stack: contextlib.AsyncExitStack, children: host_children.Children
 ) -> None:
@@ -213,6 +218,7 @@ async def _start(
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: containerd_child.Programs | None,
+    routed_mtu: int,
     ready: Callable[[], Awaitable[None]],
 ) -> registries.Kept | None:
     """Start the node's own containerd, and have it reach registries as the node's file says; None: it has none."""
@@ -220,7 +226,9 @@ async def _start(
         return None
     containerd_child.remember(programs, layout)
     reached = await stack.enter_async_context(registries.kept(settings, layout))
-    configured = containerd_child.configured(settings, layout, programs, said=reached.said, ready=ready)
+    configured = containerd_child.configured(
+        settings, layout, programs, said=reached.said, routed_mtu=routed_mtu, ready=ready
+    )
     children.start(await stack.enter_async_context(configured))
     return reached
 

@@ -24,6 +24,9 @@ UNIX = "unix://"
 #: The values of ``kubernetes``.
 KUBERNETES = ("auto", "yes", "no")
 
+#: The values of ``flannel_backend`` with which there is a flannel.
+FLANNEL_BACKENDS = ("vxlan", "host-gw")
+
 #: Settings whose values are secrets: shown nowhere, and written down nowhere but in files for them.
 SECRET = frozenset(("token", "agent_token", "datastore_endpoint"))
 
@@ -85,7 +88,10 @@ class Settings:
         cluster_dns: The addresses of the cluster's DNS service; empty: the tenth of each services' network.
         cluster_domain: The domain of services' names.
         service_node_port_range: Ports of NodePort services, as ``FIRST-LAST``.
-        flannel_backend: What routes pods' packets between nodes: ``none`` (nothing of ours).
+        flannel_backend: How flannel brings pods' packets to other nodes: one of ``FLANNEL_BACKENDS``, or ``none``: nothing of ours does; empty:
+            by vxlan where there is a flannel.
+        flannel_iface: The interface by which it does; empty: the one with the node's address.
+        flannel_conf: A file with flannel's configuration; empty: one that is made.
         tls_san: More names and addresses for the API server's certificate.
         https_listen_port: Where the API server listens.
         advertise_address: Where others reach the API server; empty: the node's address.
@@ -154,7 +160,9 @@ class Settings:
     cluster_dns: Sequence[str] = ()
     cluster_domain: str = "cluster.local"
     service_node_port_range: str = "30000-32767"
-    flannel_backend: str = "none"
+    flannel_backend: str = ""
+    flannel_iface: str = ""
+    flannel_conf: str = ""
     tls_san: Sequence[str] = ()
     https_listen_port: str = "6443"
     advertise_address: str = ""

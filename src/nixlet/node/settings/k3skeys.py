@@ -4,7 +4,6 @@ What somebody would miss is refused; what only tunes, or names a part that k3s b
 """
 
 _BROUGHT = "nixlet brings no such component"
-_FLANNEL = "nixlet starts no flannel: packets between nodes are up to a CNI plugin of yours"
 _SNAPSHOTS = "nixlet takes no snapshots of etcd; etcdctl snapshot save does"
 _LOGS = "nixlet's own log has no such levels; --debug has it say more"
 _PROGRAMS = "nixlet has no programs inside: they are found on PATH, or in --kubernetes-bin-dir"
@@ -21,11 +20,9 @@ PASSED_OVER: dict[str, tuple[str, bool]] = {
     "helm-job-image": (_BROUGHT, False),
     "default-local-storage-path": (_BROUGHT, False),
     "embedded-registry": (_BROUGHT, True),
-    "flannel-iface": (_FLANNEL, False),
-    "flannel-conf": (_FLANNEL, False),
-    "flannel-cni-conf": (_FLANNEL, False),
-    "flannel-ipv6-masq": (_FLANNEL, True),
-    "flannel-external-ip": (_FLANNEL, True),
+    "flannel-cni-conf": ("pods are attached to their bridge by a configuration of nixlet's own", False),
+    "flannel-ipv6-masq": ("flannel masquerades what pods send out of the cluster, whatever its IP version is", True),
+    "flannel-external-ip": ("nodes are reached at --node-ip", True),
     "etcd-disable-snapshots": (_SNAPSHOTS, True),
     "etcd-snapshot-schedule-cron": (_SNAPSHOTS, False),
     "etcd-snapshot-retention": (_SNAPSHOTS, False),

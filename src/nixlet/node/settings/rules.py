@@ -20,6 +20,7 @@ _MAX_SOCKET = 107
 _MIN_LOG = 64 << 10
 
 #: Interface names end at 15 characters, and the kernel refuses slashes and blanks.
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _BRIDGE = re.compile(r"[a-z][a-z0-9-]{0,14}")
 _SNAPSHOTTER = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _RUNTIME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -44,6 +45,7 @@ _FILES = (
     "datastore_cafile",
     "datastore_certfile",
     "datastore_keyfile",
+    "flannel_conf",
 )
 
 
@@ -126,6 +128,11 @@ def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:
     if settings.server and not re.fullmatch(r"https://[^\s/?#@]+/?", settings.server, re.ASCII):
         # (not shown: a password may stand in it)
         yield _Problem("server", "is no server's URL", "as in https://192.0.2.7:6443")
+    if settings.flannel_backend not in {"", "none", *config.FLANNEL_BACKENDS}:
+        hint = f"use {', '.join(config.FLANNEL_BACKENDS)} or none"
+        yield _Problem("flannel_backend", f"{settings.flannel_backend!r} is none that nixlet has", hint)
+    if settings.flannel_iface and not _INTERFACE.fullmatch(settings.flannel_iface):
+        yield _Problem("flannel_iface", f"{settings.flannel_iface!r} is no interface's name", "as in eth0")
     if settings.kubeconfig and settings.server:
         yield _Problem("kubeconfig", "and server are both set", "use one of them")
     for name in ("token", "agent_token"):

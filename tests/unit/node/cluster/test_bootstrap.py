@@ -17,20 +17,27 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
     refusals = [errors.UnavailableError("not yet"), errors.PermissionDeniedError("rbac is not there")]
 
     async def apply(_: object, resource: resources.Resource, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        assert resource == resources.CLUSTER_ROLE_BINDINGS
-        assert (wanted["apiVersion"], wanted["kind"]) == ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding")
+        kinds = {resources.CLUSTER_ROLES: "ClusterRole", resources.CLUSTER_ROLE_BINDINGS: "ClusterRoleBinding"}
+        assert (wanted["apiVersion"], wanted["kind"]) == ("rbac.authorization.k8s.io/v1", kinds[resource])
         assert wanted["metadata"] == {"name": name}
         if refusals:
             raise refusals.pop(0)
-        applied.append(name)
+        applied.append(f"{resource.plural}/{name}")
         return wanted
 
     monkeypatch.setattr(AsyncClient, "apply", apply)
     monkeypatch.setattr(bootstrap, "_PAUSE", 0.001)
     await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))))
     assert applied == [
-        "nixlet:kube-apiserver-to-kubelets",
-        "nixlet:approve-renewed-nodes",
+        "clusterrolebindings/nixlet:kube-apiserver-to-kubelets",
+        "clusterrolebindings/nixlet:approve-renewed-nodes",
+    ]
+    without = list(applied)
+    await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))), flannel=True)
+    assert applied[len(without) :] == [
+        "clusterroles/nixlet:flannel",
+        *without,
+        "clusterrolebindings/nixlet:flannel",
     ]
     # One line for however many tries.
     assert [message for message in caplog.messages if "can't be applied yet" in message] == [

@@ -66,6 +66,24 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     ]
 
 
+async def test_flannel_is_ready_when_it_says_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_IP_MASQ", "false")
+    made = described(tmp_path, finding.ETCD, "kubelet")
+    made._found = dataclasses.replace(made._found, programs={**made._found.programs, "flanneld": "/bin/flanneld"})
+    child = made.of_flannel(["--x=y"], ["kube-apiserver"])
+    assert (child.name, child.argv, child.waits_for) == ("flanneld", ["/bin/flanneld", "--x=y"], ("kube-apiserver",))
+    assert child.env["NODE_NAME"] == "node-1"
+    assert "FLANNELD_IP_MASQ" not in child.env
+    assert not child.essential
+    # What an earlier one has said counts for nothing.
+    said = tmp_path / "run/flannel/subnet.env"
+    said.parent.mkdir(parents=True)
+    said.write_text("FLANNEL_MTU=1450\n")
+    monkeypatch.setattr(ports, "check", lambda _: None)
+    child.may_start()
+    assert not said.exists()
+
+
 def test_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
     monkeypatch.setenv("CONTAINERD_HTTP_PROXY", "http://p")

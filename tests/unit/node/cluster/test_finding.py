@@ -112,6 +112,83 @@ def test_a_cluster_that_is_there_does_not_vanish(tmp_path: Path, programs: Path)
     assert find(tmp_path, kubernetes="no") is None
 
 
+def flannel_of(tmp_path: Path, **said: Any) -> tuple[str, bool]:
+    """How pods' packets get to other nodes, and whether flannel runs here."""
+    found = find(tmp_path, **said)
+    assert found is not None
+    return found.flannel, "flanneld" in found.programs
+
+
+def test_flannel_where_it_is_there(tmp_path: Path, programs: Path) -> None:
+    have(programs, "etcd", *KUBERNETES)
+    assert flannel_of(tmp_path) == ("none", False)
+    assert flannel_of(tmp_path, flannel_backend="none") == ("none", False)
+    # What its servers say holds for an agent.
+    assert flannel_of(tmp_path, server="https://192.0.2.7:6443", token="x", flannel_backend="vxlan") == ("none", False)
+    # A server without a node of its own says how, and runs none.
+    assert flannel_of(tmp_path, disable_agent=True, flannel_backend="host-gw") == ("host-gw", False)
+    have(programs, "flanneld")
+    # As k3s has it.
+    assert flannel_of(tmp_path) == ("vxlan", True)
+    assert flannel_of(tmp_path, flannel_backend="host-gw") == ("host-gw", True)
+    assert flannel_of(tmp_path, flannel_backend="none") == ("none", False)
+    assert flannel_of(tmp_path, disable_agent=True) == ("vxlan", False)
+    assert flannel_of(tmp_path, server="https://192.0.2.7:6443", token="x") == ("none", True)
+    # Somebody else's network.
+    assert flannel_of(tmp_path, kubeconfig="/k") == ("none", False)
+    assert flannel_of(tmp_path, container_runtime_endpoint="/run/c.sock") == ("none", False)
+
+
+def test_flannel_with_kubernetes_programs_or_with_the_cni_plugins(tmp_path: Path, programs: Path) -> None:
+    have(programs, "etcd")
+    have(tmp_path / "k", *KUBERNETES)
+    have(tmp_path / "cni", "flanneld")
+
+    def path(**said: Any) -> str | None:
+        found = find(tmp_path, kubernetes_bin_dir=str(tmp_path / "k"), **said)
+        assert found is not None
+        return found.programs.get("flanneld")
+
+    assert path() is None
+    assert path(cni_bin_dirs=(str(tmp_path / "cni"),)) == str(tmp_path / "cni/flanneld")
+    have(programs, "flanneld")
+    assert path() == str(programs / "flanneld")
+    have(tmp_path / "k", "flanneld")
+    assert path() == str(tmp_path / "k/flanneld")
+
+
+def test_flannel_that_is_asked_for_and_not_there(tmp_path: Path, programs: Path) -> None:
+    have(programs, "etcd", *KUBERNETES)
+    with pytest.raises(errors.UnavailableError) as caught:
+        find(tmp_path, flannel_backend="vxlan")
+    assert caught.value.message == (
+        "--flannel-backend vxlan asks for flannel, and flanneld is neither in --kubernetes-bin-dir nor on PATH nor with the CNI plugins"
+    )
+    assert "github.com/flannel-io/flannel/releases" in caught.value.hint
+    # Nor does it vanish from a cluster whose pods count on it.
+    (tmp_path / "data/agent").mkdir(parents=True)
+    (tmp_path / "data/agent/flannel.json").write_text("{}")
+    with pytest.raises(
+        errors.UnavailableError, match=r"^pods of this cluster reach each other by flannel, and flanneld is"
+    ):
+        find(tmp_path)
+    assert flannel_of(tmp_path, flannel_backend="none") == ("none", False)
+
+
+@pytest.mark.parametrize(
+    ("said", "whose"),
+    [({"kubeconfig": "/k"}, "cluster"), ({"container_runtime_endpoint": "/run/c.sock"}, "containerd")],
+)
+def test_flannel_is_not_for_a_network_that_is_somebody_else_s(
+    tmp_path: Path, programs: Path, said: dict[str, Any], whose: str
+) -> None:
+    have(programs, "etcd", "flanneld", *KUBERNETES)
+    with pytest.raises(
+        errors.UsageError, match=f"the network of pods is the affair of the {whose} that isn't nixlet's"
+    ):
+        find(tmp_path, flannel_backend="vxlan", **said)
+
+
 def test_where_the_state_is(tmp_path: Path, programs: Path) -> None:
     def store(**said: Any) -> str:
         found = find(tmp_path, **said)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import ssl
 from collections.abc import Iterator
@@ -228,6 +229,28 @@ async def test_a_node_renews_its_certificates_by_the_token_that_its_file_has_the
     file.write_text("after\n")
     await node._renew()
     assert [each.args[2].password for each in join.call_args_list] == ["after"]
+
+
+@pytest.mark.parametrize(("cluster", "said"), [("none", ""), ("vxlan", ""), ("vxlan", "host-gw"), ("host-gw", "none")])
+async def test_how_packets_get_to_other_nodes_is_the_cluster_s_affair(
+    tmp_path: Path, cluster: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = joinforms.ClusterFacts((), (), (), "cluster.local", cluster, 6443)
+    made = await of(tmp_path, flannel_backend=said)
+    assert isinstance(made, joined.Agent)
+    if cluster != "none":
+        with pytest.raises(
+            errors.UnavailableError, match=f"reach each other by flannel \\({cluster}\\), and flanneld is"
+        ):
+            made._cluster_s_backend(facts)
+    made._found = dataclasses.replace(FOUND, programs={**FOUND.programs, "flanneld": "/bin/flanneld"})
+    assert made._cluster_s_backend(facts) == cluster
+    passed_over = f"flannel-backend {said} is passed over: the cluster's is {cluster}"
+    assert (passed_over in caplog.text) == bool(said)
+    # Pods of somebody else's containerd are that one's affair.
+    other = await of(tmp_path, container_runtime_endpoint="/run/c.sock")
+    assert isinstance(other, joined.Agent)
+    assert other._cluster_s_backend(facts) == "none"
 
 
 async def test_such_a_cluster_brings_its_own_proxy(tmp_path: Path) -> None:

@@ -97,12 +97,11 @@ def test_the_node_s_address_is_the_one_of_the_default_route(monkeypatch: pytest.
     assert "--node-ip" in caught.value.hint
 
 
-def test_a_backend_that_does_nothing_here_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    mapped()
-    assert caplog.messages == []
-    mapped(flannel_backend="vxlan")
-    assert "flannel-backend vxlan is passed over" in caplog.text
+def test_the_address_of_flannel_s_interface_is_the_node_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = {"eth1": [ipaddress.IPv4Interface("192.0.2.35/24")]}
+    monkeypatch.setattr(network, "addresses", addresses.__getitem__)
+    assert str(mapped(node_ip=(), flannel_iface="eth1").node_ip) == "192.0.2.35"
+    assert str(mapped(node_ip=("192.0.2.7",), flannel_iface="eth1").node_ip) == "192.0.2.7"
 
 
 def test_a_password_that_others_can_read_is_told(caplog: pytest.LogCaptureFixture) -> None:

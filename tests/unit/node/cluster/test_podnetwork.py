@@ -47,7 +47,15 @@ class Answers:
 async def kept(layout: config.Layout, had: list[str]) -> AsyncIterator[asyncio.Event]:
     first = asyncio.Event()
     client = AsyncClient(Client(Endpoint.of("https://x")))
-    keeping = asyncio.create_task(podnetwork.keep(layout, "n", client, had.append, first))
+
+    async def routed() -> int:
+        assert podnetwork.remembered(layout) == ""
+        return 1450
+
+    def have(cidr: str, mtu: int) -> None:
+        had.append(f"{cidr} {mtu}")
+
+    keeping = asyncio.create_task(podnetwork.keep(layout, "n", client, routed, have, first))
     try:
         yield first
     finally:
@@ -69,11 +77,11 @@ async def test_it_is_had_when_the_node_has_been_given_one(
     assert podnetwork.remembered(layout) == ""
     async with kept(layout, had) as first:
         await asyncio.wait_for(first.wait(), 10)
-        assert podnetwork.remembered(layout) == "10.42.3.0/24"
+        assert (podnetwork.remembered(layout), podnetwork.remembered_mtu(layout)) == ("10.42.3.0/24", 1450)
         count = len(said.asked)
         while len(said.asked) < count + 5:
             await asyncio.sleep(0.001)
-    assert had == ["10.42.3.0/24"]
+    assert had == ["10.42.3.0/24 1450"]
     assert set(said.asked) == {"/api/v1/nodes/n"}
 
 
@@ -82,6 +90,8 @@ async def test_the_next_start_knows_it(
 ) -> None:
     path = Path(layout.agent, "pod-network.json")
     path.write_text('{"node":"n","pod_cidr":"10.42.3.0/24"}')
+    assert podnetwork.remembered_mtu(layout) == 0
+    podnetwork.remember_mtu(layout, 1450)
     said = Answers(monkeypatch, given("10.42.3.0/24"), given("10.42.5.0/24"))
     had: list[str] = []
     async with kept(layout, had) as first:
@@ -91,7 +101,7 @@ async def test_the_next_start_knows_it(
     # A network that pods are in isn't changed under them.
     assert had == []
     assert caplog.text.count("of 10.42.5.0/24 from its next start on") == 1
-    assert json.loads(path.read_text())["pod_cidr"] == "10.42.5.0/24"
+    assert json.loads(path.read_text()) == {"node": "n", "pod_cidr": "10.42.5.0/24", "routed_mtu": 1450}
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"node":"n","pod_cidr":"x"}', '{"node":"n","pod_cidr":3}'])

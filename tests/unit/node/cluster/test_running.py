@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,9 +13,9 @@ from unittest import mock
 import pytest
 
 from nixlet import errors
-from nixlet.host import children, supervisor
+from nixlet.host import children, iptables, supervisor
 from nixlet.kubeclient import endpoint
-from nixlet.node.cluster import bootstrap, finding, kernel, ports, preparing, running, versions
+from nixlet.node.cluster import bootstrap, finding, kernel, podnetwork, ports, preparing, running, versions
 from nixlet.node.settings import config
 from nixlet.services import joinserver
 from support import apiservers, clusters
@@ -47,7 +48,8 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
     dies = asyncio.Event()
     never = asyncio.Event()
 
-    async def apply(_: object) -> None:
+    async def apply(_: object, *, flannel: bool) -> None:
+        assert not flannel
         dies.set()
         if slow == "bootstrap":
             await never.wait()
@@ -129,3 +131,44 @@ async def test_who_comes_before_the_api_server_answers_sees_that_nodes_join_here
             await server(tmp_path, port).begin(stack, kept)
             assert events == ["prepared", "nodes join", "started"]
     assert events[-1] == "nobody joins"
+
+
+async def test_a_flannel_that_comes_later_masquerades_in_the_place_of_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[dict[str, str]] = []
+
+    async def remove_rules(**said: str) -> None:
+        removed.append(said)
+
+    monkeypatch.setattr(iptables, "remove_rules", remove_rules)
+    settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "run"))
+    layout = config.Layout(settings.data_dir, settings.state_dir)
+    Path(layout.cni_conf_dir).mkdir(parents=True)
+    Path(podnetwork.memory(layout)).write_text('{"node":"node-1","pod_cidr":"10.42.3.0/24"}')
+
+    def made() -> running.Cluster:
+        found = finding.Found({"flanneld": "/bin/flanneld"}, finding.ELSEWHERE, "vxlan")
+        return running.Cluster(settings, layout, found, clusters.settings(tmp_path))
+
+    def attached() -> tuple[bool, int]:
+        (file,) = Path(layout.cni_conf_dir).iterdir()
+        plugin = json.loads(file.read_text())["plugins"][0]
+        return plugin["ipMasq"], plugin.get("mtu", 0)
+
+    cluster = made()
+    assert cluster.routed_mtu == 0
+    await cluster._have_routed(1450)
+    assert attached() == (False, 1450)
+    # Of each pod that is there, which would have kept its rules for ever.
+    assert removed == [{"network": "nixlet-nixlet0", "chain": "POSTROUTING"}]
+    cluster = made()
+    assert cluster.routed_mtu == 1450
+    await cluster._have_routed(1450)
+    await cluster._have_routed(8950)
+    assert attached() == (False, 8950)
+    assert len(removed) == 1
+    # And back.
+    await cluster._have_routed(0)
+    assert attached() == (True, 0)
+    assert (len(removed), made().routed_mtu) == (1, 0)

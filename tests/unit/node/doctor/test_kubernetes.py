@@ -14,7 +14,7 @@ from nixlet import errors
 from nixlet.cluster import certificates, kubeconfigs, validation
 from nixlet.host import network, process
 from nixlet.node.cluster import finding, kernel, versions
-from nixlet.node.doctor import kubernetes, machine
+from nixlet.node.doctor import kubernetes, machine, netprobe
 from nixlet.node.settings import config
 from support import apiservers, clusters
 
@@ -99,6 +99,25 @@ async def test_how_services_are_made(tmp_path: Path, installed: set[str], monkey
     assert "nothing of ours" in await looked(*settings_at(tmp_path, disable_kube_proxy=True), "services")
 
 
+async def test_how_pods_packets_get_to_other_nodes(
+    tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def vxlan() -> str:
+        return "an interface can be made"
+
+    monkeypatch.setattr(netprobe, "vxlan", vxlan)
+    agent = {"server": "https://192.0.2.7:6443", "token": "x"}
+    assert "nothing of nixlet's" in await looked(*settings_at(tmp_path), "flannel")
+    with pytest.raises(machine.Worse, match="flanneld is not there") as caught:
+        await looked(*settings_at(tmp_path, **agent), "flannel")
+    assert "releases" in caught.value.remedy
+    installed |= {"flanneld"}
+    assert await looked(*settings_at(tmp_path), "flannel") == "/bin/flanneld: an interface can be made"
+    assert await looked(*settings_at(tmp_path, **agent), "flannel") == "/bin/flanneld: an interface can be made"
+    assert "one network (host-gw)" in await looked(*settings_at(tmp_path, flannel_backend="host-gw"), "flannel")
+    assert "isn't nixlet's" in await looked(*settings_at(tmp_path, container_runtime_endpoint="/c"), "flannel")
+
+
 async def test_a_machine_without_a_default_route(
     tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +174,7 @@ async def test_an_agent_is_told_of_what_it_joins_and_not_of_a_server(tmp_path: P
         settings, layout = settings_at(tmp_path, server=server, token="x")
         assert await looked(settings, layout, "cluster") == f"a server of nixlet's lets nodes in for {server}"
     shutil.copytree(cluster.layout.agent, layout.agent)
-    assert (await looked(settings, layout, "certificates")).startswith("5 are valid; the first ends on ")
+    assert (await looked(settings, layout, "certificates")).startswith("6 are valid; the first ends on ")
     Path(layout.agent, "client-kubelet.key").unlink()
     with pytest.raises(machine.Worse, match=r"client-kubelet.crt: does not fit"):
         await looked(settings, layout, "certificates")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
+from nixlet.host import process
 from nixlet.node.doctor import netprobe
 from nixlet.node.requirements import preflight
 
@@ -31,6 +32,27 @@ DOCKER = """-P FORWARD DROP
 )
 def test_who_is_let_through(rules: str, dropped: bool) -> None:
     assert netprobe.drops(rules, "nixlet0", "10.63.0.0/16") is dropped
+
+
+async def test_a_kernel_that_makes_no_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(preflight, "check_root", lambda: None)
+    monkeypatch.setattr(process, "find_program", lambda name: f"/sbin/{name}")
+    status = 0
+
+    async def apart(argv: list[str]) -> process.Completed:
+        tried.append(" ".join(argv))
+        return process.Completed(tuple(argv), status, b"", b"Error: Unknown device type.")
+
+    monkeypatch.setattr(netprobe, "_apart", apart)
+    assert await netprobe.vxlan() == "an interface of the type vxlan can be made"
+    assert tried == ["/sbin/ip link add probe0 type vxlan id 1 dstport 0"]
+    status = 2
+    with pytest.raises(
+        errors.UnsupportedError, match=r"no interface of the type vxlan: Error: Unknown device type\.$"
+    ) as caught:
+        await netprobe.vxlan()
+    assert caught.value.hint == "load its module: modprobe vxlan"
 
 
 def test_the_shim_beside_containerd_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
         "https_listen_port": "7443",
         "disable": "traefik",
         "coredns_image": "r.example.com/c:1",
+        "flannel_backend": "host-gw",
+        "flannel_iface": "eth9",
         "server": "https://192.0.2.7:6443",
     }
     default = getattr(config.Settings(), name)

@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.node.settings import config, names, rules
 
 OF_A_CLUSTER = (
-    "token_file", "agent_token_file", "node_name", "cluster_domain", "service_node_port_range", "flannel_backend", "advertise_address",
+    "token_file", "agent_token_file", "node_name", "cluster_domain", "service_node_port_range", "flannel_conf", "advertise_address",
     "write_kubeconfig", "write_kubeconfig_mode", "write_kubeconfig_group", "datastore_cafile", "datastore_certfile", "datastore_keyfile",
 )  # fmt: skip
 LISTS_OF_A_CLUSTER = (
@@ -97,6 +97,8 @@ WRONG = [
     ("server", "https://192.0.2.7:6443/path", "--server is no server's URL"),
     ("kubeconfig", "/a\n", "--kubeconfig '/a\\n' holds a line break"),
     ("kubernetes_bin_dir", "bin", "--kubernetes-bin-dir 'bin' must be an absolute path"),
+    ("flannel_backend", "wireguard-native", "--flannel-backend 'wireguard-native' is none that nixlet has"),
+    ("flannel_iface", "eth0/x", "--flannel-iface 'eth0/x' is no interface's name"),
     ("disable", ("coredns.yaml",), "--disable 'coredns.yaml' is a file's name"),
     ("coredns_image", "A", "--coredns-image can't be used: "),
     ("https_listen_port", "0", "--https-listen-port '0' is no port"),
@@ -132,6 +134,9 @@ RIGHT = [
     ("health_address", "[::1]:65535", "[::1]:65535"),
     ("health_address", "localhost:10248", "localhost:10248"),
     ("pod_cidr", "10.0.0.0/29", "10.0.0.0/29"),
+    *(("flannel_backend", each, each) for each in ("", "none", "host-gw", "vxlan")),
+    ("flannel_iface", "eth0.100", "eth0.100"),
+    ("flannel_conf", "/etc/../f.json", "/f.json"),
 ]
 
 

@@ -1,0 +1,126 @@
+"""flannel, which brings pods' packets to other nodes: its configuration, its arguments, and what it says of the network that it has made.
+
+flannel's documentation: "Configuration", "Backends"; what it leaves on a machine is told in its sources (backend/vxlan, trafficmngr).
+"""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from nixlet import errors
+from nixlet.cluster import arguments
+from nixlet.cluster import settings as model
+from nixlet.cluster.settings import ClusterSettings
+
+VXLAN, HOST_GW, NONE = "vxlan", "host-gw", "none"
+
+#: The chains of the packet filter that it makes, and its tables where it works with nftables.
+CHAINS = ("FLANNEL-POSTRTG", "FLANNEL-FWD")
+TABLES = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
+
+#: The number of its VXLAN where the configuration names none.
+_NETWORK_IDENTIFIER = 1
+
+_MTU = re.compile(r"FLANNEL_MTU=([1-9][0-9]{2,4})")
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """What of flannel's configuration others have to know.
+
+    Attributes:
+        text: The file's.
+        backend: ``VXLAN`` or ``HOST_GW``.
+        interface: The interface that it makes; empty: none.
+        nftables: It works with nftables.
+    """
+
+    text: str
+    backend: str
+    interface: str
+    nftables: bool
+
+
+def configuration(settings: ClusterSettings, backend: str) -> Configuration:
+    """The configuration for a cluster.
+
+    Args:
+        settings: The cluster.
+        backend: ``VXLAN`` or ``HOST_GW``.
+    """
+    (network,) = settings.cluster_cidrs[:1]
+    said: dict[str, Any] = {"Network": str(network)}
+    if network.version == 6:
+        said = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": str(network)}
+    return read(json.dumps({**said, "Backend": {"Type": backend}}, indent=2) + "\n", what="flannel's configuration")
+
+
+def read(text: str, *, what: str) -> Configuration:
+    """A configuration that is there.
+
+    Args:
+        text: JSON.
+        what: What errors call it.
+
+    Raises:
+        InvalidArgumentError: It is none.
+        UnsupportedError: It has another backend than ours.
+    """
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise errors.InvalidArgumentError(f"{what} is no JSON: {error}") from error
+    chosen = said.get("Backend") if isinstance(said, dict) else None
+    if not isinstance(chosen, dict) or not isinstance(chosen.get("Type"), str):
+        raise errors.InvalidArgumentError(
+            f"{what} names no backend", hint='as in {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}'
+        )
+    backend = chosen["Type"]
+    if backend not in {VXLAN, HOST_GW}:
+        raise errors.UnsupportedError(
+            f"{what} has the backend {backend[:40]!r}, which nixlet doesn't know how to take away again",
+            hint=f"use {VXLAN} or {HOST_GW}",
+        )
+    number = chosen.get("VNI", _NETWORK_IDENTIFIER)
+    if not isinstance(number, int) or not 0 < number < 1 << 24:
+        raise errors.InvalidArgumentError(f"{what}: VNI is no number from 1 to {(1 << 24) - 1}")
+    name = "flannel-v6" if said.get("EnableIPv4") is False else "flannel"
+    interface = f"{name}.{number}" if backend == VXLAN else ""
+    return Configuration(text, backend, interface, said.get("EnableNFTables") is True)
+
+
+def flanneld(settings: ClusterSettings, file: str, subnet_file: str, interface: str) -> list[str]:
+    """flannel's daemon.
+
+    Args:
+        settings: The cluster.
+        file: Its configuration.
+        subnet_file: Where it says what it has made (``mtu``).
+        interface: The interface by which it reaches other nodes; empty: the one with the node's address.
+    """
+    address = settings.node_ip
+    ours = {
+        "kube-subnet-mgr": "true",
+        "kubeconfig-file": settings.layout.node("flannel.kubeconfig"),
+        "net-config-path": file,
+        "subnet-file": subnet_file,
+        # What pods send to each other keeps its sender, which the plugin that attaches them knows nothing of.
+        "ip-masq": "true",
+        "iface": interface or str(address),
+        "healthz-ip": "127.0.0.1",
+        "healthz-port": str(model.FLANNEL_HEALTH_PORT),
+    }
+    if not interface:
+        ours["public-ip" if address.version == 4 else "public-ipv6"] = str(address)
+    return arguments.merged(ours, ())
+
+
+def mtu(subnet_file: str) -> int:
+    """The largest packet that goes from node to node, by flannel's own word (bytes); 0: it hasn't said anything yet."""
+    try:
+        with open(subnet_file, encoding="utf-8", errors="replace") as file:
+            found = _MTU.search(file.read(4096))
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
