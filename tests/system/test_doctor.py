@@ -184,3 +184,14 @@ def test_a_health_address_that_somebody_has(fresh: nodes.Node) -> None:
     status, found = doctor(fresh, "--health-address", address)
     assert (status, found["sockets", "health"]["evidence"]) == (0, f"{address} is free")
     assert ("sockets", "health") not in doctor(fresh, "--health-address", "none")[1]
+
+
+def test_a_data_directory_that_can_not_be(fresh: nodes.Node, tmp_path: Path) -> None:
+    """What can't be tried for that reason keeps nobody from hearing the rest."""
+    (tmp_path / "file").write_text("")
+    status, found = doctor(fresh, "--data-dir", str(tmp_path / "file" / "below"))
+    assert status == 1
+    assert "is no directory" in found["disk", "data directory"]["evidence"]
+    assert found["containerd", "snapshotter"]["status"] == "unknown"
+    assert "Not a directory" in found["containerd", "snapshotter"]["evidence"]
+    assert found["kernel", "namespaces"]["status"] == "ok"

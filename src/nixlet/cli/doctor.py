@@ -1,6 +1,7 @@
 """``nixlet doctor``, also ``nixlet check-config``: whether a node can run here, and what is in its way."""
 
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def _show(findings: "Sequence[checks.Finding]") -> None:
     if missing:
         print(f"a node can't run here: {missing} {'thing is' if missing == 1 else 'things are'} missing")
     elif unknown:
-        print(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at: run it as root")
+        how = ": run it as root" if os.geteuid() != 0 else ""
+        print(f"{unknown} {'thing' if unknown == 1 else 'things'} could not be looked at{how}")
     else:
         print("a node can run here")

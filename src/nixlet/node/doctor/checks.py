@@ -32,6 +32,9 @@ from nixlet.services import health
 from nixlet.snapshots import model, probe
 from nixlet.store.daemon import client as nix
 
+#: Seconds for one check: the versions of a cluster's programs take longest.
+_PATIENCE = 120.0
+
 #: Seconds that somebody else's containerd gets to say what it is.
 _ANSWER_TIMEOUT = 5.0
 
@@ -76,7 +79,8 @@ class Check:
         try:
             seen = self.look()
             if inspect.isawaitable(seen):
-                seen = await seen
+                async with asyncio.timeout(_PATIENCE):
+                    seen = await seen
         except machine.Worse as worse:
             return Finding(self.group, self.name, "warning", worse.evidence, worse.remedy)
         except errors.NixletError as error:
@@ -86,6 +90,11 @@ class Check:
             return Finding(self.group, self.name, "unknown" if denied else "missing", error.message, error.hint or "")
         except PermissionError as error:
             return Finding(self.group, self.name, "unknown", str(error), "run it as root: sudo nixlet doctor")
+        except TimeoutError:
+            return Finding(self.group, self.name, "unknown", f"no answer within {_PATIENCE:g} s", "look again")
+        except OSError as error:
+            told = files.refused(f"{error.filename or 'something of it'} can't be used", error)
+            return Finding(self.group, self.name, "unknown", told.message, told.hint or "")
         return Finding(self.group, self.name, "ok", seen)
 
 
@@ -387,5 +396,4 @@ def _children(pid: int) -> set[int]:
 
 async def examine(settings: node_config.Settings) -> list[Finding]:
     """What a node with these settings would find here."""
-    async with asyncio.timeout(120):
-        return await Doctor(settings).examine()
+    return await Doctor(settings).examine()

@@ -160,8 +160,17 @@ async def _certificates(cluster: model.ClusterSettings) -> str:
     from nixlet.cluster import findings  # noqa: PLC0415 (X.509 takes its time)
 
     found = await asyncio.to_thread(findings.check, cluster, datetime.datetime.now(datetime.UTC))
-    if all(each.state is findings.State.MISSING for each in found):
+    missing = findings.State.MISSING
+    if all(each.state is missing for each in found):
         return "they are made at the first start"
+    authorities = [each for each in found if each.service == findings.AUTHORITIES]
+    was_signed = any(each.state is not missing for each in found if each not in authorities)
+    passable = {findings.State.VALID, findings.State.ENDING, *(() if was_signed else (missing,))}
+    if bad := [each for each in authorities if each.state not in passable]:
+        raise errors.FailedPreconditionError(
+            f"no node starts with this authority: {_listed(bad)}",
+            hint="bring both of its files back from a backup; of one that isn't valid yet, or ended, look at the clock first",
+        )
     return _told(
         found,
         "the node makes anew what is not an authority's while it runs, or when it starts: its log says why it hasn't",
@@ -173,11 +182,14 @@ def _told(found: "list[findings.Finding]", hint: str) -> str:
     # (a state is its word)
     bad = [each for each in found if each.state != "valid"]
     if bad:
-        what = "; ".join(f"{each.file}: {each.state}{f' ({each.detail})' if each.detail else ''}" for each in bad[:3])
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise machine.Worse(f"{what}{more}", hint)
+        raise machine.Worse(_listed(bad), hint)
     ends = min(each.not_after for each in found if each.not_after is not None)
     return f"{len(found)} are valid; the first ends on {ends:%Y-%m-%d}"
+
+
+def _listed(bad: "list[findings.Finding]") -> str:
+    what = "; ".join(f"{each.file}: {each.state}{f' ({each.detail})' if each.detail else ''}" for each in bad[:3])
+    return f"{what}; and {len(bad) - 3} more" if len(bad) > 3 else what
 
 
 def _ports(cluster: model.ClusterSettings, found: finding.Found, layout: node_config.Layout) -> str:

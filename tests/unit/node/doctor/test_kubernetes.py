@@ -142,6 +142,26 @@ async def test_certificates(tmp_path: Path, installed: set[str]) -> None:
         await looked(settings, layout, "certificates")
 
 
+async def test_an_authority_with_which_no_node_starts(tmp_path: Path, installed: set[str]) -> None:
+    settings, layout = settings_at(tmp_path)
+    cluster = clusters.settings(tmp_path, embedded_etcd=True)
+    certificates.ensure(cluster, clusters.NOW)
+    for name, text in (("server-ca.crt", b"x"), ("server-ca.key", b""), ("client-ca.crt", None)):
+        file = Path(cluster.layout.tls(name))
+        kept = file.read_bytes()
+        if text is None:
+            file.unlink()
+        else:
+            file.write_bytes(text)
+        with pytest.raises(errors.FailedPreconditionError):
+            certificates.ensure(cluster, clusters.NOW)
+        with pytest.raises(errors.FailedPreconditionError, match=f"no node starts with this authority: .*{name[:-4]}"):
+            await looked(settings, layout, "certificates")
+        file.write_bytes(kept)
+        file.chmod(0o600)
+    assert "are valid" in await looked(settings, layout, "certificates")
+
+
 async def test_ports_that_somebody_has(tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "address_problem", lambda _: "")
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as somebody:
