@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from support import kubernetes, parts, storeimages
+from nixlet.host import mounts
+from support import caches, footprint, kubernetes, nixstore, parts, storeimages
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,10 +25,16 @@ SERVE = "/bin/busybox mkdir /www && echo $HOSTNAME >/www/index.html && exec /bin
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Cluster]:
-    made = kubernetes.Cluster(
-        69, tmp_path_factory.mktemp("pods"), "--containerd", str(parts.containerd(parts.CONTAINERDS[-1]))
-    )
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[caches.Cache]:
+    with caches.running(tmp_path_factory.mktemp("cache") / "paths") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, cache: caches.Cache) -> Iterator[kubernetes.Cluster]:
+    containerd = ("--containerd", str(parts.containerd(parts.CONTAINERDS[-1])))
+    made = kubernetes.Cluster(69, tmp_path_factory.mktemp("pods"), *containerd, "--kubelet-arg", "max-pods=130")
+    made.environment["NIX_CONFIG"] = cache.nix_config
     with kubernetes.cleaned_up(made):
         made.start()
         made.await_node()
@@ -122,6 +129,95 @@ def fetched(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: bytes = answer.read()
     return text.decode().strip()
+
+
+def sleepers(name: str, image: str, replicas: int) -> dict[str, Any]:
+    """A deployment of containers that do nothing."""
+    container = {"name": "main", "image": image, "command": ["/bin/sleep", "100000"]}
+    template = {
+        "metadata": {"labels": {"app": name}},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }
+    spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_crowd_costs_a_mount_each_and_leaves_nothing(cluster: kubernetes.Cluster, archives: Path, count: int) -> None:
+    """The hundredth pod is no more than the first: `scripts/bench podcrowd` has the times."""
+    made = storeimages.make(archives, 300, salt=f"-crowd-{count}")
+    logs = count > 20  # (a kubelet takes a minute to remove them)
+    # The cluster's own pod, which comes with the cluster and stays.
+    of_all = ("--namespace=kube-system", "deployment/coredns", "--timeout=90s")
+    cluster.kubectl("wait", "--for=create", *of_all)
+    cluster.kubectl("rollout", "status", *of_all)
+    before = footprint.of(cluster, logs=logs)
+    begun = time.monotonic()
+    apply(cluster, sleepers("crowd", made.reference, count))
+    cluster.kubectl("rollout", "status", "deployment/crowd", "--timeout=300s")
+    print(f"{count} pods ran after {time.monotonic() - begun:.1f} s")
+    new = footprint.more(footprint.of(cluster, logs=logs), before)
+    # Of a pod: its container's root, its sandbox's, that one's shared memory and network namespace, and its token.
+    views = [place for place in new["mounts"] if "/views/" in place]
+    roots = [place for place in new["mounts"] if place.endswith("/rootfs")]
+    assert (len(views), len(roots), len(new["mounts"])) == (1, 2 * count, 5 * count + 1)
+    table = {entry.path: entry.options for entry in mounts.below(str(cluster.state_dir))}
+    shown = [re.findall(r"/views/(\d+)/", table[place]) for place in roots]
+    assert sorted(map(len, map(set, shown))) == [0] * count + [1] * count
+    assert len({number for found in shown for number in found}) == 1
+    # The image's layer; of a pod: its container's and its sandbox's.
+    assert (len(new["snapshots"]), len(new["containers"])) == (2 * count + 1, 2 * count)
+    assert (len(new["bridge ports"]), len(new["addresses"])) == (count, count)
+    cluster.kubectl("delete", "deployment/crowd")
+    kubernetes.until(lambda: not cluster.get("pods", "-l", "app=crowd")["items"], "all pods are gone")
+    # The last image that had the closure.
+    cluster.crictl("rmi", made.reference)
+    left: dict[str, list[str]] = {}
+
+    def is_clean() -> bool:
+        left.clear()
+        left.update(footprint.more(footprint.of(cluster, logs=logs), before))
+        return not left
+
+    deadline = time.monotonic() + kubernetes.PATIENCE
+    while not is_clean():
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
+
+
+def test_a_rolling_update_fetches_what_is_new_alone(
+    cluster: kubernetes.Cluster, archives: Path, cache: caches.Cache
+) -> None:
+    salt = "-rolling"
+    old, new = (storeimages.make(archives, count, salt=salt) for count in (50, 53))
+    assert set(old.paths) < set(new.paths)
+    added = sorted({*new.paths, new.info} - {*old.paths, old.info})
+    assert len(added) == 4
+    cache.take(*new.paths, new.info, old.info)
+    nixstore.delete(old.info, new.info, *new.paths)
+    apply(cluster, sleepers("rolling", old.reference, 4))
+    status = ("rollout", "status", "deployment/rolling", "--timeout=120s")
+    cluster.kubectl(*status)
+    assert sorted(cache.fetched) == sorted([*old.paths, old.info])
+    cache.fetched.clear()
+    cluster.kubectl("set", "image", "deployment/rolling", f"main={new.reference}")
+    cluster.kubectl(*status)
+    assert sorted(cache.fetched) == added
+    pulls = re.findall(
+        r"pulled (\S+?)(?::latest)? in \d+ ms: (\d+) store paths, (\d+) of them fetched", cluster.log.read_text()
+    )
+    ours = [(reference, paths, fetched) for reference, paths, fetched in pulls if salt in reference]
+    # Each pod asks for its image; the first of them alone has something fetched.
+    assert sorted(each for each in ours if each[2] != "0") == [
+        (old.reference, "50", str(len(old.paths) + 1)),
+        (new.reference, "53", "4"),
+    ]
+    assert len(ours) == 8
+    for image in (old, new):
+        running = cluster.get("pods", "-l", "app=rolling", "--field-selector=status.phase=Running")["items"]
+        assert {each["spec"]["containers"][0]["image"] for each in running} <= {old.reference, new.reference}, image
+    cluster.kubectl("delete", "deployment/rolling")
 
 
 def test_init_containers_come_first_and_sidecars_stay(cluster: kubernetes.Cluster, image: str) -> None:

@@ -95,8 +95,6 @@ class Loader:
         self._snapshotter = snapshotter
         self._realiser = realise
         self._check = closurecheck.ClosureCheck(snapshotter, realise)
-        #: How many times records were written.
-        self.recorded = 0
 
     @property
     def snapshotter(self) -> str:
@@ -201,9 +199,7 @@ class Loader:
                 parent = chain_id
             for blob, _ in blobs:
                 await copied(blob.digest)
-            self.recorded += 1
             await self._record(containerd, image_id, names, record)
-            self.recorded += 1
             sink(progress.Progress("loading", total, total, "layers"))
         return Loaded(manifest.config.digest, closure_paths, took)
 

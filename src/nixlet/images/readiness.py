@@ -6,7 +6,6 @@ snapshots removed, which containerd then unpacks again by itself. Before version
 
 import asyncio
 import logging
-from typing import TypeVar
 
 from nixlet import errors
 from nixlet.containerd import imagestore
@@ -14,9 +13,7 @@ from nixlet.images import archive, closurecheck, loader, model, platforms, refer
 from nixlet.rpc.gen import cri_pb2
 from nixlet.store import paths
 
-_Key = TypeVar("_Key")
-
-#: How many images are remembered: most are asked for again and again.
+#: How many manifests are remembered: most are asked for again and again.
 _REMEMBERED = 256
 
 _log = logging.getLogger("nixlet.pulls")
@@ -49,16 +46,8 @@ class Readiness:
         self._check = check
         self._loader = loads
         self._store_dir = store_dir
-        #: What was found of images that CRI shows, by all that it shows them by: of such, containerd need not be asked again
-        #: until something is pulled or loaded.
-        self._shown: dict[tuple[str, ...], _Found] = {}
-        self._loads_seen = loads.recorded
         #: What was found under the digests that records lead to.
         self._known: dict[str, _Found] = {}
-
-    def forget(self) -> None:
-        """Look at all images again: one was pulled, and may be another one by the same names."""
-        self._shown = {}
 
     async def ensure(self, text: str, shown: cri_pb2.Image, elsewhere: str = "") -> None:
         """Unpack an image's layers with their closures where they aren't; what is none of ours is left alone.
@@ -86,20 +75,9 @@ class Readiness:
             _log.warning("the image %s can't have its store paths: %s", text, error, extra={"hint": error.hint})
 
     async def _found(self, text: str, shown: cri_pb2.Image) -> _Found:
-        if self._loads_seen != self._loader.recorded:
-            self._shown, self._loads_seen = {}, self._loader.recorded
-        key = (shown.id, *sorted((*shown.repo_tags, *shown.repo_digests)))
-        if key in self._shown:
-            return self._shown[key]
-        # What is pulled or loaded meanwhile makes another one of these.
-        remembering = self._shown
+        # CRI's answer is the same for whatever manifest an image's ID and names lead to: the record alone tells it.
         record = await self._containerd.image(self._name(text)) or await self._containerd.image(shown.id)
-        if record is None:
-            return None
-        found, is_sure = await self._look_up(record.target.digest)
-        if is_sure:
-            _remember(remembering, key, found)
-        return found
+        return None if record is None else await self._look_up(record.target.digest)
 
     async def _ensure_unpacked(self, manifest: model.Manifest, config: model.ImageConfig) -> None:
         chain = model.chain_ids(config.rootfs.diff_ids)
@@ -109,21 +87,23 @@ class Readiness:
                 await self._loader.unpack(manifest, config)
                 return
 
-    async def _look_up(self, digest: str) -> tuple[_Found, bool]:
-        """What is found under a digest, and whether that is sure."""
+    async def _look_up(self, digest: str) -> _Found:
         if digest in self._known:
-            return self._known[digest], True
+            return self._known[digest]
         try:
             manifest = await targets.manifest_of(self._containerd, digest, platforms.host_platform())
             of_paths = any(map(closurecheck.may_name_paths, manifest.layers))
             found = (manifest, await targets.read_config(self._containerd, manifest)) if of_paths else None
         except (errors.NotFoundError, errors.InvalidArgumentError):
             # containerd takes more than we read, and says itself what is missing.
-            return None, False
+            return None
         if found is not None and len(manifest.layers) != len(found[1].rootfs.diff_ids):
             found = None
-        _remember(self._known, digest, found)
-        return found, True
+        # The oldest goes.
+        while len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = found
+        return found
 
     def _name(self, text: str) -> str:
         """The name that containerd records; an ID is one by itself."""
@@ -131,10 +111,3 @@ class Readiness:
             return text if text.startswith("sha256:") else reference.canonical(reference.parse(text, self._store_dir))
         except errors.InvalidArgumentError:
             return text
-
-
-def _remember(known: dict[_Key, _Found], key: _Key, found: _Found) -> None:
-    """Add to what is known; the oldest goes."""
-    while len(known) >= _REMEMBERED:
-        del known[next(iter(known))]
-    known[key] = found

@@ -159,12 +159,16 @@ class ImageService:
         if not path.startswith(_PREFIXES):
             raise errors.UnimplementedError(f"unknown method {path}")
         request = await server.request(stream)
+        try:
+            await self._answer(path, stream, request)
+        except errors.NixletError as error:
+            # A kubelet shows what keeps it from an image in an event, whatever it asked.
+            raise status.shortened(error) from error
+
+    async def _answer(self, path: str, stream: "server.Stream[bytes, bytes]", request: bytes) -> None:
         match path.rpartition("/")[2]:
             case "PullImage":
-                try:
-                    await self._pull(path, stream, request)
-                except errors.NixletError as error:
-                    raise status.shortened(error) from error
+                await self._pull(path, stream, request)
             case "ImageStatus":
                 await self._status(path, stream, request)
             case "RemoveImage":
@@ -202,15 +206,12 @@ class ImageService:
         remark = self._remarks.tell()
         if self._for_paths is None:
             return await self._relay.answer(path, stream, request, remark)
-        try:
-            async with self._for_paths.registry_pulls.watched(wanted, elsewhere) as check:
+        async with self._for_paths.registry_pulls.watched(wanted, elsewhere) as check:
 
-                async def look_at(answer: bytes) -> None:
-                    await check(pb.PullImageResponse.FromString(answer).image_ref)
+            async def look_at(answer: bytes) -> None:
+                await check(pb.PullImageResponse.FromString(answer).image_ref)
 
-                return await self._relay.answer(path, stream, request, remark, look_at)
-        finally:
-            self._for_paths.ready.forget()
+            return await self._relay.answer(path, stream, request, remark, look_at)
 
     async def _elsewhere(self, image: pb.ImageSpec, sandbox: pb.PodSandboxConfig | None = None) -> str:
         """The snapshotter that a request's runtime has, where it isn't the node's."""
