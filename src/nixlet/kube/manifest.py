@@ -15,7 +15,8 @@ from nixlet.encoding import yamlread
 from nixlet.kube import quantity
 
 _UID_MAX = 2**32 - 2
-_ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+#: Printable, and no sign of equality: what API servers take from 1.32 on (feature gate RelaxedEnvironmentVariableValidation).
+_ENV_NAME = re.compile(r"[ -<>-~]+")
 
 #: A file's name has 255 bytes; in that of a pod's directory is its UID as well, and two underscores.
 _NAMES_MAX = 255 - 36 - 2

@@ -38,7 +38,7 @@ def test_the_pod_that_the_cases_add_to_is_good() -> None:
         ('"a\\nb": x', 9, f"{C}.'a\\nb' is not supported"),
         (f"{'k' * 500}: x", 9, f"{C}.{'k' * 80!r} is not supported"),
         ("env:\n    - name: A\n      valueFrom: {}", 11, f"{C}.env[0].valueFrom is not supported"),
-        ("env: [{name: 1A}]", 9, f"{C}.env[0].name '1A' is no name for an environment variable"),
+        ("env: [{name: Ä}]", 9, f"{C}.env[0].name 'Ä' is no name for an environment variable"),
         ("env: [{name: A=B}]", 9, f"{C}.env[0].name 'A=B' is no name for an environment variable"),
         ("env: [{value: x}]", 9, f"{C}.env[0].name is missing"),
         (
