@@ -285,10 +285,10 @@ class Doctor:
 
     def _data_directory(self) -> str:
         directory = self._layout.data_dir
-        holder = files.holder(self._layout.lock)
         where = existing(directory)
         if not os.path.isdir(where):
             raise errors.FailedPreconditionError(f"{where} is no directory", hint="choose another --data-dir")
+        holder = files.holder(self._layout.lock)
         if not os.access(where, os.W_OK | os.X_OK):
             raise errors.PermissionDeniedError(
                 f"{where} can't be written", hint="run it as root, or choose another --data-dir"
