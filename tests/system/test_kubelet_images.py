@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from grpclib.exceptions import GRPCError
 
 from nixlet import errors
 from nixlet.rpc import channel as channels
@@ -162,10 +163,62 @@ def test_what_is_not_there_is_said(
     said = next(each.message for each in [kubelets.Event(played, "", kubelet.until_said(played, "Failed"))])
     assert f"there is no image archive {archives}/absent.tar; hint: an archive must be" in said
     assert "\n" not in said
+    played = kubelet.play(pod("tagged", {"main": f"nix:0{archives}/absent.tar:1.0"}, "IfNotPresent"))
+    assert "nix:0 references have no tag but latest; hint: write" in kubelet.until_said(played, "InspectFailed")
     played = kubelet.play(pod("locked", {"main": f"{LOCKED}:1"}, "Always"))
     assert "authorization failed" in kubelet.until_said(played, "Failed") or "401" in kubelet.until_said(
         played, "Failed"
     )
+
+
+async def answered(socket: Path, method: str, reference: str) -> tuple[str, str]:
+    """What an image service says to a question about a reference: a status and its words, or its answer."""
+    spec = pb.ImageSpec(image=reference)
+    requests = {
+        "ListImages": pb.ListImagesRequest(filter=pb.ImageFilter(image=spec)),
+        "ImageStatus": pb.ImageStatusRequest(image=spec, verbose=True),
+        "PullImage": pb.PullImageRequest(image=spec),
+        "RemoveImage": pb.RemoveImageRequest(image=spec),
+    }
+    async with channels.connect(str(socket)) as channel:
+        try:
+            answer = await getattr(cri_grpc.ImageServiceStub(channel), method)(requests[method])
+        except GRPCError as error:
+            return error.status.name, error.message or ""
+    if method == "ListImages":
+        return "OK", " ".join(sorted(image.id for image in answer.images))
+    return "OK", str(answer)
+
+
+def test_what_is_no_nix_image_is_answered_as_containerd_does(node: nodes.Node, ordinary: Path) -> None:
+    """Each question once to each: the same status, in the same words."""
+    node.ok("image", "load", "--ref", SHORT, str(ordinary))
+    identity = json.loads(node.crictl("inspecti", SHORT))["status"]["id"]
+    names = ["", "kubelet-short:1", SHORT, "absent:1", identity, identity[:20], identity.partition(":")[2][:12]]
+    strange = ["UPPER/x", "a b", "x" * 5000, f"sha256:{'0' * 64}", "0" * 64, "nix:0relative"]
+    asked = {
+        "ListImages": names,
+        "ImageStatus": [*names, *strange],
+        # One that listens nowhere, and those that no registry is asked for.
+        "PullImage": ["", "a b", "127.0.0.1:9/absent:1", f"127.0.0.1:9/{'x' * 300}"],
+        "RemoveImage": ["", "absent:1", *strange],
+    }
+    for method, references in asked.items():
+        for reference in references:
+            ours = asyncio.run(answered(node.node_socket, method, reference))
+            theirs = asyncio.run(answered(node.containerd_socket, method, reference))
+            assert ours == theirs, (method, reference)
+    # containerd takes what it can't read for an image that isn't there.
+    for reference in ("nix:0", "nix:0//x", "nix:0/x:other", "nix:/x.tar", "nix:0/nix/store/no-path"):
+        for method in ("ImageStatus", "RemoveImage"):
+            code, said = asyncio.run(answered(node.node_socket, method, reference))
+            assert code == "INVALID_ARGUMENT"
+            assert said.startswith(("'nix:", "'/nix/store/no-path'"))
+            assert asyncio.run(answered(node.containerd_socket, method, reference)) == ("OK", "")
+    long = f"nix:0/x{'y' * 5000}//"
+    _, said = asyncio.run(answered(node.node_socket, "ImageStatus", long))
+    assert len(said) <= 1024
+    node.crictl("rmi", SHORT)
 
 
 def with_volume(name: str, script: str, reference: str, image: str, mounts: list[dict[str, Any]]) -> bytes:
