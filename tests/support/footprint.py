@@ -1,19 +1,24 @@
 """What pods are on a machine, by kind: what is there with them and must be gone with them."""
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from nixlet.host import network
-from nixlet.node.ownership import claims
+from nixlet.node.settings import config
 from support import kubernetes, nodes
 
 #: Kinds, and their members.
 Footprint = Mapping[str, frozenset[str]]
 
 #: Below a data directory: what changes by itself, whatever pods do.
-_UNSTEADY = ("server/db", "agent/containerd/io.containerd.content.v1.content", "agent/containerd/tmpmounts")
+_UNSTEADY = (
+    *("server/db", "agent/containerd/io.containerd.content.v1.content", "agent/containerd/tmpmounts"),
+    # Directories for the snapshots to come: some that are made before they are needed.
+    "agent/containerd/io.containerd.snapshotter.v1.nix/spare",
+)
 
 #: Where a kubelet puts logs of pods; it takes them away a minute later.
 _LOGS = ("/var/log/pods", "/var/log/containers")
@@ -34,18 +39,31 @@ def of(cluster: kubernetes.Cluster, *, logs: bool = True) -> Footprint:
         "mounts": cluster.mounts(),
         "namespaces": [link for pid in processes for link in _namespaces(pid)],
         "processes": map(str, processes),
-        "cgroups": cluster.cgroups("**/"),
-        "rules": _rules(cluster.bridge),
+        "cgroups": _cgroups(cluster),
+        "rules": [*service_rules(), *_pod_rules(cluster.bridge)],
         "bridge ports": network.bridge_members(cluster.bridge),
-        "addresses": _addresses(),
+        "addresses": _addresses(cluster),
         "directories": [each for place in (cluster.data_dir, cluster.state_dir) for each in _directories(place)],
         "snapshots": _snapshots(cluster),
-        "containers": cluster.ok("ctr", "containers", "ls", "-q").split(),
+        "containers": containers(cluster),
         "GC roots": os.listdir(cluster.gc_roots) if cluster.gc_roots.is_dir() else (),
     }
     if logs:
         found["logs"] = [f"{place}/{name}" for place in _LOGS for name in os.listdir(place)]
     return {kind: frozenset(members) for kind, members in found.items()}
+
+
+def await_no_more_containers(cluster: kubernetes.Cluster, before: Footprint) -> None:
+    """Wait until containerd has removed all containers that there were not before.
+
+    Their snapshots go with its collector's next run, to which the removal of an image leads.
+    """
+    kubernetes.until(lambda: not containers(cluster) - before["containers"], "containerd has none of the containers")
+
+
+def containers(cluster: kubernetes.Cluster) -> frozenset[str]:
+    """containerd's containers, sandboxes too."""
+    return frozenset(cluster.ok("ctr", "containers", "ls", "-q").split())
 
 
 def more(after: Footprint, before: Footprint) -> dict[str, list[str]]:
@@ -67,17 +85,35 @@ def _namespaces(pid: int) -> list[str]:
         return []
 
 
-def _rules(bridge: str) -> list[str]:
-    """The packet filter's rules of pods and services, without their counters, and the elements of kube-proxy's maps."""
+def service_rules() -> list[str]:
+    """kube-proxy's chains for services, and each address that one leads to; none of the cluster's own, which come in their time."""
+    listed = subprocess.run(["nft", "list", "table", "ip", "kube-proxy"], capture_output=True, text=True, check=False)
+    found = []
+    for chain in listed.stdout.split("\tchain ")[1:]:
+        name, _, rules = chain.partition(" {")
+        if "-default/" in name and "-default/kubernetes/" not in name:
+            found += [name, *(f"{name} to {address}" for address in re.findall(r"[\d.]+ \. \d+", rules))]
+    return found
+
+
+def _pod_rules(bridge: str) -> list[str]:
+    """What the packet filter has for addresses and ports of pods."""
     saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
-    tables = subprocess.run(["nft", "list", "table", "ip", "kube-proxy"], capture_output=True, text=True, check=False)
-    rules = [line for line in saved.splitlines() if line.startswith("-A ") and (bridge in line or "CNI" in line)]
-    return rules + [line.strip() for line in tables.stdout.splitlines() if "endpoint-" in line or "service-" in line]
+    return [line for line in saved.splitlines() if line.startswith("-A ") and (bridge in line or "CNI" in line)]
 
 
-def _addresses() -> list[str]:
-    """What host-local has given away (its own files' names)."""
-    return [str(each) for each in Path(claims.DIRECTORY).rglob("*") if each.name[:1].isdigit()]
+def _addresses(cluster: kubernetes.Cluster) -> list[str]:
+    """What host-local has given away, by its own files' names."""
+    layout = config.Layout(str(cluster.data_dir), str(cluster.state_dir))
+    files = [f"{place}/{name}" for place, _, names in os.walk(layout.cni_data_dir) for name in names]
+    return [each for each in files if os.path.basename(each)[:1].isdigit()]
+
+
+def _cgroups(cluster: kubernetes.Cluster) -> list[str]:
+    """Those of pods and containers; those of kinds of pods stay."""
+    # (os.walk bears with directories that go meanwhile, which glob doesn't)
+    places = [place for top in cluster.cgroups("kubepods") for place, _, _ in os.walk(top)]
+    return [place for place in places if "/pod" in place.partition("/kubepods")[2]]
 
 
 def _directories(place: Path) -> list[str]:

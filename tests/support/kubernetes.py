@@ -66,7 +66,7 @@ class Cluster(nodes.Node):
     def kubectl(self, *arguments: str, stdin: bytes | None = None, check: bool = True) -> str:
         """Run the real kubectl as the administrator; what it printed."""
         argv = [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(self.kubeconfig), *arguments]
-        done = subprocess.run(argv, input=stdin, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(argv, input=stdin, capture_output=True, timeout=400, check=False)
         assert done.returncode == 0 or not check, f"{arguments}: {done.stdout.decode()}{done.stderr.decode()}"
         return done.stdout.decode()
 
