@@ -135,7 +135,7 @@ async def test_an_image_that_is_another_one_by_the_same_name_is_looked_at_again(
     assert await asked.status(IMAGE) is not None
     record = await asked.store.image(IMAGE)
     assert record is not None
-    manifest = msgspec.json.decode(await asked.store.read_content(record.target.digest))
+    manifest = msgspec.json.decode(await asked.store.read_content(record.target.digest, 1 << 20))
     manifest["annotations"] = {"it.is": "another"}
     text = msgspec.json.encode(manifest)
     digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
