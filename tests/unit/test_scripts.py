@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -109,3 +110,39 @@ def test_an_environment_that_is_not_whole_is_made_anew_also_in_a_path_with_blank
     )
     program = [str(venv / "bin/nixlet"), "a b", "$c"]
     assert subprocess.run(program, capture_output=True, text=True, check=True).stdout == "['a b', '$c'] True\n"
+
+
+def test_a_family_is_built_once_and_leaves_the_cache_when_nobody_has_asked_for_it_for_long(tmp_path: Path) -> None:
+    top, cache = tmp_path / "checkout", tmp_path / "cache"
+    for name in ("scripts", "requirements"):
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).mkdir()
+    for name in ("scripts/lib", "scripts/offline", "requirements/runtime.txt"):
+        (top / name).symlink_to(ROOT / name)
+    (top / "scripts/parts").write_bytes((ROOT / "scripts/parts").read_bytes())
+    for family in ("first", "second"):
+        build = top / "tests/parts" / family / "build"
+        build.parent.mkdir(parents=True)
+        build.write_text(f"#!/bin/sh\necho >>{tmp_path}/{family}; sleep 0.2; touch $1/program\n")
+        build.chmod(0o755)
+    argv = ["bash", str(top / "scripts/parts")]
+    environment = {**os.environ, "NIXLET_PARTS_CACHE": str(cache)}
+
+    def parts(*families: str) -> dict[str, Path]:
+        done = subprocess.run([*argv, *families], env=environment, capture_output=True, text=True, check=True)
+        return {family: Path(place) for family, place in (line.split(" ", 1) for line in done.stdout.splitlines())}
+
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as another:
+        found = parts()
+        assert another.stdout is not None
+        assert another.stdout.read() == "".join(f"{family} {place}\n" for family, place in found.items())
+    for family in ("first", "second"):
+        assert (found[family] / "program").exists()
+        assert (tmp_path / family).read_text() == "\n"
+    month_ago = time.time() - 32 * 86400
+    for place in found.values():
+        os.utime(place, (month_ago, month_ago))
+    assert parts("first") == {"first": found["first"]}
+    (top / "tests/parts/second/build").write_text("#!/bin/sh\ntouch $1/other\n")
+    assert (parts("second")["second"] / "other").exists()
+    assert (found["first"].exists(), found["second"].exists()) == (True, False)
