@@ -256,7 +256,8 @@ async def start(
     guarded = user is not None or not (ends_with_input and stdin == PIPE)
     command = _command(argv, guarded=guarded, user=user)
     loop = asyncio.get_running_loop()
-    try:
+
+    async def starting() -> Child:
         transport, streams = await loop.subprocess_exec(
             lambda: _Streams(loop),
             *command,
@@ -269,19 +270,32 @@ async def start(
             # input stays with the terminal: it may be an ssh that asks for a password there.
             start_new_session=guarded,
         )
+        return Child(tuple(argv), asyncio.subprocess.Process(transport, streams, loop), streams.ended)
+
+    started = asyncio.create_task(starting())
+    try:
+        # (uvloop gives up a start that is cancelled without waiting for what it has begun)
+        child = await uncut.outcome(started)
     except OSError as error:
         raise unstartable(os.path.basename(argv[0]), error) from error
-    child = Child(tuple(argv), asyncio.subprocess.Process(transport, streams, loop), streams.ended)
+    except asyncio.CancelledError:
+        if not started.cancelled() and started.exception() is None:
+            await _end(started.result(), grace)
+        raise
     try:
         yield child
     finally:
-        if child.stdin is not None:
-            child.stdin.close()
-        # A cancelled owner must still not leave the child behind.
-        try:
-            await uncut.to_its_end(child.stop(grace))
-        finally:
-            child.close()
+        await _end(child, grace)
+
+
+async def _end(child: Child, grace: float) -> None:
+    """A cancelled owner must still not leave the child behind."""
+    if child.stdin is not None:
+        child.stdin.close()
+    try:
+        await uncut.to_its_end(child.stop(grace))
+    finally:
+        child.close()
 
 
 async def run(

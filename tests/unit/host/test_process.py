@@ -150,6 +150,25 @@ async def test_an_owner_that_is_cancelled_again_and_again_leaves_no_process() ->
     assert not alive(pids[0])
 
 
+async def test_an_owner_that_is_cancelled_while_it_starts_leaves_no_process() -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+    async def own() -> None:
+        async with process.start(["sleep", "1000"]):
+            await asyncio.Event().wait()
+
+    before = children()
+    for turns in range(12):
+        owner = asyncio.create_task(own())
+        for _ in range(turns % 6):
+            await asyncio.sleep(0)
+        owner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await owner
+        assert children() <= before
+
+
 async def test_a_pipe_that_somebody_left_behind_holds_is_not_kept() -> None:
     async with process.start(["true"]):
         pass
