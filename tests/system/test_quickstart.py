@@ -1,11 +1,10 @@
-"""The README's first command, the installed package, and that the system's own containerd isn't touched."""
+"""The README's first command, and that the system's own containerd isn't touched."""
 
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,28 +222,3 @@ def test_the_systems_containerd_is_not_touched(directory: Path, ordinary: Path) 
         assert "localhost/ordinary:1" in str(before["images"])
     finally:
         ctr("images", "remove", "--sync", "localhost/ordinary:1")
-
-
-def test_the_package_installs_into_an_empty_environment(tmp_path: Path) -> None:
-    """sdist, wheel, and what a user gets from it, with nothing but the locked requirements."""
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
-    python = str(tmp_path / "env/bin/python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements/runtime.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
-    nixlet = str(tmp_path / "env/bin/nixlet")
-    environment = {"PATH": os.environ["PATH"], "NIXLET_STATE_DIR": str(tmp_path)}
-    for arguments, wanted in (
-        (["version"], "nixlet 0.1.0"),
-        (["--help"], "server"),
-        (["kube", "play", "--help"], "--wait"),
-    ):
-        output = subprocess.run(
-            [nixlet, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        assert wanted in output.stdout
