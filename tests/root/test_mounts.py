@@ -117,3 +117,22 @@ def test_somebodys_own_file_system_stays_mounted(directory: Path) -> None:
     with mounts.powerless(str(directory)):
         assert powers(directory) == (False, False, False)
     assert mounts.below(str(directory)) == before
+
+
+def test_what_is_mounted_from_itself_goes_and_a_disk_stays(directory: Path) -> None:
+    """A kubelet mounts its directory on itself; a person may have mounted a disk there before."""
+
+    def there() -> list[str]:
+        return [entry.fstype for entry in mounts.below(str(directory))]
+
+    mounts.unbind(str(directory))
+    mounts.mount(str(directory), str(directory), "", mounts.MS_BIND)
+    assert len(there()) == 1
+    mounts.unbind(str(directory))
+    assert there() == []
+    mounts.mount("ramfs", str(directory), "ramfs")
+    mounts.mount(str(directory), str(directory), "", mounts.MS_BIND)
+    assert there() == ["ramfs", "ramfs"]
+    for _ in range(2):
+        mounts.unbind(str(directory))
+        assert there() == ["ramfs"]

@@ -261,6 +261,20 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     before = cluster.get("pod", "lasting")["status"]
     assert cluster.stop() == 0
     assert [pid for pid in nodes.with_descendants(nodes.processes_below(cluster.state_dir)) if is_sleep(pid)]
+    # With other settings no start makes another cluster of it.
+    for other, sentence in (
+        (("--service-cidr", "10.53.0.0/16"), "was made with --service-cidr 10.43.0.0/16"),
+        (("--datastore-endpoint", "https://192.0.2.1:2379"), "with --datastore-endpoint it would begin empty"),
+    ):
+        assert refused(cluster, *other).count(sentence) == 1
+    database = cluster.data_dir / "server" / "db" / "etcd"
+    away = database.rename(database.with_name("away"))
+    assert f"{database} is missing" in refused(cluster)
+    away.rename(database)
+    # Programs may listen elsewhere, and nobody's environment is in etcd's way.
+    cluster.arguments += ["--kube-scheduler-arg", "secure-port=10400", "--kubelet-arg", "healthz-port=10300"]
+    cluster.arguments += ["--kube-controller-manager-arg", "bind-address=0.0.0.0"]
+    cluster.environment["ETCD_NAME"] = "somebody"
     cluster.start()
     cluster.await_node()
     after = cluster.get("pod", "lasting")["status"]
@@ -269,6 +283,17 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     assert after["podIP"] == before["podIP"]
     still_answers(cluster, "lasting")
     cluster.kubectl("delete", "pod", "lasting", "--now")
+
+
+def refused(cluster: kubernetes.Cluster, *more: str) -> str:
+    """What a start with more arguments prints that comes to nothing."""
+    kept, before = list(cluster.arguments), len(cluster.log.read_text())
+    cluster.arguments += more
+    try:
+        assert cluster.launch().wait(60) == 125
+    finally:
+        cluster.arguments = kept
+    return cluster.log.read_text()[before:]
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])

@@ -1,11 +1,15 @@
 """A cluster whose state is in sqlite, by k3s's own datastore."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from support import kubernetes, nodes, parts
+from nixlet.cluster import programs
+from nixlet.host import unixsocket
+from nixlet.node.cluster import versions
+from support import clusters, kubernetes, nodes, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -44,3 +48,25 @@ def test_the_state_is_kept_by_kine(tmp_path: Path) -> None:
         # Where it was made it stays, though etcd is there, too.
         assert not (database / "etcd").exists()
         assert len(kine_of(cluster)) == 1
+
+
+async def test_a_database_s_address_is_in_no_command_line(tmp_path: Path) -> None:
+    """The real program says that it takes it from the environment, and does."""
+    program = parts.directories()["kine"] / "kine"
+    database = tmp_path / "elsewhere.db"
+    cluster = clusters.settings(
+        tmp_path, datastore_endpoint=f"sqlite://{database}?_journal=WAL&cache=shared&word=se-cret"
+    )
+    assert await versions.takes_variable(str(program), "KINE_ENDPOINT")
+    Path(cluster.layout.kine_socket).parent.mkdir(parents=True)
+    argv = [str(program), *programs.kine(cluster, hidden=True)]
+    assert "se-cret" not in "".join(argv)
+    environment = {**os.environ, "KINE_ENDPOINT": programs.kine_endpoint(cluster)}
+    with subprocess.Popen(argv, env=environment, cwd=tmp_path) as kine:
+        try:
+            nodes.until(lambda: unixsocket.is_served(cluster.layout.kine_socket), "kine serves")
+        finally:
+            kine.kill()
+    assert database.exists()
+    # (its own choice, where it is told nothing)
+    assert not (tmp_path / "db").exists()

@@ -29,3 +29,10 @@ def merged(ours: Mapping[str, str], extra: Iterable[str]) -> list[str]:
         untouched.discard(key)
         values[key] = there
     return [f"--{key}={value}" for key in sorted(values) for value in values[key]]
+
+
+def last(ours: Mapping[str, str], extra: Iterable[str]) -> dict[str, str]:
+    """What counts of single values, by key: of those that ``merged`` gives, the last."""
+    found = (argument.removeprefix("--").partition("=") for argument in merged(ours, extra))
+    # In order, so that a later one takes the place of an earlier one.
+    return {key: value for key, _, value in found}

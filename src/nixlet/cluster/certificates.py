@@ -8,7 +8,7 @@ Authorities are made once and never overwritten, since with them all nodes and u
 import contextlib
 import datetime
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from cryptography import x509
@@ -192,6 +192,7 @@ def _sweep(places: Layout, plan: list[Wanted]) -> None:
     stems = [*(places.tls(name) for name in NAMES), *(each.pair.key.removesuffix(".key") for each in plan)]
     paths = [*(f"{stem}{end}" for stem in stems for end in (".crt", ".nochain.crt", ".key"))]
     paths += [places.tls(name) for name in (SERVICE_KEY, CURRENT_SERVICE_KEY)]
+    paths += [places.node(f"{name}.crt") for name in _FOR_NODES]
     for directory in (places.tls(""), places.tls("etcd"), places.agent):
         files.sweep(directory, [os.path.basename(path) for path in paths if os.path.dirname(path) == directory])
 
@@ -303,19 +304,36 @@ def can_be_renewed(ends: datetime.datetime, limit: datetime.datetime | None) -> 
 
 def misfit(each: Wanted, key: signing.Key | None, authority: signing.Authority) -> str:
     """What of a certificate isn't as it should be, whatever the time is; empty: nothing, or it is missing."""
+
+    def signed(found: list[x509.Certificate]) -> bool:
+        return authority.signed(found[0]) and found[1:] == authority.certificates
+
+    found, problem = apart(each.pair, key, signed, authority.file)
+    return _difference(signing.subject_of(found[0]), each.subject) if found and not problem else problem
+
+
+def apart(
+    pair: signing.Pair, key: signing.Key | None, signed: Callable[[list[x509.Certificate]], bool], authority: str
+) -> tuple[list[x509.Certificate], str]:
+    """What a certificate's file holds, and what of it doesn't fit its key or its authority; empty: nothing, or it is missing.
+
+    Args:
+        pair: The files.
+        key: What is in the one of the key.
+        signed: Whether the authority has signed it.
+        authority: The authority's file.
+    """
     try:
-        found = signing.read_certificates(each.pair.certificate)
+        found = signing.read_certificates(pair.certificate)
     except signing.Unreadable as error:
-        return f"it {error}"
+        return [], f"it {error}"
     if found is None:
-        return ""
+        return [], ""
     if key is None:
-        return "its key is missing or can't be read"
+        return found, "its key is missing or can't be read"
     if not signing.is_of(found[0], key):
-        return "its key is another one's"
-    if not authority.signed(found[0]) or found[1:] != authority.certificates:
-        return f"it was signed by another authority than {authority.file}"
-    return _difference(signing.subject_of(found[0]), each.subject)
+        return found, "its key is another one's"
+    return found, "" if signed(found) else f"it was signed by another authority than {authority}"
 
 
 def _difference(there: Subject, should: Subject) -> str:

@@ -13,6 +13,9 @@ from nixlet.host import files
 #: The key's size (bytes): AES-256.
 _KEY_SIZE = 32
 
+#: The names of the configuration and of what says that it is in use, in ``server/cred``.
+FILES = ("encryption-config.json", "encryption-state.json")
+
 
 def configuration(key: bytes) -> str:
     """The API server's configuration: secrets are written with the key, and such as are not encrypted yet can be read. A secret."""
@@ -34,7 +37,7 @@ def ensure(settings: ClusterSettings) -> None:
             nobody could read them.
         NixletError: The file system refuses, as in ``files.refused``.
     """
-    path, state = (settings.layout.cred(f"encryption-{name}.json") for name in ("config", "state"))
+    path, state = (settings.layout.cred(name) for name in FILES)
     # The state is written last: where it is there the configuration was.
     there, begun = os.path.lexists(path), os.path.lexists(state)
     if not settings.secrets_encryption:

@@ -53,17 +53,23 @@ def directories(settings: ClusterSettings) -> tuple[str, ...]:
     return (places.database, os.path.dirname(places.kine_socket))
 
 
-def kine(settings: ClusterSettings) -> list[str]:
+def kine_endpoint(settings: ClusterSettings) -> str:
+    """The database that kine keeps the cluster's state in. A secret: it may hold a password."""
+    if settings.datastore_endpoint not in {"", "sqlite://"}:
+        return settings.datastore_endpoint
+    return f"sqlite://{settings.layout.database}/state.db?{_SQLITE_OPTIONS}"
+
+
+def kine(settings: ClusterSettings, *, hidden: bool = False) -> list[str]:
     """kine: an etcd towards the API server, on a database.
 
-    The arguments may hold the database's password, which kine takes by no other way: all who are on the machine can read it while kine runs.
+    Args:
+        settings: The cluster.
+        hidden: The database is told it otherwise (``KINE_ENDPOINT``): all who are on the machine can read arguments.
     """
     places = settings.layout
-    endpoint = settings.datastore_endpoint
-    if endpoint in {"", "sqlite://"}:
-        endpoint = f"sqlite://{places.database}/state.db?{_SQLITE_OPTIONS}"
     ours = {
-        "endpoint": endpoint,
+        "endpoint": "" if hidden else kine_endpoint(settings),
         "listen-address": f"unix://{places.kine_socket}",
         # It would serve them on every address of the machine.
         "metrics-bind-address": "0",

@@ -9,6 +9,8 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
+from cryptography import x509
+
 from nixlet import errors
 from nixlet.cluster import certificates, clock, findings, signing
 from nixlet.cluster.findings import Finding
@@ -130,21 +132,15 @@ def renewal(places: Layout, now: datetime.datetime) -> datetime.datetime | None:
 
 def _problem(pair: signing.Pair, authority: str) -> str:
     """What of an agent's certificate doesn't fit; empty: nothing, or it is missing."""
-    key = certificates.readable_key(pair.key)
     try:
-        found = signing.read_certificates(pair.certificate)
         issuers = signing.read_certificates(authority) or []
     except signing.Unreadable as error:
-        return f"it, or {authority}, {error}"
-    if found is None:
-        return ""
-    if key is None:
-        return "its key is missing or can't be read"
-    if not signing.is_of(found[0], key):
-        return "its key is another one's"
-    if not any(signing.is_signed_by(found[0], each) for each in issuers):
-        return f"it was signed by another authority than {authority}"
-    return ""
+        return f"{authority} {error}"
+
+    def signed(found: list[x509.Certificate]) -> bool:
+        return any(signing.is_signed_by(found[0], each) for each in issuers)
+
+    return certificates.apart(pair, certificates.readable_key(pair.key), signed, authority)[1]
 
 
 def rotate(places: Layout, services: Collection[str], now: datetime.datetime) -> Rotated:

@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from nixlet import errors
-from nixlet.cluster import names
+from nixlet.cluster import arguments, names
 from nixlet.cluster import settings as model
 from nixlet.cluster.settings import ClusterSettings
 
@@ -55,6 +55,19 @@ _OTHERS = tuple(
     )
 )
 
+#: Arguments of one program that others have to know of: what says it to all of them.
+_SAID_OTHERWISE = {
+    ("etcd_args", "data-dir"): "have what is to keep the state mounted at server/db in the data directory",
+    ("kube_apiserver_args", "secure-port"): "--https-listen-port says it to all of them",
+    ("kube_apiserver_args", "etcd-servers"): "--datastore-endpoint says it to all of them",
+    ("kube_apiserver_args", "service-cluster-ip-range"): "--service-cidr says it to all of them",
+    ("kube_controller_manager_args", "service-cluster-ip-range"): "--service-cidr says it to all of them",
+    ("kube_controller_manager_args", "cluster-cidr"): "--cluster-cidr says it to all of them",
+    ("kubelet_args", "hostname-override"): "--node-name says it to all of them",
+    ("kubelet_args", "node-ip"): "--node-ip says it to all of them",
+    ("kube_proxy_args", "hostname-override"): "--node-name says it to all of them",
+}
+
 _ARGUMENT = re.compile(r"(?:--)?[A-Za-z0-9][-A-Za-z0-9_.]*[-+]?(?:=.*)?", re.DOTALL)
 
 
@@ -85,23 +98,28 @@ def address_problem(address: model.Address) -> str:
     return "the broadcast address" if address == _BROADCAST else ""
 
 
-def check(settings: ClusterSettings) -> None:
+def check(settings: ClusterSettings, *, joins: bool = False) -> None:
     """Check that settings make a cluster.
+
+    Args:
+        settings: These.
+        joins: They are those of a node that doesn't know yet which networks its cluster has.
 
     Raises:
         InvalidArgumentError: They don't; the sentence names the first thing that is wrong, and never holds a secret.
     """
-    for problem in _problems(settings):
+    for problem in _problems(settings, joins=joins):
         raise problem
 
 
-def _problems(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
+def _problems(settings: ClusterSettings, *, joins: bool) -> Iterator[errors.InvalidArgumentError]:
     yield from _names(settings)
     yield from _node_addresses(settings)
-    yield from _networks(settings)
-    yield from _dns(settings)
-    yield from _ports(settings)
-    yield from _datastore(settings)
+    if not joins:
+        yield from _networks(settings)
+        yield from _dns(settings)
+        yield from _ports(settings)
+        yield from _datastore(settings)
     yield from _extra(settings)
 
 
@@ -303,6 +321,23 @@ def _is_etcd_url(text: str) -> bool:
     )
 
 
+def _serving(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
+    """The API server may listen at more addresses than the node's, and has to at that one."""
+    said = arguments.last({}, settings.kube_apiserver_args).get("bind-address")
+    if said is None:
+        return
+    try:
+        address = ipaddress.ip_address(said)
+    except ValueError:
+        yield errors.InvalidArgumentError(f"--kube-apiserver-arg bind-address: {said!r} is no IP address")
+        return
+    if not address.is_unspecified and address != settings.node_ip:
+        yield errors.InvalidArgumentError(
+            f"--kube-apiserver-arg bind-address {said}: the node's programs reach the API server at {settings.node_ip}",
+            hint="name 0.0.0.0 for all addresses, or that one; --node-ip says another one to all of them",
+        )
+
+
 def _extra(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
     for field in dataclasses.fields(settings):
         if not field.name.endswith("_args"):
@@ -314,5 +349,12 @@ def _extra(settings: ClusterSettings) -> Iterator[errors.InvalidArgumentError]:
                 yield errors.InvalidArgumentError(
                     f"--{flag} number {number} is no argument", hint="write it as key=value"
                 )
+                continue
+            key = argument.removeprefix("--").partition("=")[0].rstrip("+-")
+            if hint := _SAID_OTHERWISE.get((field.name, key)):
+                yield errors.InvalidArgumentError(
+                    f"--{flag} {key}: other programs of the node have to know it, too", hint=hint
+                )
+    yield from _serving(settings)
     yield from names.label_problems(settings.node_labels)
     yield from names.taint_problems(settings.node_taints)

@@ -224,6 +224,19 @@ def _is_bound_to_itself(entry: MountPoint) -> bool:
     return os.path.normpath(entry.root) == os.path.normpath(os.path.join(below.root, inside))
 
 
+def unbind(directory: str) -> None:
+    """Unmount what is mounted on a directory from itself; another file system there is somebody's.
+
+    Raises:
+        FailedPreconditionError: It is in use.
+    """
+    real = os.path.realpath(directory)
+    for entry in reversed([entry for entry in table() if entry.path == real]):
+        if not _is_bound_to_itself(entry):
+            return
+        unmount(real)
+
+
 def below(directory: str) -> list[MountPoint]:
     """The mounts at or below a directory, deepest last; links on the way to it are followed, as the kernel did."""
     directory = os.path.realpath(directory)

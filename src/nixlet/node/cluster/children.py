@@ -9,7 +9,6 @@ import msgspec
 
 from nixlet.cluster import flannel as flannel_model
 from nixlet.cluster import programs
-from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Kubeconfig
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import supervisor, unixsocket
@@ -49,24 +48,28 @@ class Described:
         self._layout, self._found, self._cluster, self._administrator = layout, found, cluster, administrator
         self._env = _environment(os.environ, cluster)
 
-    def of_server(self) -> list[supervisor.Program]:
-        """Datastore, API server, controllers, scheduler."""
+    def of_server(self, *, hidden: bool = False) -> list[supervisor.Program]:
+        """Datastore, API server, controllers, scheduler.
+
+        Args:
+            hidden: kine takes its database's address from the environment, which only its user can read.
+        """
         cluster, store = self._cluster, self._found.datastore
         found = []
         if store == finding.ETCD:
-            well = _well(store, f"http://{_LOOPBACK}:{model.ETCD_METRICS_PORT}", "/health")
-            found.append(self._program(store, programs.etcd(cluster), well))
+            well = self._well(store, "/health")
+            etcd = self._program(store, programs.etcd(cluster), well)
+            found.append(msgspec.structs.replace(etcd, env=_unshadowed(etcd.env, etcd.argv)))
         elif store == finding.KINE:
-            found.append(self._program(store, programs.kine(cluster), _served(cluster.layout.kine_socket)))
+            kine = self._program(store, programs.kine(cluster, hidden=hidden), _served(cluster.layout.kine_socket))
+            secret = {"KINE_ENDPOINT": programs.kine_endpoint(cluster)} if hidden else {}
+            found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}))
         well = answers.until_well(Endpoint.of_kubeconfig(self._administrator), "/readyz")
         waits = (store,) if store else ()
         found.append(self._program(API_SERVER, programs.kube_apiserver(cluster), well, waits))
-        for name, arguments, port in (
-            (CONTROLLERS, programs.kube_controller_manager, model.CONTROLLERS_PORT),
-            (SCHEDULER, programs.kube_scheduler, model.SCHEDULER_PORT),
-        ):
+        for name, arguments in ((CONTROLLERS, programs.kube_controller_manager), (SCHEDULER, programs.kube_scheduler)):
             if name in self._found.programs:
-                well = _well(name, f"https://{_LOOPBACK}:{port}", "/healthz")
+                well = self._well(name, "/healthz")
                 found.append(self._program(name, arguments(cluster), well, (API_SERVER,)))
         return found
 
@@ -80,12 +83,12 @@ class Described:
         cluster, there = self._cluster, set(others)
         found = []
         if KUBELET in self._found.programs:
-            well = _well(KUBELET, f"http://{_LOOPBACK}:{model.KUBELET_HEALTH_PORT}", "/healthz")
+            well = self._well(KUBELET, "/healthz")
             argv = programs.kubelet(cluster, node, preparing.kubelet_config_dir(self._layout))
             waits = tuple(name for name in (containerd_child.NAME, API_SERVER) if name in there)
             found.append(self._program(KUBELET, argv, well, waits))
         if PROXY in self._found.programs:
-            well = _well(PROXY, f"http://{_LOOPBACK}:{model.PROXY_HEALTH_PORT}", "/healthz")
+            well = self._well(PROXY, "/healthz")
             waits = tuple(name for name in (API_SERVER,) if name in there)
             found.append(self._program(PROXY, programs.kube_proxy(cluster), well, waits))
         return found
@@ -97,7 +100,7 @@ class Described:
             arguments: As ``flannel.prepare`` has them.
             others: The children that there are already.
         """
-        healthy = _well(FLANNEL, f"http://{_LOOPBACK}:{model.FLANNEL_HEALTH_PORT}", "/healthz")
+        healthy = self._well(FLANNEL, "/healthz")
 
         async def ready() -> None:
             # It is healthy as soon as it has heard of the cluster; that pods' packets get anywhere is said by this.
@@ -115,6 +118,11 @@ class Described:
         environment = {name: value for name, value in self._env.items() if not name.startswith("FLANNELD_")}
         environment["NODE_NAME"] = self._cluster.node_name
         return msgspec.structs.replace(made, env=environment, may_start=may_start)
+
+    def _well(self, name: str, path: str) -> Callable[[], Awaitable[None]]:
+        """The answer of a program on this machine, with a certificate that nobody knows where it has one."""
+        url = ports.asked(self._cluster, name)
+        return answers.until_well(Endpoint.of(url, what=name, verified=not url.startswith("https:")), path)
 
     def _program(
         self, name: str, arguments: list[str], ready: Callable[[], Awaitable[object]], waits_for: tuple[str, ...] = ()
@@ -136,17 +144,19 @@ class Described:
         )
 
 
-def _well(name: str, url: str, path: str) -> Callable[[], Awaitable[None]]:
-    """The answer of a program at a loopback address, with a certificate that nobody knows where it has one."""
-    return answers.until_well(Endpoint.of(url, what=name, verified=not url.startswith("https:")), path)
-
-
 def _served(socket: str) -> Callable[[], Awaitable[None]]:
     async def served() -> None:
         while not unixsocket.is_served(socket):
             await asyncio.sleep(0.05)
 
     return served
+
+
+def _unshadowed(environment: Mapping[str, str], argv: Iterable[str]) -> dict[str, str]:
+    """An environment for etcd, which doesn't start where a variable says what an argument says, and with a file of settings passes over arguments."""
+    said = {argument.removeprefix("--").partition("=")[0].upper().replace("-", "_") for argument in argv}
+    shadowed = {"ETCD_CONFIG_FILE", *(f"ETCD_{name}" for name in said)}
+    return {name: value for name, value in environment.items() if name not in shadowed}
 
 
 def _environment(node: Mapping[str, str], cluster: ClusterSettings) -> dict[str, str]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from nixlet import errors
 from nixlet.host import process
+from nixlet.node.cluster import made
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import names
 
-#: What the datastore may be: kine's database, an etcd of ours, or an etcd of somebody else's, for which nothing is started.
-KINE, ETCD, ELSEWHERE = "kine", "etcd", ""
+#: What the datastore may be.
+KINE, ETCD, ELSEWHERE = made.KINE, made.ETCD, made.ELSEWHERE
 
 #: What brings pods' packets to other nodes, by the name of its releases. (Its module's program is called as its CNI plugin is.)
 FLANNEL = "flanneld"
@@ -56,6 +57,7 @@ def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | 
 
     Raises:
         UnavailableError: A cluster is asked for, or is there, and programs are missing.
+        FailedPreconditionError: There is a cluster, and its state is elsewhere than is said, or gone.
     """
     if settings.kubernetes == "no":
         return None
@@ -149,18 +151,8 @@ def program(name: str, settings: node_config.Settings) -> str | None:
 
 
 def _datastore(settings: node_config.Settings, layout: node_config.Layout) -> str:
-    """What keeps the cluster's state: what is said, else what there is already, else kine, as k3s has it, or etcd where there is no kine."""
-    endpoint = settings.datastore_endpoint
-    if settings.server or settings.kubeconfig:
-        return ELSEWHERE
-    if endpoint:
-        return ELSEWHERE if endpoint.partition("://")[0] in {"http", "https"} else KINE
-    database = os.path.join(layout.data_dir, "server", "db")
-    if settings.cluster_init or os.path.isdir(os.path.join(database, "etcd")):
-        return ETCD
-    if os.path.exists(os.path.join(database, "state.db")):
-        return KINE
-    return KINE if program(KINE, settings) is not None or program(ETCD, settings) is None else ETCD
+    with_kine, with_etcd = (program(name, settings) is not None for name in (KINE, ETCD))
+    return made.chosen(settings, layout, with_kine=with_kine, with_etcd=with_etcd)
 
 
 def _reason(settings: node_config.Settings, layout: node_config.Layout) -> str:
@@ -170,7 +162,7 @@ def _reason(settings: node_config.Settings, layout: node_config.Layout) -> str:
     asking = next((name for name in _ASKING if getattr(settings, name) != getattr(_DEFAULTS, name)), "")
     if asking:
         return f"{names.flag(asking)} asks for a cluster"
-    if os.path.isdir(os.path.join(layout.data_dir, "server", "db")):
+    if os.path.isdir(os.path.join(layout.data_dir, "server", "db")) or os.path.exists(made.memory(layout)):
         return f"there is a cluster in {layout.data_dir}"
     return ""
 

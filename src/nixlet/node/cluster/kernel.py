@@ -49,6 +49,12 @@ async def prepare(versions: Collection[int] = (4,), root: str = "/proc/sys") -> 
         # It may be built in, or not be there at all.
         with contextlib.suppress(errors.NixletError):
             await process.run([modprobe, "--quiet", "br_netfilter"], timeout=10)
+    if not os.path.exists(os.path.join(root, "net/bridge")):
+        # The answer of a pod on the same bridge goes past the rules by which its service was found, and is nobody's then.
+        _log.warning(
+            "this kernel has no br_netfilter: a pod doesn't reach a service whose pod is on the same node",
+            extra={"hint": "modprobe br_netfilter, where the kernel's package has it"},
+        )
     for name in [name for version in versions for name in _SWITCHED_ON[version]]:
         _switch_on(os.path.join(root, name))
 

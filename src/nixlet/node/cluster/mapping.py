@@ -71,18 +71,13 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
         kubelet_args=_kubelet_args(settings),
         kube_proxy_args=tuple(settings.kube_proxy_arg),
     )
-    if found.datastore == finding.KINE and "@" in settings.datastore_endpoint:
-        # It takes it by no other way, from the environment neither.
-        _log.warning(
-            "the datastore-endpoint stands in kine's command line, which all users of this machine can read",
-            extra={"hint": "have the database know the node by a certificate: datastore-certfile"},
-        )
     if len(made.cluster_cidrs) > 1:
         raise errors.UnsupportedError(
             "cluster-cidr names two networks, and a node's pods get addresses of one IP version only",
             hint="name one of them",
         )
-    validation.check(made)
+    # (a node that joins learns from its cluster which networks there are)
+    validation.check(made, joins=bool(settings.server or settings.kubeconfig))
     return made
 
 
@@ -100,6 +95,10 @@ def _kubelet_args(settings: node_config.Settings) -> tuple[str, ...]:
     found = []
     for argument in settings.kubelet_arg:
         key, _, value = argument.removeprefix("--").partition("=")
+        if key == "root-dir" and not os.path.isabs(value):
+            raise errors.InvalidArgumentError(
+                f"kubelet-arg root-dir {value!r} is no absolute path", hint="as in root-dir=/var/lib/kubelet"
+            )
         if key == "config-dir":
             raise errors.InvalidArgumentError(
                 "kubelet-arg config-dir: the kubelet's configuration has a directory already",

@@ -10,13 +10,16 @@ import msgspec
 
 from nixlet import errors
 from nixlet.encoding import unreadable
-from nixlet.host import files
+from nixlet.host import files, network
 from nixlet.kubeclient import resources
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.node.settings import config as node_config
 
 #: Seconds between two looks at the Node object that has no network yet, and at one that has.
 _PAUSE, _LATER = 0.1, 30.0
+
+#: Seconds without a network after which somebody is told what the node waits for: others give it one in a second.
+_PATIENCE = 15.0
 
 _log = logging.getLogger("nixlet.cluster")
 
@@ -28,11 +31,13 @@ class _Remembered(msgspec.Struct, frozen=True):
         node: The node's name.
         pod_cidr: The network.
         routed_mtu: The largest packet (bytes) where flannel brings packets to other nodes; 0: it doesn't.
+        later: The network that it was given since then, when pods had addresses already; empty: none.
     """
 
     node: str
     pod_cidr: str
     routed_mtu: int = 0
+    later: str = ""
 
 
 def memory(layout: node_config.Layout) -> str:
@@ -41,13 +46,31 @@ def memory(layout: node_config.Layout) -> str:
 
 
 def remembered(layout: node_config.Layout) -> str:
-    """The network that the node was given last; empty: none yet.
+    """The network that the node's pods had last; empty: none yet.
 
     Raises:
         FailedPreconditionError: It can't be read.
     """
     known = _read(layout)
     return "" if known is None else known.pod_cidr
+
+
+def to_use(layout: node_config.Layout, bridge: str) -> str:
+    """The network that the node's pods are to have: the one that they had, or, where none is there any more, the one that the node was given since.
+
+    A node that was given another name, for instance, or was removed from its cluster and came back, is given another one.
+
+    Args:
+        layout: Where things are.
+        bridge: The bridge of the node's pods.
+
+    Raises:
+        FailedPreconditionError: It can't be read.
+    """
+    known = _read(layout)
+    if known is None:
+        return ""
+    return known.later if known.later and not network.bridge_members(bridge) else known.pod_cidr
 
 
 def remembered_mtu(layout: node_config.Layout) -> int:
@@ -79,7 +102,8 @@ def _read(layout: node_config.Layout) -> _Remembered | None:
     try:
         with open(path, "rb") as file:
             found = msgspec.json.decode(file.read(), type=_Remembered)
-        return msgspec.structs.replace(found, pod_cidr=str(ipaddress.ip_network(found.pod_cidr)))
+        later = str(ipaddress.ip_network(found.later)) if found.later else ""
+        return msgspec.structs.replace(found, pod_cidr=str(ipaddress.ip_network(found.pod_cidr)), later=later)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -94,6 +118,7 @@ def _read(layout: node_config.Layout) -> _Remembered | None:
 async def keep(
     layout: node_config.Layout,
     node: str,
+    there: str,
     client: AsyncClient,
     routed: Callable[[], Awaitable[int]],
     have: Callable[[str, int], None],
@@ -104,36 +129,51 @@ async def keep(
     Args:
         layout: Where things are.
         node: The node's name.
+        there: The network that its pods have; empty: none yet.
         client: Asks the API server.
         routed: Gives, when the node has been given its first network, the largest packet that flannel brings to other nodes (bytes); 0: it doesn't.
         have: Makes the network of a range, with that.
         first: Is set when there is one.
     """
-    there, told = remembered(layout), ""
+    told, later = "", ""
     if there:
         first.set()
+    late = asyncio.get_running_loop().time() + _PATIENCE
     while True:
+        missing, hint = "", ""
         try:
             found = _given(await client.get(resources.NODES, node))
-            if found and found != there:
-                mtu = remembered_mtu(layout) if there else await routed()
+            if not found:
+                missing = f"the cluster has given the node {node} no network for its pods yet"
+                hint = "kube-controller-manager gives them, where it runs with --allocate-node-cidrs"
+            elif not there:
+                mtu = await routed()
                 # Written down first: what pods have of it must be known again.
                 _write(layout, _Remembered(node, found, mtu))
-                if there:
-                    _log.warning(
-                        "pods of this node have addresses of %s, and of %s from its next start on", there, found
-                    )
-                else:
-                    have(found, mtu)
-                    _log.info("pods of this node get addresses of %s", found)
+                have(found, mtu)
+                _log.info("pods of this node get addresses of %s", found)
                 there = found
                 first.set()
+            else:
+                _write(layout, _Remembered(node, there, remembered_mtu(layout), found if found != there else ""))
+                if found not in {there, later}:
+                    _log.warning(
+                        "pods of this node have addresses of %s, and the cluster has given it %s since",
+                        there,
+                        found,
+                        extra={"hint": "drain the node and start it anew: it takes the other one when no pod is there"},
+                    )
+                    later = found
         except errors.NotFoundError:
-            pass
+            missing = f"the cluster doesn't know the node {node} yet, which its kubelet tells it of"
+            hint = f"see {layout.agent}/logs/kubelet.log"
         except errors.NixletError as error:
             if error.message != told:
                 _log.warning("the network of this node's pods can't be had yet: %s", error, extra={"hint": error.hint})
             told = error.message
+        if missing and not there and missing != told and asyncio.get_running_loop().time() > late:
+            _log.warning("pods have no addresses, and the node isn't ready: %s", missing, extra={"hint": hint})
+            told = missing
         await asyncio.sleep(_LATER if there else _PAUSE)
 
 

@@ -5,10 +5,11 @@ import datetime
 import logging
 import os
 
+from nixlet import errors
 from nixlet.cluster import certificates, encryption, kubeconfigs, kubelet, programs, tokens
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import files
-from nixlet.node.cluster import mapping
+from nixlet.node.cluster import made, mapping
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import trusted
 from nixlet.pods import resolvconf
@@ -64,17 +65,42 @@ def node_of(settings: node_config.Settings, layout: node_config.Layout) -> progr
     )
 
 
+def _check_kept(layout: node_config.Layout, cluster: ClusterSettings) -> None:
+    """Check that a cluster that is there has what can't be made anew: with other authorities and keys it would be another one.
+
+    Raises:
+        FailedPreconditionError: It hasn't.
+    """
+    known = made.remembered(layout)
+    if known is None:
+        return
+    places = cluster.layout
+    kept = [*(places.tls(f"{name}.crt") for name in certificates.NAMES), places.tls(certificates.SERVICE_KEY)]
+    for path in (*kept, *([places.cred(encryption.FILES[0])] if known.encrypted else [])):
+        if not os.path.lexists(path):
+            raise errors.FailedPreconditionError(
+                f"{path} is missing, which the cluster in {layout.data_dir} was made with",
+                hint="bring it back from a backup: nodes, tokens, service accounts and encrypted secrets would be lost without;"
+                f" or remove {made.memory(layout)} to have a new one made",
+            )
+
+
 def prepare_server(settings: node_config.Settings, layout: node_config.Layout, cluster: ClusterSettings) -> None:
     """Have all that the programs of a server need, its kubelet's part left out.
 
     Raises:
         NixletError: What is there can't be used, or the file system refuses.
     """
+    _check_kept(layout, cluster)
     given, of_agents = mapping.given_tokens(settings)
     # (what they say is looked at before anything is made)
     kubeconfigs.mode(settings.write_kubeconfig_mode)
     kubeconfigs.group(settings.write_kubeconfig_group)
     _have_certificates(cluster)
+    configs = {**kubeconfigs.of_server(cluster), **kubeconfigs.of_node(cluster.layout, cluster.server_url)}
+    # What a start left that was killed while it wrote: keys of secrets, for instance.
+    for directory in (cluster.layout.server, cluster.layout.cred(""), cluster.layout.agent):
+        files.sweep(directory, [*map(os.path.basename, (*configs, made.memory(layout))), *encryption.FILES])
     encryption.ensure(cluster)
     path = cluster.layout.tls("server-ca.crt")
     with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
@@ -85,12 +111,12 @@ def prepare_server(settings: node_config.Settings, layout: node_config.Layout, c
         with files.refusing(f"can't make the directory {directory}"):
             files.own_directory(directory, 0o700)
     files.make_directory(logs_dir(layout), mode=0o700)
-    for path, config in {
-        **kubeconfigs.of_server(cluster),
-        **kubeconfigs.of_node(cluster.layout, cluster.server_url),
-    }.items():
+    for path, config in configs.items():
         kubeconfigs.write(path, config)
     path = _write_for_people(settings, cluster)
+    if not settings.write_kubeconfig:
+        # (elsewhere others may be writing)
+        files.sweep(os.path.dirname(path), [os.path.basename(path)])
     _log.info(
         "the administrator's kubeconfig is %s; the token for other nodes is in %s/token", path, cluster.layout.server
     )

@@ -23,6 +23,7 @@ from nixlet.node.cluster import (
     finding,
     flannel,
     kernel,
+    made,
     mapping,
     nodenames,
     podnetwork,
@@ -64,7 +65,7 @@ class Cluster:
         found: finding.Found,
         cluster: ClusterSettings,
     ) -> None:
-        self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.remembered(layout))
+        self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.to_use(layout, settings.bridge))
         self.routed_mtu = podnetwork.remembered_mtu(layout)
         self._layout, self._found, self._cluster, self._backend = layout, found, cluster, found.flannel
         administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
@@ -81,6 +82,7 @@ class Cluster:
         Raises:
             NixletError: It can't be prepared.
         """
+        made.check_networks(self._layout, self._cluster)
         await ports.free(ports.of_node(self._cluster, self._found.programs))
         _, _, said = await asyncio.gather(
             kernel.prepare({network.version for network in self._cluster.cluster_cidrs}),
@@ -93,7 +95,22 @@ class Cluster:
         keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self._backend)
         await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
         _log.info("starting Kubernetes", extra={"versions": dict(said)})
-        children.start(*self._described.of_server())
+        children.start(*self._described.of_server(hidden=await self._hidden()))
+
+    async def _hidden(self) -> bool:
+        """Whether the address of a database, which may have a password in it, is kept out of kine's command line."""
+        kine = self._found.programs.get(finding.KINE)
+        if kine is None or not self._cluster.datastore_endpoint:
+            return False
+        hidden = await versions.takes_variable(kine, "KINE_ENDPOINT")
+        if not hidden:
+            _log.warning(
+                "the datastore-endpoint stands in kine's command line, which all users of this machine can read",
+                extra={
+                    "hint": "install a later kine; or have the database know the node by a certificate: datastore-certfile"
+                },
+            )
+        return hidden
 
     async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Start the rest beside containerd, and wait until all is ready and pods have their network, until ``stack`` is left.
@@ -103,6 +120,7 @@ class Cluster:
         """
         await self._start_agent(children)
         await children.ready(described.API_SERVER)
+        await asyncio.to_thread(made.remember, self.settings, self._layout, self._found.datastore, self._cluster)
         client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
         await self._keep_certificates(stack)
         if deploying.has_dns(self.settings):
@@ -208,7 +226,9 @@ class Cluster:
             self._have_network(own, pod_cidr, mtu)
 
         keeping = await _owned(
-            stack, podnetwork.keep(self._layout, self._cluster.node_name, client, mtu, have, first), "pod network"
+            stack,
+            podnetwork.keep(self._layout, self._cluster.node_name, self.settings.pod_cidr, client, mtu, have, first),
+            "pod network",
         )
 
         async def had() -> None:
@@ -261,10 +281,13 @@ class Cluster:
         """Make the network of this node's pods, with a claim on it."""
         settings = dataclasses.replace(self.settings, pod_cidr=pod_cidr)
         bridge = settings.bridge
-        stack.enter_context(claims.pod_network(bridge, pod_cidr))
-        known = marker.read(self._layout.data_dir)
-        claims.clear_gateway(bridge, pod_cidr, ours=known is not None and bridge in known.bridges)
-        containerd_child.write_network(settings, self._layout, mtu)
+        # (it is tried again where it fails, and then the claim is free again)
+        with contextlib.ExitStack() as claimed:
+            claimed.enter_context(claims.pod_network(bridge, pod_cidr))
+            known = marker.read(self._layout.data_dir)
+            claims.clear_gateway(bridge, pod_cidr, ours=known is not None and bridge in known.bridges)
+            containerd_child.write_network(settings, self._layout, mtu)
+            stack.push(claimed.pop_all())
         self.settings, self.routed_mtu = settings, mtu
 
 

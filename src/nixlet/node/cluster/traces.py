@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.layout import Layout
 from nixlet.host import iptables, mounts, process, unixsocket
-from nixlet.node.cluster import deploying, finding, flannel, kernel, mapping, podnetwork, preparing, versions
+from nixlet.node.cluster import deploying, finding, flannel, kernel, made, mapping, podnetwork, preparing, versions
 from nixlet.node.settings import config as node_config
 
 #: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.
@@ -33,6 +33,14 @@ _AGENT_FILES = (
     "flannel.kubeconfig", "client-flannel.crt", "client-flannel.key",
     "cluster.json", "node-password", "bootstrap.kubeconfig", "guest.json",
 )  # fmt: skip
+
+#: What a kubelet makes in its directory (pkg/kubelet, kubelet_getters.go and its state files): no more goes where a person has chosen it.
+_OF_KUBELETS = (
+    "pods", "plugins", "plugins_registry", "plugin-containers", "pod-resources", "pods-api", "checkpoints", "image_manager", "pki",
+    "allocated_pods_state", "actuated_pods_state", "cpu_manager_state", "memory_manager_state", "dra_manager_state", "dra_health_state",
+    "graceful_node_shutdown_state",
+)  # fmt: skip
+
 _SERVER_FILES = ("tls", "cred", "db", "token", "node-token", "agent-token", ".lock")
 
 _log = logging.getLogger("nixlet.cluster")
@@ -57,14 +65,23 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
     yield podnetwork.memory(layout)
     yield flannel.memory(layout)
     yield flannel.configuration(layout)
+    yield made.memory(layout)
     yield kernel.settings_file(layout)
     yield from deploying.written(layout)
     yield preparing.logs_dir(layout)
     yield preparing.kubelet_config(layout)
     yield preparing.named_kubelet_config(layout)
-    yield preparing.kubelet_dir(settings, layout)
+    yield from of_kubelet(settings, layout)
     if _is_our_kubeconfig(settings, places):
         yield mapping.kubeconfig_path(settings)
+
+
+def of_kubelet(settings: node_config.Settings, layout: node_config.Layout) -> list[str]:
+    """What of its directory is the kubelet's: all of it, or where a person has named it, what it makes there; much else may be in that."""
+    directory = preparing.kubelet_dir(settings, layout)
+    if not preparing.kubelet_argument(settings, "root-dir"):
+        return [directory]
+    return [os.path.join(directory, name) for name in _OF_KUBELETS]
 
 
 def _is_our_kubeconfig(settings: node_config.Settings, places: Layout) -> bool:
@@ -126,10 +143,14 @@ def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) -> Non
 
 
 def _kubelet_runs() -> bool:
+    return _runs(b"kubelet")
+
+
+def _runs(program: bytes) -> bool:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         # One that has ended, and that nobody has asked for, has no command line any more.
         with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
-            if os.path.basename(file.read().partition(b"\0")[0]) == b"kubelet":
+            if os.path.basename(file.read().partition(b"\0")[0]) == program:
                 return True
     return False
 
@@ -143,6 +164,12 @@ async def remove_rules(settings: node_config.Settings, layout: node_config.Layou
         await iptables.remove_chains(_CHAINS)
     await flannel.remove(layout)
     if not os.path.exists(Layout(layout.data_dir, layout.state_dir).node("kubeproxy.kubeconfig")):
+        return
+    if _runs(b"kube-proxy"):
+        # Its rules have the same names, and services of its cluster would be gone.
+        _log.warning(
+            "another kube-proxy runs on this machine: the rules of this node's stay until that one makes its own anew"
+        )
         return
     program = finding.program("kube-proxy", settings)
     if program is None:

@@ -51,6 +51,15 @@ async def _ask(path: str) -> str:
     return "" if match is None or match[1].startswith(b"0.0.") else match[1].decode()
 
 
+async def takes_variable(path: str, variable: str) -> bool:
+    """Whether a program says in its help that it takes a variable of the environment.
+
+    Raises:
+        CommandFailedError: It doesn't run.
+    """
+    return variable.encode() in (await process.run([path, "--help"], timeout=_TIMEOUT)).check().stdout
+
+
 def check(versions: Mapping[str, str]) -> None:
     """Check that programs of these versions go together.
 

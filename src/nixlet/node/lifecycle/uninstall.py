@@ -17,7 +17,7 @@ from typing import Any
 from nixlet import errors
 from nixlet.containerd import cni, cri
 from nixlet.containers import endings
-from nixlet.host import files, iptables, logfiles, network
+from nixlet.host import files, iptables, logfiles, mounts, network
 from nixlet.node.children import registries
 from nixlet.node.cluster import kernel, podnetwork, preparing, traces
 from nixlet.node.images import preload
@@ -116,6 +116,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
     emptied = (
         *inside,
+        preparing.kubelet_dir(settings, layout),
         os.path.join(data_dir, "server", "manifests"),
         os.path.join(data_dir, "server"),
         *(each.state_dir for each in layouts),
@@ -289,7 +290,9 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
     await remains.unmount(layout.pods, itself=True)
     # Volumes that its kubelet made, and its own mount of that directory.
-    await remains.unmount(preparing.kubelet_dir(settings, layout))
+    for path in traces.of_kubelet(settings, layout):
+        await remains.unmount(path)
+    mounts.unbind(preparing.kubelet_dir(settings, layout))
     traces.remove_cgroups(settings, uids)
     await traces.remove_rules(settings, layout)
     kernel.put_settings_back(layout)

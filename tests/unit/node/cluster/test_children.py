@@ -122,3 +122,26 @@ def test_kine_doesnt_start_where_a_stranger_would_answer_for_it(tmp_path: Path) 
     ):
         kine.may_start()
     kine.may_start()
+
+
+def test_what_etcd_would_not_start_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes each argument from the environment as well, and ends where both say it; a file of settings it takes alone."""
+    monkeypatch.setenv("ETCD_NAME", "somebody")
+    monkeypatch.setenv("ETCD_CONFIG_FILE", "/etc/etcd.yaml")
+    monkeypatch.setenv("ETCD_UNSUPPORTED_ARCH", "arm64")
+    etcd, server, *_ = described(tmp_path, finding.ETCD).of_server()
+    assert {name for name in etcd.env if name.startswith("ETCD_")} == {"ETCD_UNSUPPORTED_ARCH"}
+    assert server.env["ETCD_NAME"] == "somebody"
+
+
+def test_a_database_s_password_is_in_no_command_line(tmp_path: Path) -> None:
+    made = described(tmp_path, finding.KINE)
+    made._cluster = dataclasses.replace(made._cluster, datastore_endpoint="mysql://u:se-cret@tcp(db)/k")
+    kine, *others = made.of_server(hidden=True)
+    assert kine.env["KINE_ENDPOINT"] == "mysql://u:se-cret@tcp(db)/k"
+    assert "se-cret" not in "".join(kine.argv)
+    assert "se-cret" not in "".join(f"{each.argv}{each.env}" for each in others)
+    # One of old takes it by an argument only.
+    kine, *_ = made.of_server()
+    assert "--endpoint=mysql://u:se-cret@tcp(db)/k" in kine.argv
+    assert "KINE_ENDPOINT" not in kine.env

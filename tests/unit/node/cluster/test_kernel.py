@@ -34,7 +34,13 @@ async def test_what_can_not_be_switched_on_is_told(
 ) -> None:
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(process, "find_program", lambda name: None)
-    # A kernel that has neither has nothing to be told of.
+    # A kernel that has neither has nothing that could be switched on; without the one services are lame.
+    await kernel.prepare(root=str(tmp_path))
+    assert caplog.messages == [
+        "this kernel has no br_netfilter: a pod doesn't reach a service whose pod is on the same node"
+    ]
+    (tmp_path / "net/bridge").mkdir(parents=True)
+    caplog.clear()
     await kernel.prepare(root=str(tmp_path))
     assert caplog.messages == []
     (tmp_path / "net/ipv4/ip_forward").mkdir(parents=True)

@@ -1,7 +1,6 @@
 """From a node's settings to those of its cluster."""
 
 import ipaddress
-import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,7 @@ def test_what_is_said_goes_over() -> None:
             "kubelet-arg config-dir: the kubelet's configuration has a directory",
         ),
         ({"kubelet_arg": ("config=",)}, "kubelet-arg config names no file"),
+        ({"kubelet_arg": ("root-dir=kubelet",)}, "kubelet-arg root-dir 'kubelet' is no absolute path"),
         ({"cluster_cidr": ("10.42.0.0/16", "fd00::/56")}, "cluster-cidr names two networks"),
     ],
 )
@@ -104,17 +104,16 @@ def test_the_address_of_flannel_s_interface_is_the_node_s(monkeypatch: pytest.Mo
     assert str(mapped(node_ip=("192.0.2.7",), flannel_iface="eth1").node_ip) == "192.0.2.7"
 
 
-def test_a_password_that_others_can_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    kine = finding.Found({}, finding.KINE)
-    mapped(kine)
-    mapped(kine, datastore_endpoint="mysql://tcp(db)/k")
-    mapped(finding.Found({}, finding.ELSEWHERE), datastore_endpoint="https://db:2379")
-    assert caplog.messages == []
-    mapped(kine, datastore_endpoint="mysql://user:se-cret@tcp(db)/k")
-    assert caplog.messages == [
-        "the datastore-endpoint stands in kine's command line, which all users of this machine can read"
-    ]
+def test_a_node_that_joins_knows_no_networks_yet() -> None:
+    """Those of its cluster may be others than the default ones, and its address in these."""
+    found = finding.Found({"kubelet": "/bin/kubelet"}, finding.ELSEWHERE)
+    for where in ({"server": "https://192.0.2.1:6443"}, {"kubeconfig": "/k"}):
+        made = mapped(found, node_ip=("10.42.0.7",), cluster_dns=("10.96.0.10",), **where)
+        assert [str(address) for address in made.dns_addresses] == ["10.96.0.10"]
+        with pytest.raises(errors.InvalidArgumentError, match="loopback"):
+            mapped(found, node_ip=("127.0.0.1",), **where)
+    with pytest.raises(errors.InvalidArgumentError, match="lies in cluster-cidr"):
+        mapped(node_ip=("10.42.0.7",))
 
 
 def test_tokens_come_from_settings_or_files(tmp_path: Path) -> None:

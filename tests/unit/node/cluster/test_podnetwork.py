@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
+from nixlet.host import network
 from nixlet.kubeclient import resources
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
@@ -47,6 +48,7 @@ class Answers:
 async def kept(layout: config.Layout, had: list[str]) -> AsyncIterator[asyncio.Event]:
     first = asyncio.Event()
     client = AsyncClient(Client(Endpoint.of("https://x")))
+    there = podnetwork.to_use(layout, "nixlet-none")
 
     async def routed() -> int:
         assert podnetwork.remembered(layout) == ""
@@ -55,7 +57,7 @@ async def kept(layout: config.Layout, had: list[str]) -> AsyncIterator[asyncio.E
     def have(cidr: str, mtu: int) -> None:
         had.append(f"{cidr} {mtu}")
 
-    keeping = asyncio.create_task(podnetwork.keep(layout, "n", client, routed, have, first))
+    keeping = asyncio.create_task(podnetwork.keep(layout, "n", there, client, routed, have, first))
     try:
         yield first
     finally:
@@ -98,10 +100,41 @@ async def test_the_next_start_knows_it(
         await asyncio.wait_for(first.wait(), 1)
         while len(said.asked) < 4:
             await asyncio.sleep(0.001)
-    # A network that pods are in isn't changed under them.
+    # A network that pods are in isn't changed under them, and not by the next start either as long as one is there.
     assert had == []
-    assert caplog.text.count("of 10.42.5.0/24 from its next start on") == 1
-    assert json.loads(path.read_text()) == {"node": "n", "pod_cidr": "10.42.5.0/24", "routed_mtu": 1450}
+    assert caplog.messages == [
+        "pods of this node have addresses of 10.42.3.0/24, and the cluster has given it 10.42.5.0/24 since"
+    ]
+    assert podnetwork.remembered(layout) == "10.42.3.0/24"
+    members = ["veth1"]
+    monkeypatch.setattr(network, "bridge_members", lambda bridge: members if bridge == "nixlet-none" else [])
+    assert podnetwork.to_use(layout, "nixlet-none") == "10.42.3.0/24"
+    members.clear()
+    assert podnetwork.to_use(layout, "nixlet-none") == "10.42.5.0/24"
+    async with kept(layout, had):
+        count = len(said.asked)
+        while len(said.asked) < count + 3:
+            await asyncio.sleep(0.001)
+    assert podnetwork.remembered(layout) == podnetwork.to_use(layout, "x") == "10.42.5.0/24"
+    assert json.loads(path.read_text()) == {"node": "n", "pod_cidr": "10.42.5.0/24", "routed_mtu": 1450, "later": ""}
+    assert had == []
+    assert len(caplog.messages) == 1
+
+
+async def test_what_is_waited_for_in_vain_is_told_once(
+    layout: config.Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster whose controllers give no networks to nodes, for one."""
+    monkeypatch.setattr(podnetwork, "_PATIENCE", 0.0)
+    said = Answers(monkeypatch, errors.NotFoundError("x"), errors.NotFoundError("x"), {"spec": {}})
+    async with kept(layout, []) as first:
+        while len(said.asked) < 6:
+            await asyncio.sleep(0.001)
+        assert not first.is_set()
+    assert caplog.messages == [
+        "pods have no addresses, and the node isn't ready: the cluster doesn't know the node n yet, which its kubelet tells it of",
+        "pods have no addresses, and the node isn't ready: the cluster has given the node n no network for its pods yet",
+    ]
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"node":"n","pod_cidr":"x"}', '{"node":"n","pod_cidr":3}'])

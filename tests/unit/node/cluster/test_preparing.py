@@ -7,7 +7,7 @@ import yaml
 
 from nixlet import errors
 from nixlet.cluster import programs, tokens
-from nixlet.node.cluster import preparing
+from nixlet.node.cluster import made, preparing
 from nixlet.node.settings import config
 from support import clusters
 
@@ -27,6 +27,42 @@ def test_a_start_changes_nothing_of_the_last_one_s(tmp_path: Path, layout: confi
     for secret in ("kubeconfig.yaml", "server/token", "server/cred/admin.kubeconfig", "agent/kubelet.kubeconfig"):
         assert Path(layout.data_dir, secret).stat().st_mode & 0o777 == 0o600
     assert Path(layout.data_dir, "server/db").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_killed_start_left_goes(tmp_path: Path, layout: config.Layout) -> None:
+    """Keys are in some of it, and an uninstallation would take it for somebody's."""
+    settings = config.Settings(data_dir=layout.data_dir, state_dir=layout.state_dir)
+    cluster = clusters.settings(tmp_path, secrets_encryption=True)
+    preparing.prepare_server(settings, layout, cluster)
+    before = clusters.content(tmp_path)
+    names = (
+        "server/.made.json", "server/.token", "server/tls/.server-ca.key", "server/cred/.admin.kubeconfig", ".kubeconfig.yaml",
+        "server/cred/.encryption-config.json", "agent/.kubelet.kubeconfig", "agent/.client-ca.crt", "agent/.client-kubelet.key",
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / "data" / f"{name}.abcdefgh").write_text("half")
+    preparing.prepare_server(settings, layout, cluster)
+    assert clusters.content(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", ["server/tls", "server/tls/service.key", "server/cred"])
+def test_what_a_cluster_was_made_with_is_not_made_anew(tmp_path: Path, layout: config.Layout, lost: str) -> None:
+    """A directory that isn't mounted, for one: with other keys it would be another cluster, and its secrets unreadable."""
+    settings = config.Settings(data_dir=layout.data_dir, state_dir=layout.state_dir)
+    cluster = clusters.settings(tmp_path, secrets_encryption=True)
+    preparing.prepare_server(settings, layout, cluster)
+    made.remember(settings, layout, made.ETCD, cluster)
+    preparing.prepare_server(settings, layout, cluster)
+    path = tmp_path / "data" / lost
+    path.rename(tmp_path / "away")
+    before = clusters.content(tmp_path)
+    with pytest.raises(errors.FailedPreconditionError, match=f"^{path}.* is missing, which the cluster in") as caught:
+        preparing.prepare_server(settings, layout, cluster)
+    assert clusters.content(tmp_path) == before
+    assert f"or remove {made.memory(layout)} to have a new one made" in caught.value.hint
+    if lost == "server/cred":
+        Path(made.memory(layout)).unlink()
+        preparing.prepare_server(settings, layout, cluster)
 
 
 def test_another_token_is_refused(tmp_path: Path, layout: config.Layout) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
+import ipaddress
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +18,9 @@ import pytest
 from nixlet import errors
 from nixlet.host import children, iptables, supervisor
 from nixlet.kubeclient import endpoint
-from nixlet.node.cluster import bootstrap, finding, kernel, podnetwork, ports, preparing, running, versions
+from nixlet.node.children import containerd_child
+from nixlet.node.cluster import bootstrap, finding, kernel, made, podnetwork, ports, preparing, running, versions
+from nixlet.node.ownership import claims
 from nixlet.node.settings import config
 from nixlet.services import joinserver
 from support import apiservers, clusters
@@ -59,6 +64,7 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
 
     monkeypatch.setattr(bootstrap, "apply", apply)
     settings = config.Settings(data_dir=str(tmp_path / "data"), disable_agent=True)
+    (tmp_path / "data/server").mkdir(parents=True)
     cluster = running.Cluster(
         settings,
         config.Layout(settings.data_dir, str(tmp_path / "state")),
@@ -172,3 +178,64 @@ async def test_a_flannel_that_comes_later_masquerades_in_the_place_of_the_plugin
     await cluster._have_routed(0)
     assert attached() == (True, 0)
     assert (len(removed), made().routed_mtu) == (1, 0)
+
+
+def cluster_at(directory: Path, **programs: str) -> running.Cluster:
+    settings = config.Settings(data_dir=str(directory / "data"), bridge="nixlet-none")
+    return running.Cluster(
+        settings,
+        config.Layout(settings.data_dir, str(directory / "run")),
+        finding.Found(programs, finding.KINE if "kine" in programs else finding.ETCD),
+        clusters.settings(directory, datastore_endpoint="mysql://u:se-cret@tcp(db)/k" if "kine" in programs else ""),
+    )
+
+
+def test_a_network_of_pods_that_can_not_be_had_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence stays true: the claim of the first try isn't in the way of the second."""
+    directory, cluster = tmp_path / "claims", cluster_at(tmp_path)
+    claim = functools.partial(claims.pod_network, directory=str(directory))
+    monkeypatch.setattr(claims, "pod_network", claim)
+    refusals = [errors.FailedPreconditionError("the bridge has another address")] * 2
+
+    def clear(*_: object, **__: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(claims, "clear_gateway", clear)
+    monkeypatch.setattr(containerd_child, "write_network", lambda *_: None)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            with pytest.raises(errors.FailedPreconditionError, match=r"^the bridge has another address$"):
+                cluster._have_network(stack, "10.42.0.0/24", 0)
+        cluster._have_network(stack, "10.42.0.0/24", 0)
+        assert cluster.settings.pod_cidr == "10.42.0.0/24"
+        with pytest.raises(errors.FailedPreconditionError, match="another node"), claim("nixlet-none", "10.42.0.0/24"):
+            pass
+    with claim("nixlet-none", "10.42.0.0/24"):
+        pass
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_a_password_that_others_can_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, knows: bool
+) -> None:
+    caplog.set_level(logging.WARNING)
+    kine = tmp_path / "kine"
+    kine.write_text(f"#!/bin/sh\necho '--endpoint value {'[$KINE_ENDPOINT]' if knows else ''}'\n")
+    kine.chmod(0o755)
+    assert await cluster_at(tmp_path, kine=str(kine))._hidden() is knows
+    told = "the datastore-endpoint stands in kine's command line, which all users of this machine can read"
+    assert caplog.messages == ([] if knows else [told])
+    assert "se-cret" not in caplog.text
+    assert await cluster_at(tmp_path)._hidden() is False
+
+
+async def test_networks_are_looked_at_before_anything_is_made(tmp_path: Path) -> None:
+    cluster = cluster_at(tmp_path)
+    (tmp_path / "data/server").mkdir(parents=True)
+    made.remember(cluster.settings, cluster._layout, finding.ETCD, clusters.settings(tmp_path))
+    cluster._cluster = clusters.settings(tmp_path, service_cidrs=(ipaddress.ip_network("10.53.0.0/16"),))
+    async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
+        with pytest.raises(errors.FailedPreconditionError, match=r"was made with --service-cidr 10\.43\.0\.0/16"):
+            await cluster.begin(stack, kept)
+    assert not (tmp_path / "data/server/tls").exists()

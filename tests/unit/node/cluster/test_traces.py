@@ -1,5 +1,7 @@
 """What a cluster has on its machine: what is its own is known, and nothing else."""
 
+import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     cluster = clusters.settings(tmp_path, secrets_encryption=True)
     preparing.prepare_server(settings, layout, cluster)
     preparing.prepare_agent(settings, layout, cluster, preparing.node_of(settings, layout))
+    # (an agent's: of how it joined)
+    for name in ("bootstrap.kubeconfig", "node-password", "cluster.json"):
+        (tmp_path / "data/agent" / name).write_text("se-cret")
     trees = list(traces.trees(settings, [layout]))
     made = [str(path) for path in tmp_path.rglob("*") if not path.is_dir()]
     assert len(made) > 40
@@ -39,6 +44,36 @@ def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.Monke
         path = tmp_path / "data" / mine
         assert not any(f"{path}/".startswith(f"{tree}/") for tree in trees), mine
     assert tokens.read(str(tmp_path / "data/server/token")).password == "se-cret"
+
+
+def test_where_a_person_has_put_the_kubelet_s_directory_only_what_it_made_goes(tmp_path: Path) -> None:
+    """It may be a directory with all sorts of things in it."""
+    root = tmp_path / "srv"
+    settings, layout = settings_at(tmp_path, kubelet_arg=(f"root-dir={root}",))
+    trees = list(traces.trees(settings, [layout]))
+    assert str(root) not in trees
+    assert {f"{root}/pods", f"{root}/pki", f"{root}/cpu_manager_state"} <= set(trees)
+    assert f"{root}/database" not in trees
+    settings, layout = settings_at(tmp_path)
+    assert f"{tmp_path}/data/agent/kubelet" in traces.trees(settings, [layout])
+
+
+async def test_another_kube_proxy_keeps_its_services(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its rules have the same names."""
+    settings, layout = settings_at(tmp_path, kubernetes_bin_dir=str(tmp_path))
+    (tmp_path / "data/agent").mkdir(parents=True)
+    (tmp_path / "data/agent/kubeproxy.kubeconfig").write_text("")
+    program, called = tmp_path / "kube-proxy", tmp_path / "called"
+    program.write_text(f"#!/bin/sh\ntouch {called}\n")
+    program.chmod(0o755)
+    other = await asyncio.create_subprocess_exec("kube-proxy", "60", executable=shutil.which("sleep"))
+    try:
+        await traces.remove_rules(settings, layout)
+    finally:
+        other.kill()
+        await other.wait()
+    assert "another kube-proxy runs on this machine" in caplog.text
+    assert not called.exists()
 
 
 def test_another_cluster_s_kubeconfig_stays(tmp_path: Path) -> None:
