@@ -169,7 +169,7 @@ def test_pull_secrets_open_a_registry_for_their_pods_alone(
             )
         references = {name: f"{registry.address}/locked/{name}:1" for name in ("ordinary", "paths")}
         # (the last has them pulled by credentials, and not found where others' credentials have brought them)
-        for secrets in ((), ("wrong",), ("right",), ("wrong", "right"), ()):
+        for secrets in ((), ("wrong",), ("wrong", "right"), ()):
             cluster.kubectl("apply", "-f", "-", stdin=locked_pod(references, secrets))
             if "right" in secrets:
                 cluster.await_phase("locked", "Succeeded")
