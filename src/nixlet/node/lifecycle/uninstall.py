@@ -32,6 +32,9 @@ from nixlet.store.daemon import client as nix
 #: The settings by which a node is known; what it was started with holds.
 _KNOWN_BY = ("state_dir", "bridge")
 
+#: Seconds for the kernel to take away the interfaces of network namespaces that nobody has any more: it does so when it has time.
+_INTERFACES_TIMEOUT = 5.0
+
 _log = logging.getLogger("nixlet.uninstall")
 
 
@@ -301,7 +304,15 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
         await iptables.remove_rules(container=pod)
     remains.remove(podtraces.cni_results(pods))
     for bridge in doomed.bridges:
-        network.remove_bridge(bridge)
+        await _remove_bridge(bridge)
+
+
+async def _remove_bridge(name: str) -> None:
+    """Remove a bridge as soon as the interfaces of pods that have ended are gone from it; one that somebody else uses stays."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _INTERFACES_TIMEOUT
+    while not network.remove_bridge(name) and network.bridge_exists(name) and loop.time() < deadline:
+        await asyncio.sleep(0.05)
 
 
 async def uninstall_snapshotter(root: str) -> Plan:
