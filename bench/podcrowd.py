@@ -164,7 +164,7 @@ def document(found: dict[str, Any], paths: int) -> str:
             f"The last are to the first as {ratio:.2f} to 1 (aim: at most {TARGET_RATIO}), of the ordinary image as {other_ratio:.2f} to 1. All together: {found['there']['mounts']} mounts, of which"
             f" {found['views']} a view of the closure and 5 for each pod (the roots of its container and its sandbox, that one's shared memory and network"
             f" namespace, and the token's volume), {found['there']['snapshots']} snapshots, {found['there']['addresses']} addresses. All pods were removed"
-            f" after {found['removal']:.0f} s, and {found['until nothing is left']:.0f} s later at the most nothing of them and their image was left: no mount,"
+            f" after {found['removal']:.0f} s, and {found['until nothing is left']:.0f} s after that had begun nothing of them and their image was left: no mount,"
             " namespace, process, cgroup, rule, address, directory, snapshot, GC root or log (a kubelet takes a minute for logs)."
         ),
     ]
