@@ -92,7 +92,7 @@ def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
     found = json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
     ours = {each["name"]: each for each in found if each["group"] == "Kubernetes"}
     assert {name: each["status"] for name, each in ours.items()} == dict.fromkeys(
-        ("programs", "settings", "services", "route", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
+        ("programs", "settings", "services", "flannel", "route", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
     ), ours
     assert "kube-apiserver 1.36.3" in ours["programs"]["evidence"]
     children = {each["name"] for each in found if each["group"] == "children"}
