@@ -130,6 +130,32 @@ class Machine:
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    @contextlib.contextmanager
+    def linked(self, bridge: str, address: str, gateway: str) -> Iterator[None]:
+        """A way out of it for the time of the context: a bridge of this machine's.
+
+        Args:
+            bridge: Its name.
+            address: The machine's address there, with the length of its prefix.
+            gateway: Where its default route leads.
+        """
+        inside = ["nsenter", "--target", str(self._pid), "--net", "ip"]
+        link = f"nixmach{self._pid % 10000}"
+        commands = (
+            ["ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid)],
+            ["ip", "link", "set", link, "master", bridge, "up"],
+            [*inside, "link", "set", "lo", "up"],
+            [*inside, "address", "add", address, "dev", "eth0"],
+            [*inside, "link", "set", "eth0", "up"],
+            [*inside, "route", "add", "default", "via", gateway],
+        )
+        try:
+            for command in commands:
+                subprocess.run(command, check=True)
+            yield
+        finally:
+            subprocess.run(["ip", "link", "delete", link], check=True)
+
     def show(self, unit: str, name: str) -> str:
         """What its systemd says of a unit."""
         return self.ok("systemctl", "show", "--property", name, "--value", unit).strip()

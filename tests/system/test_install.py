@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support import machines
+from support import kubernetes, machines, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -388,3 +389,40 @@ def test_taken_away_nothing_is_left(installed: machines.Machine) -> None:
     assert installed.ok("sh", "-c", "ls /run/netns 2>/dev/null || true") == ""
     assert "nixlet" not in installed.ok("cat", "/proc/self/mounts")
     assert "nixlet0" not in installed.ok("ls", "/sys/class/net")
+
+
+def test_an_agent_joins_a_cluster(machine: machines.Machine, tmp_path: Path) -> None:
+    """As k3s's script makes one: by nothing but two variables; with the programs of Kubernetes that it finds."""
+    containerd = parts.containerd(parts.CONTAINERDS[-1])
+    shutil.copytree(containerd.parent, machine.root / "src/containerd")
+    (machine.root / "src/kubernetes").mkdir()
+    for program in ("kubelet", "kube-proxy"):
+        shutil.copy(parts.kubernetes() / program, machine.root / "src/kubernetes")
+    machine.ok("sh", "-c", "if [ -e /usr/local/bin/nixlet-uninstall.sh ]; then nixlet-uninstall.sh; fi")
+    # A kubelet reads there whether the kernel ended something for want of memory.
+    machine.ok("ln", "-sf", "null", "/dev/kmsg")
+    cluster = kubernetes.Cluster(66, tmp_path, "--containerd", str(containerd))
+    address = f"{cluster.address.rpartition('.')[0]}.9"
+    with kubernetes.cleaned_up(cluster), machine.linked(cluster.interface, f"{address}/24", cluster.address):
+        cluster.start()
+        cluster.await_node()
+        token = (cluster.data_dir / "server/node-token").read_text().strip()
+        flags = ("--kubernetes-bin-dir", "/src/kubernetes", "--containerd", "/src/containerd/containerd")
+        given = {"NIXLET_URL": f"https://{cluster.address}:6443", "NIXLET_TOKEN": token}
+        done = install(machine, "1.0.0", *flags, **given)
+        assert done.returncode == 0, done.stderr
+        assert machine.show("nixlet-agent", "ActiveState") == "active"
+        assert token not in machine.ok("systemctl", "show", "nixlet-agent")
+        assert token not in machine.ok("cat", "/etc/systemd/system/nixlet-agent.service")
+        node = f"node/{machine.ok('hostname').strip()}"
+        ready = ["wait", "--for=condition=Ready", "--timeout=120s", node]
+        kubernetes.until(lambda: node in cluster.kubectl("get", "nodes", "--output=name"), "it has joined")
+        cluster.kubectl(*ready)
+        # An upgrade without a word more keeps what it is.
+        done = install(machine, "1.1.0", PIP_FIND_LINKS="")
+        assert done.returncode == 0, done.stderr
+        assert runs(machine) == "1.1.0"
+        cluster.kubectl(*ready)
+        done = machine.run("nixlet-agent-uninstall.sh")
+        assert done.returncode == 0, done.stderr
+        assert traces(machine) == [], done.stdout
