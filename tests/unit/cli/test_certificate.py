@@ -48,7 +48,7 @@ def test_a_server_s_certificates_are_listed_without_its_settings(
     assert run(settings, "check") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["SERVICE", "FILE", "FOR", "ENDS", "LEFT", "STATE"]
-    assert len(lines) == 1 + 5 + 12
+    assert len(lines) == 1 + 5 + 13
     (api,) = (line for line in lines if "serving-kube-apiserver" in line)
     end = (NOW + datetime.timedelta(days=365)).strftime("%Y-%m-%d")
     assert api.split() == [
@@ -118,12 +118,12 @@ def test_an_agent_s_certificates_are_listed(tmp_path: Path, capsys: pytest.Captu
     for name in ("client-ca.crt", "server-ca.crt"):
         Path(places.node(name)).write_bytes(Path(settings.layout.node(name)).read_bytes())
     assert run(places, "check") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 3
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 4
     # Another cluster's, perhaps.
     other = server(tmp_path / "other")
     Path(places.node("client-ca.crt")).write_bytes(Path(other.layout.node("client-ca.crt")).read_bytes())
     assert run(places, "check") == 1
-    assert capsys.readouterr().out.count("it was signed by another authority than") == 2
+    assert capsys.readouterr().out.count("it was signed by another authority than") == 3
     assert run(places, "rotate") == 125
     assert "its certificates are its server's to make\nhint: start the agent anew" in capsys.readouterr().err
 
@@ -165,7 +165,7 @@ def test_all_are_rotated_beside_a_running_server_which_is_to_be_started_anew(
         assert run(settings, "rotate", "-o", "json") == 0
         shown = capsys.readouterr()
     told = json.loads(shown.out)
-    assert (len(told["rotated"]), told["left"], told["restart"]) == (12, [], True)
+    assert (len(told["rotated"]), told["left"], told["restart"]) == (13, [], True)
     assert "restart it" in shown.err
     assert run(settings, "check") == 0
 
