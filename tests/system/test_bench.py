@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calls", "closures", "podcost", "ready", "verbs"])
+@pytest.mark.parametrize("name", ["calls", "closures", "cluster", "podcost", "ready", "verbs"])
 def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     families = "".join(f"{family} {directory}\n" for family, directory in parts.directories().items())
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/bench", "NIXLET_PARTS": families}
@@ -31,6 +31,11 @@ def test_a_benchmark_runs_through_and_leaves_nothing(name: str, tmp_path: Path) 
         node, bare = figure["rows"].values()
         assert node["median"] > bare["median"] > 0
         assert figure["idle"].keys() == {"nixlet", "containerd"}
+    elif name == "cluster":
+        (figure,) = figures.values()
+        assert min(figure["ready"]["median"], figure["replicas"], figure["agent_ready"]) > 0
+        assert figure["server"].keys() >= {"nixlet", "containerd", "etcd", "kube-apiserver", "kubelet"}
+        assert figure["agent"].keys() == {"nixlet", "containerd", "kubelet", "kube-proxy"}
     elif name == "podcost":
         (figure,) = figures.values()
         assert len(figure) == 10

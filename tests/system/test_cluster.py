@@ -4,8 +4,6 @@ import contextlib
 import functools
 import ipaddress
 import json
-import os
-import signal
 import ssl
 import urllib.error
 import urllib.request
@@ -294,54 +292,6 @@ def refused(cluster: kubernetes.Cluster, *more: str) -> str:
     finally:
         cluster.arguments = kept
     return cluster.log.read_text()[before:]
-
-
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_each_child_comes_back_and_costs_nothing(cluster: kubernetes.Cluster, archives: Path, rounds: int) -> None:
-    """Killed in turn: what was acknowledged before is there afterwards, and no pod has noticed."""
-    image = storeimages.make(archives, 3)
-    name = f"through-{rounds}"
-    cluster.kubectl(
-        "run", name, f"--image={image.reference}", "--restart=Never", "--command", "--", "/bin/sleep", "1000"
-    )  # fmt: skip
-    cluster.await_phase(name, "Running")
-    before = cluster.get("pod", name)["status"]["containerStatuses"][0]
-    made = []
-    for number in range(rounds):
-        for child in [each for each in cluster.children() if each != "containerd"]:
-            made.append(f"{name}-{number}-{child}")
-            cluster.kubectl("create", "configmap", made[-1])
-            killed = cluster.children()[child]
-            os.kill(killed["pid"], signal.SIGKILL)
-            kubernetes.until(lambda: is_back(cluster, child, killed["pid"]), f"{child} is back")  # noqa: B023
-    found = {each["metadata"]["name"] for each in cluster.get("configmaps")["items"]}
-    assert found.issuperset(made)
-    assert len(made) == rounds * 6
-    cluster.await_node()
-    assert cluster.get("pod", name)["status"]["containerStatuses"][0]["containerID"] == before["containerID"]
-    still_answers(cluster, name)
-    cluster.kubectl("delete", "pod", name, "--now")
-
-
-def is_back(cluster: kubernetes.Cluster, name: str, killed: int) -> bool:
-    child = cluster.children()[name]
-    return child["state"] == "ready" and child["pid"] not in {0, killed}
-
-
-def test_a_killed_node_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> None:
-    image = storeimages.make(archives, 3)
-    cluster.kubectl(
-        "run", "outliving", f"--image={image.reference}", "--restart=Never", "--command", "--", "/bin/sleep", "1000"
-    )  # fmt: skip
-    cluster.await_phase("outliving", "Running")
-    before = cluster.get("pod", "outliving")["status"]["containerStatuses"][0]
-    cluster.kill()
-    cluster.start()
-    cluster.await_node()
-    after = cluster.get("pod", "outliving")["status"]["containerStatuses"][0]
-    assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
-    still_answers(cluster, "outliving")
-    cluster.kubectl("delete", "pod", "outliving", "--now")
 
 
 def still_answers(cluster: kubernetes.Cluster, pod: str) -> None:
