@@ -89,6 +89,18 @@ def traces(machine: machines.Machine) -> list[str]:
     return sorted({*machine.ok("sh", "-c", find).split(), *machine.ok("sh", "-c", places).split()})
 
 
+def cgroups_of(machine: machines.Machine, pid: int) -> set[str]:
+    """The cgroups that a process of a machine's is in, each once, the machine's own ones left out."""
+    lines = machine.ok("cat", f"/proc/{pid}/cgroup").splitlines()
+    return {line.partition(":")[2].partition(":")[2] for line in lines} - {"/"}
+
+
+def scopes(machine: machines.Machine) -> set[str]:
+    """The containers whose cgroups are systemd's."""
+    listed = machine.ok("systemctl", "list-units", "--type=scope", "--no-legend", "--plain")
+    return set(re.findall(r"cri-containerd-([0-9a-f]{64})\.scope", listed))
+
+
 def test_what_is_missing_is_said_before_anything_changes(machine: machines.Machine) -> None:
     machine.ok("sh", "-c", "mv /usr/bin/runc /usr/bin/runc.away 2>/dev/null || true")
     try:
@@ -389,6 +401,40 @@ def test_taken_away_nothing_is_left(installed: machines.Machine) -> None:
     assert installed.ok("sh", "-c", "ls /run/netns 2>/dev/null || true") == ""
     assert "nixlet" not in installed.ok("cat", "/proc/self/mounts")
     assert "nixlet0" not in installed.ok("ls", "/sys/class/net")
+
+
+def test_systemd_makes_the_cgroups(installed: machines.Machine) -> None:
+    """A pod goes on in what it has when the node changes its mind, and can be entered and removed."""
+    config = installed.ok("sh", "-c", "ls /var/lib/nixlet/agent/etc/containerd/config*.toml").strip()
+    assert "SystemdCgroup = true" in installed.ok("cat", config)
+    container = installed.ok(*RUN_SLEEPER, "--name", "old", *SLEEPER).strip()
+    pid = sleeper(installed)
+    there = {f"/system.slice/cri-containerd-{container}.scope"}
+    assert cgroups_of(installed, pid) == there
+    assert container in scopes(installed)
+    (line,) = installed.ok("nixlet", "stats", "--no-stream").splitlines()[1:]
+    assert re.search(r" [1-9][0-9.]*[KM]iB / ", line), line
+    # A line of a person's, as they would write it for the containerd of this machine.
+    version = re.search(r"^version = (\d)$", installed.ok("cat", config), re.MULTILINE)
+    assert version is not None
+    plugin = "io.containerd.grpc.v1.cri" if version[1] == "2" else "io.containerd.cri.v1.runtime"
+    said = f"version = {version[1]}\n[plugins.'{plugin}'.containerd.runtimes.runc.options]\nSystemdCgroup = false\n"
+    installed.ok("sh", "-c", f"mkdir -p {config}.d && cat >{config}.d/cgroups.toml", stdin=said)
+    try:
+        installed.ok("systemctl", "restart", "nixlet")
+        assert sleeper(installed) == pid
+        assert installed.ok("nixlet", "exec", "old", "--", "/bin/sh", "-c", "echo entered") == "entered\n"
+        other = installed.ok("nixlet", "run", "-d", "--name", "other", SLEEPER[0], "--", "/bin/sleep", "999").strip()
+        assert other not in scopes(installed)
+        assert cgroups_of(installed, pid) == there
+    finally:
+        installed.ok("rm", f"{config}.d/cgroups.toml")
+        installed.ok("systemctl", "restart", "nixlet")
+    for name in ("old", "other"):
+        assert installed.ok("nixlet", "exec", name, "--", "/bin/sh", "-c", "echo entered") == "entered\n"
+        installed.ok("nixlet", "stop", "--time", "1", name)
+        installed.ok("nixlet", "rm", name)
+    assert scopes(installed) == set()
 
 
 def test_an_agent_joins_a_cluster(machine: machines.Machine, tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ class RuntimeClient:
         """
         return str((await self._configured(handler)).get("snapshotter", ""))
 
+    async def systemd_cgroup(self, handler: str = "") -> bool:
+        """Whether a runtime has systemd make the cgroups of its containers, so that pods have to name slices.
+
+        Args:
+            handler: Its name in the configuration; empty: the default one.
+        """
+        options = (await self._configured(handler)).get("options")
+        return isinstance(options, dict) and options.get("SystemdCgroup") is True
+
     async def _configured(self, handler: str) -> Mapping[str, object]:
         """What containerd's configuration says of a runtime, as far as it tells of it; an empty name is the default one's."""
         with channels.translated(self._peer):

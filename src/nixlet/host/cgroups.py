@@ -21,6 +21,16 @@ def controllers(proc: str = "/proc/self", root: str = "/sys/fs/cgroup") -> froze
     return frozenset(found)
 
 
+def systemd_runs(root: str = "/run/systemd/system") -> bool:
+    """Whether this machine is systemd's (sd_booted(3))."""
+    return os.path.isdir(root)
+
+
+def systemd_makes_ours() -> bool:
+    """Whether we are a service of systemd's (systemd.exec(5): ``$INVOCATION_ID``) that is handed what pods need; k3s's rule."""
+    return bool(os.environ.get("INVOCATION_ID")) and "cpuset" in controllers()
+
+
 def are_ours(root: str = "/sys/fs/cgroup") -> bool:
     """Whether we can limit what containers use, as in a user namespace that cgroups were delegated to."""
     return {"cpu", "pids"} <= controllers(root=root) and os.access(root, os.W_OK)

@@ -51,6 +51,9 @@ _MASKED = (
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+#: The slice of pods where systemd makes the cgroups: that of services, which needs nobody to take it away.
+_SLICE = "system.slice"
+
 _MIN_SHARES = 2
 _MAX_SHARES = 262_144
 _PERIOD = 100_000
@@ -122,7 +125,7 @@ def check_host_path(volume: model.Volume) -> None:
 
 
 def sandbox_config(
-    pod: model.Pod, placement: Placement, dns: cri_pb2.DNSConfig | None = None
+    pod: model.Pod, placement: Placement, dns: cri_pb2.DNSConfig | None = None, *, systemd_cgroup: bool = False
 ) -> cri_pb2.PodSandboxConfig:
     """What to ask of the runtime for the pod itself.
 
@@ -130,6 +133,7 @@ def sandbox_config(
         pod: The pod.
         placement: Where it is.
         dns: Where it looks names up; None: where the host does, as a pod on the host's network does in any case.
+        systemd_cgroup: The runtime has systemd make its cgroups.
     """
     privileged = any(each.security.privileged for each in (*pod.containers, *pod.init_containers))
     security = cri_pb2.LinuxSandboxSecurityContext(
@@ -144,6 +148,9 @@ def sandbox_config(
         if pod.run_as_group is not None:
             security.run_as_group.value = pod.run_as_group
     linux = cri_pb2.LinuxPodSandboxConfig(security_context=security, sysctls=pod.sysctls)
+    if systemd_cgroup:
+        # runc takes no other name then, and containerd's own choice is none.
+        linux.cgroup_parent = _SLICE
     published = published_ports(pod)
     ports = [
         cri_pb2.PortMapping(

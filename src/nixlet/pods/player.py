@@ -205,7 +205,8 @@ class Player:
             directories.hostname(directory) if pod.no_network else "",
         )
         dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
-        config = criconfig.sandbox_config(pod, placement, dns)
+        systemd_cgroup = await self._runtime.systemd_cgroup(pod.runtime)
+        config = criconfig.sandbox_config(pod, placement, dns, systemd_cgroup=systemd_cgroup)
         check()
         await asyncio.to_thread(_write_names, pod, placement)
         sandbox = await self._run_sandbox(config, pod.runtime)

@@ -303,14 +303,16 @@ def test_who_makes_cgroups(
     inside: bool,
     wanted: bool,
 ) -> None:
-    """In k3s's form systemd where k3s would have it; in ours never: the pods of nixlet name no slices."""
+    """Where k3s has it; in a form for ourselves only where systemd is there."""
     monkeypatch.setenv("INVOCATION_ID", invocation)
     monkeypatch.setattr("nixlet.host.cgroups.controllers", lambda **_: frozenset(controllers))
     monkeypatch.setattr("nixlet.host.userns.is_inside", lambda: inside)
     theirs = rendering.render_for_k3s(config.Settings(), layout, version=3, cni_bin_dir="/cni").table
-    for table, expected in ((theirs, wanted), (rendered(layout), False)):
-        path = ("plugins", RUNTIME, "containerd", "runtimes", "runc", "options", "SystemdCgroup")
-        assert tomlread.at(table, path) is expected
+    path = ("plugins", RUNTIME, "containerd", "runtimes", "runc", "options", "SystemdCgroup")
+    assert tomlread.at(theirs, path) is wanted
+    for booted in (True, False):
+        monkeypatch.setattr("nixlet.host.cgroups.systemd_runs", lambda booted=booted: booted)
+        assert tomlread.at(rendered(layout), path) is (wanted and booted)
 
 
 @pytest.mark.parametrize(

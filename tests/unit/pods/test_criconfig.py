@@ -329,3 +329,8 @@ def test_the_file_of_a_pods_own_name(*, own: bool) -> None:
     file = [(each.host_path, each.readonly) for each in found if each.container_path == "/etc/hostname"]
     assert file == [("/srv/data", False) if own else ("/logs/hostname", True)]
     assert "/etc/hostname" not in [each.container_path for each in container_of().mounts]
+
+
+def test_where_systemd_makes_the_cgroups_a_pod_names_a_slice() -> None:
+    assert criconfig.sandbox_config(POD, PLACEMENT, systemd_cgroup=True).linux.cgroup_parent == "system.slice"
+    assert criconfig.sandbox_config(POD, PLACEMENT).linux.cgroup_parent == ""

@@ -17,6 +17,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.containerd import dropins, k3s, registries, runtimes, tomlread
 from nixlet.host import cgroups, files, userns
 from nixlet.images import platforms
+from nixlet.node.children import cgroupdriver
 from nixlet.node.images import pause
 from nixlet.node.requirements import preflight
 from nixlet.node.settings import config as node_config
@@ -79,6 +80,7 @@ def write(
     for source in rendered.sources:
         _log.info("containerd's configuration is made with %s", source)
     _warn(settings, rendered, version, said or registries.Registries())
+    _tell_of_cgroups(settings, layout, cgroupdriver.of_containerd(rendered.table))
     files.make_directory(os.path.dirname(layout.containerd_config))
     # Credentials may come from anywhere: registries.yaml, a drop-in, a template.
     files.write_atomically(layout.containerd_config, rendered.text, mode=0o600)
@@ -152,7 +154,7 @@ def render_for_k3s(
         wanted,
         opt_dir=wanted.root,
         sandbox_image=_from_registry(settings.pause_image or _K3S_PAUSE, settings.system_default_registry),
-        systemd_cgroup=_systemd_makes_cgroups(in_user_namespace=wanted.in_user_namespace),
+        systemd_cgroup=not wanted.in_user_namespace and cgroups.systemd_makes_ours(),
     )
     table = k3s.tables(wanted, layout.dropin_dir(version))
     _check_default_runtime(table)
@@ -196,6 +198,7 @@ def _containerd_settings(
         nonroot_devices=settings.nonroot_devices,
         in_user_namespace=in_user_namespace,
         disable_cgroup=in_user_namespace and not cgroups.are_ours(),
+        systemd_cgroup=cgroupdriver.wanted(settings, layout) == cgroupdriver.SYSTEMD,
         blockio_config=_beside(layout, "blockio_config.yaml"),
         rdt_config=_beside(layout, "rdt_config.yaml"),
     )
@@ -210,11 +213,6 @@ def _beside(layout: node_config.Layout, name: str) -> str:
     """The path of a file beside the rendered one, if it is there."""
     path = os.path.join(os.path.dirname(layout.containerd_config), name)
     return path if os.path.isfile(path) else ""
-
-
-def _systemd_makes_cgroups(*, in_user_namespace: bool) -> bool:
-    """k3s's rule: it is a service of systemd's, and systemd hands down what pods need."""
-    return not in_user_namespace and bool(os.environ.get("INVOCATION_ID")) and "cpuset" in cgroups.controllers()
 
 
 def _user_files(layout: node_config.Layout, version: int) -> Iterator[str]:
@@ -345,3 +343,28 @@ def _selinux_context() -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def _tell_of_cgroups(settings: node_config.Settings, layout: node_config.Layout, driver: str) -> None:
+    """Say what becomes of pods that were made in another way than the next ones."""
+    there = cgroupdriver.of_pods(layout)
+    if there - {driver}:
+        _log.warning(
+            "pods run in cgroups of the driver %s, and new ones get %s: the kubelet ends those and starts them anew",
+            " and ".join(sorted(there)),
+            driver,
+        )
+    elif there and driver != (best := cgroupdriver.of_machine()):
+        _log.info(
+            "pods stay with the cgroup driver %s, which those that run have; where none runs it is %s", driver, best
+        )
+    said = node_config.kubelet_argument(settings, "cgroup-driver")
+    if said and said != driver:
+        _log.warning(
+            "the kubelet is told the cgroup driver %s, and containerd has %s: no pod will start",
+            said,
+            driver,
+            extra={
+                "hint": "take cgroup-driver out of --kubelet-arg, or SystemdCgroup out of containerd's template and drop-ins"
+            },
+        )

@@ -108,13 +108,17 @@ def _read(path: str) -> str | None:
     return None
 
 
+def remark_on_cgroups(root: str = "/sys/fs/cgroup") -> str:
+    """What becomes of a machine with cgroups of version 1, which Kubernetes gives up; empty: it has none."""
+    if os.path.exists(os.path.join(root, "cgroup.controllers")):
+        return ""
+    return "this machine has cgroups of version 1: its kubelet is told to run all the same (failCgroupV1: false), and later ones won't"
+
+
 def warn_of_cgroups(root: str = "/sys/fs/cgroup") -> None:
-    """Say what becomes of a machine with cgroups of version 1, which Kubernetes gives up."""
-    if not os.path.exists(os.path.join(root, "cgroup.controllers")):
-        _log.warning(
-            "this machine has cgroups of version 1: its kubelet is told to run all the same (failCgroupV1: false), and later ones won't",
-            extra={"hint": "boot with systemd.unified_cgroup_hierarchy=1"},
-        )
+    """Say what becomes of a machine with cgroups of version 1."""
+    if remark := remark_on_cgroups(root):
+        _log.warning("%s", remark, extra={"hint": "boot with systemd.unified_cgroup_hierarchy=1"})
 
 
 async def proxy_mode() -> str:

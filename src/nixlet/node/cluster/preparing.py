@@ -40,13 +40,7 @@ def named_kubelet_config(layout: node_config.Layout) -> str:
 
 def kubelet_dir(settings: node_config.Settings, layout: node_config.Layout) -> str:
     """The kubelet's own directory."""
-    return kubelet_argument(settings, "root-dir") or os.path.join(layout.agent, "kubelet")
-
-
-def kubelet_argument(settings: node_config.Settings, key: str) -> str:
-    """What a person has said for one of the kubelet's arguments; empty: nothing."""
-    said = [each.removeprefix("--").partition("=") for each in settings.kubelet_arg]
-    return next((value for name, _, value in reversed(said) if name == key), "")
+    return node_config.kubelet_argument(settings, "root-dir") or os.path.join(layout.agent, "kubelet")
 
 
 def logs_dir(layout: node_config.Layout) -> str:
@@ -54,11 +48,18 @@ def logs_dir(layout: node_config.Layout) -> str:
     return os.path.join(layout.agent, "logs")
 
 
-def node_of(settings: node_config.Settings, layout: node_config.Layout) -> programs.Node:
-    """What the kubelet has to know of its node."""
+def node_of(settings: node_config.Settings, layout: node_config.Layout, cgroup_driver: str) -> programs.Node:
+    """What the kubelet has to know of its node.
+
+    Args:
+        settings: The node's.
+        layout: Where things are.
+        cgroup_driver: The runtime's.
+    """
     return programs.Node(
         runtime_socket=settings.container_runtime_endpoint or layout.containerd_socket,
         image_socket=settings.image_service_endpoint or layout.node_socket,
+        cgroup_driver=cgroup_driver,
         resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf) or resolvconf.HOST,
         root_dir=kubelet_dir(settings, layout),
         static_pods=os.path.join(layout.agent, "pod-manifests"),
@@ -161,7 +162,7 @@ def prepare_agent(
         files.make_directory(each, mode=mode)
     files.sweep(directory, (_DEFAULTS, _NAMED))
     files.write_atomically(kubelet_config(layout), kubelet.configuration(cluster, node), mode=0o600)
-    named = kubelet_argument(settings, "config")
+    named = node_config.kubelet_argument(settings, "config")
     if named:
         files.write_atomically(named_kubelet_config(layout), trusted.read(named, _MAX_CONFIG), mode=0o600)
     else:

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from nixlet.cluster import flannel as flannel_model
 from nixlet.cluster import kubeconfigs, programs, standing
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.containerd import cri
 from nixlet.host import children as host_children
 from nixlet.host import iptables, supervisor, uncut
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
-from nixlet.node.children import containerd_child
+from nixlet.node.children import cgroupdriver, containerd_child
 from nixlet.node.cluster import (
     bootstrap,
     deploying,
@@ -37,6 +38,7 @@ from nixlet.node.images import coredns
 from nixlet.node.manifests import deployer as deployers
 from nixlet.node.ownership import claims, marker
 from nixlet.node.settings import config as node_config
+from nixlet.rpc import channel as channels
 from nixlet.services import joining, joinserver
 
 #: Seconds between two looks at what flannel says.
@@ -148,9 +150,20 @@ class Cluster:
             return
         kernel.warn_of_cgroups()
         kernel.remember_settings(self._layout)
-        node = self._node(await asyncio.to_thread(preparing.node_of, self.settings, self._layout))
+        driver = await self._cgroup_driver()
+        node = self._node(await asyncio.to_thread(preparing.node_of, self.settings, self._layout, driver))
         await asyncio.to_thread(preparing.prepare_agent, self.settings, self._layout, self._cluster, node)
         children.start(*self._agents(node, [child.name for child in children]))
+
+    async def _cgroup_driver(self) -> str:
+        """The runtime's. Kubelets ask it by themselves, but containerd 1 doesn't answer that."""
+        address = self.settings.container_runtime_endpoint
+        if not address:
+            written = await asyncio.to_thread(cgroupdriver.written, self._layout)
+            return written or cgroupdriver.wanted(self.settings, self._layout)
+        async with channels.connect(address) as channel:
+            systemd = await cri.RuntimeClient(channel, address).systemd_cgroup()
+        return cgroupdriver.SYSTEMD if systemd else cgroupdriver.CGROUPFS
 
     def _node(self, node: programs.Node) -> programs.Node:
         """What the kubelet has to know of its node."""

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.cluster import kubeconfigs
@@ -18,8 +18,11 @@ _POD_LOGS, _CONTAINER_LOGS = "/var/log/pods", "/var/log/containers"
 #: Where device plugins look for a kubelet, likewise.
 _DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
 
-#: The cgroup of all pods, and those of their classes in it, by the driver cgroupfs.
+#: The cgroup of all pods, and those of their classes in it.
 _PODS, _CLASSES = "kubepods", ("", "burstable", "besteffort")
+
+#: Seconds for systemd to give slices up.
+_STOP_TIMEOUT = 30.0
 
 #: A kubelet's chains in the packet filter (pkg/kubelet, kubelet_network_linux.go).
 _CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-FIREWALL")
@@ -123,23 +126,55 @@ def _names(directory: str) -> list[str]:
     return []
 
 
-def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) -> None:
+async def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) -> None:
     """Remove the cgroups of pods that have ended, and those around them.
 
     One that a process is in stays, since the kernel keeps it. One that is empty may be another kubelet's while that runs; then those of our own
     pods go alone. Else all go: of pods that are gone for longer there is no other trace.
     """
     others = _kubelet_runs()
-    root = preparing.kubelet_argument(settings, "cgroup-root").strip("/")
-    for hierarchy in [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]:
+    root = node_config.kubelet_argument(settings, "cgroup-root").strip("/")
+    above = root.split("/") if root else []
+    classes = [[name] if name else [] for name in _CLASSES]
+    doomed = [[_PODS, *name, f"pod{uid}"] for name in classes for uid in uids] if others else [[_PODS]]
+    hierarchies = [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]
+    await _stop_slices([_slice([*above, *names]) for names in doomed], hierarchies)
+    for hierarchy in hierarchies:
         top = os.path.join(hierarchy, root, _PODS)
-        for path in [os.path.join(top, name, f"pod{uid}") for name in _CLASSES for uid in uids] if others else [top]:
+        for path in (os.path.join(hierarchy, root, *names) for names in doomed):
             # From the leaves on; the files in them are the kernel's, and go with them.
             for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
         if os.path.isdir(top) and not others:
             _log.warning("the cgroup %s stays: there are processes in it", top)
+
+
+def _slice(names: Sequence[str]) -> str:
+    """The place of a kubelet's cgroup where systemd makes it: each slice is named after those that it is in (systemd.slice(5))."""
+    escaped = [name.replace("-", "_") for name in names]
+    return "/".join(f"{'-'.join(escaped[: end + 1])}.slice" for end in range(len(escaped)))
+
+
+async def _stop_slices(places: Collection[str], hierarchies: Collection[str]) -> None:
+    """Have systemd give up slices with nothing in them, and their cgroups with them."""
+    there = [place for place in places if any(os.path.isdir(os.path.join(each, place)) for each in hierarchies)]
+    busy = [place for place in there if any(_is_busy(os.path.join(each, place)) for each in hierarchies)]
+    for place in busy:
+        _log.warning("the slice %s stays: there are processes in it", os.path.basename(place))
+    if idle := [os.path.basename(place) for place in there if place not in busy]:
+        try:
+            (await process.run(["systemctl", "stop", *idle], timeout=_STOP_TIMEOUT)).check()
+        except errors.NixletError as error:
+            _log.warning("systemd keeps the slices %s: %s", ", ".join(idle), error, extra={"hint": error.hint})
+
+
+def _is_busy(top: str) -> bool:
+    for directory, _, _ in os.walk(top):
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            if file.read(1):
+                return True
+    return False
 
 
 def _kubelet_runs() -> bool:

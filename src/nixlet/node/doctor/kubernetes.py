@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.host import files, network
+from nixlet.node.children import cgroupdriver
 from nixlet.node.cluster import finding, kernel, mapping, podnetwork, ports, preparing, versions
 from nixlet.node.doctor import machine, netprobe
 from nixlet.node.settings import config as node_config
@@ -203,4 +204,8 @@ def _ports(cluster: model.ClusterSettings, found: finding.Found, layout: node_co
 
 
 def _kubelet(settings: node_config.Settings, layout: node_config.Layout) -> str:
-    return f"its directory is {preparing.kubelet_dir(settings, layout)}, its drop-ins go to {preparing.kubelet_config_dir(layout)}"
+    places = f"its directory is {preparing.kubelet_dir(settings, layout)}, its drop-ins go to {preparing.kubelet_config_dir(layout)}"
+    # (what a node would choose depends on whether systemd starts it)
+    driver = "" if settings.container_runtime_endpoint else cgroupdriver.written(layout)
+    remarks = [f"its cgroup driver is {driver}" if driver else "", kernel.remark_on_cgroups()]
+    return "; ".join([places, *filter(None, remarks)])

@@ -296,7 +296,7 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     for path in traces.of_kubelet(settings, layout):
         await remains.unmount(path)
     mounts.unbind(preparing.kubelet_dir(settings, layout))
-    traces.remove_cgroups(settings, uids)
+    await traces.remove_cgroups(settings, uids)
     await traces.remove_rules(settings, layout)
     kernel.put_settings_back(layout)
     remains.remove(traces.shared(uids))

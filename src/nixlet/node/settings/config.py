@@ -330,6 +330,12 @@ def _config_stem(version: int) -> str:
     return "config" if version == 2 else f"config-v{version}"
 
 
+def kubelet_argument(settings: Settings, key: str) -> str:
+    """What a person has said for one of the kubelet's arguments; empty: nothing."""
+    said = [each.removeprefix("--").partition("=") for each in settings.kubelet_arg]
+    return next((value for name, _, value in reversed(said) if name == key), "")
+
+
 def archive_dirs(settings: Settings, layout: Layout) -> tuple[str, ...]:
     """The directories below which ``nix:0`` references may name archives outside the store."""
     return tuple(settings.archive_dirs) or (layout.images, *DEFAULT_ARCHIVE_DIRS)

@@ -26,7 +26,7 @@ def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     settings, layout = settings_at(tmp_path, secrets_encryption=True, token="se-cret")
     cluster = clusters.settings(tmp_path, secrets_encryption=True)
     preparing.prepare_server(settings, layout, cluster)
-    preparing.prepare_agent(settings, layout, cluster, preparing.node_of(settings, layout))
+    preparing.prepare_agent(settings, layout, cluster, preparing.node_of(settings, layout, "cgroupfs"))
     # (an agent's: of how it joined)
     for name in ("bootstrap.kubeconfig", "node-password", "cluster.json"):
         (tmp_path / "data/agent" / name).write_text("se-cret")
@@ -114,11 +114,11 @@ def test_where_the_kubelet_is(tmp_path: Path) -> None:
     assert preparing.kubelet_dir(settings, layout) == f"{tmp_path}/data/agent/kubelet"
     settings, layout = settings_at(tmp_path, kubelet_arg=("root-dir=/a", "v=2", "--root-dir=/var/lib/kubelet"))
     assert preparing.kubelet_dir(settings, layout) == "/var/lib/kubelet"
-    assert preparing.kubelet_argument(settings, "cgroup-root") == ""
+    assert config.kubelet_argument(settings, "cgroup-root") == ""
 
 
 @pytest.mark.parametrize("another_runs", [False, True])
-def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_runs: bool) -> None:
+async def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_runs: bool) -> None:
     """Directories stand for them here: one that has something in it can't be removed either."""
     settings, _ = settings_at(tmp_path, kubelet_arg=("cgroup-root=/mine",))
     top = tmp_path / "cpu" / "mine" / "kubepods"
@@ -129,9 +129,40 @@ def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
     monkeypatch.setattr(mounts, "table", lambda: iter(table))
     monkeypatch.setattr(traces, "_kubelet_runs", lambda: another_runs)
-    traces.remove_cgroups(settings, {"ours"})
+    await traces.remove_cgroups(settings, {"ours"})
     left = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_dir()}
     others = {"burstable", "besteffort", "besteffort/podearlier", "besteffort/podearlier/container"}
     assert left == {"podbusy"} | (others if another_runs else set())
     # Another root is somebody else's.
     assert (tmp_path / "cpu" / "kubepods" / "podours").is_dir()
+
+
+@pytest.mark.parametrize("another_runs", [False, True])
+async def test_slices_are_given_up_by_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, another_runs: bool
+) -> None:
+    """A program in systemctl's place writes down what it is asked for; the real one is asked where a whole machine is there."""
+    settings, _ = settings_at(tmp_path, kubelet_arg=("cgroup-root=/my-own",))
+    top = "my_own.slice/my_own-kubepods.slice"
+    burstable = f"{top}/my_own-kubepods-burstable.slice"
+    first, second = (
+        tmp_path / "cpu" / burstable / f"my_own-kubepods-burstable-pod{uid}.slice" for uid in ("1_2", "3_4")
+    )
+    for made in (first, second):
+        made.mkdir(parents=True)
+        (made / "cgroup.procs").write_text("")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    (programs / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
+    monkeypatch.setattr(mounts, "table", lambda: iter(table))
+    monkeypatch.setattr(traces, "_kubelet_runs", lambda: another_runs)
+    await traces.remove_cgroups(settings, {"1-2", "5-6"})
+    asked = "my_own-kubepods-burstable-pod1_2.slice" if another_runs else "my_own-kubepods.slice"
+    assert (tmp_path / "asked").read_text() == f"stop {asked}\n"
+    (second / "cgroup.procs").write_text("7\n")
+    await traces.remove_cgroups(settings, {"3-4"})
+    assert (tmp_path / "asked").read_text() == f"stop {asked}\n"
+    assert ["there are processes in it" in record.getMessage() for record in caplog.records] == [True]

@@ -208,3 +208,16 @@ async def test_a_node_of_anybody_s_cluster(tmp_path: Path, installed: set[str]) 
     settings, layout = settings_at(tmp_path, kubeconfig=str(path))
     assert await looked(settings, layout, "cluster") == "the kubelet asks https://192.0.2.1:6443 for its certificates"
     assert await looked(settings, layout, "certificates") == "the cluster gives them"
+
+
+async def test_a_kubelet_s_cgroups(tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containerd was told at the last start; what Kubernetes gives up is said."""
+    settings, layout = settings_at(tmp_path)
+    monkeypatch.setattr("nixlet.node.cluster.kernel.remark_on_cgroups", lambda: "they are old")
+    assert (await looked(settings, layout, "kubelet")).endswith("kubelet.conf.d; they are old")
+    monkeypatch.setattr("nixlet.node.cluster.kernel.remark_on_cgroups", lambda: "")
+    options = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc"
+    file = Path(layout.containerd_config)
+    file.parent.mkdir(parents=True)
+    file.write_text(f"version = 3\n[{options}]\nruntime_type = 'io.containerd.runc.v2'\noptions.SystemdCgroup = true\n")
+    assert (await looked(settings, layout, "kubelet")).endswith("kubelet.conf.d; its cgroup driver is systemd")
