@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class SlowRuntime:
         runs: Whether a container runs in them.
         asked: What it was asked for besides: "stop" and "remove", with a pod's ID.
         making: The names of pods that it was asked for.
+        slices: The cgroups that they were to be in; as its configuration says, systemd makes them.
     """
 
     def __init__(self) -> None:
@@ -104,6 +106,12 @@ class SlowRuntime:
         self.runs = False
         self.asked: list[str] = []
         self.making: asyncio.Queue[str] = asyncio.Queue()
+        self.slices: set[str] = set()
+
+    async def _status(self, stream: "server.Stream[cri_pb2.StatusRequest, object]") -> None:
+        await server.request(stream)
+        said = {"defaultRuntimeName": "runc", "runtimes": {"runc": {"options": {"SystemdCgroup": True}}}}
+        await stream.send_message(cri_pb2.StatusResponse(info={"config": json.dumps({"containerd": said})}))
 
     async def _list(self, stream: "server.Stream[cri_pb2.ListPodSandboxRequest, object]") -> None:
         wanted = (await server.request(stream)).filter.label_selector.items()
@@ -129,6 +137,7 @@ class SlowRuntime:
 
     async def _run(self, stream: "server.Stream[cri_pb2.RunPodSandboxRequest, object]") -> None:
         request = await server.request(stream)
+        self.slices.add(request.config.linux.cgroup_parent)
         self.making.put_nowait(request.config.metadata.name)
         await asyncio.Event().wait()
 
@@ -136,6 +145,7 @@ class SlowRuntime:
         unary = const.Cardinality.UNARY_UNARY
         identifying = (empty_pb2.Empty, introspection_pb2.ServerResponse)
         answers = {
+            "Status": self._status,
             "ListPodSandbox": self._list,
             "ListContainers": self._list_containers,
             "StopPodSandbox": self._stop,
@@ -191,6 +201,7 @@ async def test_pods_that_are_played_at_once_dont_get_the_same_port(tmp_path: Pat
         # None waits for another: what is refused is refused before the runtime knows of any.
         playing = [begin("one", 7000), begin("two", 7000), begin("other", 7001)]
         assert {await runtime.making.get(), await runtime.making.get()} == {"one", "other"}
+        assert runtime.slices == {"system.slice"}
         assert [each.done() for each in playing] == [False, True, False]
         with pytest.raises(errors.FailedPreconditionError, match=r"^port 7000 .* is offered for pod one already"):
             await playing[1]

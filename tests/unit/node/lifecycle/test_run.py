@@ -147,6 +147,7 @@ async def test_what_fails_first_of_a_cluster_and_its_containerd_ends_the_start_a
 
     class Cluster:
         settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "state"))
+        routed_mtu = 0
 
         async def begin(self, *_: object) -> None:
             with going("cluster"):
