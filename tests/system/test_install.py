@@ -468,6 +468,8 @@ def test_an_agent_joins_a_cluster(machine: machines.Machine, tmp_path: Path) -> 
         ready = ["wait", "--for=condition=Ready", "--timeout=120s", node]
         kubernetes.until(lambda: node in cluster.kubectl("get", "nodes", "--output=name"), "it has joined")
         cluster.kubectl(*ready)
+        # The kubelet has systemd make what its pods will be in, as containerd has.
+        assert machine.show("kubepods-burstable.slice", "ActiveState") == "active"
         # An upgrade without a word more keeps what it is.
         done = install(machine, "1.1.0", PIP_FIND_LINKS="")
         assert done.returncode == 0, done.stderr
@@ -476,3 +478,5 @@ def test_an_agent_joins_a_cluster(machine: machines.Machine, tmp_path: Path) -> 
         done = machine.run("nixlet-agent-uninstall.sh")
         assert done.returncode == 0, done.stderr
         assert traces(machine) == [], done.stdout
+        assert machine.ok("systemctl", "list-units", "--all", "--no-legend", "kubepods*") == ""
+        assert machine.ok("sh", "-c", "find /sys/fs/cgroup -name 'kubepods*'") == ""

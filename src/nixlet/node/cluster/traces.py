@@ -82,7 +82,7 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
 def of_kubelet(settings: node_config.Settings, layout: node_config.Layout) -> list[str]:
     """What of its directory is the kubelet's: all of it, or where a person has named it, what it makes there; much else may be in that."""
     directory = preparing.kubelet_dir(settings, layout)
-    if not preparing.kubelet_argument(settings, "root-dir"):
+    if not node_config.kubelet_argument(settings, "root-dir"):
         return [directory]
     return [os.path.join(directory, name) for name in _OF_KUBELETS]
 
@@ -138,10 +138,14 @@ async def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) 
     classes = [[name] if name else [] for name in _CLASSES]
     doomed = [[_PODS, *name, f"pod{uid}"] for name in classes for uid in uids] if others else [[_PODS]]
     hierarchies = [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]
-    await _stop_slices([_slice([*above, *names]) for names in doomed], hierarchies)
+    slices = [_slice([*above, *names]) for names in doomed]
+    await _stop_slices(slices, hierarchies)
     for hierarchy in hierarchies:
         top = os.path.join(hierarchy, root, _PODS)
-        for path in (os.path.join(hierarchy, root, *names) for names in doomed):
+        # (of version 1 systemd takes away those of its own controllers alone)
+        for path in (
+            os.path.join(hierarchy, each) for each in [*("/".join([*above, *names]) for names in doomed), *slices]
+        ):
             # From the leaves on; the files in them are the kernel's, and go with them.
             for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
                 with contextlib.suppress(OSError):

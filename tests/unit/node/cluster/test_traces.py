@@ -150,7 +150,7 @@ async def test_slices_are_given_up_by_systemd(
     )
     for made in (first, second):
         made.mkdir(parents=True)
-        (made / "cgroup.procs").write_text("")
+    (second / "cgroup.procs").write_text("")
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
@@ -162,6 +162,7 @@ async def test_slices_are_given_up_by_systemd(
     await traces.remove_cgroups(settings, {"1-2", "5-6"})
     asked = "my_own-kubepods-burstable-pod1_2.slice" if another_runs else "my_own-kubepods.slice"
     assert (tmp_path / "asked").read_text() == f"stop {asked}\n"
+    assert (first.exists(), second.exists()) == (False, True)
     (second / "cgroup.procs").write_text("7\n")
     await traces.remove_cgroups(settings, {"3-4"})
     assert (tmp_path / "asked").read_text() == f"stop {asked}\n"
