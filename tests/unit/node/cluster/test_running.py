@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import ipaddress
 import json
@@ -14,14 +15,17 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from grpclib import const
 
 from nixlet import errors
-from nixlet.host import children, iptables, supervisor
+from nixlet.host import children, iptables, supervisor, unixsocket
 from nixlet.kubeclient import endpoint
 from nixlet.node.children import containerd_child
 from nixlet.node.cluster import bootstrap, finding, kernel, made, podnetwork, ports, preparing, running, versions
 from nixlet.node.ownership import claims
 from nixlet.node.settings import config
+from nixlet.rpc import server as rpc_server
+from nixlet.rpc.gen import cri_pb2
 from nixlet.services import joinserver
 from support import apiservers, clusters
 
@@ -239,3 +243,39 @@ async def test_networks_are_looked_at_before_anything_is_made(tmp_path: Path) ->
         with pytest.raises(errors.FailedPreconditionError, match=r"was made with --service-cidr 10\.43\.0\.0/16"):
             await cluster.begin(stack, kept)
     assert not (tmp_path / "data/server/tls").exists()
+
+
+class Runtime:
+    """A containerd that tells its configuration to whoever asks for it."""
+
+    def __init__(self, *, systemd: bool) -> None:
+        self._systemd = systemd
+
+    async def _status(self, stream: "rpc_server.Stream[cri_pb2.StatusRequest, cri_pb2.StatusResponse]") -> None:
+        await rpc_server.request(stream)
+        runtimes = {"runc": {"options": {"SystemdCgroup": self._systemd}}}
+        said = json.dumps({"containerd": {"defaultRuntimeName": "runc", "runtimes": runtimes}})
+        await stream.send_message(cri_pb2.StatusResponse(info={"config": said}))
+
+    def __mapping__(self) -> dict[str, const.Handler]:
+        kinds = (cri_pb2.StatusRequest, cri_pb2.StatusResponse)
+        return {"/runtime.v1.RuntimeService/Status": const.Handler(self._status, const.Cardinality.UNARY_UNARY, *kinds)}
+
+
+@pytest.mark.parametrize(("systemd", "wanted"), [(True, "systemd"), (False, "cgroupfs")])
+async def test_a_kubelet_has_the_cgroup_driver_of_its_containerd(tmp_path: Path, systemd: bool, wanted: str) -> None:
+    """Somebody else's is asked; what ours was told stands in its file."""
+    path = str(tmp_path / "run" / "theirs.sock")
+    settings = config.Settings(data_dir=str(tmp_path / "data"), container_runtime_endpoint=path)
+    layout = config.Layout(settings.data_dir, str(tmp_path / "state"))
+    found, cluster = finding.Found({}, finding.ELSEWHERE), clusters.settings(tmp_path)
+    async with rpc_server.serve(unixsocket.listen(path), [Runtime(systemd=systemd)]):
+        assert await running.Cluster(settings, layout, found, cluster)._cgroup_driver() == wanted
+    own = running.Cluster(dataclasses.replace(settings, container_runtime_endpoint=""), layout, found, cluster)
+    file = Path(layout.containerd_config)
+    file.parent.mkdir(parents=True)
+    options = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc"
+    file.write_text(
+        f"version = 3\n[{options}]\nruntime_type = 'io.containerd.runc.v2'\noptions.SystemdCgroup = {str(systemd).lower()}\n"
+    )
+    assert await own._cgroup_driver() == wanted
