@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nixlet.containerd import runtimes
 from support import kubernetes, nodes, parts, registries, storeimages
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,6 +29,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Clu
     made = kubernetes.Cluster(
         63, tmp_path_factory.mktemp("cluster"), "--containerd", str(parts.containerd(parts.CONTAINERDS[-1]))
     )
+    # Like NVIDIA's, it has a real runc behind it.
+    programs = tmp_path_factory.mktemp("runtimes")
+    (programs / "nvidia-container-runtime").symlink_to("/usr/sbin/runc")
+    made.environment["PATH"] = f"{programs}:{made.environment['PATH']}"
     with kubernetes.cleaned_up(made):
         made.start()
         made.await_node()
@@ -47,6 +52,25 @@ def test_pods_have_addresses_of_the_nodes_part(cluster: kubernetes.Cluster, arch
     # The API server reaches the kubelet, and is known to it.
     assert cluster.kubectl("exec", "address", "--", "/bin/echo", "inside") == "inside\n"
     cluster.kubectl("delete", "pod", "address", "--now")
+
+
+def test_a_pod_by_another_runtime(cluster: kubernetes.Cluster, archives: Path) -> None:
+    """The classes of k3s's names are there, and such a pod runs by the runtime that the machine has."""
+
+    def classes() -> dict[str, str]:
+        return {each["metadata"]["name"]: each["handler"] for each in cluster.get("runtimeclasses")["items"]}
+
+    kubernetes.until(lambda: "nvidia" in classes(), f"the classes are there: {cluster.log}")
+    assert classes() == {name: name for name in runtimes.NAMES}
+    image = storeimages.make(archives, 3)
+    overrides = json.dumps({"spec": {"runtimeClassName": "nvidia"}})
+    run = ["--restart=Never", f"--image={image.reference}", f"--overrides={overrides}", "--command", "--"]
+    cluster.kubectl("run", "graphical", *run, "/bin/sleep", "1000")
+    cluster.await_phase("graphical", "Running")
+    assert cluster.kubectl("exec", "graphical", "--", "/bin/echo", "inside") == "inside\n"
+    (pod,) = cluster.crictl("pods", "--name", "^graphical$", "-q").split()
+    assert json.loads(cluster.crictl("inspectp", pod))["status"]["runtimeHandler"] == "nvidia"
+    cluster.kubectl("delete", "pod", "graphical", "--now")
 
 
 def test_what_is_secret_is_for_root_alone(cluster: kubernetes.Cluster) -> None:
@@ -90,7 +114,19 @@ def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
     found = json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
     ours = {each["name"]: each for each in found if each["group"] == "Kubernetes"}
     assert {name: each["status"] for name, each in ours.items()} == dict.fromkeys(
-        ("programs", "settings", "services", "flannel", "route", "certificates", "ports", "kubeconfig", "kubelet"), "ok"
+        (
+            "programs",
+            "settings",
+            "datastore",
+            "services",
+            "flannel",
+            "route",
+            "certificates",
+            "ports",
+            "kubeconfig",
+            "kubelet",
+        ),
+        "ok",
     ), ours
     assert "kube-apiserver 1.36.3" in ours["programs"]["evidence"]
     children = {each["name"] for each in found if each["group"] == "children"}

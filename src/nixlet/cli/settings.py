@@ -82,7 +82,7 @@ _SAID = {
     "debug": _Said("BOOL", "Log more."),
     "kubernetes": _Said(
         "WHEN",
-        "Whether the node is a whole Kubernetes cluster: auto (where all programs for that are found), yes or no.",
+        "Whether the node is a whole Kubernetes cluster: auto (where all programs for that are found), yes or no; or kubelet: a kubelet without a cluster, for agent/pod-manifests.",
     ),
     "kubernetes_bin_dir": _Said(
         "DIR", "Where kube-apiserver, kubelet and the others are, and kine or etcd.", default="PATH"

@@ -236,10 +236,10 @@ def kubelet(settings: ClusterSettings, node: Node, config_dir: str) -> list[str]
     """
     ours = {
         "config-dir": config_dir,
-        "kubeconfig": settings.layout.node("kubelet.kubeconfig"),
+        "kubeconfig": "" if settings.is_standalone else settings.layout.node("kubelet.kubeconfig"),
         "bootstrap-kubeconfig": settings.layout.node("bootstrap.kubeconfig") if node.bootstraps else "",
         "hostname-override": settings.node_name,
-        "node-ip": _joined(settings.node_ips),
+        "node-ip": "" if settings.is_standalone else _joined(settings.node_ips),
         "node-labels": ",".join(settings.node_labels),
         "root-dir": node.root_dir,
         "cert-dir": os.path.join(node.root_dir, "pki") if node.root_dir else "",

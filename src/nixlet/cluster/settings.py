@@ -50,6 +50,7 @@ class ClusterSettings:
         datastore_keyfile: The key of that.
         embedded_etcd: Run etcd as the datastore.
         is_only_server: That etcd is for this server alone.
+        is_standalone: There is no cluster, but a kubelet alone, which asks nobody and serves nobody.
         secrets_encryption: Secrets are encrypted in the datastore.
         proxy_mode: How kube-proxy works: ``iptables`` or ``nftables``.
         node_labels: Labels that the node registers with, as ``KEY=VALUE``.
@@ -75,6 +76,7 @@ class ClusterSettings:
     datastore_keyfile: str = ""
     embedded_etcd: bool = False
     is_only_server: bool = False
+    is_standalone: bool = False
     secrets_encryption: bool = False
     proxy_mode: str = "iptables"
     node_labels: tuple[str, ...] = ()

@@ -45,6 +45,9 @@ _KNOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 
+#: The names of all that are known, whether they are installed or not.
+NAMES = frozenset(_KNOWN)
+
 
 def discover(path: str, directories: Iterable[str] = DIRECTORIES) -> dict[str, Runtime]:
     """The known runtimes that are installed, by name.

@@ -65,6 +65,11 @@ def _nothing() -> None:
     """No condition."""
 
 
+def _unknown(_: str) -> str:
+    """No cause."""
+    return ""
+
+
 class Program(msgspec.Struct, frozen=True, kw_only=True):
     """All that there is to know of a program that is kept running.
 
@@ -80,6 +85,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         waits_for: The children that have to be ready before it is started, the first time as later, with all for which they wait.
         falls_with: Those among them with which it ends, to be started anew when they are ready again; it lives on without the others.
         may_start: Raises a ``NixletError`` where it can't be started now; asked before each start.
+        cause: Says in a sentence why it has ended, by the last lines that it printed, where they alone don't tell a person; empty:
+            they do.
         restart: How patient we are with it.
         grace: Seconds between SIGTERM and SIGKILL at its end.
         essential: Whether the node ends when this one can't be started, or is given up. Otherwise its first failure is told, too,
@@ -96,6 +103,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: tuple[str, ...] = ()
     falls_with: tuple[str, ...] = ()
     may_start: Callable[[], None] = _nothing
+    cause: Callable[[str], str] = _unknown
     restart: RestartPolicy = RestartPolicy()
     grace: float = 10.0
     essential: bool = True
@@ -191,7 +199,9 @@ class SupervisedChild:
         return self._told(errors.CommandFailedError(message, returncode=0, output=output))
 
     def _told(self, error: errors.CommandFailedError) -> errors.CommandFailedError:
-        """An error with the place where more is said."""
+        """An error with its cause, and with the place where more is said."""
+        if cause := self.program.cause("\n".join(self.last_lines)):
+            error.message = f"{cause}: {error.message}"
         error.hint = "; ".join(filter(None, (error.hint, f"its log is {self.program.log_path}")))
         return error
 

@@ -286,3 +286,16 @@ def test_kube_proxy_leaves_the_machine_s_conntrack_alone(tmp_path: Path) -> None
     }
     # A configuration file would make it pass over all of them.
     assert "config" not in found
+
+
+def test_a_kubelet_without_a_cluster_asks_nobody_and_serves_nobody(tmp_path: Path) -> None:
+    settings = clusters.settings(tmp_path, is_standalone=True)
+    found = yaml.safe_load(kubelet.configuration(settings, NODE))
+    assert found["enableServer"] is False
+    assert found["authentication"]["webhook"]["enabled"] is False
+    # Nobody answers where a cluster's DNS would be: its pods ask as their node does.
+    assert found["clusterDNS"] == []
+    assert not {"address", "port", "tlsCertFile", "rotateCertificates"} & set(found)
+    assert not {"kubeconfig", "bootstrap-kubeconfig", "node-ip"} & set(flags(programs.kubelet(settings, NODE, "/c")))
+    named = dataclasses.replace(settings, cluster_dns=(ipaddress.ip_address("192.0.2.53"),))
+    assert yaml.safe_load(kubelet.configuration(named, NODE))["clusterDNS"] == ["192.0.2.53"]

@@ -411,3 +411,13 @@ async def test_a_logs_directory_that_is_gone_is_made_again(tmp_path: Path) -> No
         await asyncio.wait_for(child.died(), 30)
     assert path.read_text() == "there\n"
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_why_it_has_ended_is_said_first(tmp_path: Path) -> None:
+    """Also where what it printed last says nothing of it."""
+    script = "echo disk full; for i in 1 2 3; do echo goroutine $i; done; exit 2"
+    described = program(tmp_path, script, ready=never, cause=lambda said: "it is full" if "disk full" in said else "")
+    async with supervisor.started(described) as child:
+        with pytest.raises(errors.CommandFailedError) as caught:
+            await child.answered()
+    assert caught.value.message == "it is full: thing ended with status 2: goroutine 3"

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import supervisor, unixsocket
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import answers, finding, flannel, ports, preparing
+from nixlet.node.cluster import answers, datastore, finding, flannel, ports, preparing
 from nixlet.node.settings import config as node_config
 
 API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
@@ -27,6 +28,9 @@ _READY_TIMEOUT = 120.0
 
 #: They are ready within seconds, and others on the machine may be what they fail for: each is tried again before long, for ever.
 _RESTART = supervisor.RestartPolicy(stable_after=10.0, pause=15.0, longest_pause=120.0)
+
+#: Without its state a cluster does nothing, and a disk that was full may have room at any time.
+_RESTART_STATE = supervisor.RestartPolicy(stable_after=10.0, pause=15.0, longest_pause=15.0)
 
 #: Seconds between SIGTERM and SIGKILL: the API server lets requests end, the datastore writes down what it has.
 _GRACE = {API_SERVER: 20.0, finding.ETCD: 20.0, finding.KINE: 20.0}
@@ -55,15 +59,17 @@ class Described:
             hidden: kine takes its database's address from the environment, which only its user can read.
         """
         cluster, store = self._cluster, self._found.datastore
+        cause = functools.partial(datastore.cause, cluster.layout.database)
+        of_state: dict[str, Any] = {"cause": cause, "restart": _RESTART_STATE}
         found = []
         if store == finding.ETCD:
             well = self._well(store, "/health")
             etcd = self._program(store, programs.etcd(cluster), well)
-            found.append(msgspec.structs.replace(etcd, env=_unshadowed(etcd.env, etcd.argv)))
+            found.append(msgspec.structs.replace(etcd, env=_unshadowed(etcd.env, etcd.argv), **of_state))
         elif store == finding.KINE:
             kine = self._program(store, programs.kine(cluster, hidden=hidden), _served(cluster.layout.kine_socket))
             secret = {"KINE_ENDPOINT": programs.kine_endpoint(cluster)} if hidden else {}
-            found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}))
+            found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}, **of_state))
         well = answers.until_well(Endpoint.of_kubeconfig(self._administrator), "/readyz")
         waits = (store,) if store else ()
         found.append(self._program(API_SERVER, programs.kube_apiserver(cluster), well, waits))

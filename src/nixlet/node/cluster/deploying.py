@@ -1,9 +1,9 @@
-"""What a server gives its cluster beside its programs: the manifests in its directory, and the cluster's DNS as one of them."""
+"""What a server gives its cluster beside its programs: the manifests in its directory, among them the cluster's DNS and classes of runtimes."""
 
 import os
 
 from nixlet import errors
-from nixlet.cluster import coredns
+from nixlet.cluster import coredns, runtimeclasses
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import process
 from nixlet.node.cluster import finding
@@ -17,6 +17,9 @@ from nixlet.pods import resolvconf
 #: The manifest of the cluster's DNS.
 _DNS = f"{coredns.NAME}.yaml"
 
+#: The manifest of the runtimes' classes.
+_RUNTIMES = f"{runtimeclasses.NAME}.yaml"
+
 _WITHOUT = "--disable coredns does without"
 
 
@@ -27,8 +30,8 @@ def directory(layout: node_config.Layout) -> str:
 
 def written(layout: node_config.Layout) -> list[str]:
     """The manifests there that a node wrote."""
-    path = os.path.join(directory(layout), _DNS)
-    return [path] if deployers.is_ours(path) else []
+    paths = [os.path.join(directory(layout), name) for name in (_DNS, _RUNTIMES)]
+    return [path for path in paths if deployers.is_ours(path)]
 
 
 def cache(layout: node_config.Layout) -> str:
@@ -54,6 +57,9 @@ def deployer(
     async def dns() -> str:
         return await dns_manifest(settings, layout, cluster, maker)
 
+    async def classes() -> str:
+        return runtimeclasses.manifest()
+
     through = kubectl.Kubectl(
         # Who looks for it in vain is told its name.
         _program("kubectl", settings) or "kubectl",
@@ -61,7 +67,8 @@ def deployer(
         cache(layout),
         os.environ.get("PATH", os.defpath),
     )
-    return deployers.Deployer(directory(layout), through, disabled=_disabled(settings), packaged={_DNS: dns})
+    packaged = {_DNS: dns, _RUNTIMES: classes}
+    return deployers.Deployer(directory(layout), through, disabled=_disabled(settings), packaged=packaged)
 
 
 def has_dns(settings: node_config.Settings) -> bool:

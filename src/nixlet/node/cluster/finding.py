@@ -61,6 +61,8 @@ def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | 
     """
     if settings.kubernetes == "no":
         return None
+    if settings.kubernetes == node_config.KUBELET:
+        return _kubelet_alone(settings, layout)
     datastore = _datastore(settings, layout)
     found = {name: program(name, settings) for name in _wanted(settings, datastore)}
     missing = [name for name, path in found.items() if path is None]
@@ -74,6 +76,38 @@ def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | 
         raise errors.UnavailableError(f"{reason}, and {what}", hint=_hint(missing))
     _log.info("the node is alone, without a Kubernetes cluster: %s", what)
     return None
+
+
+def _kubelet_alone(settings: node_config.Settings, layout: node_config.Layout) -> Found:
+    """The program of a kubelet without a cluster."""
+    for name in ("server", "kubeconfig", "disable_agent", "cluster_init", "datastore_endpoint"):
+        if getattr(settings, name):
+            raise errors.UsageError(
+                f"--kubernetes kubelet has a kubelet without a cluster, and {names.flag(name)} is about a cluster",
+                hint="leave one of them out",
+            )
+    if there := _trace(layout):
+        raise errors.FailedPreconditionError(
+            f"there is a cluster in {layout.data_dir} ({there}), and a kubelet without it would end its pods",
+            hint="--data-dir names another directory; or take the cluster's node away first: nixlet uninstall",
+        )
+    path = program("kubelet", settings)
+    if path is None:
+        where = f"in {settings.kubernetes_bin_dir}" if settings.kubernetes_bin_dir else "on PATH"
+        raise errors.UnavailableError(
+            f"--kubernetes kubelet asks for a kubelet, which is not {where}",
+            hint=f"--kubernetes-bin-dir says where it is, and --kubernetes no does without; {_KUBERNETES}",
+        )
+    return Found({"kubelet": path}, ELSEWHERE)
+
+
+def _trace(layout: node_config.Layout) -> str:
+    """What says that a node is one of a cluster; empty: nothing does."""
+    database = os.path.join(layout.data_dir, "server", "db")
+    for path in (database, made.memory(layout), os.path.join(layout.agent, "kubelet.kubeconfig")):
+        if os.path.exists(path):
+            return path
+    return ""
 
 
 def _wanted(settings: node_config.Settings, datastore: str) -> list[str]:

@@ -68,7 +68,7 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
         kube_apiserver_args=tuple(settings.kube_apiserver_arg),
         kube_controller_manager_args=tuple(settings.kube_controller_manager_arg),
         kube_scheduler_args=tuple(settings.kube_scheduler_arg),
-        kubelet_args=_kubelet_args(settings),
+        kubelet_args=kubelet_args(settings),
         kube_proxy_args=tuple(settings.kube_proxy_arg),
     )
     if len(made.cluster_cidrs) > 1:
@@ -90,7 +90,7 @@ def _own_labels(settings: node_config.Settings) -> tuple[str, ...]:
     return (f"{NIX_IMAGES}=true",)
 
 
-def _kubelet_args(settings: node_config.Settings) -> tuple[str, ...]:
+def kubelet_args(settings: node_config.Settings) -> tuple[str, ...]:
     """The kubelet's arguments without its configuration file, which ``preparing`` puts among the others."""
     found = []
     for argument in settings.kubelet_arg:

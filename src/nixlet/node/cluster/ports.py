@@ -105,7 +105,8 @@ def _listening(cluster: ClusterSettings, program: str) -> _Listening:
             return _Listening(places, places)
         case "kubelet":
             health = said.pair("healthz-bind-address", _LOOPBACK, "healthz-port", model.KUBELET_HEALTH_PORT)
-            return _Listening([said.pair("address", address, "port", model.KUBELET_PORT), health], [health])
+            served = [] if cluster.is_standalone else [said.pair("address", address, "port", model.KUBELET_PORT)]
+            return _Listening([*served, health], [health])
         case "kube-proxy":
             health = said.joined("healthz-bind-address", model.PROXY_HEALTH_PORT)
             return _Listening([health, said.joined("metrics-bind-address", model.PROXY_METRICS_PORT)], [health])

@@ -48,6 +48,11 @@ def logs_dir(layout: node_config.Layout) -> str:
     return os.path.join(layout.agent, "logs")
 
 
+def static_pods(layout: node_config.Layout) -> str:
+    """The directory of the manifests whose pods the kubelet runs by itself."""
+    return os.path.join(layout.agent, "pod-manifests")
+
+
 def node_of(settings: node_config.Settings, layout: node_config.Layout, cgroup_driver: str) -> programs.Node:
     """What the kubelet has to know of its node.
 
@@ -62,7 +67,7 @@ def node_of(settings: node_config.Settings, layout: node_config.Layout, cgroup_d
         cgroup_driver=cgroup_driver,
         resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf) or resolvconf.HOST,
         root_dir=kubelet_dir(settings, layout),
-        static_pods=os.path.join(layout.agent, "pod-manifests"),
+        static_pods=static_pods(layout),
     )
 
 

@@ -20,6 +20,7 @@ from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.children import cgroupdriver, containerd_child
 from nixlet.node.cluster import (
     bootstrap,
+    datastore,
     deploying,
     finding,
     flannel,
@@ -73,6 +74,7 @@ class Cluster:
         administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
         self._administrator = administrator
         self._described = described.Described(layout, found, cluster, administrator)
+        self._relief = datastore.Relief(datastore.etcd_of(cluster)) if found.datastore == finding.ETCD else None
 
     async def begin(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Prepare all, and start what needs no containerd.
@@ -98,6 +100,9 @@ class Cluster:
         await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
         _log.info("starting Kubernetes", extra={"versions": dict(said)})
         children.start(*self._described.of_server(hidden=await self._hidden()))
+        if self._relief is not None:
+            # (one that has raised an alarm isn't well, and no API server would start)
+            await _owned(stack, self._relief.keep(), "relief of etcd")
 
     async def _hidden(self) -> bool:
         """Whether the address of a database, which may have a password in it, is kept out of kine's command line."""
@@ -212,7 +217,8 @@ class Cluster:
         """
         deployer = deploying.deployer(self.settings, self._layout, self._cluster, maker)
         await stack.enter_async_context(deployers.deploying(deployer))
-        return {"manifests": deployer.remark}
+        of_state = {} if self._relief is None else {"etcd's database": self._relief.remark}
+        return {"manifests": deployer.remark, **of_state}
 
     async def _network(
         self, stack: contextlib.AsyncExitStack, children: host_children.Children, client: AsyncClient

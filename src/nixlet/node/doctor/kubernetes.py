@@ -20,6 +20,9 @@ from nixlet.node.settings import config as node_config
 if TYPE_CHECKING:
     from nixlet.cluster import findings
 
+#: What to do where the cluster's state has no room. (The store's garbage and images are on other disks often enough.)
+_ROOM = "make room there, or give it a larger disk: the cluster goes on by itself then"
+
 Look = Callable[[], "str | Awaitable[str]"]
 
 
@@ -31,6 +34,8 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
         return {"programs": functools.partial(_missing, error)}
     if found is None:
         return {"cluster": lambda: "the node is alone: Kubernetes' programs are not all there, or not wanted"}
+    if settings.kubernetes == node_config.KUBELET:
+        return _of_kubelet(settings, layout, found)
     cluster = functools.partial(_cluster, settings, found)
     if settings.server or settings.kubeconfig:
         return {
@@ -46,6 +51,7 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
     return {
         "programs": functools.partial(_programs, found, layout),
         "settings": lambda: _address(cluster()),
+        "datastore": lambda: _datastore(cluster(), found),
         "services": functools.partial(_services, found),
         "flannel": functools.partial(_flannel, settings, found),
         "route": lambda: _route(cluster()),
@@ -56,10 +62,27 @@ def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping
     }
 
 
+def _of_kubelet(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Mapping[str, Look]:
+    """What a kubelet without a cluster needs."""
+
+    def cluster() -> model.ClusterSettings:
+        from nixlet.node.cluster import alone  # noqa: PLC0415 (a node of a cluster needs none of it)
+
+        return alone.cluster_settings(settings)
+
+    manifests = preparing.static_pods(layout)
+    return {
+        "programs": functools.partial(_programs, found, layout),
+        "settings": lambda: f"node {cluster().node_name}, without a cluster; its pods' manifests are in {manifests}",
+        "ports": lambda: _ports(cluster(), found, layout),
+        "kubelet": lambda: _kubelet(settings, layout),
+    }
+
+
 def with_pods(settings: node_config.Settings, layout: node_config.Layout) -> node_config.Settings:
     """The settings with the network that pods have in a cluster, or will have a part of."""
     with contextlib.suppress(errors.NixletError):
-        if finding.find(settings, layout) is not None:
+        if settings.kubernetes != node_config.KUBELET and finding.find(settings, layout) is not None:
             given = podnetwork.remembered(layout) or str(model.networks(",".join(settings.cluster_cidr), what="")[0])
             return dataclasses.replace(settings, pod_cidr=given)
     return settings
@@ -85,6 +108,16 @@ def _node(cluster: model.ClusterSettings) -> str:
 
 def _address(cluster: model.ClusterSettings) -> str:
     return f"{_node(cluster)}, API server at {cluster.server_url}"
+
+
+def _datastore(cluster: model.ClusterSettings, found: finding.Found) -> str:
+    """Where the state is, and whether there is room for it."""
+    if found.datastore == finding.ELSEWHERE:
+        return "the cluster's state is elsewhere"
+    directory = cluster.layout.database
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    return f"{found.datastore}: {machine.space(directory, remedy=_ROOM)}"
 
 
 async def _joined(settings: node_config.Settings) -> str:

@@ -253,8 +253,12 @@ def bridge_ports(bridge: str) -> str:
     return said
 
 
-def space(directory: str) -> str:
+def space(directory: str, *, remedy: str = "make room: nix-collect-garbage, or crictl rmi --prune") -> str:
     """How much room a file system has.
+
+    Args:
+        directory: A directory of it.
+        remedy: What to do where there is too little.
 
     Raises:
         UnavailableError: None to speak of.
@@ -266,7 +270,6 @@ def space(directory: str) -> str:
     # Some file systems (btrfs) count no inodes.
     if status.f_files:
         said += f", {inodes} inodes"
-    remedy = "make room: nix-collect-garbage, or crictl rmi --prune"
     if free < _LITTLE_SPACE or (status.f_files and inodes < _LITTLE_INODES):
         raise errors.UnavailableError(f"the disk is full: {said}", hint=remedy)
     if free < _TIGHT_SPACE or (status.f_files and inodes < _TIGHT_INODES):

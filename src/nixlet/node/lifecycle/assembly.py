@@ -13,6 +13,7 @@ from nixlet.host import files, keptchild, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
+from nixlet.node.cluster import datastore
 from nixlet.node.images import coredns, pause, preload
 from nixlet.node.lifecycle import endpoint
 from nixlet.node.requirements import snapshotters
@@ -236,6 +237,7 @@ def _checks(
     async def has_room() -> None:
         for directory in (layout.data_dir, layout.state_dir):
             files.check_room(directory)
+        datastore.check_room(layout.data_dir)
 
     checks: dict[str, health.Check] = {
         "containerd": lambda: containerd.check(served.runtime),

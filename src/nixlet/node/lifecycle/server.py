@@ -184,6 +184,10 @@ async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -
     if found is None:
         return None
     # (a node alone waits for none of this)
+    if settings.kubernetes == node_config.KUBELET:
+        from nixlet.node.cluster import alone  # noqa: PLC0415 (see above)
+
+        return alone.of(settings, layout, found)
     if settings.server or settings.kubeconfig:
         from nixlet.node.cluster import joined  # noqa: PLC0415 (see above)
 

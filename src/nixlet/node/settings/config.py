@@ -22,7 +22,8 @@ NO_HEALTH = "none"
 UNIX = "unix://"
 
 #: The values of ``kubernetes``.
-KUBERNETES = ("auto", "yes", "no")
+KUBELET = "kubelet"
+KUBERNETES = ("auto", "yes", "no", KUBELET)
 
 #: The values of ``flannel_backend`` with which there is a flannel.
 FLANNEL_BACKENDS = ("vxlan", "host-gw")
@@ -71,7 +72,8 @@ class Settings:
             empty: at the Unix socket ``Layout.health_socket``; "none": nowhere.
         log: The file that the node's log goes to; empty: standard error.
         debug: Log more.
-        kubernetes: Whether the node is a whole Kubernetes cluster: "auto" (where all programs for that are found), "yes" or "no".
+        kubernetes: Whether the node is a whole Kubernetes cluster: "auto" (where all programs for that are found), "yes" or "no"; or
+            "kubelet": a kubelet without a cluster.
         kubernetes_bin_dir: Where Kubernetes' programs are, and the datastore's; empty: on PATH.
         server: The API server's URL of the cluster that an agent joins; empty: it joins none.
         kubeconfig: A kubeconfig file by which an agent's kubelet asks anybody's cluster for its certificates; empty: it joins by a token.

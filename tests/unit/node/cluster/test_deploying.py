@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nixlet import errors
+from nixlet.containerd import runtimes
 from nixlet.node.cluster import deploying
 from nixlet.node.images import coredns
 from nixlet.node.settings import config
@@ -111,3 +112,17 @@ async def test_without_kubectl_nothing_is_applied_and_that_is_told(
     await deployer.look()
     assert deployer.problems[""].startswith("the program kubectl is not installed")
     assert deployer.remark() == deployer.problems[""]
+
+
+async def test_classes_of_runtimes_are_a_manifest_like_others(tmp_path: Path) -> None:
+    """It can be disabled, and is known again when the node is taken away."""
+    layout = config.Layout(str(tmp_path / "data"), str(tmp_path / "run"))
+    cluster = clusters.settings(tmp_path)
+    await deploying.deployer(config.Settings(disable=("coredns",)), layout, cluster, None).bring()
+    (path,) = deploying.written(layout)
+    found = list(yaml.safe_load_all(Path(path).read_text()))
+    assert Path(path).name == "runtimes.yaml"
+    assert {each["handler"] for each in found} == runtimes.NAMES
+    assert all(each["metadata"] == {"name": each["handler"]} and each["kind"] == "RuntimeClass" for each in found)
+    await deploying.deployer(config.Settings(disable=("coredns", "runtimes")), layout, cluster, None).bring()
+    assert deploying.written(layout) == []

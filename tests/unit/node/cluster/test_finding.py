@@ -212,3 +212,28 @@ def test_where_the_state_is(tmp_path: Path, programs: Path) -> None:
     (programs / "kine").unlink()
     with pytest.raises(errors.UnavailableError, match="kine is not on PATH"):
         store()
+
+
+def test_a_kubelet_without_a_cluster(tmp_path: Path, programs: Path) -> None:
+    """It is asked for: a kubelet on PATH may be one that somebody else starts."""
+    with pytest.raises(errors.UnavailableError, match="asks for a kubelet, which is not on PATH"):
+        find(tmp_path, kubernetes="kubelet")
+    have(programs, "etcd", *KUBERNETES)
+    found = find(tmp_path, kubernetes="kubelet")
+    assert found is not None
+    assert found.programs == {"kubelet": str(programs / "kubelet")}
+    for said, flag in (
+        ({"server": "https://192.0.2.7:6443"}, "--server"),
+        ({"disable_agent": True}, "--disable-agent"),
+    ):
+        with pytest.raises(errors.UsageError, match=f"and {flag} is about a cluster"):
+            find(tmp_path, kubernetes="kubelet", **said)
+
+
+@pytest.mark.parametrize("trace", ["server/db", "server/made.json", "agent/kubelet.kubeconfig"])
+def test_a_kubelet_does_not_leave_its_cluster(tmp_path: Path, programs: Path, trace: str) -> None:
+    """To it no pod would be known, and it ends those that it doesn't know."""
+    have(programs, "kubelet")
+    (tmp_path / "data" / trace).mkdir(parents=True)
+    with pytest.raises(errors.FailedPreconditionError, match=f"there is a cluster in .*{trace}"):
+        find(tmp_path, kubernetes="kubelet")

@@ -137,3 +137,8 @@ async def test_who_is_going_is_waited_for() -> None:
     assert not waiting.done()
     somebody.close()
     await asyncio.wait_for(waiting, 4)
+
+
+def test_a_kubelet_without_a_cluster_serves_nobody(tmp_path: Path) -> None:
+    alone = clusters.settings(tmp_path, is_standalone=True)
+    assert [(port.host, port.number) for port in ports.wanted(alone, ["kubelet"])] == [("127.0.0.1", 10248)]

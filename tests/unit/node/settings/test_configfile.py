@@ -171,7 +171,7 @@ def test_keys_of_one_letter(file: Path) -> None:
         ("server: http://x\n", ", line 1: server is no server's URL", "as in https://192.0.2.7:6443"),
         ("s: x\n", ", line 1: server is no server's URL", "as in https://192.0.2.7:6443"),
         ("docker: true\n", ", line 1: docker is k3s's, and not supported: pods run in containerd", "leave it out"),
-        ("kubernetes: maybe\n", ", line 1: kubernetes 'maybe' is not known", "use auto, yes, no"),
+        ("kubernetes: maybe\n", ", line 1: kubernetes 'maybe' is not known", "use auto, yes, no, kubelet"),
         ("kubernetes-bin-dir: bin\n", ", line 1: kubernetes-bin-dir 'bin' must be an absolute path", ""),
         ("https-listen-port: 65536\n", ", line 1: https-listen-port '65536' is no port", "as in 6443"),
         ("token: x\ntoken-file: /x\n", ", line 1: token and token-file are both set", "use one of them"),

@@ -1,0 +1,100 @@
+"""etcd's own upkeep, by its JSON gateway (etcd: api/etcdserverpb/rpc.proto, of which each call is a POST at the path that stands there).
+
+A database that has reached its quota (``--quota-backend-bytes``) has etcd raise an alarm, NOSPACE: from then on it takes deletions only,
+also after a restart and where there is room again, until somebody takes the alarm away (etcd's operations guide, "Maintenance").
+"""
+
+import contextlib
+from typing import TypeVar
+
+import msgspec
+
+from nixlet import errors
+from nixlet.kubeclient import connections, failures
+from nixlet.kubeclient.calls import Call
+from nixlet.kubeclient.endpoint import Endpoint
+
+#: The alarm of a database that has reached its quota.
+_NO_SPACE = "NOSPACE"
+
+#: Seconds for an answer; and for the database to be written anew, of which there may be 8 GiB.
+_ANSWER, _REWRITTEN = 10.0, 300.0
+
+#: An answer is no longer than this (bytes).
+_MAX_ANSWER = 1 << 20
+
+T = TypeVar("T")
+
+
+class _Alarm(msgspec.Struct, rename={"member": "memberID"}):
+    alarm: str = ""
+    member: str = ""
+
+
+class _Alarms(msgspec.Struct):
+    alarms: list[_Alarm] = []
+
+
+class _Header(msgspec.Struct):
+    revision: str = "0"
+
+
+class _Status(msgspec.Struct):
+    header: _Header
+    #: Its size in bytes, a number in a string.
+    dbSize: str = "0"  # noqa: N815 (etcd's name)
+
+
+class _Empty(msgspec.Struct):
+    pass
+
+
+def _unreadable(endpoint: Endpoint) -> errors.NixletError:
+    return errors.FailedPreconditionError(f"{endpoint.shown} answers with something that is none of etcd's answers")
+
+
+def relieve(endpoint: Endpoint, call: Call) -> tuple[int, int] | None:
+    """Take the alarm away that a full database has raised: what objects were before is forgotten, and the database written anew without it.
+
+    Where that gains nothing, etcd raises the alarm again with the next write.
+
+    Args:
+        endpoint: An etcd, as its client.
+        call: Gives it up.
+
+    Returns:
+        The database's size before and after (bytes); None: there was no such alarm.
+
+    Raises:
+        NixletError: etcd can't be asked, or refuses.
+    """
+    with connections.Connections(endpoint) as wire:
+
+        def ask(path: str, body: object, kind: type[T], seconds: float = _ANSWER) -> T:
+            said = msgspec.json.encode(body)
+            request = connections.Request("POST", path, said, "application/json", seconds, most=_MAX_ANSWER)
+            answer = wire.ask(request, call)
+            if answer.status != 200:
+                raise failures.of_answer(endpoint, answer.status, answer.body)
+            try:
+                return msgspec.json.decode(answer.body, type=kind)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _unreadable(endpoint) from error
+
+        found = ask("/v3/maintenance/alarm", {"action": "GET"}, _Alarms).alarms
+        raised = [each for each in found if each.alarm == _NO_SPACE]
+        if not raised:
+            return None
+        before = ask("/v3/maintenance/status", {}, _Status)
+        # (it may have been done already)
+        with contextlib.suppress(errors.InvalidArgumentError):
+            ask("/v3/kv/compaction", {"revision": before.header.revision, "physical": True}, _Empty, _REWRITTEN)
+        ask("/v3/maintenance/defragment", {}, _Empty, _REWRITTEN)
+        after = ask("/v3/maintenance/status", {}, _Status)
+        for each in raised:
+            gone = {"action": "DEACTIVATE", "memberID": each.member, "alarm": _NO_SPACE}
+            ask("/v3/maintenance/alarm", gone, _Alarms)
+        try:
+            return int(before.dbSize), int(after.dbSize)
+        except ValueError as error:
+            raise _unreadable(endpoint) from error
