@@ -23,7 +23,7 @@ _FULL = ("no space left on device", "disk quota exceeded")
 
 #: Seconds between two looks at etcd's alarms, at first and at most: each look that finds one again puts off the next for longer, since the
 #: whole database is written anew each time.
-_LOOK, _LONGEST = 15.0, 240.0
+_LOOK, _LONGEST = 15.0, 60.0
 
 _log = logging.getLogger("nixlet.cluster")
 
