@@ -1,5 +1,6 @@
 """What all tests share: marks by folder, and the names of what did not run."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,12 @@ import pytest
 # How long an example takes says something of the machine and its load only.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    """Take signals as usual: whoever started the tests may ignore some, as a shell does for what runs behind it, and their programs would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

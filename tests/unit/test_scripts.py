@@ -16,8 +16,6 @@ ROOT = Path(__file__).parents[2]
 
 def shell(script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     argv = [
-        # Whoever runs the tests may have had signals ignored, as a shell does for what it starts in the background.
-        *("env", "--default-signal"),
         "bash",
         "-euc",
         f"top={ROOT}; source $top/scripts/lib/packages.sh; source $top/scripts/lib/venv.sh; {script}",
