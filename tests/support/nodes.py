@@ -190,13 +190,14 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 def processes_below(directory: Path) -> list[int]:
-    """The processes whose command lines name a directory."""
+    """The processes whose command lines name a directory, without those of other runs beside this one, whose nodes have the same directories."""
     found = []
+    ours = os.readlink("/proc/self/ns/pid")
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{entry}/cmdline").read_bytes()
-                if os.fsencode(str(directory)) in command:
+                if os.fsencode(str(directory)) in command and os.readlink(f"/proc/{entry}/ns/pid") == ours:
                     found.append(int(entry))
     return found
 

@@ -44,8 +44,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Clu
 def agent(cluster: kubernetes.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     made = Agent(67, tmp_path_factory.mktemp("agent"), cluster, *CONTAINERD)
     made.arguments += ["--server", made.server_url, "--token-file", str(made.token_file)]
-    made.wrapper += HASTY
     with kubeagents.cleaned_up(made):
+        made.wrapper += HASTY
         made.start()
         kubernetes.until(made.is_ready, f"the agent is ready: {made.log}")
         yield made
