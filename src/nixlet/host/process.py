@@ -346,7 +346,12 @@ async def _take(stream: asyncio.StreamReader, into: bytearray) -> None:
 
 async def _give(stream: asyncio.StreamWriter, data: bytes) -> None:
     """Write to a pipe; whoever has ended before it has read all has no use for the rest."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        stream.write(data)
-        await stream.drain()
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            stream.write(data)
+            await stream.drain()
+    except asyncio.CancelledError:
+        # Else the pipe would stay open until all is read, which nobody may ever do.
+        stream.transport.abort()
+        raise
     stream.close()
