@@ -15,7 +15,7 @@ from nixlet import errors
 from nixlet.cli import link
 from nixlet.containerd import cri
 from nixlet.containers import model
-from nixlet.host import unixsocket
+from nixlet.host import signals, unixsocket
 from nixlet.pods import begun, criconfig, listing, removal
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as grpc_server
@@ -139,10 +139,12 @@ async def node(directory: Path, runtime: Runtime) -> AsyncIterator[str]:
         channels.connect(address) as channel,
     ):
         asked = cri.RuntimeClient(channel, address)
-        service = stopping.StoppingService(asked, removal.Removals(asked, str(directory)))
-        interface = server.Interface(nodeaddress.INTERFACE, "", service.methods())
+        removals = removal.Removals(asked, str(directory))
+        interface = server.Interface(nodeaddress.INTERFACE, "", stopping.StoppingService(asked, removals).methods())
         async with server.serve(unixsocket.listen(place), [interface]):
             yield str(directory / "state")
+        # As a node ends: what goes on behind an answer does so while containerd is there.
+        await removals.close(signals.Ending())
 
 
 async def until(condition: Callable[[], bool]) -> None:
