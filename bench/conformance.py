@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOCUS, SKIP = r"\[NodeConformance\]", r"\[Flaky\]"
 
 #: The machine's programs that the tests call in their containers, beside busybox's.
-DYNAMIC = ("/usr/bin/bash", "/usr/bin/curl", "/usr/bin/stat")
+DYNAMIC = {"bash": "/usr/bin/bash", "curl": "/usr/bin/curl", "nc": "/usr/bin/nc.openbsd"}
 
 #: Tests that run beside each other.
 BESIDE = 8
@@ -60,10 +60,10 @@ def root(programs: Path, scratch: Path) -> tuple[paths.StorePath, list[paths.Sto
     inside = {name: nixstore.nar_link("busybox") for name in applets.split()}
     inside["busybox"] = nixstore.nar_file(storeimages.BUSYBOX.read_bytes(), executable=True)
     needed = []
-    for program in DYNAMIC:
+    for name, program in DYNAMIC.items():
         package, content = with_libraries(adding, program, scratch)
         needed.append(package)
-        inside[Path(program).name] = nixstore.nar_file(content, executable=True)
+        inside[name] = nixstore.nar_file(content, executable=True)
     # busybox's own drops variables whose names are no identifiers, which ConfigMaps may have.
     inside["sh"] = nixstore.nar_link("bash")
     agnhost = nixstore.nar_file((programs / "agnhost").read_bytes(), executable=True)
