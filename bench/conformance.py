@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOCUS, SKIP = r"\[NodeConformance\]", r"\[Flaky\]"
 
 #: The machine's programs that the tests call in their containers, beside busybox's.
-DYNAMIC = {"bash": "/usr/bin/bash", "curl": "/usr/bin/curl", "nc": "/usr/bin/nc.openbsd"}
+DYNAMIC = {"bash": "/usr/bin/bash", "curl": "/usr/bin/curl", "ip": "/sbin/ip", "nc": "/usr/bin/nc.openbsd"}
 
 #: Tests that run beside each other.
 BESIDE = 8
@@ -72,6 +72,7 @@ def root(programs: Path, scratch: Path) -> tuple[paths.StorePath, list[paths.Sto
         "agnhost": agnhost,
         "agnhost-2": nixstore.nar_link("agnhost"),
         "bin": nixstore.nar_directory(inside),
+        **{name: nixstore.nar_file(content) for name, content in certificate(scratch).items()},
         "etc": nixstore.nar_directory(
             {"passwd": nixstore.nar_file(PASSWD.encode()), "group": nixstore.nar_file(GROUP.encode())}
         ),
@@ -81,6 +82,15 @@ def root(programs: Path, scratch: Path) -> tuple[paths.StorePath, list[paths.Sto
     made = adding.add("conformance", nixstore.nar_directory(tree), needed)
     adding.run(os.environ)
     return made, needed
+
+
+def certificate(scratch: Path) -> dict[str, bytes]:
+    """What the suite's program shows as an HTTPS server, by the files' names: nobody checks who signed it."""
+    made = {"localhost.crt": scratch / "localhost.crt", "localhost.key": scratch / "localhost.key"}
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    argv += ["-out", str(made["localhost.crt"]), "-keyout", str(made["localhost.key"])]
+    subprocess.run(argv, check=True, capture_output=True)
+    return {name: path.read_bytes() for name, path in made.items()}
 
 
 def with_libraries(adding: nixstore.Import, program: str, scratch: Path) -> tuple[paths.StorePath, bytes]:
