@@ -91,7 +91,9 @@ def service_rules() -> list[str]:
     found = []
     for chain in listed.stdout.split("\tchain ")[1:]:
         name, _, rules = chain.partition(" {")
-        if "-default/" in name and "-default/kubernetes/" not in name:
+        # One that isn't used any more is emptied, and goes later.
+        is_used = bool(rules.replace("}", "").strip())
+        if is_used and "-default/" in name and "-default/kubernetes/" not in name:
             found += [name, *(f"{name} to {address}" for address in re.findall(r"[\d.]+ \. \d+", rules))]
     return found
 

@@ -202,6 +202,17 @@ def processes_below(directory: Path) -> list[int]:
     return found
 
 
+def named(node: "Node", name: str) -> list[int]:
+    """A node's processes by their programs' name (proc_pid_comm(5), which keeps 15 characters of it)."""
+    found = []
+    for pid in processes_below(node.state_dir):
+        # Some end just now.
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
+                found.append(pid)
+    return found
+
+
 def with_descendants(pids: Sequence[int]) -> list[int]:
     """Processes and all that they started, the deepest last: a shim's containers don't name the node's directory."""
     found = list(pids)

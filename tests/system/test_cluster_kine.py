@@ -16,8 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 def kine_of(cluster: kubernetes.Cluster) -> list[int]:
     """Its processes."""
-    found = nodes.processes_below(cluster.state_dir)
-    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text() == "kine\n"]
+    return nodes.named(cluster, "kine")
 
 
 def kept(cluster: kubernetes.Cluster) -> bool:

@@ -44,9 +44,7 @@ def own_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[nodes.N
 
 
 def kill_containerd(node: nodes.Node) -> None:
-    (containerd,) = (
-        pid for pid in nodes.processes_below(node.state_dir) if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
-    )
+    (containerd,) = nodes.named(node, "containerd")
     os.kill(containerd, signal.SIGKILL)
 
 

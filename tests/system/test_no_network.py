@@ -248,11 +248,7 @@ def test_a_containerd_that_dies_meanwhile_starts_nothing_on_the_hosts_network(
                 made = (line for line in events.stdout if b" /containers/create " in line)
                 assert next(made) != next(made)
                 time.sleep(delay)
-                (containerd,) = (
-                    pid
-                    for pid in nodes.processes_below(own_node.state_dir)
-                    if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
-                )
+                (containerd,) = nodes.named(own_node, "containerd")
                 os.kill(containerd, signal.SIGKILL)
                 running.wait(120)
         finally:

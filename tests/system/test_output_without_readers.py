@@ -44,9 +44,7 @@ def size_of_logs(node: nodes.Node) -> int:
 
 
 def kill_containerd(node: nodes.Node) -> None:
-    (containerd,) = (
-        pid for pid in nodes.processes_below(node.state_dir) if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
-    )
+    (containerd,) = nodes.named(node, "containerd")
     os.kill(containerd, signal.SIGKILL)
 
 
@@ -129,11 +127,7 @@ def test_a_node_ends_although_a_shim_hangs(tmp_path: Path, image: str) -> None:
     with nodes.cleaned_up(made):
         made.start()
         made.ok("run", "-d", "--name", "hangs", image, "--", "/bin/sleep", "1000")
-        (shim,) = (
-            pid
-            for pid in nodes.processes_below(made.state_dir)
-            if Path(f"/proc/{pid}/comm").read_text().startswith("containerd-shim")
-        )
+        (shim,) = nodes.named(made, "containerd-shim-runc-v2")
         os.kill(shim, signal.SIGSTOP)
         try:
             with made.started("rm", "-f", "hangs") as removing:
@@ -241,11 +235,7 @@ def test_logs_have_a_limit_and_are_followed_over_it(
 
 
 def test_a_verb_says_whom_it_waits_for(any_node: nodes.Node, image: str) -> None:
-    (containerd,) = (
-        pid
-        for pid in nodes.processes_below(any_node.state_dir)
-        if Path(f"/proc/{pid}/comm").read_text() == "containerd\n"
-    )
+    (containerd,) = nodes.named(any_node, "containerd")
     os.kill(containerd, signal.SIGSTOP)
     try:
         with any_node.started("ps") as process:

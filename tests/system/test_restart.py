@@ -46,7 +46,7 @@ def test_containers_outlive_a_kill_and_are_taken_up_again(
     pid = container_pid(node, container)
     brief = node.ok("run", "-d", "--rm", "--name", "brief", image.reference, "--", "/bin/sleep", "1000").strip()
     brief_pid = container_pid(node, brief)
-    containerd = [each for each in nodes.processes_below(node.state_dir) if _name(each) == "containerd"]
+    containerd = nodes.named(node, "containerd")
     assert containerd
     node.kill()
     for _ in range(100):
@@ -91,13 +91,6 @@ def test_containers_outlive_a_kill_and_are_taken_up_again(
     assert node.mounts() == []
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
 def test_an_orderly_stop_leaves_running_pods_alone(
     tmp_path: Path, store_images: dict[int, storeimages.StoreImage]
 ) -> None:
@@ -118,7 +111,7 @@ def test_the_node_ends_when_containerd_dies_and_says_why(tmp_path: Path) -> None
     node = nodes.Node(8, tmp_path, "--containerd-restart", "never")
     with nodes.cleaned_up(node):
         node.start()
-        (containerd,) = [each for each in nodes.processes_below(node.state_dir) if _name(each) == "containerd"]
+        (containerd,) = nodes.named(node, "containerd")
         process = node._process
         assert process is not None
         os.kill(containerd, signal.SIGKILL)

@@ -30,14 +30,7 @@ def until(condition: Callable[[], object], what: str, *, seconds: float = SECOND
 
 
 def containerd_of(node: nodes.Node) -> list[int]:
-    return [each for each in nodes.processes_below(node.state_dir) if _name(each) == "containerd"]
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+    return nodes.named(node, "containerd")
 
 
 def alive(pid: int) -> bool:
@@ -90,7 +83,7 @@ def test_a_killed_containerd_comes_back_with_images_and_pods(
     image = store_images[50]
     container, pid = sleeper(node, image, "stays")
     # containerd's output goes to us; a shim that wrote to the same place would end with us.
-    for shim in (each for each in nodes.processes_below(node.state_dir) if _name(each).startswith("containerd-shim")):
+    for shim in nodes.named(node, "containerd-shim-runc-v2"):
         outputs = {os.readlink(f"/proc/{shim}/fd/{number}") for number in (1, 2)}
         assert all(each.startswith("/") for each in outputs), outputs
     images = sorted(node.crictl("images", "-q").split())

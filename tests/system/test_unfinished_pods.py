@@ -41,16 +41,6 @@ def image(store_images: dict[int, storeimages.StoreImage]) -> str:
     return store_images[1].reference
 
 
-def named(node: nodes.Node, name: str) -> list[int]:
-    found = []
-    for pid in nodes.processes_below(node.state_dir):
-        # Some end just now.
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().startswith(name):
-                found.append(pid)
-    return found
-
-
 def sandboxes(node: nodes.Node) -> set[str]:
     return {path.name for path in node.state_dir.glob("containerd/io.containerd.grpc.v1.cri/sandboxes/*")}
 
@@ -77,7 +67,7 @@ def nothing_is_left(node: nodes.Node) -> bool:
         return not (
             node.crictl("pods", "-q")
             or leases(node)
-            or named(node, "containerd-shim")
+            or nodes.named(node, "containerd-shim")
             or list((node.data_dir / "agent" / "pods").iterdir())
             or list(Path("/run/netns").iterdir())
             or node.packet_rules()
@@ -132,7 +122,7 @@ def test_a_containerd_that_is_killed_leaves_nothing(own_node: nodes.Node, image:
     for delay in (0.0, 0.05, 0.15):
         with begun(node, image, "begun") as process:
             time.sleep(delay)
-            (containerd,) = named(node, "containerd\n") or named(node, "containerd")[:1]
+            (containerd,) = nodes.named(node, "containerd")
             os.kill(containerd, signal.SIGKILL)
             code = process.wait(SECONDS)
         if code == 0:

@@ -21,9 +21,9 @@ def controllers(proc: str = "/proc/self", root: str = "/sys/fs/cgroup") -> froze
     return frozenset(found)
 
 
-def systemd_runs(root: str = "/run/systemd/system") -> bool:
-    """Whether this machine is systemd's (sd_booted(3))."""
-    return os.path.isdir(root)
+def systemd_runs(root: str = "/run/systemd") -> bool:
+    """Whether this machine is systemd's (sd_booted(3)), and its manager can be asked for cgroups: root's socket, which runc uses where there is no bus."""
+    return os.path.isdir(os.path.join(root, "system")) and os.path.exists(os.path.join(root, "private"))
 
 
 def systemd_makes_ours() -> bool:

@@ -82,7 +82,7 @@ def remembered(layout: node_config.Layout) -> Made | None:
     try:
         with open(path, "rb") as file:
             return msgspec.json.decode(file.read(), type=Made)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error
