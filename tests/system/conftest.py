@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from nixlet.host import mounts
+from nixlet.host import files, mounts
 from support import image_archives, nodes, parts, storeimages
 
 #: The name of the ordinary image.
 ORDINARY = "localhost/ordinary:1"
 
 ROOT = Path(__file__).parents[2]
+
+#: Where k3s's test copies the image archive to.
+K3S_ARCHIVE = Path("/tmp/nix-hello-image.tar")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -104,3 +107,16 @@ def ordinary(archives: Path, busybox_layer: bytes) -> Path:
     archive = archives / "ordinary.tar"
     archive.write_bytes(image_archives.tar(files))
     return archive
+
+
+@pytest.fixture
+def archive(hello: str) -> Iterator[Path]:
+    """The hello image where k3s's test has it. Runs beside each other have one /tmp: who leaves last removes it."""
+    source = Path(hello.removeprefix("nix:0")).read_bytes()
+    with open("/run/nixlet-test-archive.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        files.write_atomically(str(K3S_ARCHIVE), source)
+        yield K3S_ARCHIVE
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            K3S_ARCHIVE.unlink()

@@ -1,10 +1,8 @@
 """k3s's own test of its nix snapshotter, from an empty directory to nothing left, with each containerd that kubelets of today work with."""
 
 import json
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +12,8 @@ from support import kubernetes, nodes, parts, storeimages
 
 pytestmark = pytest.mark.timeout(600)
 
-#: Where k3s's test copies the image archive to.
-ARCHIVE = Path("/tmp/nix-hello-image.tar")
-
 #: Seconds from an empty directory to a node that is ready: generous, a quiet machine takes a fifth of it.
 READY_SECONDS = 60
-
-
-@pytest.fixture
-def archive(hello: str) -> Iterator[Path]:
-    shutil.copyfile(hello.removeprefix("nix:0"), ARCHIVE)
-    ARCHIVE.chmod(0o644)
-    yield ARCHIVE
-    ARCHIVE.unlink()
 
 
 @pytest.mark.parametrize("version", [each for each in parts.CONTAINERD_PARAMETERS if "1.6.20" not in each.values])

@@ -1,27 +1,12 @@
 """What k3s tests of its own nix snapshotter, and the two tests that were wished for beside it, on every containerd."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from support import nodes, registries, storeimages
 
-#: Where k3s's test copies the image archive to.
-ARCHIVE = Path("/tmp/nix-hello-image.tar")
-
 PORT = 5963
-
-
-@pytest.fixture
-def archive(hello: str) -> Iterator[Path]:
-    shutil.copyfile(hello.removeprefix("nix:0"), ARCHIVE)
-    ARCHIVE.chmod(0o644)
-    yield ARCHIVE
-    ARCHIVE.unlink()
 
 
 def ctr(node: nodes.Node, *arguments: str) -> str:
