@@ -14,6 +14,7 @@ from nixlet.cluster.findings import State
 from nixlet.cluster.kubeconfigs import Credentials
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.kubeclient import joinforms
 
@@ -75,7 +76,7 @@ def remembered(places: Layout, server: str, name: str, now: datetime.datetime) -
     try:
         with open(path, "rb") as file:
             known = msgspec.json.decode(file.read(joinforms.MAX_WELCOME), type=_Known)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, *unreadable.JSON):
         return None
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error

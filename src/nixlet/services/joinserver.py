@@ -22,6 +22,7 @@ import msgspec
 
 from nixlet import errors
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.encoding import unreadable
 from nixlet.kubeclient import joinforms, nodepasswords
 from nixlet.services import joincredentials, strangers
 from nixlet.services.joining import Doorkeeper, WishError
@@ -260,7 +261,7 @@ class _Connections:
                 )
             try:
                 wish = msgspec.json.decode(request.body, type=joinforms.Wish)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except unreadable.JSON as error:
                 raise _RefusedError(
                     400, "this is no node's wish to join", "are the two nixlets of different versions?"
                 ) from error

@@ -14,6 +14,7 @@ import msgspec
 
 import nixlet
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.host import files, waits
 from nixlet.varlink import connection, wire
 
@@ -116,10 +117,6 @@ class Interface:
     methods: Mapping[str, Method]
 
 
-#: What msgspec raises for what can't be read; the last where it is nested too deep.
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
 class _Message(msgspec.Struct, frozen=True):
     """A call on the wire (https://varlink.org/Method-Call); ``upgrade`` is not offered."""
 
@@ -220,7 +217,7 @@ class _Client:
     async def _answer(self, raw: bytes, descriptors: Sequence[int]) -> None:
         try:
             message = msgspec.json.decode(raw, type=_Message)
-        except _UNREADABLE as error:
+        except unreadable.JSON as error:
             self._connection.refuse(f"its message is not well-formed: {error}")
             return
         if self._connection.gone.is_set() and not message.oneway:
@@ -238,7 +235,7 @@ class _Client:
                 given = msgspec.json.decode(message.parameters, type=dict[str, Any] | None) or {}
                 there = {name: value for name, value in given.items() if value is not None}
                 parameters = msgspec.convert(there, type=method.parameters)
-            except _UNREADABLE as error:
+            except unreadable.JSON as error:
                 raise _ProtocolError(wire.INVALID_PARAMETER, parameter=str(error)) from error
             more = bool(message.more and not message.oneway)
             if method.has_several(parameters) and not more:

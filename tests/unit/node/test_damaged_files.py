@@ -7,7 +7,7 @@ import pytest
 from nixlet import errors
 from nixlet.images import opening
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import podnetwork, versions
+from nixlet.node.cluster import flannel, made, podnetwork, versions
 from nixlet.node.images import preload
 from nixlet.node.manifests import objects
 from nixlet.node.ownership import marker
@@ -28,10 +28,12 @@ def layout(tmp_path: Path) -> config.Layout:
 
 @DAMAGED
 async def test_what_is_only_remembered_is_found_out_again(layout: config.Layout, text: bytes, tmp_path: Path) -> None:
-    for path in (layout.containerd_answers, versions.memory(layout), preload.cache_file(str(tmp_path))):
+    memories = (versions.memory(layout), flannel.memory(layout))
+    for path in (layout.containerd_answers, *memories, preload.cache_file(str(tmp_path))):
         Path(path).write_bytes(text)
     assert containerd_child._read(layout) is None
     assert versions._read(layout) == []
+    assert flannel._made(layout) is None
     opener = opening.Opener(str(tmp_path))
     preloading = preload.Preload(str(tmp_path), None, None, None, opener, None, [])  # type: ignore[arg-type]  # nobody is asked
     assert preloading._read_cache() == {}
@@ -50,3 +52,11 @@ def test_what_nobody_else_knows_is_told(layout: config.Layout, text: bytes) -> N
 def test_a_record_in_the_cluster_that_is_nested_too_deep_is_told() -> None:
     with pytest.raises(errors.FailedPreconditionError, match="the cluster's record of what manifests made can't"):
         objects.records('{"items":' * 100_000)
+
+
+@DAMAGED
+def test_what_a_cluster_was_made_with_is_not_guessed(layout: config.Layout, text: bytes) -> None:
+    Path(made.memory(layout)).parent.mkdir(parents=True)
+    Path(made.memory(layout)).write_bytes(text)
+    with pytest.raises(errors.FailedPreconditionError, match="doesn't say what the cluster was made with"):
+        made.remembered(layout)

@@ -17,6 +17,7 @@ import msgspec
 from nixlet import errors
 from nixlet.cluster import flannel as model
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.encoding import unreadable
 from nixlet.host import files, iptables, process, procfs
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import trusted
@@ -154,7 +155,7 @@ def _made(layout: node_config.Layout) -> _Made | None:
     try:
         with open(memory(layout), "rb") as file:
             return msgspec.json.decode(file.read(), type=_Made)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *unreadable.JSON):
         return None
 
 

@@ -16,6 +16,7 @@ from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
+from nixlet.encoding import unreadable
 from nixlet.host import children as host_children
 from nixlet.host import files, supervisor
 from nixlet.kubeclient import discovery
@@ -61,7 +62,7 @@ def _known(places: Layout) -> _Known | None:
     try:
         with open(path, "rb") as file:
             return msgspec.json.decode(file.read(_MAX_KNOWN), type=_Known)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, *unreadable.JSON):
         return None
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error

@@ -13,6 +13,7 @@ import msgspec
 from nixlet import errors
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings, Network
+from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import names
@@ -86,7 +87,7 @@ def remembered(layout: node_config.Layout) -> Made | None:
         return None
     except OSError as error:
         raise files.refused(f"{path} can't be read", error) from error
-    except msgspec.MsgspecError as error:
+    except unreadable.JSON as error:
         raise errors.FailedPreconditionError(
             f"{path} doesn't say what the cluster was made with: {error}",
             hint="remove the file, where the settings are those that the cluster was made with",

@@ -31,11 +31,7 @@ async def interfaces() -> str:
         UnsupportedError: The kernel makes none.
         Worse: There is nothing to try it with.
     """
-    preflight.check_root()
-    program = process.find_program("ip")
-    if program is None:
-        raise machine.Worse("ip is not installed, so bridges and veth pairs were not tried", "apt install iproute2")
-    await _made(program, _INTERFACES)
+    await _made(_INTERFACES, "bridges and veth pairs were")
     return "a bridge and a veth pair can be made"
 
 
@@ -47,17 +43,15 @@ async def vxlan() -> str:
         UnsupportedError: The kernel makes none.
         Worse: There is nothing to try it with.
     """
-    preflight.check_root()
-    program = process.find_program("ip")
-    if program is None:
-        raise machine.Worse(
-            "ip is not installed, so an interface of the type vxlan was not tried", "apt install iproute2"
-        )
-    await _made(program, (_VXLAN,))
+    await _made((_VXLAN,), "an interface of the type vxlan was")
     return "an interface of the type vxlan can be made"
 
 
-async def _made(program: str, interfaces: Sequence[tuple[str, ...]]) -> None:
+async def _made(interfaces: Sequence[tuple[str, ...]], what: str) -> None:
+    preflight.check_root()
+    program = process.find_program("ip")
+    if program is None:
+        raise machine.Worse(f"ip is not installed, so {what} not tried", "apt install iproute2")
     for wanted in interfaces:
         done = await _apart([program, "link", "add", *wanted])
         if done.returncode != 0:
