@@ -204,13 +204,14 @@ def processes_below(directory: Path) -> list[int]:
 
 def named(node: "Node", name: str) -> list[int]:
     """A node's processes by their programs' name (proc_pid_comm(5), which keeps 15 characters of it)."""
-    found = []
+    parents = {}
     for pid in processes_below(node.state_dir):
         # Some end just now.
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
-                found.append(pid)
-    return found
+                parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    # Between fork and exec a child has its parent's name and arguments.
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 def with_descendants(pids: Sequence[int]) -> list[int]:
