@@ -184,3 +184,9 @@ class AsyncClient:
     async def raw(self, path: str) -> bytes:
         """As ``Client.raw``."""
         return await self._run(lambda call: self.client.raw(path, call=call))
+
+
+async def in_thread(ask: Callable[[Call], T]) -> T:
+    """What somebody says who is asked in a thread without a client. A caller that is cancelled gives the question up, and its thread has ended then."""
+    call = Call()
+    return await uncut.outcome(asyncio.ensure_future(asyncio.to_thread(ask, call)), call.cancel)

@@ -13,10 +13,9 @@ from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials
 from nixlet.cluster.layout import Layout
 from nixlet.host import files
-from nixlet.kubeclient import etcd
+from nixlet.kubeclient import asynchronous, etcd
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.endpoint import Endpoint
-from nixlet.node.cluster import waiting
 
 #: How Go says that a disk, or somebody's part of it, is full (ENOSPC, EDQUOT).
 _FULL = ("no space left on device", "disk quota exceeded")
@@ -92,7 +91,7 @@ class Relief:
             return etcd.relieve(self._endpoint, call)
 
         try:
-            sizes = await waiting.in_thread(relieve)
+            sizes = await asynchronous.in_thread(relieve)
         except (errors.UnavailableError, errors.DeadlineExceededError):
             # It isn't up, which is told elsewhere.
             return

@@ -19,7 +19,7 @@ from nixlet.cluster.settings import ClusterSettings
 from nixlet.encoding import unreadable
 from nixlet.host import children as host_children
 from nixlet.host import files, supervisor
-from nixlet.kubeclient import discovery
+from nixlet.kubeclient import asynchronous, discovery
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client
@@ -112,7 +112,7 @@ class Guest(running.Member):
         patience = waiting.Patience("the node waits for its cluster")
         while True:
             try:
-                return await waiting.in_thread(self._prepare)
+                return await asynchronous.in_thread(self._prepare)
             except (errors.UnavailableError, errors.DeadlineExceededError) as error:
                 await patience.pause(error)
 

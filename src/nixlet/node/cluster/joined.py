@@ -18,7 +18,7 @@ from nixlet.cluster import kubeconfigs, programs, tokens, validation
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
 from nixlet.host import supervisor
-from nixlet.kubeclient import discovery, joinforms, joining, membership
+from nixlet.kubeclient import asynchronous, discovery, joinforms, joining, membership
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client
@@ -109,7 +109,7 @@ class Agent(running.Member):
         def join(call: Call) -> joinforms.ClusterFacts:
             return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
 
-        return await waiting.in_thread(join)
+        return await asynchronous.in_thread(join)
 
     async def _renew(self) -> None:
         await self._asked()
@@ -204,7 +204,7 @@ async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
     patience, tries = waiting.Patience("the node waits for its server"), 0
     while True:
         try:
-            if await waiting.in_thread(lambda call: joining.is_ours(server, call=call)):
+            if await asynchronous.in_thread(lambda call: joining.is_ours(server, call=call)):
                 return False
         except errors.UnavailableError as error:
             tries += 1
@@ -212,7 +212,7 @@ async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
                 await patience.pause(error)
                 continue
         try:
-            await waiting.in_thread(lambda call: joining.check_answers(server, call=call))
+            await asynchronous.in_thread(lambda call: joining.check_answers(server, call=call))
         except (errors.UnavailableError, errors.DeadlineExceededError) as error:
             await patience.pause(error)
         except errors.NixletError:

@@ -2,12 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 from nixlet import errors
-from nixlet.host import uncut
-from nixlet.kubeclient.calls import Call
 
 #: Seconds before the cluster is asked again, ever longer.
 _PAUSE, _LONGEST_PAUSE = 1.0, 10.0
@@ -16,8 +12,6 @@ _PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 _AGAIN = 300.0
 
 _log = logging.getLogger("nixlet.cluster")
-
-T = TypeVar("T")
 
 
 class Patience:
@@ -37,9 +31,3 @@ class Patience:
             self._said, self._said_at = error.message, now
         await asyncio.sleep(self._pause)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-
-
-async def in_thread(ask: Callable[[Call], T]) -> T:
-    """What somebody says who is asked in a thread. A caller that is cancelled gives the question up, and its thread has ended then."""
-    call = Call()
-    return await uncut.outcome(asyncio.ensure_future(asyncio.to_thread(ask, call)), call.cancel)
