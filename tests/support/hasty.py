@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from nixlet.node.cluster import renewing
+from nixlet.node.cluster.roles import renewing
 
 if __name__ == "__main__":
     renewing._LOOK = 1.0

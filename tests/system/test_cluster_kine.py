@@ -8,7 +8,7 @@ import pytest
 
 from nixlet.cluster import programs
 from nixlet.host import unixsocket
-from nixlet.node.cluster import versions
+from nixlet.node.cluster.preflight import versions
 from support import clusters, kubernetes, nodes, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

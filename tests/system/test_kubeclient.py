@@ -34,7 +34,7 @@ from nixlet.kubeclient import (
 )
 from nixlet.kubeclient.client import Client, Object
 from nixlet.kubeclient.endpoint import Endpoint
-from nixlet.node.cluster import nodenames
+from nixlet.node.cluster.controlplane import nodenames
 from nixlet.services import joining as doors
 from nixlet.services import joinserver
 from support import certifiedplanes, parts

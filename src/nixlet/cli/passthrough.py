@@ -83,7 +83,7 @@ def _kubeconfig(data_dir: str, started: "config.Settings | None") -> str:
     """
     from nixlet import errors
     from nixlet.cluster import layout
-    from nixlet.node.cluster import mapping
+    from nixlet.node.cluster.preflight import mapping
     from nixlet.node.settings import configfile
 
     data_dir = os.path.abspath(data_dir)

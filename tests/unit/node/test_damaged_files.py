@@ -7,7 +7,8 @@ import pytest
 from nixlet import errors
 from nixlet.images import opening
 from nixlet.node.children import containerd_child
-from nixlet.node.cluster import flannel, made, podnetwork, versions
+from nixlet.node.cluster.network import flannel, podnetwork
+from nixlet.node.cluster.preflight import made, versions
 from nixlet.node.images import preload
 from nixlet.node.manifests import objects
 from nixlet.node.ownership import marker

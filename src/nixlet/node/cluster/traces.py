@@ -9,7 +9,10 @@ from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.layout import Layout
 from nixlet.host import iptables, mounts, process, unixsocket
-from nixlet.node.cluster import deploying, finding, flannel, kernel, made, mapping, podnetwork, preparing, versions
+from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.controlplane import deploying
+from nixlet.node.cluster.network import flannel, podnetwork
+from nixlet.node.cluster.preflight import finding, kernel, made, mapping, versions
 from nixlet.node.settings import config as node_config
 
 #: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.

@@ -13,7 +13,9 @@ from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.host import files, network
 from nixlet.node.children import cgroupdriver
-from nixlet.node.cluster import finding, kernel, mapping, podnetwork, ports, preparing, versions
+from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.network import podnetwork
+from nixlet.node.cluster.preflight import finding, kernel, mapping, ports, versions
 from nixlet.node.doctor import machine, netprobe
 from nixlet.node.settings import config as node_config
 
@@ -66,7 +68,7 @@ def _of_kubelet(settings: node_config.Settings, layout: node_config.Layout, foun
     """What a kubelet without a cluster needs."""
 
     def cluster() -> model.ClusterSettings:
-        from nixlet.node.cluster import alone  # noqa: PLC0415 (a node of a cluster needs none of it)
+        from nixlet.node.cluster.roles import alone  # noqa: PLC0415 (a node of a cluster needs none of it)
 
         return alone.cluster_settings(settings)
 

@@ -13,7 +13,7 @@ from nixlet.host import files, keptchild, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
-from nixlet.node.cluster import datastore
+from nixlet.node.cluster.controlplane import datastore
 from nixlet.node.images import coredns, pause, preload
 from nixlet.node.lifecycle import endpoint
 from nixlet.node.requirements import snapshotters

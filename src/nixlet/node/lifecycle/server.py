@@ -20,7 +20,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.host import children as host_children
 from nixlet.host import files, limits, mounts, network, sdnotify, signals
 from nixlet.node.children import containerd_child, registries
-from nixlet.node.cluster import finding
+from nixlet.node.cluster.preflight import finding
 from nixlet.node.ownership import claims, marker
 from nixlet.node.requirements import preflight, snapshotters
 from nixlet.node.serving import listeners
@@ -30,7 +30,7 @@ from nixlet.store import roots
 from nixlet.store.daemon import client as nix
 
 if TYPE_CHECKING:
-    from nixlet.node.cluster import running as cluster_running
+    from nixlet.node.cluster.roles import running as cluster_running
     from nixlet.node.lifecycle import assembly
 
 #: Where CRI keeps containers' streams below containerd's state directory.
@@ -185,14 +185,14 @@ async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -
         return None
     # (a node alone waits for none of this)
     if settings.kubernetes == node_config.KUBELET:
-        from nixlet.node.cluster import alone  # noqa: PLC0415 (see above)
+        from nixlet.node.cluster.roles import alone  # noqa: PLC0415 (see above)
 
         return alone.of(settings, layout, found)
     if settings.server or settings.kubeconfig:
-        from nixlet.node.cluster import joined  # noqa: PLC0415 (see above)
+        from nixlet.node.cluster.roles import joined  # noqa: PLC0415 (see above)
 
         return await joined.of(settings, layout, found)
-    from nixlet.node.cluster import running  # noqa: PLC0415 (see above)
+    from nixlet.node.cluster.roles import running  # noqa: PLC0415 (see above)
 
     return await running.of(settings, layout, found)
 

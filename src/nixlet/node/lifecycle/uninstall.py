@@ -19,7 +19,10 @@ from nixlet.containerd import cni, cri
 from nixlet.containers import endings
 from nixlet.host import files, iptables, logfiles, mounts, network
 from nixlet.node.children import registries
-from nixlet.node.cluster import kernel, podnetwork, preparing, traces
+from nixlet.node.cluster import traces
+from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.network import podnetwork
+from nixlet.node.cluster.preflight import kernel
 from nixlet.node.images import preload
 from nixlet.node.lifecycle import remains, server
 from nixlet.node.ownership import marker, podtraces

@@ -97,7 +97,7 @@ class Settings:
         tls_san: More names and addresses for the API server's certificate.
         https_listen_port: Where the API server listens.
         advertise_address: Where others reach the API server; empty: the node's address.
-        write_kubeconfig: Where the administrator's kubeconfig goes; empty: as ``node.cluster.mapping.kubeconfig_path`` says.
+        write_kubeconfig: Where the administrator's kubeconfig goes; empty: as ``node.cluster.preflight.mapping.kubeconfig_path`` says.
         write_kubeconfig_mode: Its mode, in octal digits.
         write_kubeconfig_group: Its group; empty: root's.
         datastore_endpoint: Where the cluster's state is kept; empty: in ``server/db`` by a kine of ours, or an etcd where there is no kine.

@@ -9,7 +9,9 @@ import pytest
 
 from nixlet.cluster import certificates, kubeconfigs, tokens
 from nixlet.host import mounts
-from nixlet.node.cluster import mapping, preparing, traces
+from nixlet.node.cluster import traces
+from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.preflight import mapping
 from nixlet.node.settings import config
 from nixlet.pods import resolvconf
 from support import clusters

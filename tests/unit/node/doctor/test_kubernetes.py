@@ -13,7 +13,7 @@ import pytest
 from nixlet import errors
 from nixlet.cluster import certificates, kubeconfigs, validation
 from nixlet.host import network, process
-from nixlet.node.cluster import finding, kernel, versions
+from nixlet.node.cluster.preflight import finding, kernel, versions
 from nixlet.node.doctor import kubernetes, machine, netprobe
 from nixlet.node.settings import config
 from support import apiservers, clusters
@@ -213,9 +213,9 @@ async def test_a_node_of_anybody_s_cluster(tmp_path: Path, installed: set[str]) 
 async def test_a_kubelet_s_cgroups(tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As containerd was told at the last start; what Kubernetes gives up is said."""
     settings, layout = settings_at(tmp_path)
-    monkeypatch.setattr("nixlet.node.cluster.kernel.remark_on_cgroups", lambda: "they are old")
+    monkeypatch.setattr("nixlet.node.cluster.preflight.kernel.remark_on_cgroups", lambda: "they are old")
     assert (await looked(settings, layout, "kubelet")).endswith("kubelet.conf.d; they are old")
-    monkeypatch.setattr("nixlet.node.cluster.kernel.remark_on_cgroups", lambda: "")
+    monkeypatch.setattr("nixlet.node.cluster.preflight.kernel.remark_on_cgroups", lambda: "")
     options = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc"
     file = Path(layout.containerd_config)
     file.parent.mkdir(parents=True)

@@ -1,0 +1,92 @@
+"""A kubelet without a cluster: it runs the pods whose manifests are in ``agent/pod-manifests``, and asks nobody."""
+
+import contextlib
+import ipaddress
+import logging
+import socket
+
+from nixlet import errors
+from nixlet.cluster import settings as model
+from nixlet.cluster import validation
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import children as host_children
+from nixlet.node.cluster.children import described, preparing
+from nixlet.node.cluster.preflight import finding, mapping, ports, versions
+from nixlet.node.cluster.roles import running
+from nixlet.node.settings import config as node_config
+
+#: An address of this machine's alone: nobody reaches the kubelet.
+_NOBODYS = ipaddress.ip_address("127.0.0.1")
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+class Alone(running.Member):
+    """A node whose kubelet has no cluster. Its pods' network is that of a node alone."""
+
+    def __init__(
+        self, settings: node_config.Settings, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings
+    ) -> None:
+        """As ``running.Cluster``."""
+        super().__init__(settings, layout, found, cluster)
+        self.settings, self.routed_mtu = settings, 0
+
+    async def begin(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,  # noqa: ARG002 (as above)
+    ) -> None:
+        """See that the kubelet can be started.
+
+        Raises:
+            NixletError: It can't be.
+        """
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
+        said = await versions.ask(self._found, self._layout)
+        _log.info("starting the kubelet, without a cluster", extra={"versions": dict(said)})
+
+    async def go_on(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,
+    ) -> None:
+        """Start the kubelet, and wait until it is ready.
+
+        Raises:
+            NixletError: It can't be started.
+        """
+        await self._start_agent(children)
+        await children.ready(described.KUBELET)
+        _log.info("the kubelet runs the pods whose manifests are in %s", preparing.static_pods(self._layout))
+
+
+def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
+    """What a kubelet's own settings are without a cluster.
+
+    Raises:
+        InvalidArgumentError: It can't have the node's name, or one of its arguments; or an address is none.
+    """
+    name = settings.node_name or socket.gethostname().lower()
+    if problem := validation.node_name_problem(name):
+        raise errors.InvalidArgumentError(
+            f"{name!r} can't be a node's name: {problem}", hint="--node-name gives it another one"
+        )
+    return ClusterSettings(
+        data_dir=settings.data_dir,
+        state_dir=settings.state_dir,
+        node_name=name,
+        node_ips=(_NOBODYS,),
+        cluster_dns=model.addresses(",".join(settings.cluster_dns), what="cluster-dns"),
+        cluster_domain=settings.cluster_domain,
+        kubelet_args=mapping.kubelet_args(settings),
+        is_standalone=True,
+    )
+
+
+def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:
+    """The node.
+
+    Raises:
+        NixletError: As ``cluster_settings``.
+    """
+    return Alone(settings, layout, found, cluster_settings(settings))

@@ -1,0 +1,306 @@
+"""A node of anybody's cluster: its kubelet asks for its certificates by itself (Kubernetes: "TLS bootstrapping"), and all else is the cluster's affair."""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from nixlet import errors
+from nixlet.cluster import kubeconfigs, programs, signing, standing
+from nixlet.cluster import settings as model
+from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
+from nixlet.cluster.layout import Layout
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.encoding import unreadable
+from nixlet.host import children as host_children
+from nixlet.host import files, supervisor
+from nixlet.kubeclient import asynchronous, discovery
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.calls import Call
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster.children import described
+from nixlet.node.cluster.preflight import finding, ports
+from nixlet.node.cluster.roles import running, waiting
+from nixlet.node.settings import config as node_config
+
+#: The file of ``agent/`` with what a node knows of the cluster that it is a guest of, and how large that may be (bytes).
+_KNOWN, _MAX_KNOWN = "guest.json", 64 << 10
+
+#: Seconds for a person to let a node in, and between two reminders.
+_APPROVAL, _REMINDER = 30 * 86400.0, 600
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """What a node keeps of the cluster that it is a guest of.
+
+    Attributes:
+        way: By what it was found: a URL, or a kubeconfig file.
+        cluster_dns: Where the cluster's DNS is, as far as the cluster has said so.
+        cluster_domain: The domain of services' names, likewise.
+    """
+
+    way: str
+    cluster_dns: tuple[str, ...] = ()
+    cluster_domain: str = ""
+
+
+def is_one(places: Layout, way: str) -> bool:
+    """Whether a node was one of somebody else's cluster that was found in this way."""
+    known = _known(places)
+    return known is not None and known.way == way
+
+
+def _known(places: Layout) -> _Known | None:
+    path = places.node(_KNOWN)
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_KNOWN), type=_Known)
+    except (FileNotFoundError, *unreadable.JSON):
+        return None
+    except OSError as error:
+        raise files.refused(f"{path} can't be read", error) from error
+
+
+class Guest(running.Member):
+    """A node of a cluster that isn't nixlet's."""
+
+    def __init__(
+        self,
+        settings: node_config.Settings,
+        layout: node_config.Layout,
+        found: finding.Found,
+        cluster: ClusterSettings,
+        way: str,
+        ask: Callable[[Call], Kubeconfig],
+    ) -> None:
+        """A node that is to join.
+
+        Args:
+            settings: The node's.
+            layout: Where things are.
+            found: The programs: the kubelet.
+            cluster: What is known of the cluster.
+            way: By what it is found, for ``is_one``.
+            ask: Finds out where it is, and as whom one may ask for a certificate there; it may wait.
+        """
+        super().__init__(settings, layout, found, cluster)
+        self._way, self._ask = way, ask
+
+    async def begin(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,  # noqa: ARG002 (as above)
+    ) -> None:
+        """Find out about the cluster, for which it is waited, and write down what the kubelet needs.
+
+        Raises:
+            NixletError: The cluster isn't the one that was meant, or doesn't let us in.
+        """
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
+        _, said = await self._beside(self._wait())
+        _log.info("starting the kubelet", extra={"versions": dict(said)})
+        self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
+
+    async def _wait(self) -> None:
+        patience = waiting.Patience("the node waits for its cluster")
+        while True:
+            try:
+                return await asynchronous.in_thread(self._prepare)
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                await patience.pause(error)
+
+    def _prepare(self, call: Call) -> None:
+        places = self._cluster.layout
+        if standing.is_server(places):
+            raise errors.FailedPreconditionError(
+                f"{places.data_dir} is a server's, and its node belongs to that cluster",
+                hint="--data-dir names another directory for the node that joins",
+            )
+        path = places.node("kubelet.kubeconfig")
+        own = kubeconfigs.read(path) if os.path.exists(path) else None
+        if own is not None and not _is_good(own):
+            # The kubelet asks for a certificate as it did the first time.
+            own = None
+        known = _known(places)
+        if known is None or known.way != self._way:
+            known = _Known(self._way)
+        try:
+            config = self._ask(call)
+            authority = _authority(config)
+            if own is None:
+                _check_credentials(config)
+            else:
+                _check_same(config, authority, own, path)
+            facts = _facts(config, own, call)
+        except (
+            errors.UnavailableError,
+            errors.DeadlineExceededError,
+            errors.PermissionDeniedError,
+            errors.NotFoundError,
+        ) as error:
+            # A kubelet that has its certificates renews them by itself, and needs nobody to let it in.
+            if own is None:
+                raise
+            _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
+        else:
+            files.make_directory(places.agent)
+            # The API server shows the kubelet a certificate of the authority of its clients, which mostly is that of servers.
+            files.write_atomically(places.node("client-ca.crt"), authority)
+            kubeconfigs.write(places.node("bootstrap.kubeconfig"), config)
+            if facts is not None and facts.cluster_dns:
+                known = _Known(self._way, tuple(map(str, facts.cluster_dns)), facts.cluster_domain)
+            files.write_atomically(places.node(_KNOWN), msgspec.json.encode(known) + b"\n", mode=0o600)
+        self._configure(known)
+
+    def _configure(self, known: _Known) -> None:
+        """Have the kubelet's pods ask the cluster's DNS, as far as is known where that is."""
+        if self.settings.cluster_dns:
+            return
+        if known.cluster_dns:
+            self._cluster = dataclasses.replace(
+                self._cluster,
+                cluster_dns=model.addresses(",".join(known.cluster_dns), what="the cluster's clusterDNS"),
+                cluster_domain=known.cluster_domain,
+            )
+            return
+        _log.warning(
+            "the cluster doesn't say where its DNS is, and pods of this node ask %s",
+            ", ".join(map(str, self._cluster.dns_addresses)),
+            extra={"hint": "--cluster-dns says it"},
+        )
+
+    def _node(self, node: programs.Node) -> programs.Node:
+        return dataclasses.replace(node, bootstraps=True)
+
+    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
+        """The same as a server's, but for the time that a kubelet has which asks for its first certificate: a person may have to approve it."""
+        return [
+            msgspec.structs.replace(each, ready=self._or_approved(each), ready_timeout=_APPROVAL)
+            if each.name == described.KUBELET
+            else each
+            for each in super()._agents(node, others)
+        ]
+
+    def _or_approved(self, kubelet: supervisor.Program) -> Callable[[], Awaitable[object]]:
+        own = self._cluster.layout.node("kubelet.kubeconfig")
+
+        async def answered() -> None:
+            waited = 0
+            while not os.path.exists(own):
+                await asyncio.sleep(1)
+                waited += 1
+                if waited % _REMINDER == 30:
+                    _log.warning(
+                        "the kubelet waits for its certificate, which the cluster hasn't given it for %d s",
+                        waited,
+                        extra={"hint": "kubectl get csr lists who waits; kubectl certificate approve NAME lets it in"},
+                    )
+            try:
+                async with asyncio.timeout(kubelet.ready_timeout):
+                    await kubelet.ready()
+            except TimeoutError:
+                raise errors.DeadlineExceededError(
+                    f"the kubelet has a certificate, and did not answer within {kubelet.ready_timeout:g} s",
+                    hint=f"its log is {kubelet.log_path}",
+                ) from None
+
+        return answered
+
+    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        """Start the kubelet, and wait until it is ready and pods have their network, until ``stack`` is left.
+
+        Raises:
+            NixletError: It can't be started.
+        """
+        await self._start_agent(children)
+        await children.ready(described.KUBELET)
+        own = await asyncio.to_thread(kubeconfigs.read, self._cluster.layout.node("kubelet.kubeconfig"))
+        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(own))))
+        await self._settle(stack, children, client, set())
+
+
+def read(path: str) -> Kubeconfig:
+    """The way to a cluster that a file tells, which a node that has joined needs no more.
+
+    Raises:
+        NotFoundError: It isn't there.
+        NixletError: As in ``kubeconfigs.read``.
+    """
+    if not os.path.exists(path):
+        raise errors.NotFoundError(f"the kubeconfig {path} is not there")
+    return kubeconfigs.read(path)
+
+
+def _is_good(own: Kubeconfig) -> bool:
+    """Whether a kubelet's own certificate is good now."""
+    given, now = own.credentials, datetime.datetime.now(datetime.UTC)
+    try:
+        if given.certificate_data:
+            found = signing.parse_certificates(given.certificate_data)
+        else:
+            found = signing.read_certificates(given.certificate) or []
+    except signing.Unreadable:
+        return False
+    return bool(found) and found[0].not_valid_before_utc <= now < found[0].not_valid_after_utc
+
+
+def _authority(config: Kubeconfig) -> bytes:
+    """The certificates of the authority that a kubeconfig names."""
+    authority = config.authority_data
+    if config.authority:
+        with files.refusing(f"{config.authority} can't be read"), open(config.authority, "rb") as file:
+            authority = file.read()
+    if not authority:
+        raise errors.FailedPreconditionError(
+            "the kubeconfig names no certificate authority, and whoever calls the kubelet couldn't be recognised",
+            hint="give it a certificate-authority",
+        )
+    return authority
+
+
+def _check_credentials(config: Kubeconfig) -> None:
+    if config.credentials == Credentials():
+        raise errors.FailedPreconditionError(
+            "the kubeconfig names nobody, and the cluster gives no certificate to those whom it doesn't know",
+            hint="give its user a token (kubeadm token create prints one) or a client certificate",
+        )
+
+
+def _check_same(config: Kubeconfig, authority: bytes, own: Kubeconfig, path: str) -> None:
+    """Check that a kubelet that has its certificates has them from the cluster that is meant: it would go on in the other one.
+
+    Raises:
+        FailedPreconditionError: It hasn't.
+    """
+    try:
+        meant, had = (set(signing.parse_certificates(each)) for each in (authority, _authority(own)))
+    except signing.Unreadable as error:
+        raise errors.FailedPreconditionError(
+            f"the certificate authority of {config.server} or {path} {error}"
+        ) from error
+    if not meant & had:
+        raise errors.FailedPreconditionError(
+            f"the cluster at {config.server} has another certificate authority than that at {own.server}, of which this node is one",
+            hint=f"to have it join the other one, remove {path}",
+        )
+    if config.server != own.server:
+        _log.warning(
+            "the kubelet goes on asking %s, and not %s", own.server, config.server, extra={"hint": f"{path} says so"}
+        )
+
+
+def _facts(config: Kubeconfig, own: Kubeconfig | None, call: Call) -> discovery.KubeletFacts | None:
+    """What the cluster wants of its kubelets; tokens end, and so a node that has its own certificates asks by them first."""
+    for each in (own, config):
+        found = None if each is None else discovery.kubelet_facts(each, call=call)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,222 @@
+"""A node of a cluster whose server is elsewhere: it joins at each start, and then runs what a server's own node runs beside containerd.
+
+It joins again when its certificates end; what it has keeps its programs going meanwhile.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from nixlet import errors
+from nixlet.cluster import flannel as flannel_model
+from nixlet.cluster import kubeconfigs, programs, tokens, validation
+from nixlet.cluster.settings import ClusterSettings
+from nixlet.host import children as host_children
+from nixlet.host import supervisor
+from nixlet.kubeclient import asynchronous, discovery, joinforms, joining, membership
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.calls import Call
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster.children import described
+from nixlet.node.cluster.preflight import finding, kernel, mapping, ports
+from nixlet.node.cluster.roles import guest, running, waiting
+from nixlet.node.settings import config as node_config
+
+#: Seconds after which it is asked whether the server is away.
+_PATIENCE = 5.0
+
+#: How often whoever hangs up where nodes join is asked again before it is taken for somebody else.
+_TRIES = 8
+
+_log = logging.getLogger("nixlet.cluster")
+
+
+class Agent(running.Member):
+    """A node that joins a cluster; ``of`` makes it."""
+
+    def __init__(
+        self,
+        settings: node_config.Settings,
+        layout: node_config.Layout,
+        found: finding.Found,
+        cluster: ClusterSettings,
+        server: str,
+    ) -> None:
+        super().__init__(settings, layout, found, cluster)
+        self._server = server
+
+    async def begin(
+        self,
+        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
+        children: host_children.Children,  # noqa: ARG002 (as above)
+    ) -> None:
+        """Join the cluster; a server that isn't up yet is waited for. What runs needs containerd, and starts later.
+
+        Raises:
+            NixletError: It isn't let in, or what answers is no server of nixlet's.
+        """
+        await ports.free(ports.of_node(self._cluster, self._found.programs))
+        facts, said = await self._beside(self._join())
+        _log.info("starting Kubernetes' agents", extra={"versions": dict(said)})
+        self._cluster = membership.with_facts(self._cluster, facts)
+        validation.check(self._cluster)
+        self._backend = self._cluster_s_backend(facts)
+        places = self._cluster.layout
+        self._administrator = kubeconfigs.of_node(places, self._server)[places.node("kubelet.kubeconfig")]
+        self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
+
+    def _cluster_s_backend(self, facts: joinforms.ClusterFacts) -> str:
+        """How pods' packets get to other nodes: as the cluster says, so that nodes understand each other.
+
+        Raises:
+            UnavailableError: By flannel, and there is none.
+        """
+        own, backend = self.settings.flannel_backend, facts.flannel_backend
+        if self.settings.container_runtime_endpoint:
+            return flannel_model.NONE
+        if own not in {"", backend}:
+            _log.warning("flannel-backend %s is passed over: the cluster's is %s", own, backend)
+        if backend != flannel_model.NONE and described.FLANNEL not in self._found.programs:
+            raise finding.missing_flannel(f"pods of this cluster's nodes reach each other by flannel ({backend})")
+        return backend
+
+    async def _join(self) -> joinforms.ClusterFacts:
+        """Join; or what is known from before, while the server is away."""
+        cluster, patience = self._cluster, waiting.Patience("the node waits for its server")
+        while True:
+            try:
+                return await self._asked()
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                now = datetime.datetime.now(datetime.UTC)
+                known = membership.remembered(cluster.layout, self._server, cluster.node_name, now)
+                if known is not None:
+                    _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
+                    return known
+                if isinstance(error, joining.NotOursError):
+                    raise
+                await patience.pause(error)
+
+    async def _asked(self) -> joinforms.ClusterFacts:
+        cluster = self._cluster
+        # (the file may have another one than when the node started)
+        token = tokens.parse(mapping.given_tokens(self.settings)[0])
+
+        def join(call: Call) -> joinforms.ClusterFacts:
+            return joining.join(cluster.layout, self._server, token, cluster.node_name, cluster.node_ips, call=call)
+
+        return await asynchronous.in_thread(join)
+
+    async def _renew(self) -> None:
+        await self._asked()
+
+    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
+        """The same as a server's, but for the proxy, which is well only when it has heard of the server once."""
+        return [
+            self._or_alone(each) if each.name == described.PROXY else each for each in super()._agents(node, others)
+        ]
+
+    def _flannel(self, arguments: list[str], others: list[str]) -> supervisor.Program:
+        return self._or_alone(super()._flannel(arguments, others))
+
+    def _or_alone(self, program: supervisor.Program) -> supervisor.Program:
+        """A program that isn't waited for while the server is away."""
+        return msgspec.structs.replace(program, ready=self._answered_or_alone(program.name, program.ready))
+
+    def _answered_or_alone(self, name: str, ready: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+        """An answer that isn't waited for while the server is away: the node's pods go on meanwhile."""
+
+        async def answered() -> None:
+            waiting = asyncio.ensure_future(ready())
+            try:
+                async with AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))) as client:
+                    while not (await asyncio.wait({waiting}, timeout=_PATIENCE))[0]:
+                        try:
+                            await client.check("/livez")
+                        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                            _log.warning("%s isn't waited for: %s", name, error)
+                            return
+                    await waiting
+            finally:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+        return answered
+
+    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        """Start the kubelet and the proxy, and wait until they are ready and pods have their network, until ``stack`` is left.
+
+        Raises:
+            NixletError: One can't be started.
+        """
+        await self._start_agent(children)
+        await self._keep_certificates(stack)
+        # A kubelet may see its own node, and the network that it is given.
+        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
+        await self._settle(stack, children, client, set())
+
+
+async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:
+    """The node that joins a cluster.
+
+    Raises:
+        InvalidArgumentError: The server's URL is none; or the settings make no node.
+        UsageError: There is no token, or nothing would run.
+        NixletError: The machine lacks something.
+    """
+    if settings.disable_agent:
+        raise errors.UsageError("--disable-agent leaves nothing of an agent", hint="leave it out")
+    mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
+    if settings.kubeconfig:
+        cluster = mapping.cluster_settings(settings, found, mode)
+        return guest.Guest(
+            settings, layout, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig)
+        )
+    server = joining.server_url(settings.server)
+    if not any(mapping.given_tokens(settings)[:1]):
+        raise errors.UsageError(
+            "a node joins a cluster by a token, and there is none",
+            hint="--token or --token-file; on the server it is in DATA_DIR/server/node-token",
+        )
+    cluster = mapping.cluster_settings(settings, found, mode)
+    token = tokens.parse(mapping.given_tokens(settings)[0])
+    if token.bootstrap and await _is_anybody_s(cluster, server):
+        alone = dataclasses.replace(
+            found, programs={name: path for name, path in found.programs.items() if name != described.PROXY}
+        )
+        return guest.Guest(
+            settings, layout, alone, cluster, server, lambda call: discovery.discover(server, token, call=call)
+        )
+    return Agent(settings, layout, found, cluster, server)
+
+
+async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
+    """Whether a cluster is one where nodes don't join as nixlet's do; until somebody answers there it is waited for."""
+    now, places = datetime.datetime.now(datetime.UTC), cluster.layout
+    if membership.remembered(places, server, cluster.node_name, now) is not None:
+        return False
+    if guest.is_one(places, server):
+        return True
+    patience, tries = waiting.Patience("the node waits for its server"), 0
+    while True:
+        try:
+            if await asynchronous.in_thread(lambda call: joining.is_ours(server, call=call)):
+                return False
+        except errors.UnavailableError as error:
+            tries += 1
+            if tries < _TRIES:
+                await patience.pause(error)
+                continue
+        try:
+            await asynchronous.in_thread(lambda call: joining.check_answers(server, call=call))
+        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+            await patience.pause(error)
+        except errors.NixletError:
+            return True
+        else:
+            return True

@@ -1,0 +1,45 @@
+"""What a server tells its API server: applied until it is there."""
+
+from typing import Any
+
+import pytest
+
+from nixlet import errors
+from nixlet.kubeclient import resources
+from nixlet.kubeclient.asynchronous import AsyncClient
+from nixlet.kubeclient.client import Client
+from nixlet.kubeclient.endpoint import Endpoint
+from nixlet.node.cluster.controlplane import bootstrap
+
+
+async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    applied: list[str] = []
+    refusals = [errors.UnavailableError("not yet"), errors.PermissionDeniedError("rbac is not there")]
+
+    async def apply(_: object, resource: resources.Resource, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        kinds = {resources.CLUSTER_ROLES: "ClusterRole", resources.CLUSTER_ROLE_BINDINGS: "ClusterRoleBinding"}
+        assert (wanted["apiVersion"], wanted["kind"]) == ("rbac.authorization.k8s.io/v1", kinds[resource])
+        assert wanted["metadata"] == {"name": name}
+        if refusals:
+            raise refusals.pop(0)
+        applied.append(f"{resource.plural}/{name}")
+        return wanted
+
+    monkeypatch.setattr(AsyncClient, "apply", apply)
+    monkeypatch.setattr(bootstrap, "_PAUSE", 0.001)
+    await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))))
+    assert applied == [
+        "clusterrolebindings/nixlet:kube-apiserver-to-kubelets",
+        "clusterrolebindings/nixlet:approve-renewed-nodes",
+    ]
+    without = list(applied)
+    await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))), flannel=True)
+    assert applied[len(without) :] == [
+        "clusterroles/nixlet:flannel",
+        *without,
+        "clusterrolebindings/nixlet:flannel",
+    ]
+    # One line for however many tries.
+    assert [message for message in caplog.messages if "can't be applied yet" in message] == [
+        "nixlet:kube-apiserver-to-kubelets can't be applied yet: not yet"
+    ]
