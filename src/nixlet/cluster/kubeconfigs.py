@@ -116,6 +116,11 @@ def of_server(settings: ClusterSettings) -> dict[str, Kubeconfig]:
     }
 
 
+def administrator(settings: ClusterSettings) -> Kubeconfig:
+    """How a server asks its API server as its administrator."""
+    return of_server(settings)[settings.layout.cred("admin.kubeconfig")]
+
+
 def of_node(places: Layout, server: str) -> dict[str, Kubeconfig]:
     """The files by which the programs of a node reach the API server at a URL: what each says, by its path."""
     return {

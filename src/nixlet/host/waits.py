@@ -1,9 +1,11 @@
-"""Waiting for the first of several things, with nothing left running that only the wait had begun."""
+"""Waiting for several things, with nothing left running that only the wait had begun, or that nobody waits for any more."""
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -38,3 +40,41 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+
+
+async def both(other: Awaitable[S], work: Awaitable[T]) -> tuple[S, T]:
+    """The outcomes of two; the first error of either ends both.
+
+    Args:
+        other: Goes on in a task.
+        work: Is done by the caller's own task, in which whatever it enters may be left again.
+    """
+    going = asyncio.ensure_future(other)
+
+    async def ended() -> S:
+        return await going
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(ended(), name="the other of both")
+            outcome = await work
+    except BaseExceptionGroup as errors_of_both:
+        first_error = errors_of_both.exceptions[0]
+    else:
+        return waiting.result(), outcome
+    finally:
+        await _given_up(going)
+    # Here, where it doesn't tell of the group as well.
+    raise first_error
+
+
+def owned(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
+    """A task that ends with ``stack`` at the latest; how it ends is for whoever waits for it."""
+    task = asyncio.create_task(work, name=name)
+    stack.push_async_callback(_given_up, task)
+    return task
+
+
+async def _given_up(task: "asyncio.Future[Any]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

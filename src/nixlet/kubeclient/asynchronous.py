@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Self, TypeVar
 
 from nixlet import errors
+from nixlet.cluster.kubeconfigs import Kubeconfig
 from nixlet.host import uncut
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client, Event, Listing, Object
+from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.kubeclient.resources import Resource
 
 T = TypeVar("T")
@@ -60,6 +62,11 @@ class AsyncClient:
         # (a watch stands for minutes: no request waits for that)
         self._watches = _Lane(_MAX_WATCHES, "kubernetes-watch")
         self._calls: set[Call] = set()
+
+    @classmethod
+    def of_kubeconfig(cls, config: Kubeconfig) -> Self:
+        """A client of the API server that a kubeconfig names, as whom that says."""
+        return cls(Client(Endpoint.of_kubeconfig(config)))
 
     async def __aenter__(self) -> Self:
         """Use it."""

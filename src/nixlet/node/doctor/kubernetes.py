@@ -68,9 +68,9 @@ def _of_kubelet(settings: node_config.Settings, layout: node_config.Layout, foun
     """What a kubelet without a cluster needs."""
 
     def cluster() -> model.ClusterSettings:
-        from nixlet.node.cluster.roles import alone  # noqa: PLC0415 (a node of a cluster needs none of it)
+        from nixlet.node.cluster.roles import standalone  # noqa: PLC0415 (a node of a cluster needs none of it)
 
-        return alone.cluster_settings(settings)
+        return standalone.cluster_settings(settings)
 
     manifests = preparing.static_pods(layout)
     return {
@@ -99,8 +99,7 @@ def _cluster(settings: node_config.Settings, found: finding.Found) -> model.Clus
 
 
 async def _programs(found: finding.Found, layout: node_config.Layout) -> str:
-    said = await versions.ask(found, layout)
-    versions.check(said)
+    said = await versions.checked(found, layout)
     return ", ".join(f"{name} {said[name] or 'of no version'}" for name in found.programs)
 
 

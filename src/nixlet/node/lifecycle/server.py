@@ -12,13 +12,13 @@ import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from nixlet import errors
 from nixlet.containerd import cni
 from nixlet.containerd import config as containerd_config
 from nixlet.host import children as host_children
-from nixlet.host import files, limits, mounts, network, sdnotify, signals
+from nixlet.host import files, limits, mounts, network, sdnotify, signals, waits
 from nixlet.node.children import containerd_child, registries
 from nixlet.node.cluster.preflight import finding
 from nixlet.node.ownership import claims, marker
@@ -30,15 +30,13 @@ from nixlet.store import roots
 from nixlet.store.daemon import client as nix
 
 if TYPE_CHECKING:
-    from nixlet.node.cluster.roles import running as cluster_running
+    from nixlet.node.cluster.roles import node as cluster_node
     from nixlet.node.lifecycle import assembly
 
 #: Where CRI keeps containers' streams below containerd's state directory.
 _STREAMS = "io.containerd.grpc.v1.cri/containers"
 
 _log = logging.getLogger("nixlet.node")
-
-T = TypeVar("T")
 
 
 async def run(settings: node_config.Settings) -> None:
@@ -109,8 +107,7 @@ async def running(
     store = _store(settings)
     async with contextlib.AsyncExitStack() as stack, _told(fails):
         # Nix is another program, which takes its time.
-        checking = asyncio.create_task(snapshotters.check_supported(settings, layout, store), name="snapshotter")
-        stack.push_async_callback(_given_up, checking)
+        checking = waits.owned(stack, snapshotters.check_supported(settings, layout, store), "snapshotter")
         try:
             programs = await containerd_child.find_programs(settings, layout)
         except errors.NixletError:
@@ -140,8 +137,7 @@ async def running(
         children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
         joining = await stack.enter_async_context(contextlib.AsyncExitStack())
         start = functools.partial(_start, needed, children, settings, layout, programs, _routed_mtu(cluster), ready)
-        beginning = asyncio.create_task(_begun(cluster, joining, children), name="cluster")
-        stack.push_async_callback(_given_up, beginning)
+        beginning = waits.owned(stack, _begun(cluster, joining, children), "cluster")
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
         # Streams of an earlier node's containers are taken up before containerd starts, which forgets those that have ended.
@@ -154,10 +150,11 @@ async def running(
         if late:
             reached = await start()
         with_containerd = made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
-        containerd = await _beside(beginning, stack.enter_async_context(with_containerd))
+        _, containerd = await waits.both(beginning, stack.enter_async_context(with_containerd))
         if cluster is not None:
             await cluster.go_on(stack, children)
-            made.remarks.update(await cluster.deploy(stack, made.coredns_maker()))
+            await cluster.deploy(stack, made.coredns_maker())
+            made.remarks.update(cluster.remarks)
         await made.attend(stack, containerd, hastened)
         yield children
 
@@ -178,32 +175,32 @@ def _assembly() -> "type[assembly.Assembly]":
     return assembly.Assembly
 
 
-async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -> "cluster_running.Cluster | None":
+async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -> "cluster_node.Node | None":
     """The cluster that a node is; None: it is alone."""
     found = finding.find(settings, layout)
     if found is None:
         return None
     # (a node alone waits for none of this)
     if settings.kubernetes == node_config.KUBELET:
-        from nixlet.node.cluster.roles import alone  # noqa: PLC0415 (see above)
+        from nixlet.node.cluster.roles import standalone  # noqa: PLC0415 (see above)
 
-        return alone.of(settings, layout, found)
+        return standalone.of(settings, layout, found)
     if settings.server or settings.kubeconfig:
-        from nixlet.node.cluster.roles import joined  # noqa: PLC0415 (see above)
+        from nixlet.node.cluster.roles import agent  # noqa: PLC0415 (see above)
 
-        return await joined.of(settings, layout, found)
-    from nixlet.node.cluster.roles import running  # noqa: PLC0415 (see above)
+        return await agent.of(settings, layout, found)
+    from nixlet.node.cluster.roles import server  # noqa: PLC0415 (see above)
 
-    return await running.of(settings, layout, found)
+    return await server.of(settings, layout, found)
 
 
-def _routed_mtu(cluster: "cluster_running.Cluster | None") -> int:
+def _routed_mtu(cluster: "cluster_node.Node | None") -> int:
     """The largest packet that goes to other nodes' pods, as far as it is known; 0: none goes there."""
     return 0 if cluster is None else cluster.routed_mtu
 
 
 async def _begun(
-    cluster: "cluster_running.Cluster | None", stack: contextlib.AsyncExitStack, children: host_children.Children
+    cluster: "cluster_node.Node | None", stack: contextlib.AsyncExitStack, children: host_children.Children
 ) -> None:
     if cluster is not None:
         await cluster.begin(stack, children)
@@ -235,29 +232,6 @@ async def _start(
     )
     children.start(await stack.enter_async_context(configured))
     return reached
-
-
-async def _beside(task: "asyncio.Task[None]", work: Awaitable[T]) -> T:
-    """What work gives when a task has ended, too; the first error of either ends both."""
-
-    async def join() -> None:
-        await task
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(join(), name=f"end of {task.get_name()}")
-            outcome = await work
-    except BaseExceptionGroup as errors_of_both:
-        first = errors_of_both.exceptions[0]
-    else:
-        return outcome
-    # Here, where it doesn't tell of the group as well.
-    raise first
-
-
-async def _given_up(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _claim(

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from nixlet.cluster import flannel as flannel_model
-from nixlet.cluster import programs
-from nixlet.cluster.kubeconfigs import Kubeconfig
+from nixlet.cluster import kubeconfigs, programs
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import supervisor, unixsocket
 from nixlet.kubeclient.endpoint import Endpoint
@@ -46,13 +45,10 @@ class Described:
         layout: Where things are.
         found: The programs.
         cluster: The cluster.
-        administrator: How the API server is asked by us.
     """
 
-    def __init__(
-        self, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings, administrator: Kubeconfig
-    ) -> None:
-        self._layout, self._found, self._cluster, self._administrator = layout, found, cluster, administrator
+    def __init__(self, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings) -> None:
+        self._layout, self._found, self._cluster = layout, found, cluster
         self._env = _environment(os.environ, cluster)
 
     def of_server(self, *, hidden: bool = False) -> list[supervisor.Program]:
@@ -73,7 +69,7 @@ class Described:
             kine = self._program(store, programs.kine(cluster, hidden=hidden), _served(cluster.layout.kine_socket))
             secret = {"KINE_ENDPOINT": programs.kine_endpoint(cluster)} if hidden else {}
             found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}, **of_state))
-        well = answers.until_well(Endpoint.of_kubeconfig(self._administrator), "/readyz")
+        well = answers.until_well(Endpoint.of_kubeconfig(kubeconfigs.administrator(cluster)), "/readyz")
         waits = (store,) if store else ()
         found.append(self._program(API_SERVER, programs.kube_apiserver(cluster), well, waits))
         for name, arguments in ((CONTROLLERS, programs.kube_controller_manager), (SCHEDULER, programs.kube_scheduler)):

@@ -95,8 +95,10 @@ def prepare_server(settings: node_config.Settings, layout: node_config.Layout, c
     """Have all that the programs of a server need, its kubelet's part left out.
 
     Raises:
+        FailedPreconditionError: The cluster was made with other networks, or lacks what it was made with.
         NixletError: What is there can't be used, or the file system refuses.
     """
+    made.check_networks(layout, cluster)
     _check_kept(layout, cluster)
     given, of_agents = mapping.given_tokens(settings)
     # (what they say is looked at before anything is made)

@@ -44,6 +44,18 @@ async def ask(found: finding.Found, layout: node_config.Layout) -> Mapping[str, 
     return {name: known[mark] for name, mark in marks.items()}
 
 
+async def checked(found: finding.Found, layout: node_config.Layout) -> Mapping[str, str]:
+    """The same, of programs that go together.
+
+    Raises:
+        CommandFailedError: One doesn't run.
+        FailedPreconditionError: They don't go together.
+    """
+    said = await ask(found, layout)
+    check(said)
+    return said
+
+
 async def _ask(path: str) -> str:
     printed = (await process.run([path, "--version"], timeout=_TIMEOUT)).check()
     match = re.search(rb"v?(\d+\.\d+\.\d+)", printed.stdout + printed.stderr)

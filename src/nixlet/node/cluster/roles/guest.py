@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from nixlet import errors
-from nixlet.cluster import kubeconfigs, programs, signing, standing
+from nixlet.cluster import kubeconfigs, signing, standing
 from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.layout import Layout
@@ -22,11 +22,9 @@ from nixlet.host import files, supervisor
 from nixlet.kubeclient import asynchronous, discovery
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
-from nixlet.kubeclient.client import Client
-from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster.children import described
-from nixlet.node.cluster.preflight import finding, ports
-from nixlet.node.cluster.roles import running, waiting
+from nixlet.node.cluster.preflight import finding
+from nixlet.node.cluster.roles import member, waiting
 from nixlet.node.settings import config as node_config
 
 #: The file of ``agent/`` with what a node knows of the cluster that it is a guest of, and how large that may be (bytes).
@@ -69,8 +67,10 @@ def _known(places: Layout) -> _Known | None:
         raise files.refused(f"{path} can't be read", error) from error
 
 
-class Guest(running.Member):
+class Guest(member.Member):
     """A node of a cluster that isn't nixlet's."""
+
+    starts, bootstraps = "the kubelet", True
 
     def __init__(
         self,
@@ -94,30 +94,20 @@ class Guest(running.Member):
         super().__init__(settings, layout, found, cluster)
         self._way, self._ask = way, ask
 
-    async def begin(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        children: host_children.Children,  # noqa: ARG002 (as above)
-    ) -> None:
+    async def _have_credentials(self) -> None:
         """Find out about the cluster, for which it is waited, and write down what the kubelet needs.
 
         Raises:
             NixletError: The cluster isn't the one that was meant, or doesn't let us in.
         """
-        await ports.free(ports.of_node(self._cluster, self._found.programs))
-        _, said = await self._beside(self._wait())
-        _log.info("starting the kubelet", extra={"versions": dict(said)})
-        self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
-
-    async def _wait(self) -> None:
         patience = waiting.Patience("the node waits for its cluster")
         while True:
             try:
-                return await asynchronous.in_thread(self._prepare)
+                return await asynchronous.in_thread(self._write)
             except (errors.UnavailableError, errors.DeadlineExceededError) as error:
                 await patience.pause(error)
 
-    def _prepare(self, call: Call) -> None:
+    def _write(self, call: Call) -> None:
         places = self._cluster.layout
         if standing.is_server(places):
             raise errors.FailedPreconditionError(
@@ -177,17 +167,11 @@ class Guest(running.Member):
             extra={"hint": "--cluster-dns says it"},
         )
 
-    def _node(self, node: programs.Node) -> programs.Node:
-        return dataclasses.replace(node, bootstraps=True)
-
-    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
-        """The same as a server's, but for the time that a kubelet has which asks for its first certificate: a person may have to approve it."""
-        return [
-            msgspec.structs.replace(each, ready=self._or_approved(each), ready_timeout=_APPROVAL)
-            if each.name == described.KUBELET
-            else each
-            for each in super()._agents(node, others)
-        ]
+    def _as_child(self, program: supervisor.Program) -> supervisor.Program:
+        """A kubelet that asks for its first certificate has time: a person may have to approve it."""
+        if program.name != described.KUBELET:
+            return program
+        return msgspec.structs.replace(program, ready=self._or_approved(program), ready_timeout=_APPROVAL)
 
     def _or_approved(self, kubelet: supervisor.Program) -> Callable[[], Awaitable[object]]:
         own = self._cluster.layout.node("kubelet.kubeconfig")
@@ -214,17 +198,11 @@ class Guest(running.Member):
 
         return answered
 
-    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
-        """Start the kubelet, and wait until it is ready and pods have their network, until ``stack`` is left.
-
-        Raises:
-            NixletError: It can't be started.
-        """
-        await self._start_agent(children)
+    async def _settle(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         await children.ready(described.KUBELET)
         own = await asyncio.to_thread(kubeconfigs.read, self._cluster.layout.node("kubelet.kubeconfig"))
-        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(own))))
-        await self._settle(stack, children, client, set())
+        client = await stack.enter_async_context(AsyncClient.of_kubeconfig(own))
+        await self._have_pods(stack, children, client)
 
 
 def read(path: str) -> Kubeconfig:

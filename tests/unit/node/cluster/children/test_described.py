@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.cluster import kubeconfigs, programs
+from nixlet.cluster import programs
 from nixlet.host import supervisor, unixsocket
 from nixlet.node.cluster.children import described as children
 from nixlet.node.cluster.preflight import finding, ports
@@ -21,8 +21,7 @@ def described(directory: Path, datastore: str, *without: str) -> children.Descri
     cluster = dataclasses.replace(clusters.settings(directory), embedded_etcd=datastore == finding.ETCD)
     names = [name for name in (datastore, *ALL) if name and name not in without]
     found = finding.Found({name: f"/bin/{name}" for name in names}, datastore)
-    administrator = kubeconfigs.of_server(cluster)[cluster.layout.cred("admin.kubeconfig")]
-    return children.Described(config.Layout(cluster.data_dir, cluster.state_dir), found, cluster, administrator)
+    return children.Described(config.Layout(cluster.data_dir, cluster.state_dir), found, cluster)
 
 
 def agents(made: children.Described, *others: str) -> list[supervisor.Program]:

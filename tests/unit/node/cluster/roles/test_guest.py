@@ -83,7 +83,7 @@ class Node:
         """What the kubelet is told."""
         layout = config.Layout(self.settings.data_dir, self.settings.state_dir)
         node = guest.Guest(self.settings, layout, FOUND, self.cluster, self.file, lambda _: guest.read(self.file))
-        node._prepare(Call())
+        node._write(Call())
         return node._cluster
 
 
@@ -178,7 +178,7 @@ async def test_a_cluster_that_is_not_up_yet_is_waited_for(
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(apiservers.kept_port())
         node.told(made, apiservers.Server(port, []))
-        going = asyncio.create_task(found._wait())
+        going = asyncio.create_task(found._have_credentials())
         async with asyncio.timeout(60):
             while "the node waits for its cluster" not in caplog.text:
                 await asyncio.sleep(0.01)
@@ -196,7 +196,8 @@ async def test_a_kubelet_that_nobody_has_let_in_yet_is_waited_for(
 ) -> None:
     layout, looked = config.Layout(node.settings.data_dir, node.settings.state_dir), []
     found = guest.Guest(node.settings, layout, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
-    (kubelet,) = found._agents(programs.Node("/run/containerd.sock"), [])
+    (described,) = found._described.of_agent(programs.Node("/run/containerd.sock"), [])
+    kubelet = found._as_child(described)
     assert kubelet.ready_timeout > 86400
 
     async def sleep(_: float) -> None:

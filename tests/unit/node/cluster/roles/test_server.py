@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import ipaddress
 import json
 import logging
@@ -18,15 +17,12 @@ import pytest
 from grpclib import const
 
 from nixlet import errors
-from nixlet.host import children, iptables, supervisor, unixsocket
-from nixlet.kubeclient import endpoint
-from nixlet.node.children import containerd_child
+from nixlet.host import children, supervisor, unixsocket
+from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.node.cluster.children import preparing
 from nixlet.node.cluster.controlplane import bootstrap
-from nixlet.node.cluster.network import podnetwork
 from nixlet.node.cluster.preflight import finding, kernel, made, ports, versions
-from nixlet.node.cluster.roles import running
-from nixlet.node.ownership import claims
+from nixlet.node.cluster.roles.server import Server
 from nixlet.node.settings import config
 from nixlet.rpc import server as rpc_server
 from nixlet.rpc.gen import cri_pb2
@@ -73,15 +69,13 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
     monkeypatch.setattr(bootstrap, "apply", apply)
     settings = config.Settings(data_dir=str(tmp_path / "data"), disable_agent=True)
     (tmp_path / "data/server").mkdir(parents=True)
-    cluster = running.Cluster(
+    cluster = Server(
         settings,
         config.Layout(settings.data_dir, str(tmp_path / "state")),
         finding.Found({"kube-apiserver": "/bin/true"}, finding.ELSEWHERE),
         clusters.settings(tmp_path),
     )
-    monkeypatch.setattr(running, "AsyncClient", mock.Mock(return_value=contextlib.nullcontext()))
-    monkeypatch.setattr(running, "Client", mock.Mock())
-    monkeypatch.setattr(endpoint.Endpoint, "of_kubeconfig", mock.Mock())
+    monkeypatch.setattr(AsyncClient, "of_kubeconfig", mock.Mock(return_value=contextlib.nullcontext()))
     script = f"until test -e {tmp_path}/dies; do sleep 0.02; done; echo disk broken; exit 1"
     once = supervisor.RestartPolicy(tries=0)
     kubelet_ready = never.wait if slow == "kubelet" else at_once
@@ -100,10 +94,10 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
             await asyncio.wait_for(going_on, 30)
 
 
-def server(directory: Path, joining_port: int) -> running.Cluster:
+def server(directory: Path, joining_port: int) -> Server:
     """A server with an API server and nothing else, where nodes join at a port of the loopback address."""
     settings = config.Settings(data_dir=str(directory / "data"), disable_agent=True)
-    return running.Cluster(
+    return Server(
         settings,
         config.Layout(settings.data_dir, str(directory / "state")),
         finding.Found({"kube-apiserver": "/bin/true"}, finding.ELSEWHERE),
@@ -147,80 +141,14 @@ async def test_who_comes_before_the_api_server_answers_sees_that_nodes_join_here
     assert events[-1] == "nobody joins"
 
 
-async def test_a_flannel_that_comes_later_masquerades_in_the_place_of_the_plugin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    removed: list[dict[str, str]] = []
-
-    async def remove_rules(**said: str) -> None:
-        removed.append(said)
-
-    monkeypatch.setattr(iptables, "remove_rules", remove_rules)
-    settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "run"))
-    layout = config.Layout(settings.data_dir, settings.state_dir)
-    Path(layout.cni_conf_dir).mkdir(parents=True)
-    Path(podnetwork.memory(layout)).write_text('{"node":"node-1","pod_cidr":"10.42.3.0/24"}')
-
-    def made() -> running.Cluster:
-        found = finding.Found({"flanneld": "/bin/flanneld"}, finding.ELSEWHERE, "vxlan")
-        return running.Cluster(settings, layout, found, clusters.settings(tmp_path))
-
-    def attached() -> tuple[bool, int]:
-        (file,) = Path(layout.cni_conf_dir).iterdir()
-        plugin = json.loads(file.read_text())["plugins"][0]
-        return plugin["ipMasq"], plugin.get("mtu", 0)
-
-    cluster = made()
-    assert cluster.routed_mtu == 0
-    await cluster._have_routed(1450)
-    assert attached() == (False, 1450)
-    # Of each pod that is there, which would have kept its rules for ever.
-    assert removed == [{"network": "nixlet-nixlet0", "chain": "POSTROUTING"}]
-    cluster = made()
-    assert cluster.routed_mtu == 1450
-    await cluster._have_routed(1450)
-    await cluster._have_routed(8950)
-    assert attached() == (False, 8950)
-    assert len(removed) == 1
-    # And back.
-    await cluster._have_routed(0)
-    assert attached() == (True, 0)
-    assert (len(removed), made().routed_mtu) == (1, 0)
-
-
-def cluster_at(directory: Path, **programs: str) -> running.Cluster:
+def cluster_at(directory: Path, **programs: str) -> Server:
     settings = config.Settings(data_dir=str(directory / "data"), bridge="nixlet-none")
-    return running.Cluster(
+    return Server(
         settings,
         config.Layout(settings.data_dir, str(directory / "run")),
         finding.Found(programs, finding.KINE if "kine" in programs else finding.ETCD),
         clusters.settings(directory, datastore_endpoint="mysql://u:se-cret@tcp(db)/k" if "kine" in programs else ""),
     )
-
-
-def test_a_network_of_pods_that_can_not_be_had_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence stays true: the claim of the first try isn't in the way of the second."""
-    directory, cluster = tmp_path / "claims", cluster_at(tmp_path)
-    claim = functools.partial(claims.pod_network, directory=str(directory))
-    monkeypatch.setattr(claims, "pod_network", claim)
-    refusals = [errors.FailedPreconditionError("the bridge has another address")] * 2
-
-    def clear(*_: object, **__: object) -> None:
-        if refusals:
-            raise refusals.pop()
-
-    monkeypatch.setattr(claims, "clear_gateway", clear)
-    monkeypatch.setattr(containerd_child, "write_network", lambda *_: None)
-    with contextlib.ExitStack() as stack:
-        for _ in range(2):
-            with pytest.raises(errors.FailedPreconditionError, match=r"^the bridge has another address$"):
-                cluster._have_network(stack, "10.42.0.0/24", 0)
-        cluster._have_network(stack, "10.42.0.0/24", 0)
-        assert cluster.settings.pod_cidr == "10.42.0.0/24"
-        with pytest.raises(errors.FailedPreconditionError, match="another node"), claim("nixlet-none", "10.42.0.0/24"):
-            pass
-    with claim("nixlet-none", "10.42.0.0/24"):
-        pass
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -274,8 +202,8 @@ async def test_a_kubelet_has_the_cgroup_driver_of_its_containerd(tmp_path: Path,
     layout = config.Layout(settings.data_dir, str(tmp_path / "state"))
     found, cluster = finding.Found({}, finding.ELSEWHERE), clusters.settings(tmp_path)
     async with rpc_server.serve(unixsocket.listen(path), [Runtime(systemd=systemd)]):
-        assert await running.Cluster(settings, layout, found, cluster)._cgroup_driver() == wanted
-    own = running.Cluster(dataclasses.replace(settings, container_runtime_endpoint=""), layout, found, cluster)
+        assert await Server(settings, layout, found, cluster)._cgroup_driver() == wanted
+    own = Server(dataclasses.replace(settings, container_runtime_endpoint=""), layout, found, cluster)
     file = Path(layout.containerd_config)
     file.parent.mkdir(parents=True)
     options = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc"

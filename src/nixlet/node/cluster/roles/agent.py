@@ -14,18 +14,16 @@ import msgspec
 
 from nixlet import errors
 from nixlet.cluster import flannel as flannel_model
-from nixlet.cluster import kubeconfigs, programs, tokens, validation
+from nixlet.cluster import kubeconfigs, tokens, validation
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
 from nixlet.host import supervisor
 from nixlet.kubeclient import asynchronous, discovery, joinforms, joining, membership
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
-from nixlet.kubeclient.client import Client
-from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster.children import described
-from nixlet.node.cluster.preflight import finding, kernel, mapping, ports
-from nixlet.node.cluster.roles import guest, running, waiting
+from nixlet.node.cluster.preflight import finding, mapping
+from nixlet.node.cluster.roles import guest, member, waiting
 from nixlet.node.settings import config as node_config
 
 #: Seconds after which it is asked whether the server is away.
@@ -37,8 +35,10 @@ _TRIES = 8
 _log = logging.getLogger("nixlet.cluster")
 
 
-class Agent(running.Member):
+class Agent(member.Member):
     """A node that joins a cluster; ``of`` makes it."""
+
+    starts = "Kubernetes' agents"
 
     def __init__(
         self,
@@ -48,28 +48,23 @@ class Agent(running.Member):
         cluster: ClusterSettings,
         server: str,
     ) -> None:
+        """As ``node.Node``; and the server's URL."""
         super().__init__(settings, layout, found, cluster)
         self._server = server
+        places = cluster.layout
+        # A kubelet may see its own node, and the network that it is given.
+        self._kubelet = kubeconfigs.of_node(places, server)[places.node("kubelet.kubeconfig")]
 
-    async def begin(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        children: host_children.Children,  # noqa: ARG002 (as above)
-    ) -> None:
-        """Join the cluster; a server that isn't up yet is waited for. What runs needs containerd, and starts later.
+    async def _have_credentials(self) -> None:
+        """Join the cluster; a server that isn't up yet is waited for.
 
         Raises:
             NixletError: It isn't let in, or what answers is no server of nixlet's.
         """
-        await ports.free(ports.of_node(self._cluster, self._found.programs))
-        facts, said = await self._beside(self._join())
-        _log.info("starting Kubernetes' agents", extra={"versions": dict(said)})
+        facts = await self._join()
         self._cluster = membership.with_facts(self._cluster, facts)
         validation.check(self._cluster)
         self._backend = self._cluster_s_backend(facts)
-        places = self._cluster.layout
-        self._administrator = kubeconfigs.of_node(places, self._server)[places.node("kubelet.kubeconfig")]
-        self._described = described.Described(self._layout, self._found, self._cluster, self._administrator)
 
     def _cluster_s_backend(self, facts: joinforms.ClusterFacts) -> str:
         """How pods' packets get to other nodes: as the cluster says, so that nodes understand each other.
@@ -112,20 +107,10 @@ class Agent(running.Member):
 
         return await asynchronous.in_thread(join)
 
-    async def _renew(self) -> None:
-        await self._asked()
-
-    def _agents(self, node: programs.Node, others: list[str]) -> list[supervisor.Program]:
-        """The same as a server's, but for the proxy, which is well only when it has heard of the server once."""
-        return [
-            self._or_alone(each) if each.name == described.PROXY else each for each in super()._agents(node, others)
-        ]
-
-    def _flannel(self, arguments: list[str], others: list[str]) -> supervisor.Program:
-        return self._or_alone(super()._flannel(arguments, others))
-
-    def _or_alone(self, program: supervisor.Program) -> supervisor.Program:
-        """A program that isn't waited for while the server is away."""
+    def _as_child(self, program: supervisor.Program) -> supervisor.Program:
+        """The proxy and flannel are well only when they have heard of the server once: while it is away they aren't waited for."""
+        if program.name not in {described.PROXY, described.FLANNEL}:
+            return program
         return msgspec.structs.replace(program, ready=self._answered_or_alone(program.name, program.ready))
 
     def _answered_or_alone(self, name: str, ready: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
@@ -134,7 +119,7 @@ class Agent(running.Member):
         async def answered() -> None:
             waiting = asyncio.ensure_future(ready())
             try:
-                async with AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))) as client:
+                async with AsyncClient.of_kubeconfig(self._kubelet) as client:
                     while not (await asyncio.wait({waiting}, timeout=_PATIENCE))[0]:
                         try:
                             await client.check("/livez")
@@ -148,20 +133,13 @@ class Agent(running.Member):
 
         return answered
 
-    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
-        """Start the kubelet and the proxy, and wait until they are ready and pods have their network, until ``stack`` is left.
-
-        Raises:
-            NixletError: One can't be started.
-        """
-        await self._start_agent(children)
-        await self._keep_certificates(stack)
-        # A kubelet may see its own node, and the network that it is given.
-        client = await stack.enter_async_context(AsyncClient(Client(Endpoint.of_kubeconfig(self._administrator))))
-        await self._settle(stack, children, client, set())
+    async def _settle(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        self._keep_certificates(stack, self._asked)
+        client = await stack.enter_async_context(AsyncClient.of_kubeconfig(self._kubelet))
+        await self._have_pods(stack, children, client)
 
 
-async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:
+async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> member.Member:
     """The node that joins a cluster.
 
     Raises:
@@ -171,9 +149,8 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
     """
     if settings.disable_agent:
         raise errors.UsageError("--disable-agent leaves nothing of an agent", hint="leave it out")
-    mode = kernel.IPTABLES if described.PROXY not in found.programs else await kernel.proxy_mode()
     if settings.kubeconfig:
-        cluster = mapping.cluster_settings(settings, found, mode)
+        cluster = await member.cluster_settings(settings, found)
         return guest.Guest(
             settings, layout, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig)
         )
@@ -183,7 +160,7 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
             "a node joins a cluster by a token, and there is none",
             hint="--token or --token-file; on the server it is in DATA_DIR/server/node-token",
         )
-    cluster = mapping.cluster_settings(settings, found, mode)
+    cluster = await member.cluster_settings(settings, found)
     token = tokens.parse(mapping.given_tokens(settings)[0])
     if token.bootstrap and await _is_anybody_s(cluster, server):
         alone = dataclasses.replace(

@@ -10,9 +10,9 @@ from nixlet.cluster import settings as model
 from nixlet.cluster import validation
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import children as host_children
-from nixlet.node.cluster.children import described, preparing
-from nixlet.node.cluster.preflight import finding, mapping, ports, versions
-from nixlet.node.cluster.roles import running
+from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.preflight import finding, mapping
+from nixlet.node.cluster.roles import node
 from nixlet.node.settings import config as node_config
 
 #: An address of this machine's alone: nobody reaches the kubelet.
@@ -21,42 +21,13 @@ _NOBODYS = ipaddress.ip_address("127.0.0.1")
 _log = logging.getLogger("nixlet.cluster")
 
 
-class Alone(running.Member):
+class Standalone(node.Node):
     """A node whose kubelet has no cluster. Its pods' network is that of a node alone."""
 
-    def __init__(
-        self, settings: node_config.Settings, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings
-    ) -> None:
-        """As ``running.Cluster``."""
-        super().__init__(settings, layout, found, cluster)
-        self.settings, self.routed_mtu = settings, 0
+    starts = "the kubelet, without a cluster"
 
-    async def begin(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        children: host_children.Children,  # noqa: ARG002 (as above)
-    ) -> None:
-        """See that the kubelet can be started.
-
-        Raises:
-            NixletError: It can't be.
-        """
-        await ports.free(ports.of_node(self._cluster, self._found.programs))
-        said = await versions.ask(self._found, self._layout)
-        _log.info("starting the kubelet, without a cluster", extra={"versions": dict(said)})
-
-    async def go_on(
-        self,
-        stack: contextlib.AsyncExitStack,  # noqa: ARG002 (a server needs it)
-        children: host_children.Children,
-    ) -> None:
-        """Start the kubelet, and wait until it is ready.
-
-        Raises:
-            NixletError: It can't be started.
-        """
-        await self._start_agent(children)
-        await children.ready(described.KUBELET)
+    async def _settle(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        await super()._settle(stack, children)
         _log.info("the kubelet runs the pods whose manifests are in %s", preparing.static_pods(self._layout))
 
 
@@ -83,10 +54,10 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
     )
 
 
-def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> running.Cluster:
+def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Standalone:
     """The node.
 
     Raises:
         NixletError: As ``cluster_settings``.
     """
-    return Alone(settings, layout, found, cluster_settings(settings))
+    return Standalone(settings, layout, found, cluster_settings(settings))

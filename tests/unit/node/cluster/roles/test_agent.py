@@ -16,7 +16,7 @@ from nixlet import errors
 from nixlet.host import children
 from nixlet.kubeclient import joinforms, joining
 from nixlet.node.cluster.preflight import finding, kernel, ports, versions
-from nixlet.node.cluster.roles import guest, joined, running, waiting
+from nixlet.node.cluster.roles import agent, guest, member, waiting
 from nixlet.node.settings import config
 from support import apiservers
 
@@ -33,9 +33,9 @@ def settings(directory: Path, **changes: Any) -> config.Settings:
     return config.Settings(data_dir=str(directory / "data"), state_dir=str(directory / "run"), **{**PLAIN, **changes})
 
 
-async def of(directory: Path, **changes: Any) -> running.Cluster:
+async def of(directory: Path, **changes: Any) -> member.Member:
     said = settings(directory, **changes)
-    return await joined.of(said, config.Layout(said.data_dir, said.state_dir), FOUND)
+    return await agent.of(said, config.Layout(said.data_dir, said.state_dir), FOUND)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_an_agent_needs_a_kubelet_and_a_proxy_and_nothing_of_a_server(tmp_
     found = finding.find(said, config.Layout(said.data_dir, said.state_dir))
     assert found is not None
     assert (set(found.programs), found.datastore) == ({"kubelet", "kube-proxy"}, finding.ELSEWHERE)
-    assert isinstance(await joined.of(said, config.Layout(said.data_dir, said.state_dir), FOUND), joined.Agent)
+    assert isinstance(await agent.of(said, config.Layout(said.data_dir, said.state_dir), FOUND), agent.Agent)
 
 
 BOOTSTRAP = "abcdef.0123456789abcdef"
@@ -103,7 +103,7 @@ async def test_anybody_s_cluster_is_joined_by_a_kubeconfig_or_a_bootstrap_token_
     with apiservers.serving(refused, tls) as api, apiservers.kept_port() as closed:
         with at(api.port, closed) as server:
             assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), guest.Guest)
-            assert isinstance(await of(tmp_path, server=server, token="password"), joined.Agent)
+            assert isinstance(await of(tmp_path, server=server, token="password"), agent.Agent)
         with apiservers.serving(refused, tls) as there, at(api.port, there.port) as server:
             assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), guest.Guest)
         for reply in (ours, full):
@@ -111,7 +111,7 @@ async def test_anybody_s_cluster_is_joined_by_a_kubeconfig_or_a_bootstrap_token_
                 apiservers.serving(mock.Mock(return_value=reply), tls) as there,
                 at(api.port, there.port) as server,
             ):
-                assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), joined.Agent)
+                assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), agent.Agent)
 
 
 async def test_who_hangs_up_where_nodes_join_is_asked_again(
@@ -134,10 +134,10 @@ async def test_who_hangs_up_where_nodes_join_is_asked_again(
         apiservers.speaking(busy) as there,
         at(api.port, there.port) as server,
     ):
-        assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), joined.Agent)
+        assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), agent.Agent)
         assert len(came) == 4
         came.clear()
-        monkeypatch.setattr(joined, "_TRIES", 2)
+        monkeypatch.setattr(agent, "_TRIES", 2)
         assert isinstance(await of(tmp_path, server=server, token=BOOTSTRAP), guest.Guest)
 
 
@@ -188,6 +188,22 @@ async def test_a_server_that_is_not_up_yet_is_waited_for(
 
 
 @pytest.mark.usefixtures("alone")
+async def test_the_kernel_hands_on_packets_of_the_version_that_the_cluster_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = joinforms.ClusterFacts(
+        ("fd00:42::/56",), ("fd00:43::/112",), ("fd00:43::a",), "cluster.local", "none", 6443
+    )
+    monkeypatch.setattr(joining, "join", mock.Mock(return_value=facts))
+    node = await of(tmp_path, node_ip=("fd00::9",), server="https://[fd00::7]:6443")
+    async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
+        await node.begin(stack, kept)
+    prepare = kernel.prepare
+    assert isinstance(prepare, mock.AsyncMock)
+    prepare.assert_awaited_once_with({6})
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     "error",
     [
@@ -228,7 +244,8 @@ async def test_a_node_renews_its_certificates_by_the_token_that_its_file_has_the
     file.write_text("before\n")
     node = await of(tmp_path, token="", token_file=str(file))
     file.write_text("after\n")
-    await node._renew()
+    assert isinstance(node, agent.Agent)
+    await node._asked()
     assert [each.args[2].password for each in join.call_args_list] == ["after"]
 
 
@@ -238,7 +255,7 @@ async def test_how_packets_get_to_other_nodes_is_the_cluster_s_affair(
 ) -> None:
     facts = joinforms.ClusterFacts((), (), (), "cluster.local", cluster, 6443)
     made = await of(tmp_path, flannel_backend=said)
-    assert isinstance(made, joined.Agent)
+    assert isinstance(made, agent.Agent)
     if cluster != "none":
         with pytest.raises(
             errors.UnavailableError, match=f"reach each other by flannel \\({cluster}\\), and flanneld is"
@@ -250,7 +267,7 @@ async def test_how_packets_get_to_other_nodes_is_the_cluster_s_affair(
     assert (passed_over in caplog.text) == bool(said)
     # Pods of somebody else's containerd are that one's affair.
     other = await of(tmp_path, container_runtime_endpoint="/run/c.sock")
-    assert isinstance(other, joined.Agent)
+    assert isinstance(other, agent.Agent)
     assert other._cluster_s_backend(facts) == "none"
 
 
