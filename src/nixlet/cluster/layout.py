@@ -18,7 +18,7 @@ class Layout:
 
     @property
     def agent(self) -> str:
-        """What every node has."""
+        """All that this node keeps."""
         return os.path.join(self.data_dir, "agent")
 
     def tls(self, name: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from nixlet import errors
 from nixlet.cluster import kubeconfigs
-from nixlet.cluster.layout import Layout
 from nixlet.host import iptables, mounts, process, unixsocket
 from nixlet.node.cluster.children import preparing
 from nixlet.node.cluster.controlplane import deploying
@@ -60,14 +59,13 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
         layouts: The node's directories, with each of its state directories.
     """
     for layout in layouts:
-        yield os.path.dirname(Layout(layout.data_dir, layout.state_dir).kine_socket)
+        yield os.path.dirname(layout.kine_socket)
         yield versions.memory(layout)
         yield deploying.cache(layout)
         yield os.path.dirname(flannel.subnet_file(layout))
     layout = node_config.Layout(settings.data_dir, settings.state_dir)
-    places = Layout(settings.data_dir, settings.state_dir)
-    yield from (os.path.join(places.server, name) for name in _SERVER_FILES)
-    yield from (places.node(name) for name in _AGENT_FILES)
+    yield from (os.path.join(layout.server, name) for name in _SERVER_FILES)
+    yield from (layout.node(name) for name in _AGENT_FILES)
     yield podnetwork.memory(layout)
     yield flannel.memory(layout)
     yield flannel.configuration(layout)
@@ -78,7 +76,7 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
     yield preparing.kubelet_config(layout)
     yield preparing.named_kubelet_config(layout)
     yield from of_kubelet(settings, layout)
-    if _is_our_kubeconfig(settings, places):
+    if _is_our_kubeconfig(settings, layout):
         yield mapping.kubeconfig_path(settings)
 
 
@@ -90,11 +88,11 @@ def of_kubelet(settings: node_config.Settings, layout: node_config.Layout) -> li
     return [os.path.join(directory, name) for name in _OF_KUBELETS]
 
 
-def _is_our_kubeconfig(settings: node_config.Settings, places: Layout) -> bool:
+def _is_our_kubeconfig(settings: node_config.Settings, layout: node_config.Layout) -> bool:
     """Whether the administrator's file is for this cluster: another node may have written it since then."""
     with contextlib.suppress(OSError, errors.NixletError):
         found = kubeconfigs.read(mapping.kubeconfig_path(settings))
-        with open(places.tls("server-ca.crt"), "rb") as file:
+        with open(layout.tls("server-ca.crt"), "rb") as file:
             return found.authority_data == file.read()
     return False
 
@@ -205,7 +203,7 @@ async def remove_rules(settings: node_config.Settings, layout: node_config.Layou
     if os.path.exists(preparing.kubelet_dir(settings, layout)) and not _kubelet_runs():
         await iptables.remove_chains(_CHAINS)
     await flannel.remove(layout)
-    if not os.path.exists(Layout(layout.data_dir, layout.state_dir).node("kubeproxy.kubeconfig")):
+    if not os.path.exists(layout.node("kubeproxy.kubeconfig")):
         return
     if _runs(b"kube-proxy"):
         # Its rules have the same names, and services of its cluster would be gone.

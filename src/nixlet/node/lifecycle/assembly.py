@@ -237,7 +237,7 @@ def _checks(
     async def has_room() -> None:
         for directory in (layout.data_dir, layout.state_dir):
             files.check_room(directory)
-        datastore.check_room(layout.data_dir)
+        datastore.check_room(layout)
 
     checks: dict[str, health.Check] = {
         "containerd": lambda: containerd.check(served.runtime),

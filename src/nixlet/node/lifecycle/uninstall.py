@@ -21,6 +21,7 @@ from nixlet.host import files, iptables, logfiles, mounts, network
 from nixlet.node.children import registries
 from nixlet.node.cluster import traces
 from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.controlplane import deploying
 from nixlet.node.cluster.network import podnetwork
 from nixlet.node.cluster.preflight import kernel
 from nixlet.node.images import preload
@@ -123,8 +124,8 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     emptied = (
         *inside,
         preparing.kubelet_dir(settings, layout),
-        os.path.join(data_dir, "server", "manifests"),
-        os.path.join(data_dir, "server"),
+        deploying.directory(layout),
+        layout.server,
         *(each.state_dir for each in layouts),
         data_dir,
         *map(os.path.dirname, known.gc_roots),

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from nixlet.cluster import layout
 from nixlet.node.settings import names
 from nixlet.services import nodeaddress
 
@@ -191,17 +192,10 @@ class Settings:
     kube_proxy_arg: Sequence[str] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(layout.Layout):
     """Where a node keeps things, derived from its two directories; the names are k3s's where it has one."""
 
-    data_dir: str
-    state_dir: str
-
-    @property
-    def agent(self) -> str:
-        """All that this node keeps."""
-        return os.path.join(self.data_dir, "agent")
+    __slots__ = ()
 
     @property
     def lock(self) -> str:

@@ -27,8 +27,8 @@ def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(resolvconf, "for_pods", lambda *_: "/etc/resolv.conf")
     settings, layout = settings_at(tmp_path, secrets_encryption=True, token="se-cret")
     cluster = clusters.settings(tmp_path, secrets_encryption=True)
-    preparing.prepare_server(settings, layout, cluster)
-    preparing.prepare_agent(settings, layout, cluster, preparing.node_of(settings, layout, "cgroupfs"))
+    preparing.prepare_server(settings, cluster)
+    preparing.prepare_agent(settings, cluster, preparing.node_of(settings, layout, "cgroupfs"))
     # (an agent's: of how it joined)
     for name in ("bootstrap.kubeconfig", "node-password", "cluster.json"):
         (tmp_path / "data/agent" / name).write_text("se-cret")

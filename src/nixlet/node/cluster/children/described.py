@@ -18,7 +18,6 @@ from nixlet.node.cluster.children import answers, preparing
 from nixlet.node.cluster.controlplane import datastore
 from nixlet.node.cluster.network import flannel
 from nixlet.node.cluster.preflight import finding, ports
-from nixlet.node.settings import config as node_config
 
 API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 KUBELET, PROXY, FLANNEL = "kubelet", "kube-proxy", finding.FLANNEL
@@ -42,13 +41,12 @@ class Described:
     """Describes the children of a cluster.
 
     Args:
-        layout: Where things are.
         found: The programs.
         cluster: The cluster.
     """
 
-    def __init__(self, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings) -> None:
-        self._layout, self._found, self._cluster = layout, found, cluster
+    def __init__(self, found: finding.Found, cluster: ClusterSettings) -> None:
+        self._found, self._cluster = found, cluster
         self._env = _environment(os.environ, cluster)
 
     def of_server(self, *, hidden: bool = False) -> list[supervisor.Program]:
@@ -89,7 +87,7 @@ class Described:
         found = []
         if KUBELET in self._found.programs:
             well = self._well(KUBELET, "/healthz")
-            argv = programs.kubelet(cluster, node, preparing.kubelet_config_dir(self._layout))
+            argv = programs.kubelet(cluster, node, preparing.kubelet_config_dir(self._cluster.layout))
             waits = tuple(name for name in (containerd_child.NAME, API_SERVER) if name in there)
             found.append(self._program(KUBELET, argv, well, waits))
         if PROXY in self._found.programs:
@@ -110,14 +108,14 @@ class Described:
         async def ready() -> None:
             # It is healthy as soon as it has heard of the cluster; that pods' packets get anywhere is said by this.
             await healthy()
-            while not flannel_model.mtu(flannel.subnet_file(self._layout)):
+            while not flannel_model.mtu(flannel.subnet_file(self._cluster.layout)):
                 await asyncio.sleep(0.05)
 
         made = self._program(FLANNEL, arguments, ready, tuple(name for name in (API_SERVER,) if name in set(others)))
 
         def may_start() -> None:
             made.may_start()
-            flannel.started_anew(self._layout)
+            flannel.started_anew(self._cluster.layout)
 
         # Its flags may be said by variables, too, and these would be somebody else's.
         environment = {name: value for name, value in self._env.items() if not name.startswith("FLANNELD_")}
@@ -136,7 +134,7 @@ class Described:
             name=name,
             argv=[self._found.programs[name], *arguments],
             env=self._env,
-            log_path=os.path.join(preparing.logs_dir(self._layout), f"{name}.log"),
+            log_path=os.path.join(preparing.logs_dir(self._cluster.layout), f"{name}.log"),
             ready=ready,
             ready_timeout=_READY_TIMEOUT,
             waits_for=waits_for,

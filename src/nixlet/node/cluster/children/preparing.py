@@ -7,6 +7,7 @@ import os
 
 from nixlet import errors
 from nixlet.cluster import certificates, encryption, kubeconfigs, kubelet, programs, tokens
+from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import files
 from nixlet.node.cluster.preflight import made, mapping
@@ -23,32 +24,32 @@ _MAX_CONFIG = 1 << 20
 _log = logging.getLogger("nixlet.cluster")
 
 
-def kubelet_config_dir(layout: node_config.Layout) -> str:
+def kubelet_config_dir(layout: Layout) -> str:
     """The directory of the kubelet's configuration."""
     return os.path.join(layout.agent, "etc", "kubelet.conf.d")
 
 
-def kubelet_config(layout: node_config.Layout) -> str:
+def kubelet_config(layout: Layout) -> str:
     """Our part of the kubelet's configuration; a person's files beside it come after it, in alphabetical order."""
     return os.path.join(kubelet_config_dir(layout), _DEFAULTS)
 
 
-def named_kubelet_config(layout: node_config.Layout) -> str:
+def named_kubelet_config(layout: Layout) -> str:
     """The copy of the file that ``--kubelet-arg config=FILE`` names, as k3s has it: it comes after ours, and before other drop-ins."""
     return os.path.join(kubelet_config_dir(layout), _NAMED)
 
 
-def kubelet_dir(settings: node_config.Settings, layout: node_config.Layout) -> str:
+def kubelet_dir(settings: node_config.Settings, layout: Layout) -> str:
     """The kubelet's own directory."""
     return node_config.kubelet_argument(settings, "root-dir") or os.path.join(layout.agent, "kubelet")
 
 
-def logs_dir(layout: node_config.Layout) -> str:
+def logs_dir(layout: Layout) -> str:
     """Where the programs' logs are."""
     return os.path.join(layout.agent, "logs")
 
 
-def static_pods(layout: node_config.Layout) -> str:
+def static_pods(layout: Layout) -> str:
     """The directory of the manifests whose pods the kubelet runs by itself."""
     return os.path.join(layout.agent, "pod-manifests")
 
@@ -71,49 +72,50 @@ def node_of(settings: node_config.Settings, layout: node_config.Layout, cgroup_d
     )
 
 
-def _check_kept(layout: node_config.Layout, cluster: ClusterSettings) -> None:
+def _check_kept(cluster: ClusterSettings) -> None:
     """Check that a cluster that is there has what can't be made anew: with other authorities and keys it would be another one.
 
     Raises:
         FailedPreconditionError: It hasn't.
     """
-    known = made.remembered(layout)
+    places = cluster.layout
+    known = made.remembered(places)
     if known is None:
         return
-    places = cluster.layout
     kept = [*(places.tls(f"{name}.crt") for name in certificates.NAMES), places.tls(certificates.SERVICE_KEY)]
     for path in (*kept, *([places.cred(encryption.FILES[0])] if known.encrypted else [])):
         if not os.path.lexists(path):
             raise errors.FailedPreconditionError(
-                f"{path} is missing, which the cluster in {layout.data_dir} was made with",
+                f"{path} is missing, which the cluster in {cluster.data_dir} was made with",
                 hint="bring it back from a backup: nodes, tokens, service accounts and encrypted secrets would be lost without;"
-                f" or remove {made.memory(layout)} to have a new one made",
+                f" or remove {made.memory(places)} to have a new one made",
             )
 
 
-def prepare_server(settings: node_config.Settings, layout: node_config.Layout, cluster: ClusterSettings) -> None:
+def prepare_server(settings: node_config.Settings, cluster: ClusterSettings) -> None:
     """Have all that the programs of a server need, its kubelet's part left out.
 
     Raises:
         FailedPreconditionError: The cluster was made with other networks, or lacks what it was made with.
         NixletError: What is there can't be used, or the file system refuses.
     """
-    made.check_networks(layout, cluster)
-    _check_kept(layout, cluster)
+    made.check_networks(cluster)
+    _check_kept(cluster)
+    layout = cluster.layout
     given, of_agents = mapping.given_tokens(settings)
     # (what they say is looked at before anything is made)
     kubeconfigs.mode(settings.write_kubeconfig_mode)
     kubeconfigs.group(settings.write_kubeconfig_group)
     _have_certificates(cluster)
-    configs = {**kubeconfigs.of_server(cluster), **kubeconfigs.of_node(cluster.layout, cluster.server_url)}
+    configs = {**kubeconfigs.of_server(cluster), **kubeconfigs.of_node(layout, cluster.server_url)}
     # What a start left that was killed while it wrote: keys of secrets, for instance.
-    for directory in (cluster.layout.server, cluster.layout.cred(""), cluster.layout.agent):
+    for directory in (layout.server, layout.cred(""), layout.agent):
         files.sweep(directory, [*map(os.path.basename, (*configs, made.memory(layout))), *encryption.FILES])
     encryption.ensure(cluster)
-    path = cluster.layout.tls("server-ca.crt")
+    path = layout.tls("server-ca.crt")
     with files.refusing(f"{path} can't be read"), open(path, "rb") as file:
         authority = file.read()
-    tokens.keep(cluster.layout, authority, given=given, agent=of_agents)
+    tokens.keep(layout, authority, given=given, agent=of_agents)
     for directory in programs.directories(cluster):
         files.make_directory(os.path.dirname(directory))
         with files.refusing(f"can't make the directory {directory}"):
@@ -125,9 +127,7 @@ def prepare_server(settings: node_config.Settings, layout: node_config.Layout, c
     if not settings.write_kubeconfig:
         # (elsewhere others may be writing)
         files.sweep(os.path.dirname(path), [os.path.basename(path)])
-    _log.info(
-        "the administrator's kubeconfig is %s; the token for other nodes is in %s/token", path, cluster.layout.server
-    )
+    _log.info("the administrator's kubeconfig is %s; the token for other nodes is in %s/token", path, layout.server)
 
 
 def renew(settings: node_config.Settings, cluster: ClusterSettings) -> None:
@@ -153,9 +153,7 @@ def _write_for_people(settings: node_config.Settings, cluster: ClusterSettings) 
     return path
 
 
-def prepare_agent(
-    settings: node_config.Settings, layout: node_config.Layout, cluster: ClusterSettings, node: programs.Node
-) -> None:
+def prepare_agent(settings: node_config.Settings, cluster: ClusterSettings, node: programs.Node) -> None:
     """Have all that a kubelet needs beside its certificates.
 
     Raises:
@@ -163,6 +161,7 @@ def prepare_agent(
         PermissionDeniedError: Somebody else can write it.
         NixletError: The file system refuses.
     """
+    layout = cluster.layout
     directory = kubelet_config_dir(layout)
     files.make_directory(directory, mode=0o700)
     for each, mode in ((node.root_dir, 0o750), (node.static_pods, 0o750), (logs_dir(layout), 0o700)):

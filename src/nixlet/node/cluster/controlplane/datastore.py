@@ -39,15 +39,14 @@ def cause(directory: str, output: str) -> str:
     return f"the file system of {directory} is full, and the cluster takes no changes until there is room"
 
 
-def check_room(data_dir: str) -> None:
+def check_room(layout: Layout) -> None:
     """Check that what a cluster's state is on isn't full, where a node has that.
 
     Raises:
         ResourceExhaustedError: It is.
     """
-    directory = Layout(data_dir, "").database
-    if os.path.isdir(directory):
-        files.check_room(directory)
+    if os.path.isdir(layout.database):
+        files.check_room(layout.database)
 
 
 def etcd_of(cluster: model.ClusterSettings) -> Endpoint:

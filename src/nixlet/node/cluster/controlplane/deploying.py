@@ -4,6 +4,7 @@ import os
 
 from nixlet import errors
 from nixlet.cluster import coredns, runtimeclasses
+from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import process
 from nixlet.node.cluster.preflight import finding
@@ -23,18 +24,18 @@ _RUNTIMES = f"{runtimeclasses.NAME}.yaml"
 _WITHOUT = "--disable coredns does without"
 
 
-def directory(layout: node_config.Layout) -> str:
+def directory(layout: Layout) -> str:
     """Where manifests are."""
-    return os.path.join(layout.data_dir, "server", "manifests")
+    return os.path.join(layout.server, "manifests")
 
 
-def written(layout: node_config.Layout) -> list[str]:
+def written(layout: Layout) -> list[str]:
     """The manifests there that a node wrote."""
     paths = [os.path.join(directory(layout), name) for name in (_DNS, _RUNTIMES)]
     return [path for path in paths if deployers.is_ours(path)]
 
 
-def cache(layout: node_config.Layout) -> str:
+def cache(layout: Layout) -> str:
     """The directory of what kubectl remembers."""
     return os.path.join(layout.state_dir, "kubectl")
 

@@ -71,7 +71,7 @@ class PodNetwork:
         async def route() -> None:
             mtu = 0
             if backend != model.NONE:
-                arguments = await flannel.prepare(self.settings, self._layout, cluster, backend)
+                arguments = await flannel.prepare(self.settings, cluster, backend)
                 await given.wait()
                 await start_flannel(arguments)
                 mtu = await self._said()

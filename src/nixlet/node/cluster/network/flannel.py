@@ -16,6 +16,7 @@ import msgspec
 
 from nixlet import errors
 from nixlet.cluster import flannel as model
+from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.encoding import unreadable
 from nixlet.host import files, iptables, process, procfs
@@ -50,29 +51,26 @@ class _Made(msgspec.Struct, frozen=True):
     nftables: bool = False
 
 
-def memory(layout: node_config.Layout) -> str:
+def memory(layout: Layout) -> str:
     """The file by which it is remembered."""
     return os.path.join(layout.agent, "flannel.json")
 
 
-def configuration(layout: node_config.Layout) -> str:
+def configuration(layout: Layout) -> str:
     """Its configuration's file, where k3s has it."""
     return os.path.join(layout.agent, "etc", "flannel", "net-conf.json")
 
 
-def subnet_file(layout: node_config.Layout) -> str:
+def subnet_file(layout: Layout) -> str:
     """Where it says what it has made."""
     return os.path.join(layout.state_dir, "flannel", "subnet.env")
 
 
-async def prepare(
-    settings: node_config.Settings, layout: node_config.Layout, cluster: ClusterSettings, backend: str
-) -> list[str]:
+async def prepare(settings: node_config.Settings, cluster: ClusterSettings, backend: str) -> list[str]:
     """Have all that flannel needs before it starts; its arguments.
 
     Args:
         settings: The node's.
-        layout: Where things are.
         cluster: The cluster.
         backend: How it is to bring packets to other nodes.
 
@@ -83,14 +81,15 @@ async def prepare(
         FailedPreconditionError: Another flannel is at work on this machine.
         NixletError: The file system refuses.
     """
-    known = await asyncio.to_thread(_prepare, settings, layout, cluster, backend)
+    known = await asyncio.to_thread(_prepare, settings, cluster, backend)
     if known and backend != model.VXLAN:
         # What it was to lead to is reached otherwise now.
         await _told("ip", ["link", "delete", known])
+    layout = cluster.layout
     return model.flanneld(cluster, configuration(layout), subnet_file(layout), settings.flannel_iface)
 
 
-def _prepare(settings: node_config.Settings, layout: node_config.Layout, cluster: ClusterSettings, backend: str) -> str:
+def _prepare(settings: node_config.Settings, cluster: ClusterSettings, backend: str) -> str:
     """The same; the interface that an earlier flannel of ours has made and that is there, or nothing."""
     if backend not in node_config.FLANNEL_BACKENDS:
         raise errors.UnsupportedError(
@@ -105,6 +104,7 @@ def _prepare(settings: node_config.Settings, layout: node_config.Layout, cluster
         )
     wanted = _configuration(settings, cluster, backend)
     _check_filter(cluster, wanted)
+    layout = cluster.layout
     before = _made(layout)
     known = before.interface if before is not None and before.boot == procfs.boot_id() else ""
     if wanted.interface in interfaces and wanted.interface != known:
@@ -145,13 +145,13 @@ def _check_filter(cluster: ClusterSettings, wanted: model.Configuration) -> None
             )
 
 
-def started_anew(layout: node_config.Layout) -> None:
+def started_anew(layout: Layout) -> None:
     """What it said of the network before doesn't count any more."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(subnet_file(layout))
 
 
-def _made(layout: node_config.Layout) -> _Made | None:
+def _made(layout: Layout) -> _Made | None:
     try:
         with open(memory(layout), "rb") as file:
             return msgspec.json.decode(file.read(), type=_Made)
@@ -159,7 +159,7 @@ def _made(layout: node_config.Layout) -> _Made | None:
         return None
 
 
-async def remove(layout: node_config.Layout) -> None:
+async def remove(layout: Layout) -> None:
     """Remove what a node's flannel has made; what can't be removed is told."""
     made = _made(layout)
     if made is None or made.boot != procfs.boot_id():

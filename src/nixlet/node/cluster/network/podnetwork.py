@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from nixlet import errors
+from nixlet.cluster.layout import Layout
 from nixlet.encoding import unreadable
 from nixlet.host import files, network
 from nixlet.kubeclient import resources
 from nixlet.kubeclient.asynchronous import AsyncClient
-from nixlet.node.settings import config as node_config
 
 #: Seconds between two looks at the Node object that has no network yet, and at one that has.
 _PAUSE, _LATER = 0.1, 30.0
@@ -40,12 +40,12 @@ class _Remembered(msgspec.Struct, frozen=True):
     later: str = ""
 
 
-def memory(layout: node_config.Layout) -> str:
+def memory(layout: Layout) -> str:
     """The file by which it is remembered."""
     return os.path.join(layout.agent, "pod-network.json")
 
 
-def remembered(layout: node_config.Layout) -> str:
+def remembered(layout: Layout) -> str:
     """The network that the node's pods had last; empty: none yet.
 
     Raises:
@@ -55,7 +55,7 @@ def remembered(layout: node_config.Layout) -> str:
     return "" if known is None else known.pod_cidr
 
 
-def to_use(layout: node_config.Layout, bridge: str) -> str:
+def to_use(layout: Layout, bridge: str) -> str:
     """The network that the node's pods are to have: the one that they had, or, where none is there any more, the one that the node was given since.
 
     A node that was given another name, for instance, or was removed from its cluster and came back, is given another one.
@@ -73,7 +73,7 @@ def to_use(layout: node_config.Layout, bridge: str) -> str:
     return known.later if known.later and not network.bridge_members(bridge) else known.pod_cidr
 
 
-def remembered_mtu(layout: node_config.Layout) -> int:
+def remembered_mtu(layout: Layout) -> int:
     """The largest packet that goes to other nodes' pods by flannel (bytes); 0: nothing of ours brings any there.
 
     Raises:
@@ -83,7 +83,7 @@ def remembered_mtu(layout: node_config.Layout) -> int:
     return 0 if known is None else known.routed_mtu
 
 
-def remember_mtu(layout: node_config.Layout, routed_mtu: int) -> None:
+def remember_mtu(layout: Layout, routed_mtu: int) -> None:
     """Have it remembered, where a network is.
 
     Raises:
@@ -93,11 +93,11 @@ def remember_mtu(layout: node_config.Layout, routed_mtu: int) -> None:
         _write(layout, msgspec.structs.replace(known, routed_mtu=routed_mtu))
 
 
-def _write(layout: node_config.Layout, known: _Remembered) -> None:
+def _write(layout: Layout, known: _Remembered) -> None:
     files.write_atomically(memory(layout), msgspec.json.encode(known), mode=0o600)
 
 
-def _read(layout: node_config.Layout) -> _Remembered | None:
+def _read(layout: Layout) -> _Remembered | None:
     path = memory(layout)
     try:
         with open(path, "rb") as file:
@@ -116,7 +116,7 @@ def _read(layout: node_config.Layout) -> _Remembered | None:
 
 
 async def keep(
-    layout: node_config.Layout,
+    layout: Layout,
     node: str,
     there: str,
     client: AsyncClient,

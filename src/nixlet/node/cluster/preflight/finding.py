@@ -103,8 +103,7 @@ def _kubelet_alone(settings: node_config.Settings, layout: node_config.Layout) -
 
 def _trace(layout: node_config.Layout) -> str:
     """What says that a node is one of a cluster; empty: nothing does."""
-    database = os.path.join(layout.data_dir, "server", "db")
-    for path in (database, made.memory(layout), os.path.join(layout.agent, "kubelet.kubeconfig")):
+    for path in (layout.database, made.memory(layout), layout.node("kubelet.kubeconfig")):
         if os.path.exists(path):
             return path
     return ""
@@ -196,7 +195,7 @@ def _reason(settings: node_config.Settings, layout: node_config.Layout) -> str:
     asking = next((name for name in _ASKING if getattr(settings, name) != getattr(_DEFAULTS, name)), "")
     if asking:
         return f"{names.flag(asking)} asks for a cluster"
-    if os.path.isdir(os.path.join(layout.data_dir, "server", "db")) or os.path.exists(made.memory(layout)):
+    if os.path.isdir(layout.database) or os.path.exists(made.memory(layout)):
         return f"there is a cluster in {layout.data_dir}"
     return ""
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection
 
 from nixlet import errors
+from nixlet.cluster.layout import Layout
 from nixlet.host import files, process
-from nixlet.node.settings import config as node_config
 
 NFTABLES, IPTABLES = "nftables", "iptables"
 
@@ -72,12 +72,12 @@ def _switch_on(path: str) -> None:
         _log.warning("%s can't be set to 1, which services need: %s", path, error.strerror)
 
 
-def settings_file(layout: node_config.Layout) -> str:
+def settings_file(layout: Layout) -> str:
     """Where it stands what the machine's settings were before there was a kubelet."""
     return os.path.join(layout.agent, "sysctls.json")
 
 
-def remember_settings(layout: node_config.Layout, root: str = "/proc/sys") -> None:
+def remember_settings(layout: Layout, root: str = "/proc/sys") -> None:
     """Write down what a kubelet is about to change, unless an earlier one has done so."""
     if os.path.exists(settings_file(layout)):
         return
@@ -85,7 +85,7 @@ def remember_settings(layout: node_config.Layout, root: str = "/proc/sys") -> No
     files.write_atomically(settings_file(layout), json.dumps(found), mode=0o600)
 
 
-def put_settings_back(layout: node_config.Layout, root: str = "/proc/sys") -> None:
+def put_settings_back(layout: Layout, root: str = "/proc/sys") -> None:
     """Put the machine's settings back that a kubelet has changed, and nobody since then."""
     try:
         with open(settings_file(layout), "rb") as file:

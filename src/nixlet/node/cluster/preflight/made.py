@@ -41,26 +41,20 @@ class Made(msgspec.Struct, frozen=True):
     encrypted: bool = False
 
 
-def _etcd(layout: node_config.Layout) -> str:
-    return os.path.join(_places(layout).database, "etcd")
+def _etcd(layout: Layout) -> str:
+    return os.path.join(layout.database, "etcd")
 
 
-def _sqlite(layout: node_config.Layout) -> str:
-    return os.path.join(_places(layout).database, "state.db")
+def _sqlite(layout: Layout) -> str:
+    return os.path.join(layout.database, "state.db")
 
 
-def _places(layout: node_config.Layout) -> Layout:
-    return Layout(layout.data_dir, layout.state_dir)
-
-
-def memory(layout: node_config.Layout) -> str:
+def memory(layout: Layout) -> str:
     """The file by which it is remembered."""
-    return os.path.join(_places(layout).server, "made.json")
+    return os.path.join(layout.server, "made.json")
 
 
-def remember(
-    settings: node_config.Settings, layout: node_config.Layout, datastore: str, cluster: ClusterSettings
-) -> None:
+def remember(settings: node_config.Settings, datastore: str, cluster: ClusterSettings) -> None:
     """Write down what a cluster is made with, as soon as it has a state.
 
     Raises:
@@ -70,10 +64,10 @@ def remember(
     made = Made(
         state, [*map(str, cluster.cluster_cidrs)], [*map(str, cluster.service_cidrs)], cluster.secrets_encryption
     )
-    files.write_atomically(memory(layout), msgspec.json.encode(made), mode=0o600)
+    files.write_atomically(memory(cluster.layout), msgspec.json.encode(made), mode=0o600)
 
 
-def remembered(layout: node_config.Layout) -> Made | None:
+def remembered(layout: Layout) -> Made | None:
     """What a cluster was made with; None: there was none yet, or of a version that didn't write it down.
 
     Raises:
@@ -94,13 +88,13 @@ def remembered(layout: node_config.Layout) -> Made | None:
         ) from error
 
 
-def check_networks(layout: node_config.Layout, cluster: ClusterSettings) -> None:
+def check_networks(cluster: ClusterSettings) -> None:
     """Check that a cluster's networks are those that it was made with. They may have grown.
 
     Raises:
         FailedPreconditionError: They are others.
     """
-    made = remembered(layout)
+    made = remembered(cluster.layout)
     if made is None:
         return
     for name, before, now in (
@@ -112,7 +106,7 @@ def check_networks(layout: node_config.Layout, cluster: ClusterSettings) -> None
         moved = name == "service_cidr" and networks and networks[0][1] != now[0][1]
         if moved or not all(_is_within(each, now) for each in networks):
             raise errors.FailedPreconditionError(
-                f"the cluster in {layout.data_dir} was made with {names.flag(name)} {','.join(before)}, and what has addresses of it"
+                f"the cluster in {cluster.data_dir} was made with {names.flag(name)} {','.join(before)}, and what has addresses of it"
                 f" would be lost with {','.join(map(str, now))}",
                 hint=f"give {names.flag(name)} as before; a cluster with other networks is made in another --data-dir",
             )
@@ -130,7 +124,7 @@ def _is_named(settings: node_config.Settings) -> bool:
     return settings.datastore_endpoint not in {"", "sqlite://"}
 
 
-def chosen(settings: node_config.Settings, layout: node_config.Layout, *, with_kine: bool, with_etcd: bool) -> str:
+def chosen(settings: node_config.Settings, layout: Layout, *, with_kine: bool, with_etcd: bool) -> str:
     """What keeps the cluster's state: what is said, else what there is already, else kine, as k3s has it, or etcd where there is no kine.
 
     Args:
@@ -155,7 +149,7 @@ def chosen(settings: node_config.Settings, layout: node_config.Layout, *, with_k
     return ETCD if settings.cluster_init or (with_etcd and not with_kine) else KINE
 
 
-def _check(settings: node_config.Settings, layout: node_config.Layout, there: str) -> None:
+def _check(settings: node_config.Settings, layout: Layout, there: str) -> None:
     """Check that what is said is what there is."""
     if there:
         said = (

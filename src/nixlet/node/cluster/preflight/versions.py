@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import msgspec
 
 from nixlet import errors
+from nixlet.cluster.layout import Layout
 from nixlet.encoding import unreadable
 from nixlet.host import files, process
 from nixlet.node.cluster.preflight import finding
-from nixlet.node.settings import config as node_config
 
 #: How many minor versions a program may be behind the API server, which none may be ahead of (Kubernetes: "Version Skew Policy").
 _BEHIND = {"kube-controller-manager": 1, "kube-scheduler": 1, "kubelet": 3, "kube-proxy": 3}
@@ -28,7 +28,7 @@ class _Asked(msgspec.Struct, frozen=True):
     version: str
 
 
-async def ask(found: finding.Found, layout: node_config.Layout) -> Mapping[str, str]:
+async def ask(found: finding.Found, layout: Layout) -> Mapping[str, str]:
     """The version of each program, as in "1.36.3"; empty where it says none.
 
     Raises:
@@ -44,7 +44,7 @@ async def ask(found: finding.Found, layout: node_config.Layout) -> Mapping[str, 
     return {name: known[mark] for name, mark in marks.items()}
 
 
-async def checked(found: finding.Found, layout: node_config.Layout) -> Mapping[str, str]:
+async def checked(found: finding.Found, layout: Layout) -> Mapping[str, str]:
     """The same, of programs that go together.
 
     Raises:
@@ -99,12 +99,12 @@ def _minor(version: str) -> int:
     return int(major) * 1000 + int(minor)
 
 
-def memory(layout: node_config.Layout) -> str:
+def memory(layout: Layout) -> str:
     """The file of what programs have said."""
     return os.path.join(layout.state_dir, "kubernetes.json")
 
 
-def _read(layout: node_config.Layout) -> list[_Asked]:
+def _read(layout: Layout) -> list[_Asked]:
     try:
         with open(memory(layout), "rb") as file:
             return msgspec.json.decode(file.read(), type=list[_Asked])
@@ -112,7 +112,7 @@ def _read(layout: node_config.Layout) -> list[_Asked]:
         return []
 
 
-def _remember(layout: node_config.Layout, asked: list[_Asked]) -> None:
+def _remember(layout: Layout, asked: list[_Asked]) -> None:
     # Where that can't be they are asked again.
     with contextlib.suppress(OSError, errors.NixletError):
         files.write_atomically(memory(layout), msgspec.json.encode(asked), mode=0o600)

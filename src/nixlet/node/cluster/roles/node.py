@@ -53,7 +53,7 @@ class Node:
     @property
     def _described(self) -> described.Described:
         """Its programs, by what is known of the cluster now."""
-        return described.Described(self._layout, self._found, self._cluster)
+        return described.Described(self._found, self._cluster)
 
     async def begin(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Prepare all, and start what needs no containerd.
@@ -98,7 +98,7 @@ class Node:
         driver = await self._cgroup_driver()
         known = await asyncio.to_thread(preparing.node_of, self.settings, self._layout, driver)
         node = dataclasses.replace(known, bootstraps=self.bootstraps)
-        await asyncio.to_thread(preparing.prepare_agent, self.settings, self._layout, self._cluster, node)
+        await asyncio.to_thread(preparing.prepare_agent, self.settings, self._cluster, node)
         self._start(children, self._described.of_agent(node, [child.name for child in children]))
 
     async def _cgroup_driver(self) -> str:

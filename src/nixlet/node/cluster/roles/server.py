@@ -35,7 +35,7 @@ class Server(member.Member):
         self._administrator = kubeconfigs.administrator(cluster)
 
     async def _have_credentials(self) -> None:
-        making = asyncio.to_thread(preparing.prepare_server, self.settings, self._layout, self._cluster)
+        making = asyncio.to_thread(preparing.prepare_server, self.settings, self._cluster)
         await uncut.to_its_end(making)
 
     async def _start_first(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
@@ -67,7 +67,7 @@ class Server(member.Member):
 
     async def _settle(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         await children.ready(described.API_SERVER)
-        await asyncio.to_thread(made.remember, self.settings, self._layout, self._found.datastore, self._cluster)
+        await asyncio.to_thread(made.remember, self.settings, self._found.datastore, self._cluster)
         client = await stack.enter_async_context(AsyncClient.of_kubeconfig(self._administrator))
         self._keep_certificates(stack, self._renew)
         if deploying.has_dns(self.settings):

@@ -11,7 +11,6 @@ from nixlet.cluster import programs
 from nixlet.host import supervisor, unixsocket
 from nixlet.node.cluster.children import described as children
 from nixlet.node.cluster.preflight import finding, ports
-from nixlet.node.settings import config
 from support import clusters
 
 ALL = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
@@ -21,7 +20,7 @@ def described(directory: Path, datastore: str, *without: str) -> children.Descri
     cluster = dataclasses.replace(clusters.settings(directory), embedded_etcd=datastore == finding.ETCD)
     names = [name for name in (datastore, *ALL) if name and name not in without]
     found = finding.Found({name: f"/bin/{name}" for name in names}, datastore)
-    return children.Described(config.Layout(cluster.data_dir, cluster.state_dir), found, cluster)
+    return children.Described(found, cluster)
 
 
 def agents(made: children.Described, *others: str) -> list[supervisor.Program]:

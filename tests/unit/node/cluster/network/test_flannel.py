@@ -42,7 +42,7 @@ class Machine:
     async def prepare(self, backend: str, **said: Any) -> list[str]:
         settings = config.Settings(data_dir=self.layout.data_dir, state_dir=self.layout.state_dir, **said)
         Path(self.layout.agent).mkdir(parents=True, exist_ok=True)
-        return await flannel.prepare(settings, self.layout, clusters.settings(self.directory), backend)
+        return await flannel.prepare(settings, clusters.settings(self.directory), backend)
 
     def calls(self) -> list[str]:
         path = self.directory / "called"

@@ -25,7 +25,7 @@ def chosen(layout: config.Layout, **said: Any) -> str:
 
 def remember(layout: config.Layout, datastore: str, **said: Any) -> None:
     cluster = clusters.settings(Path(layout.data_dir).parent)
-    made.remember(config.Settings(data_dir=layout.data_dir, **said), layout, datastore, cluster)
+    made.remember(config.Settings(data_dir=layout.data_dir, **said), datastore, cluster)
     assert Path(made.memory(layout)).stat().st_mode & 0o777 == 0o600
 
 
@@ -81,7 +81,7 @@ def test_a_state_elsewhere_is_not_forgotten(layout: config.Layout) -> None:
 
 def test_networks_stay_or_grow(layout: config.Layout, tmp_path: Path) -> None:
     def check(**changes: Any) -> None:
-        made.check_networks(layout, clusters.settings(tmp_path, **changes))
+        made.check_networks(clusters.settings(tmp_path, **changes))
 
     def nets(*texts: str) -> Any:
         return tuple(ipaddress.ip_network(text) for text in texts)

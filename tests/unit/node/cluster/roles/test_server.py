@@ -169,7 +169,7 @@ async def test_a_password_that_others_can_read_is_told(
 async def test_networks_are_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     cluster = cluster_at(tmp_path)
     (tmp_path / "data/server").mkdir(parents=True)
-    made.remember(cluster.settings, cluster._layout, finding.ETCD, clusters.settings(tmp_path))
+    made.remember(cluster.settings, finding.ETCD, clusters.settings(tmp_path))
     cluster._cluster = clusters.settings(tmp_path, service_cidrs=(ipaddress.ip_network("10.53.0.0/16"),))
     async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
         with pytest.raises(errors.FailedPreconditionError, match=r"was made with --service-cidr 10\.43\.0\.0/16"):
