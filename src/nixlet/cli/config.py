@@ -82,11 +82,10 @@ async def _render(
     from nixlet.host import process
     from nixlet.node.children import rendering
     from nixlet.node.requirements import preflight
-    from nixlet.node.settings import config as node_config
     from nixlet.node.settings import registries_file
 
     said = configuration.settings
-    layout = node_config.Layout(said.data_dir, said.state_dir)
+    layout = said.layout
     if version is None:
         path = preflight.find_program(said.containerd, package="containerd", setting="--containerd, or --version")
         spoken = (await containerd_config.ask(path)).config_version

@@ -63,7 +63,7 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
         yield versions.memory(layout)
         yield deploying.cache(layout)
         yield os.path.dirname(flannel.subnet_file(layout))
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     yield from (os.path.join(layout.server, name) for name in _SERVER_FILES)
     yield from (layout.node(name) for name in _AGENT_FILES)
     yield podnetwork.memory(layout)
@@ -75,32 +75,32 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
     yield preparing.logs_dir(layout)
     yield preparing.kubelet_config(layout)
     yield preparing.named_kubelet_config(layout)
-    yield from of_kubelet(settings, layout)
-    if _is_our_kubeconfig(settings, layout):
+    yield from of_kubelet(settings)
+    if _is_our_kubeconfig(settings):
         yield mapping.kubeconfig_path(settings)
 
 
-def of_kubelet(settings: node_config.Settings, layout: node_config.Layout) -> list[str]:
+def of_kubelet(settings: node_config.Settings) -> list[str]:
     """What of its directory is the kubelet's: all of it, or where a person has named it, what it makes there; much else may be in that."""
-    directory = preparing.kubelet_dir(settings, layout)
+    directory = preparing.kubelet_dir(settings)
     if not node_config.kubelet_argument(settings, "root-dir"):
         return [directory]
     return [os.path.join(directory, name) for name in _OF_KUBELETS]
 
 
-def _is_our_kubeconfig(settings: node_config.Settings, layout: node_config.Layout) -> bool:
+def _is_our_kubeconfig(settings: node_config.Settings) -> bool:
     """Whether the administrator's file is for this cluster: another node may have written it since then."""
     with contextlib.suppress(OSError, errors.NixletError):
         found = kubeconfigs.read(mapping.kubeconfig_path(settings))
-        with open(layout.tls("server-ca.crt"), "rb") as file:
+        with open(settings.layout.tls("server-ca.crt"), "rb") as file:
             return found.authority_data == file.read()
     return False
 
 
-def pods(settings: node_config.Settings, layout: node_config.Layout) -> frozenset[str]:
+def pods(settings: node_config.Settings) -> frozenset[str]:
     """The UIDs of the pods that the node's kubelet has, running or not."""
     with contextlib.suppress(OSError):
-        return frozenset(os.listdir(os.path.join(preparing.kubelet_dir(settings, layout), "pods")))
+        return frozenset(os.listdir(os.path.join(preparing.kubelet_dir(settings), "pods")))
     return frozenset()
 
 
@@ -195,15 +195,15 @@ def _runs(program: bytes) -> bool:
     return False
 
 
-async def remove_rules(settings: node_config.Settings, layout: node_config.Layout) -> None:
+async def remove_rules(settings: node_config.Settings) -> None:
     """Remove what the kubelet and flannel have in the packet filter, flannel's routes and interface, and have the proxy take its rules back.
 
     What can't be removed is told.
     """
-    if os.path.exists(preparing.kubelet_dir(settings, layout)) and not _kubelet_runs():
+    if os.path.exists(preparing.kubelet_dir(settings)) and not _kubelet_runs():
         await iptables.remove_chains(_CHAINS)
-    await flannel.remove(layout)
-    if not os.path.exists(layout.node("kubeproxy.kubeconfig")):
+    await flannel.remove(settings.layout)
+    if not os.path.exists(settings.layout.node("kubeproxy.kubeconfig")):
         return
     if _runs(b"kube-proxy"):
         # Its rules have the same names, and services of its cluster would be gone.

@@ -108,8 +108,8 @@ class Doctor:
     """Checks for a node with certain settings."""
 
     def __init__(self, settings: node_config.Settings) -> None:
-        self._layout = node_config.Layout(settings.data_dir, settings.state_dir)
-        self._settings = kubernetes.with_pods(settings, self._layout)
+        self._layout = settings.layout
+        self._settings = kubernetes.with_pods(settings)
         self._store: nix.DaemonStore | None = None
         self._ours = settings.snapshotter == containerd_config.NIX
         self._findings: probe.Findings | None = None
@@ -149,7 +149,7 @@ class Doctor:
             yield Check("containerd", "registries", self._registries)
         yield Check("containerd", "snapshotter", self._snapshotter)
         yield Check("containerd", "pods' network", self._network)
-        looks = kubernetes.looks(settings, self._layout)
+        looks = kubernetes.looks(settings)
         yield from (Check("Kubernetes", name, look) for name, look in looks.items())
         yield from self._sockets()
         yield Check("disk", "data directory", self._data_directory)

@@ -28,43 +28,43 @@ _ROOM = "make room there, or give it a larger disk: the cluster goes on by itsel
 Look = Callable[[], "str | Awaitable[str]"]
 
 
-def looks(settings: node_config.Settings, layout: node_config.Layout) -> Mapping[str, Look]:
+def looks(settings: node_config.Settings) -> Mapping[str, Look]:
     """A look at each thing, by name."""
     try:
-        found = finding.find(settings, layout)
+        found = finding.find(settings)
     except errors.NixletError as error:
         return {"programs": functools.partial(_missing, error)}
     if found is None:
         return {"cluster": lambda: "the node is alone: Kubernetes' programs are not all there, or not wanted"}
     if settings.kubernetes == node_config.KUBELET:
-        return _of_kubelet(settings, layout, found)
+        return _of_kubelet(settings, found)
     cluster = functools.partial(_cluster, settings, found)
     if settings.server or settings.kubeconfig:
         return {
-            "programs": functools.partial(_programs, found, layout),
+            "programs": functools.partial(_programs, found, settings.layout),
             "settings": lambda: _node(cluster()),
             "cluster": functools.partial(_joined, settings),
             "services": functools.partial(_services, found),
             "flannel": functools.partial(_flannel, settings, found),
             "certificates": functools.partial(_given_certificates, settings, cluster),
-            "ports": lambda: _ports(cluster(), found, layout),
-            "kubelet": lambda: _kubelet(settings, layout),
+            "ports": lambda: _ports(cluster(), found, settings.layout),
+            "kubelet": lambda: _kubelet(settings),
         }
     return {
-        "programs": functools.partial(_programs, found, layout),
+        "programs": functools.partial(_programs, found, settings.layout),
         "settings": lambda: _address(cluster()),
         "datastore": lambda: _datastore(cluster(), found),
         "services": functools.partial(_services, found),
         "flannel": functools.partial(_flannel, settings, found),
         "route": lambda: _route(cluster()),
         "certificates": lambda: _certificates(cluster()),
-        "ports": lambda: _ports(cluster(), found, layout),
+        "ports": lambda: _ports(cluster(), found, settings.layout),
         "kubeconfig": lambda: mapping.kubeconfig_path(settings),
-        "kubelet": lambda: _kubelet(settings, layout),
+        "kubelet": lambda: _kubelet(settings),
     }
 
 
-def _of_kubelet(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Mapping[str, Look]:
+def _of_kubelet(settings: node_config.Settings, found: finding.Found) -> Mapping[str, Look]:
     """What a kubelet without a cluster needs."""
 
     def cluster() -> model.ClusterSettings:
@@ -72,20 +72,22 @@ def _of_kubelet(settings: node_config.Settings, layout: node_config.Layout, foun
 
         return standalone.cluster_settings(settings)
 
-    manifests = preparing.static_pods(layout)
+    manifests = preparing.static_pods(settings.layout)
     return {
-        "programs": functools.partial(_programs, found, layout),
+        "programs": functools.partial(_programs, found, settings.layout),
         "settings": lambda: f"node {cluster().node_name}, without a cluster; its pods' manifests are in {manifests}",
-        "ports": lambda: _ports(cluster(), found, layout),
-        "kubelet": lambda: _kubelet(settings, layout),
+        "ports": lambda: _ports(cluster(), found, settings.layout),
+        "kubelet": lambda: _kubelet(settings),
     }
 
 
-def with_pods(settings: node_config.Settings, layout: node_config.Layout) -> node_config.Settings:
+def with_pods(settings: node_config.Settings) -> node_config.Settings:
     """The settings with the network that pods have in a cluster, or will have a part of."""
     with contextlib.suppress(errors.NixletError):
-        if settings.kubernetes != node_config.KUBELET and finding.find(settings, layout) is not None:
-            given = podnetwork.remembered(layout) or str(model.networks(",".join(settings.cluster_cidr), what="")[0])
+        if settings.kubernetes != node_config.KUBELET and finding.find(settings) is not None:
+            given = podnetwork.remembered(settings.layout) or str(
+                model.networks(",".join(settings.cluster_cidr), what="")[0]
+            )
             return dataclasses.replace(settings, pod_cidr=given)
     return settings
 
@@ -237,9 +239,9 @@ def _ports(cluster: model.ClusterSettings, found: finding.Found, layout: node_co
     return f"{len(wanted)} are free"
 
 
-def _kubelet(settings: node_config.Settings, layout: node_config.Layout) -> str:
-    places = f"its directory is {preparing.kubelet_dir(settings, layout)}, its drop-ins go to {preparing.kubelet_config_dir(layout)}"
+def _kubelet(settings: node_config.Settings) -> str:
+    places = f"its directory is {preparing.kubelet_dir(settings)}, its drop-ins go to {preparing.kubelet_config_dir(settings.layout)}"
     # (what a node would choose depends on whether systemd starts it)
-    driver = "" if settings.container_runtime_endpoint else cgroupdriver.written(layout)
+    driver = "" if settings.container_runtime_endpoint else cgroupdriver.written(settings.layout)
     remarks = [f"its cgroup driver is {driver}" if driver else "", kernel.remark_on_cgroups()]
     return "; ".join([places, *filter(None, remarks)])

@@ -101,7 +101,7 @@ async def running(
         tell: Learns how its children do, in a line.
         fails: Is called when it begins to end for an error, of which it, or whoever uses it, has heard.
     """
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     preflight.check_root()
     marker.check(layout)
     store = _store(settings)
@@ -117,7 +117,7 @@ async def running(
         await asyncio.wait({checking}, timeout=0 if store is not None else None)
         if checking.done():
             checking.result()
-        cluster = await _cluster(settings, layout)
+        cluster = await _cluster(settings)
         settings = settings if cluster is None else cluster.settings
         _claim(stack, settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
@@ -175,23 +175,23 @@ def _assembly() -> "type[assembly.Assembly]":
     return assembly.Assembly
 
 
-async def _cluster(settings: node_config.Settings, layout: node_config.Layout) -> "cluster_node.Node | None":
+async def _cluster(settings: node_config.Settings) -> "cluster_node.Node | None":
     """The cluster that a node is; None: it is alone."""
-    found = finding.find(settings, layout)
+    found = finding.find(settings)
     if found is None:
         return None
     # (a node alone waits for none of this)
     if settings.kubernetes == node_config.KUBELET:
         from nixlet.node.cluster.roles import standalone  # noqa: PLC0415 (see above)
 
-        return standalone.of(settings, layout, found)
+        return standalone.of(settings, found)
     if settings.server or settings.kubeconfig:
         from nixlet.node.cluster.roles import agent  # noqa: PLC0415 (see above)
 
-        return await agent.of(settings, layout, found)
+        return await agent.of(settings, found)
     from nixlet.node.cluster.roles import server  # noqa: PLC0415 (see above)
 
-    return await server.of(settings, layout, found)
+    return await server.of(settings, found)
 
 
 def _routed_mtu(cluster: "cluster_node.Node | None") -> int:

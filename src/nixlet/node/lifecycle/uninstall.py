@@ -115,7 +115,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     present = tuple(tree for tree in trees if os.path.lexists(tree))
     _check_store(present)
     kept += (f"{path}, which is not the node's" for path in _others(layout, present))
-    if traces.pods(last, layout):
+    if traces.pods(last):
         kept.append("logs of pods that were removed less than a minute before, in /var/log/pods")
     if last.container_runtime_endpoint:
         kept.append(f"the pods and images of the containerd at {last.container_runtime_endpoint}")
@@ -123,7 +123,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
     emptied = (
         *inside,
-        preparing.kubelet_dir(settings, layout),
+        preparing.kubelet_dir(settings),
         deploying.directory(layout),
         layout.server,
         *(each.state_dir for each in layouts),
@@ -218,7 +218,7 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
     assert doomed.settings is not None
     with _locked(doomed):
         await _end_by_hand(doomed, pods, uids)
-        kernel.put_settings_back(node_config.Layout(doomed.settings.data_dir, doomed.settings.state_dir))
+        kernel.put_settings_back(doomed.settings.layout)
         remains.remove(traces.shared(uids))
         remains.check_free(doomed.trees)
         await asyncio.to_thread(remains.remove, doomed.trees)
@@ -253,9 +253,9 @@ async def _ended_in_order(
     doomed = plan(data_dir, said)
     settings = doomed.settings
     assert settings is not None
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     # Before the pods' end: after it nothing knows them.
-    pods, uids = podtraces.of_node(doomed.layouts), traces.pods(settings, layout)
+    pods, uids = podtraces.of_node(doomed.layouts), traces.pods(settings)
     try:
         with files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"):
             pass
@@ -274,7 +274,7 @@ def _locked(doomed: Plan) -> Iterator[None]:
     """No node with these directories can start, for the time of the context."""
     with contextlib.ExitStack() as stack:
         assert doomed.settings is not None
-        layout = node_config.Layout(doomed.settings.data_dir, doomed.settings.state_dir)
+        layout = doomed.settings.layout
         stack.enter_context(files.exclusive_lock(layout.lock, what=f"the data directory {layout.data_dir}"))
         for each in doomed.layouts:
             lock = files.exclusive_lock(each.state_lock, what=f"the state directory {each.state_dir}")
@@ -286,7 +286,7 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     """End what is left of a node's pods: processes, mounts, rules, addresses, bridges."""
     settings = doomed.settings
     assert settings is not None
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     for each in doomed.layouts:
         sockets = podtraces.shim_sockets(each)
         await remains.delete_containers(settings, each)
@@ -297,11 +297,11 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
     await remains.unmount(layout.pods, itself=True)
     # Volumes that its kubelet made, and its own mount of that directory.
-    for path in traces.of_kubelet(settings, layout):
+    for path in traces.of_kubelet(settings):
         await remains.unmount(path)
-    mounts.unbind(preparing.kubelet_dir(settings, layout))
+    mounts.unbind(preparing.kubelet_dir(settings))
     await traces.remove_cgroups(settings, uids)
-    await traces.remove_rules(settings, layout)
+    await traces.remove_rules(settings)
     kernel.put_settings_back(layout)
     remains.remove(traces.shared(uids))
     for pod in pods:
@@ -343,7 +343,7 @@ def _remove_emptied(doomed: Plan) -> None:
 
 async def _in_order(settings: node_config.Settings, *, removed: bool) -> None:
     """Start the node once more, and let it end its pods, or remove them and its images."""
-    layout = node_config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     quiet = dataclasses.replace(
         settings,
         health_address=node_config.NO_HEALTH,

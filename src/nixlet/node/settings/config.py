@@ -191,6 +191,11 @@ class Settings:
     kubelet_arg: Sequence[str] = ()
     kube_proxy_arg: Sequence[str] = ()
 
+    @property
+    def layout(self) -> "Layout":
+        """Where a node with these settings keeps things."""
+        return Layout(self.data_dir, self.state_dir)
+
 
 class Layout(layout.Layout):
     """Where a node keeps things, derived from its two directories; the names are k3s's where it has one."""

@@ -17,22 +17,21 @@ from nixlet.pods import resolvconf
 from support import clusters
 
 
-def settings_at(directory: Path, **said: Any) -> tuple[config.Settings, config.Layout]:
+def settings_at(directory: Path, **said: Any) -> config.Settings:
     data_dir, state_dir = str(directory / "data"), str(directory / "run")
-    made = config.Settings(data_dir=data_dir, state_dir=state_dir, node_ip=("192.0.2.7",), node_name="node-1", **said)
-    return made, config.Layout(data_dir, state_dir)
+    return config.Settings(data_dir=data_dir, state_dir=state_dir, node_ip=("192.0.2.7",), node_name="node-1", **said)
 
 
 def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolvconf, "for_pods", lambda *_: "/etc/resolv.conf")
-    settings, layout = settings_at(tmp_path, secrets_encryption=True, token="se-cret")
+    settings = settings_at(tmp_path, secrets_encryption=True, token="se-cret")
     cluster = clusters.settings(tmp_path, secrets_encryption=True)
     preparing.prepare_server(settings, cluster)
-    preparing.prepare_agent(settings, cluster, preparing.node_of(settings, layout, "cgroupfs"))
+    preparing.prepare_agent(settings, cluster, preparing.node_of(settings, "cgroupfs"))
     # (an agent's: of how it joined)
     for name in ("bootstrap.kubeconfig", "node-password", "cluster.json"):
         (tmp_path / "data/agent" / name).write_text("se-cret")
-    trees = list(traces.trees(settings, [layout]))
+    trees = list(traces.trees(settings, [settings.layout]))
     made = [str(path) for path in tmp_path.rglob("*") if not path.is_dir()]
     assert len(made) > 40
     assert [path for path in made if not any(f"{path}/".startswith(f"{tree}/") for tree in trees)] == []
@@ -51,18 +50,18 @@ def test_all_that_is_prepared_is_known(tmp_path: Path, monkeypatch: pytest.Monke
 def test_where_a_person_has_put_the_kubelet_s_directory_only_what_it_made_goes(tmp_path: Path) -> None:
     """It may be a directory with all sorts of things in it."""
     root = tmp_path / "srv"
-    settings, layout = settings_at(tmp_path, kubelet_arg=(f"root-dir={root}",))
-    trees = list(traces.trees(settings, [layout]))
+    settings = settings_at(tmp_path, kubelet_arg=(f"root-dir={root}",))
+    trees = list(traces.trees(settings, [settings.layout]))
     assert str(root) not in trees
     assert {f"{root}/pods", f"{root}/pki", f"{root}/cpu_manager_state"} <= set(trees)
     assert f"{root}/database" not in trees
-    settings, layout = settings_at(tmp_path)
-    assert f"{tmp_path}/data/agent/kubelet" in traces.trees(settings, [layout])
+    settings = settings_at(tmp_path)
+    assert f"{tmp_path}/data/agent/kubelet" in traces.trees(settings, [settings.layout])
 
 
 async def test_another_kube_proxy_keeps_its_services(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its rules have the same names."""
-    settings, layout = settings_at(tmp_path, kubernetes_bin_dir=str(tmp_path))
+    settings = settings_at(tmp_path, kubernetes_bin_dir=str(tmp_path))
     (tmp_path / "data/agent").mkdir(parents=True)
     (tmp_path / "data/agent/kubeproxy.kubeconfig").write_text("")
     program, called = tmp_path / "kube-proxy", tmp_path / "called"
@@ -70,7 +69,7 @@ async def test_another_kube_proxy_keeps_its_services(tmp_path: Path, caplog: pyt
     program.chmod(0o755)
     other = await asyncio.create_subprocess_exec("kube-proxy", "60", executable=shutil.which("sleep"))
     try:
-        await traces.remove_rules(settings, layout)
+        await traces.remove_rules(settings)
     finally:
         other.kill()
         await other.wait()
@@ -79,23 +78,23 @@ async def test_another_kube_proxy_keeps_its_services(tmp_path: Path, caplog: pyt
 
 
 def test_another_cluster_s_kubeconfig_stays(tmp_path: Path) -> None:
-    settings, layout = settings_at(tmp_path, write_kubeconfig=str(tmp_path / "k.yaml"))
+    settings = settings_at(tmp_path, write_kubeconfig=str(tmp_path / "k.yaml"))
     certificates.ensure(clusters.settings(tmp_path), clusters.NOW)
     path = mapping.kubeconfig_path(settings)
-    assert path not in traces.trees(settings, [layout])
+    assert path not in traces.trees(settings, [settings.layout])
     kubeconfigs.write(path, kubeconfigs.for_people(clusters.settings(tmp_path)))
-    assert path in traces.trees(settings, [layout])
+    assert path in traces.trees(settings, [settings.layout])
     other = clusters.settings(tmp_path / "other")
     certificates.ensure(other, clusters.NOW)
     kubeconfigs.write(path, kubeconfigs.for_people(other))
-    assert path not in traces.trees(settings, [layout])
+    assert path not in traces.trees(settings, [settings.layout])
 
 
 def test_what_pods_left_in_shared_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, layout = settings_at(tmp_path)
-    assert traces.pods(settings, layout) == frozenset()
+    settings = settings_at(tmp_path)
+    assert traces.pods(settings) == frozenset()
     (tmp_path / "data/agent/kubelet/pods/1-2").mkdir(parents=True)
-    uids = traces.pods(settings, layout)
+    uids = traces.pods(settings)
     assert uids == {"1-2"}
     logs, links = tmp_path / "pods", tmp_path / "containers"
     monkeypatch.setattr(traces, "_POD_LOGS", str(logs))
@@ -112,17 +111,17 @@ def test_what_pods_left_in_shared_places(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_where_the_kubelet_is(tmp_path: Path) -> None:
-    settings, layout = settings_at(tmp_path)
-    assert preparing.kubelet_dir(settings, layout) == f"{tmp_path}/data/agent/kubelet"
-    settings, layout = settings_at(tmp_path, kubelet_arg=("root-dir=/a", "v=2", "--root-dir=/var/lib/kubelet"))
-    assert preparing.kubelet_dir(settings, layout) == "/var/lib/kubelet"
+    settings = settings_at(tmp_path)
+    assert preparing.kubelet_dir(settings) == f"{tmp_path}/data/agent/kubelet"
+    settings = settings_at(tmp_path, kubelet_arg=("root-dir=/a", "v=2", "--root-dir=/var/lib/kubelet"))
+    assert preparing.kubelet_dir(settings) == "/var/lib/kubelet"
     assert config.kubelet_argument(settings, "cgroup-root") == ""
 
 
 @pytest.mark.parametrize("another_runs", [False, True])
 async def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_runs: bool) -> None:
     """Directories stand for them here: one that has something in it can't be removed either."""
-    settings, _ = settings_at(tmp_path, kubelet_arg=("cgroup-root=/mine",))
+    settings = settings_at(tmp_path, kubelet_arg=("cgroup-root=/mine",))
     top = tmp_path / "cpu" / "mine" / "kubepods"
     for name in ("burstable/podours/container", "besteffort/podearlier/container", "podours", "podbusy"):
         (top / name).mkdir(parents=True)
@@ -144,7 +143,7 @@ async def test_slices_are_given_up_by_systemd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, another_runs: bool
 ) -> None:
     """A program in systemctl's place writes down what it is asked for; the real one is asked where a whole machine is there."""
-    settings, _ = settings_at(tmp_path, kubelet_arg=("cgroup-root=/my-own",))
+    settings = settings_at(tmp_path, kubelet_arg=("cgroup-root=/my-own",))
     top = "my_own.slice/my_own-kubepods.slice"
     burstable = f"{top}/my_own-kubepods-burstable.slice"
     first, second = (

@@ -39,9 +39,9 @@ def named_kubelet_config(layout: Layout) -> str:
     return os.path.join(kubelet_config_dir(layout), _NAMED)
 
 
-def kubelet_dir(settings: node_config.Settings, layout: Layout) -> str:
+def kubelet_dir(settings: node_config.Settings) -> str:
     """The kubelet's own directory."""
-    return node_config.kubelet_argument(settings, "root-dir") or os.path.join(layout.agent, "kubelet")
+    return node_config.kubelet_argument(settings, "root-dir") or settings.layout.node("kubelet")
 
 
 def logs_dir(layout: Layout) -> str:
@@ -54,20 +54,20 @@ def static_pods(layout: Layout) -> str:
     return os.path.join(layout.agent, "pod-manifests")
 
 
-def node_of(settings: node_config.Settings, layout: node_config.Layout, cgroup_driver: str) -> programs.Node:
+def node_of(settings: node_config.Settings, cgroup_driver: str) -> programs.Node:
     """What the kubelet has to know of its node.
 
     Args:
         settings: The node's.
-        layout: Where things are.
         cgroup_driver: The runtime's.
     """
+    layout = settings.layout
     return programs.Node(
         runtime_socket=settings.container_runtime_endpoint or layout.containerd_socket,
         image_socket=settings.image_service_endpoint or layout.node_socket,
         cgroup_driver=cgroup_driver,
         resolv_conf=resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf) or resolvconf.HOST,
-        root_dir=kubelet_dir(settings, layout),
+        root_dir=kubelet_dir(settings),
         static_pods=static_pods(layout),
     )
 

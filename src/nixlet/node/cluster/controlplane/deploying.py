@@ -42,7 +42,6 @@ def cache(layout: Layout) -> str:
 
 def deployer(
     settings: node_config.Settings,
-    layout: node_config.Layout,
     cluster: ClusterSettings,
     maker: coredns_images.Maker | None,
 ) -> deployers.Deployer:
@@ -50,21 +49,21 @@ def deployer(
 
     Args:
         settings: The node's.
-        layout: Where things are.
         cluster: The cluster.
         maker: Makes an image of the machine's CoreDNS; None: the node's snapshotter shows no store paths.
     """
 
     async def dns() -> str:
-        return await dns_manifest(settings, layout, cluster, maker)
+        return await dns_manifest(settings, cluster, maker)
 
     async def classes() -> str:
         return runtimeclasses.manifest()
 
+    layout = cluster.layout
     through = kubectl.Kubectl(
         # Who looks for it in vain is told its name.
         _program("kubectl", settings) or "kubectl",
-        cluster.layout.cred("admin.kubeconfig"),
+        layout.cred("admin.kubeconfig"),
         cache(layout),
         os.environ.get("PATH", os.defpath),
     )
@@ -83,7 +82,6 @@ def _disabled(settings: node_config.Settings) -> set[str]:
 
 async def dns_manifest(
     settings: node_config.Settings,
-    layout: node_config.Layout,
     cluster: ClusterSettings,
     maker: coredns_images.Maker | None,
 ) -> str:
@@ -96,7 +94,7 @@ async def dns_manifest(
         raise errors.FailedPreconditionError(
             "the cluster has no DNS: --service-cidr has no tenth address", hint=f"name one: --cluster-dns; {_WITHOUT}"
         )
-    file = resolvconf.for_pods(settings.resolv_conf, layout.resolv_conf) or resolvconf.HOST
+    file = resolvconf.for_pods(settings.resolv_conf, settings.layout.resolv_conf) or resolvconf.HOST
     image = await _image(settings, cluster, maker)
     return coredns.manifest(cluster, image, forwards=bool(resolvconf.read(file).servers))
 

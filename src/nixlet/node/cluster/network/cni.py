@@ -29,19 +29,18 @@ class PodNetwork:
         routed_mtu: The largest packet that flannel brings to other nodes' pods (bytes), as far as it is known; 0: it doesn't.
     """
 
-    def __init__(self, settings: node_config.Settings, layout: node_config.Layout) -> None:
+    def __init__(self, settings: node_config.Settings) -> None:
         """What is known of it from before.
 
         Args:
             settings: The node's.
-            layout: Where things are.
 
         Raises:
             FailedPreconditionError: What is written down of it can't be read.
         """
-        self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.to_use(layout, settings.bridge))
-        self.routed_mtu = podnetwork.remembered_mtu(layout)
-        self._layout = layout
+        self._layout = settings.layout
+        self.settings = dataclasses.replace(settings, pod_cidr=podnetwork.to_use(self._layout, settings.bridge))
+        self.routed_mtu = podnetwork.remembered_mtu(self._layout)
 
     def keep(
         self,

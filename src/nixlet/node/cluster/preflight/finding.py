@@ -52,7 +52,7 @@ class Found:
     flannel: str = "none"
 
 
-def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | None:
+def find(settings: node_config.Settings) -> Found | None:
     """The programs of the cluster that a node with these settings is; None: it is a node alone.
 
     Raises:
@@ -62,23 +62,23 @@ def find(settings: node_config.Settings, layout: node_config.Layout) -> Found | 
     if settings.kubernetes == "no":
         return None
     if settings.kubernetes == node_config.KUBELET:
-        return _kubelet_alone(settings, layout)
-    datastore = _datastore(settings, layout)
+        return _kubelet_alone(settings)
+    datastore = _datastore(settings)
     found = {name: program(name, settings) for name in _wanted(settings, datastore)}
     missing = [name for name, path in found.items() if path is None]
     if not missing:
         programs = {name: path for name, path in found.items() if path is not None}
-        backend, flannel = _flannel(settings, layout)
+        backend, flannel = _flannel(settings)
         return Found(programs | ({FLANNEL: flannel} if flannel else {}), datastore, backend)
     where = settings.kubernetes_bin_dir or "PATH"
     what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not {'in' if settings.kubernetes_bin_dir else 'on'} {where}"
-    if reason := _reason(settings, layout):
+    if reason := _reason(settings):
         raise errors.UnavailableError(f"{reason}, and {what}", hint=_hint(missing))
     _log.info("the node is alone, without a Kubernetes cluster: %s", what)
     return None
 
 
-def _kubelet_alone(settings: node_config.Settings, layout: node_config.Layout) -> Found:
+def _kubelet_alone(settings: node_config.Settings) -> Found:
     """The program of a kubelet without a cluster."""
     for name in ("server", "kubeconfig", "disable_agent", "cluster_init", "datastore_endpoint"):
         if getattr(settings, name):
@@ -86,9 +86,9 @@ def _kubelet_alone(settings: node_config.Settings, layout: node_config.Layout) -
                 f"--kubernetes kubelet has a kubelet without a cluster, and {names.flag(name)} is about a cluster",
                 hint="leave one of them out",
             )
-    if there := _trace(layout):
+    if there := _trace(settings.layout):
         raise errors.FailedPreconditionError(
-            f"there is a cluster in {layout.data_dir} ({there}), and a kubelet without it would end its pods",
+            f"there is a cluster in {settings.data_dir} ({there}), and a kubelet without it would end its pods",
             hint="--data-dir names another directory; or take the cluster's node away first: nixlet uninstall",
         )
     path = program("kubelet", settings)
@@ -125,7 +125,7 @@ def _wanted(settings: node_config.Settings, datastore: str) -> list[str]:
     return [*([datastore] if datastore != ELSEWHERE else []), "kube-apiserver", *programs]
 
 
-def _flannel(settings: node_config.Settings, layout: node_config.Layout) -> tuple[str, str]:
+def _flannel(settings: node_config.Settings) -> tuple[str, str]:
     """How flannel is to bring packets to other nodes, as far as it is this node's to say, and the program where it is to run here.
 
     Raises:
@@ -148,7 +148,7 @@ def _flannel(settings: node_config.Settings, layout: node_config.Layout) -> tupl
     if path is None and not settings.disable_agent:
         reason = f"--flannel-backend {said} asks for flannel"
         if not said:
-            if not os.path.exists(os.path.join(layout.agent, "flannel.json")):
+            if not os.path.exists(settings.layout.node("flannel.json")):
                 return "none", ""
             reason = "pods of this cluster reach each other by flannel"
         raise missing_flannel(reason)
@@ -183,20 +183,20 @@ def program(name: str, settings: node_config.Settings) -> str | None:
     return process.find_program(name)
 
 
-def _datastore(settings: node_config.Settings, layout: node_config.Layout) -> str:
+def _datastore(settings: node_config.Settings) -> str:
     with_kine, with_etcd = (program(name, settings) is not None for name in (KINE, ETCD))
-    return made.chosen(settings, layout, with_kine=with_kine, with_etcd=with_etcd)
+    return made.chosen(settings, with_kine=with_kine, with_etcd=with_etcd)
 
 
-def _reason(settings: node_config.Settings, layout: node_config.Layout) -> str:
+def _reason(settings: node_config.Settings) -> str:
     """Why a node alone won't do; empty: it does."""
     if settings.kubernetes == "yes":
         return "--kubernetes yes asks for a cluster"
     asking = next((name for name in _ASKING if getattr(settings, name) != getattr(_DEFAULTS, name)), "")
     if asking:
         return f"{names.flag(asking)} asks for a cluster"
-    if os.path.isdir(layout.database) or os.path.exists(made.memory(layout)):
-        return f"there is a cluster in {layout.data_dir}"
+    if os.path.isdir(settings.layout.database) or os.path.exists(made.memory(settings.layout)):
+        return f"there is a cluster in {settings.data_dir}"
     return ""
 
 

@@ -124,12 +124,11 @@ def _is_named(settings: node_config.Settings) -> bool:
     return settings.datastore_endpoint not in {"", "sqlite://"}
 
 
-def chosen(settings: node_config.Settings, layout: Layout, *, with_kine: bool, with_etcd: bool) -> str:
+def chosen(settings: node_config.Settings, *, with_kine: bool, with_etcd: bool) -> str:
     """What keeps the cluster's state: what is said, else what there is already, else kine, as k3s has it, or etcd where there is no kine.
 
     Args:
         settings: The node's.
-        layout: Where things are.
         with_kine: That program is installed.
         with_etcd: That one is.
 
@@ -138,8 +137,9 @@ def chosen(settings: node_config.Settings, layout: Layout, *, with_kine: bool, w
     """
     if settings.server or settings.kubeconfig:
         return ELSEWHERE
+    layout = settings.layout
     there = ETCD if os.path.isdir(_etcd(layout)) else KINE if os.path.exists(_sqlite(layout)) else ""
-    _check(settings, layout, there)
+    _check(settings, there)
     if _is_named(settings):
         return ELSEWHERE if settings.datastore_endpoint.partition("://")[0] in {"http", "https"} else KINE
     if settings.datastore_endpoint:
@@ -149,8 +149,9 @@ def chosen(settings: node_config.Settings, layout: Layout, *, with_kine: bool, w
     return ETCD if settings.cluster_init or (with_etcd and not with_kine) else KINE
 
 
-def _check(settings: node_config.Settings, layout: Layout, there: str) -> None:
+def _check(settings: node_config.Settings, there: str) -> None:
     """Check that what is said is what there is."""
+    layout = settings.layout
     if there:
         said = (
             "datastore_endpoint"

@@ -43,13 +43,12 @@ class Agent(member.Member):
     def __init__(
         self,
         settings: node_config.Settings,
-        layout: node_config.Layout,
         found: finding.Found,
         cluster: ClusterSettings,
         server: str,
     ) -> None:
         """As ``node.Node``; and the server's URL."""
-        super().__init__(settings, layout, found, cluster)
+        super().__init__(settings, found, cluster)
         self._server = server
         places = cluster.layout
         # A kubelet may see its own node, and the network that it is given.
@@ -139,7 +138,7 @@ class Agent(member.Member):
         await self._have_pods(stack, children, client)
 
 
-async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> member.Member:
+async def of(settings: node_config.Settings, found: finding.Found) -> member.Member:
     """The node that joins a cluster.
 
     Raises:
@@ -151,9 +150,7 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
         raise errors.UsageError("--disable-agent leaves nothing of an agent", hint="leave it out")
     if settings.kubeconfig:
         cluster = await member.cluster_settings(settings, found)
-        return guest.Guest(
-            settings, layout, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig)
-        )
+        return guest.Guest(settings, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig))
     server = joining.server_url(settings.server)
     if not any(mapping.given_tokens(settings)[:1]):
         raise errors.UsageError(
@@ -166,10 +163,8 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
         alone = dataclasses.replace(
             found, programs={name: path for name, path in found.programs.items() if name != described.PROXY}
         )
-        return guest.Guest(
-            settings, layout, alone, cluster, server, lambda call: discovery.discover(server, token, call=call)
-        )
-    return Agent(settings, layout, found, cluster, server)
+        return guest.Guest(settings, alone, cluster, server, lambda call: discovery.discover(server, token, call=call))
+    return Agent(settings, found, cluster, server)
 
 
 async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:

@@ -75,7 +75,6 @@ class Guest(member.Member):
     def __init__(
         self,
         settings: node_config.Settings,
-        layout: node_config.Layout,
         found: finding.Found,
         cluster: ClusterSettings,
         way: str,
@@ -85,13 +84,12 @@ class Guest(member.Member):
 
         Args:
             settings: The node's.
-            layout: Where things are.
             found: The programs: the kubelet.
             cluster: What is known of the cluster.
             way: By what it is found, for ``is_one``.
             ask: Finds out where it is, and as whom one may ask for a certificate there; it may wait.
         """
-        super().__init__(settings, layout, found, cluster)
+        super().__init__(settings, found, cluster)
         self._way, self._ask = way, ask
 
     async def _have_credentials(self) -> None:

@@ -20,12 +20,10 @@ from nixlet.node.settings import config as node_config
 class Member(node.Node):
     """A node of a cluster; a server is one of its own."""
 
-    def __init__(
-        self, settings: node_config.Settings, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings
-    ) -> None:
+    def __init__(self, settings: node_config.Settings, found: finding.Found, cluster: ClusterSettings) -> None:
         """As ``node.Node``."""
-        self._pods = cni.PodNetwork(settings, layout)
-        super().__init__(self._pods.settings, layout, found, cluster)
+        self._pods = cni.PodNetwork(settings)
+        super().__init__(self._pods.settings, found, cluster)
         self.routed_mtu, self._backend = self._pods.routed_mtu, found.flannel
 
     async def _prepare(self) -> None:

@@ -35,20 +35,17 @@ class Node:
     #: Its kubelet asks the cluster for certificates by itself.
     bootstraps = False
 
-    def __init__(
-        self, settings: node_config.Settings, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings
-    ) -> None:
+    def __init__(self, settings: node_config.Settings, found: finding.Found, cluster: ClusterSettings) -> None:
         """A node that is to start.
 
         Args:
             settings: The node's.
-            layout: Where things are.
             found: The programs.
             cluster: What is known of the cluster.
         """
         self.settings, self.routed_mtu = settings, 0
         self.remarks: dict[str, Callable[[], str]] = {}
-        self._layout, self._found, self._cluster = layout, found, cluster
+        self._layout, self._found, self._cluster = settings.layout, found, cluster
 
     @property
     def _described(self) -> described.Described:
@@ -96,7 +93,7 @@ class Node:
         kernel.warn_of_cgroups()
         kernel.remember_settings(self._layout)
         driver = await self._cgroup_driver()
-        known = await asyncio.to_thread(preparing.node_of, self.settings, self._layout, driver)
+        known = await asyncio.to_thread(preparing.node_of, self.settings, driver)
         node = dataclasses.replace(known, bootstraps=self.bootstraps)
         await asyncio.to_thread(preparing.prepare_agent, self.settings, self._cluster, node)
         self._start(children, self._described.of_agent(node, [child.name for child in children]))

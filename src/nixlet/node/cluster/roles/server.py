@@ -27,11 +27,9 @@ _log = logging.getLogger("nixlet.cluster")
 class Server(member.Member):
     """A cluster that a node is; ``of`` makes it."""
 
-    def __init__(
-        self, settings: node_config.Settings, layout: node_config.Layout, found: finding.Found, cluster: ClusterSettings
-    ) -> None:
+    def __init__(self, settings: node_config.Settings, found: finding.Found, cluster: ClusterSettings) -> None:
         """As ``node.Node``."""
-        super().__init__(settings, layout, found, cluster)
+        super().__init__(settings, found, cluster)
         self._administrator = kubeconfigs.administrator(cluster)
 
     async def _have_credentials(self) -> None:
@@ -85,12 +83,12 @@ class Server(member.Member):
 
     async def deploy(self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None) -> None:
         """As ``node.Node.deploy``."""
-        deployer = deploying.deployer(self.settings, self._layout, self._cluster, maker)
+        deployer = deploying.deployer(self.settings, self._cluster, maker)
         await stack.enter_async_context(deployers.deploying(deployer))
         self.remarks["manifests"] = deployer.remark
 
 
-async def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Server:
+async def of(settings: node_config.Settings, found: finding.Found) -> Server:
     """The cluster that a node is.
 
     Raises:
@@ -101,4 +99,4 @@ async def of(settings: node_config.Settings, layout: node_config.Layout, found: 
         _log.info(
             "%s is not there: pods of this cluster's nodes can't reach each other from node to node", finding.FLANNEL
         )
-    return Server(settings, layout, found, cluster)
+    return Server(settings, found, cluster)

@@ -54,10 +54,10 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
     )
 
 
-def of(settings: node_config.Settings, layout: node_config.Layout, found: finding.Found) -> Standalone:
+def of(settings: node_config.Settings, found: finding.Found) -> Standalone:
     """The node.
 
     Raises:
         NixletError: As ``cluster_settings``.
     """
-    return Standalone(settings, layout, found, cluster_settings(settings))
+    return Standalone(settings, found, cluster_settings(settings))

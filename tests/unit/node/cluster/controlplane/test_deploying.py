@@ -30,15 +30,18 @@ def resolv_conf(tmp_path: Path) -> Path:
     return file
 
 
+def settings_at(directory: Path, **said: Any) -> config.Settings:
+    return config.Settings(data_dir=str(directory / "data"), state_dir=str(directory / "run"), **said)
+
+
 async def manifest(tmp_path: Path, *, made: bool = True, dns: Any = (), **said: Any) -> dict[str, Any]:
     """The objects of the cluster's DNS, by kind."""
-    settings = config.Settings(resolv_conf=str(tmp_path / "resolv.conf"), **said)
-    layout = config.Layout(str(tmp_path / "data"), str(tmp_path / "run"))
+    settings = settings_at(tmp_path, resolv_conf=str(tmp_path / "resolv.conf"), **said)
     cluster = dataclasses.replace(clusters.settings(tmp_path), cluster_dns=dns)
     if "service_cidr" in said:
         cluster = dataclasses.replace(cluster, service_cidrs=(ipaddress.ip_network(said["service_cidr"]),))
     maker = cast("coredns.Maker", Maker()) if made else None
-    text = await deploying.dns_manifest(settings, layout, cluster, maker)
+    text = await deploying.dns_manifest(settings, cluster, maker)
     return {each["kind"]: each for each in yaml.safe_load_all(text)}
 
 
@@ -106,9 +109,8 @@ async def test_without_kubectl_nothing_is_applied_and_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", installed(tmp_path / "path"))
-    layout = config.Layout(str(tmp_path / "data"), str(tmp_path / "run"))
-    settings = config.Settings(disable=("traefik, coredns",))
-    deployer = deploying.deployer(settings, layout, clusters.settings(tmp_path), None)
+    settings = settings_at(tmp_path, disable=("traefik, coredns",))
+    deployer = deploying.deployer(settings, clusters.settings(tmp_path), None)
     await deployer.look()
     assert deployer.problems[""].startswith("the program kubectl is not installed")
     assert deployer.remark() == deployer.problems[""]
@@ -116,13 +118,12 @@ async def test_without_kubectl_nothing_is_applied_and_that_is_told(
 
 async def test_classes_of_runtimes_are_a_manifest_like_others(tmp_path: Path) -> None:
     """It can be disabled, and is known again when the node is taken away."""
-    layout = config.Layout(str(tmp_path / "data"), str(tmp_path / "run"))
     cluster = clusters.settings(tmp_path)
-    await deploying.deployer(config.Settings(disable=("coredns",)), layout, cluster, None).bring()
-    (path,) = deploying.written(layout)
+    await deploying.deployer(settings_at(tmp_path, disable=("coredns",)), cluster, None).bring()
+    (path,) = deploying.written(cluster.layout)
     found = list(yaml.safe_load_all(Path(path).read_text()))
     assert Path(path).name == "runtimes.yaml"
     assert {each["handler"] for each in found} == runtimes.NAMES
     assert all(each["metadata"] == {"name": each["handler"]} and each["kind"] == "RuntimeClass" for each in found)
-    await deploying.deployer(config.Settings(disable=("coredns", "runtimes")), layout, cluster, None).bring()
-    assert deploying.written(layout) == []
+    await deploying.deployer(settings_at(tmp_path, disable=("coredns", "runtimes")), cluster, None).bring()
+    assert deploying.written(cluster.layout) == []

@@ -25,12 +25,12 @@ async def test_a_flannel_that_comes_later_masquerades_in_the_place_of_the_plugin
 
     monkeypatch.setattr(iptables, "remove_rules", remove_rules)
     settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "run"))
-    layout = config.Layout(settings.data_dir, settings.state_dir)
+    layout = settings.layout
     Path(layout.cni_conf_dir).mkdir(parents=True)
     Path(podnetwork.memory(layout)).write_text('{"node":"node-1","pod_cidr":"10.42.3.0/24"}')
 
     def made() -> cni.PodNetwork:
-        return cni.PodNetwork(settings, layout)
+        return cni.PodNetwork(settings)
 
     def attached() -> tuple[bool, int]:
         (file,) = Path(layout.cni_conf_dir).iterdir()
@@ -58,8 +58,8 @@ async def test_a_flannel_that_comes_later_masquerades_in_the_place_of_the_plugin
 def test_a_network_of_pods_that_can_not_be_had_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence stays true: the claim of the first try isn't in the way of the second."""
     directory = tmp_path / "claims"
-    settings = config.Settings(data_dir=str(tmp_path / "data"), bridge="nixlet-none")
-    pods = cni.PodNetwork(settings, config.Layout(settings.data_dir, str(tmp_path / "run")))
+    said = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "run"), bridge="nixlet-none")
+    pods = cni.PodNetwork(said)
     claim = functools.partial(claims.pod_network, directory=str(directory))
     monkeypatch.setattr(claims, "pod_network", claim)
     refusals = [errors.FailedPreconditionError("the bridge has another address")] * 2

@@ -38,7 +38,7 @@ def have(directory: Path, *names: str) -> None:
 
 def find(tmp_path: Path, **said: Any) -> finding.Found | None:
     settings = config.Settings(data_dir=str(tmp_path / "data"), state_dir=str(tmp_path / "run"), **said)
-    return finding.find(settings, config.Layout(settings.data_dir, settings.state_dir))
+    return finding.find(settings)
 
 
 def test_a_node_alone(tmp_path: Path, programs: Path, caplog: pytest.LogCaptureFixture) -> None:

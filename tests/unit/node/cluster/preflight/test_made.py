@@ -19,8 +19,8 @@ def layout(tmp_path: Path) -> config.Layout:
 
 
 def chosen(layout: config.Layout, **said: Any) -> str:
-    settings = config.Settings(data_dir=layout.data_dir, **said)
-    return made.chosen(settings, layout, with_kine=True, with_etcd=True)
+    settings = config.Settings(data_dir=layout.data_dir, state_dir=layout.state_dir, **said)
+    return made.chosen(settings, with_kine=True, with_etcd=True)
 
 
 def remember(layout: config.Layout, datastore: str, **said: Any) -> None:

@@ -35,7 +35,7 @@ def settings(directory: Path, **changes: Any) -> config.Settings:
 
 async def of(directory: Path, **changes: Any) -> member.Member:
     said = settings(directory, **changes)
-    return await agent.of(said, config.Layout(said.data_dir, said.state_dir), FOUND)
+    return await agent.of(said, FOUND)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ async def test_an_agent_needs_a_kubelet_and_a_proxy_and_nothing_of_a_server(tmp_
     with pytest.raises(
         errors.UnavailableError, match="--server asks for a cluster, and kubelet, kube-proxy are not in"
     ):
-        finding.find(said, config.Layout(said.data_dir, said.state_dir))
+        finding.find(said)
     (tmp_path / "bin").mkdir()
     for name in ("kubelet", "kube-proxy"):
         (tmp_path / "bin" / name).touch(mode=0o755)
-    found = finding.find(said, config.Layout(said.data_dir, said.state_dir))
+    found = finding.find(said)
     assert found is not None
     assert (set(found.programs), found.datastore) == ({"kubelet", "kube-proxy"}, finding.ELSEWHERE)
-    assert isinstance(await agent.of(said, config.Layout(said.data_dir, said.state_dir), FOUND), agent.Agent)
+    assert isinstance(await agent.of(said, FOUND), agent.Agent)
 
 
 BOOTSTRAP = "abcdef.0123456789abcdef"
@@ -274,6 +274,6 @@ async def test_how_packets_get_to_other_nodes_is_the_cluster_s_affair(
 async def test_such_a_cluster_brings_its_own_proxy(tmp_path: Path) -> None:
     said = settings(tmp_path, server="", kubeconfig="/k", kubernetes_bin_dir=str(tmp_path))
     (tmp_path / "kubelet").touch(mode=0o755)
-    found = finding.find(said, config.Layout(said.data_dir, said.state_dir))
+    found = finding.find(said)
     assert found is not None
     assert set(found.programs) == {"kubelet"}

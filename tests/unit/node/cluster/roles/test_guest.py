@@ -81,8 +81,7 @@ class Node:
 
     def prepare(self) -> ClusterSettings:
         """What the kubelet is told."""
-        layout = config.Layout(self.settings.data_dir, self.settings.state_dir)
-        node = guest.Guest(self.settings, layout, FOUND, self.cluster, self.file, lambda _: guest.read(self.file))
+        node = guest.Guest(self.settings, FOUND, self.cluster, self.file, lambda _: guest.read(self.file))
         node._write(Call())
         return node._cluster
 
@@ -173,8 +172,7 @@ async def test_a_cluster_that_is_not_up_yet_is_waited_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(waiting, "_PAUSE", 0.01)
-    layout = config.Layout(node.settings.data_dir, node.settings.state_dir)
-    found = guest.Guest(node.settings, layout, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
+    found = guest.Guest(node.settings, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(apiservers.kept_port())
         node.told(made, apiservers.Server(port, []))
@@ -194,8 +192,8 @@ async def test_a_cluster_that_is_not_up_yet_is_waited_for(
 async def test_a_kubelet_that_nobody_has_let_in_yet_is_waited_for(
     node: Node, made: ClusterSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layout, looked = config.Layout(node.settings.data_dir, node.settings.state_dir), []
-    found = guest.Guest(node.settings, layout, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
+    looked: list[int] = []
+    found = guest.Guest(node.settings, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
     (described,) = found._described.of_agent(programs.Node("/run/containerd.sock"), [])
     kubelet = found._as_child(described)
     assert kubelet.ready_timeout > 86400

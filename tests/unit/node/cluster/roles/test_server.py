@@ -34,6 +34,10 @@ async def at_once() -> None:
     return
 
 
+def settings_at(directory: Path, **said: Any) -> config.Settings:
+    return config.Settings(data_dir=str(directory / "data"), state_dir=str(directory / "run"), **said)
+
+
 def child(directory: Path, name: str, script: str = "exec sleep 60", **more: Any) -> supervisor.Program:
     ready: Callable[[], Awaitable[None]] = at_once
     return supervisor.Program(
@@ -67,11 +71,10 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
             await kept.gave_up()
 
     monkeypatch.setattr(bootstrap, "apply", apply)
-    settings = config.Settings(data_dir=str(tmp_path / "data"), disable_agent=True)
+    settings = settings_at(tmp_path, disable_agent=True)
     (tmp_path / "data/server").mkdir(parents=True)
     cluster = Server(
         settings,
-        config.Layout(settings.data_dir, str(tmp_path / "state")),
         finding.Found({"kube-apiserver": "/bin/true"}, finding.ELSEWHERE),
         clusters.settings(tmp_path),
     )
@@ -96,10 +99,9 @@ async def test_a_containerd_given_up_while_the_rest_starts_ends_the_start(
 
 def server(directory: Path, joining_port: int) -> Server:
     """A server with an API server and nothing else, where nodes join at a port of the loopback address."""
-    settings = config.Settings(data_dir=str(directory / "data"), disable_agent=True)
+    settings = settings_at(directory, disable_agent=True)
     return Server(
         settings,
-        config.Layout(settings.data_dir, str(directory / "state")),
         finding.Found({"kube-apiserver": "/bin/true"}, finding.ELSEWHERE),
         clusters.settings(directory, node_ips=(apiservers.LOOPBACK,), https_listen_port=joining_port - 1),
     )
@@ -142,10 +144,9 @@ async def test_who_comes_before_the_api_server_answers_sees_that_nodes_join_here
 
 
 def cluster_at(directory: Path, **programs: str) -> Server:
-    settings = config.Settings(data_dir=str(directory / "data"), bridge="nixlet-none")
+    settings = settings_at(directory, bridge="nixlet-none")
     return Server(
         settings,
-        config.Layout(settings.data_dir, str(directory / "run")),
         finding.Found(programs, finding.KINE if "kine" in programs else finding.ETCD),
         clusters.settings(directory, datastore_endpoint="mysql://u:se-cret@tcp(db)/k" if "kine" in programs else ""),
     )
@@ -197,14 +198,13 @@ class Runtime:
 @pytest.mark.parametrize(("systemd", "wanted"), [(True, "systemd"), (False, "cgroupfs")])
 async def test_a_kubelet_has_the_cgroup_driver_of_its_containerd(tmp_path: Path, systemd: bool, wanted: str) -> None:
     """Somebody else's is asked; what ours was told stands in its file."""
-    path = str(tmp_path / "run" / "theirs.sock")
-    settings = config.Settings(data_dir=str(tmp_path / "data"), container_runtime_endpoint=path)
-    layout = config.Layout(settings.data_dir, str(tmp_path / "state"))
+    path = str(tmp_path / "theirs" / "theirs.sock")
+    settings = settings_at(tmp_path, container_runtime_endpoint=path)
     found, cluster = finding.Found({}, finding.ELSEWHERE), clusters.settings(tmp_path)
     async with rpc_server.serve(unixsocket.listen(path), [Runtime(systemd=systemd)]):
-        assert await Server(settings, layout, found, cluster)._cgroup_driver() == wanted
-    own = Server(dataclasses.replace(settings, container_runtime_endpoint=""), layout, found, cluster)
-    file = Path(layout.containerd_config)
+        assert await Server(settings, found, cluster)._cgroup_driver() == wanted
+    own = Server(dataclasses.replace(settings, container_runtime_endpoint=""), found, cluster)
+    file = Path(settings.layout.containerd_config)
     file.parent.mkdir(parents=True)
     options = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc"
     file.write_text(
