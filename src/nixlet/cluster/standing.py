@@ -51,6 +51,20 @@ def is_server(places: Layout) -> bool:
     return _is_there(places, places.tls(""))
 
 
+def check_joins(places: Layout) -> None:
+    """Check that a node with this data directory may join a cluster.
+
+    Raises:
+        FailedPreconditionError: It is a server's.
+        NixletError: As in ``is_server``.
+    """
+    if is_server(places):
+        raise errors.FailedPreconditionError(
+            f"{places.data_dir} is a server's, and its node belongs to that cluster",
+            hint="--data-dir names another directory for the node that joins",
+        )
+
+
 def _is_there(places: Layout, path: str) -> bool:
     try:
         os.lstat(path)

@@ -3,17 +3,19 @@
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Self, TypeVar
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from nixlet import errors
 from nixlet.cluster.kubeconfigs import Kubeconfig
 from nixlet.host import uncut
 from nixlet.kubeclient.calls import Call
-from nixlet.kubeclient.client import Client, Event, Listing, Object
+from nixlet.kubeclient.client import Client, Event
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.kubeclient.resources import Resource
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: How many requests go on at once, and how many watches beside them; more wait. Threads are made as they are needed.
@@ -47,6 +49,19 @@ class _Lane:
     def close(self) -> None:
         """Wait for those that are at work."""
         self._threads.shutdown()
+
+
+def _asked(
+    method: Callable[Concatenate[Client, P], T],
+) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
+    """A method of the client's, for the event loop; it takes a ``call`` by itself."""
+    asking = cast("Callable[..., T]", method)
+
+    @functools.wraps(method)
+    async def asked(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(lambda call: asking(self.client, *args, call=call, **kwargs))
+
+    return asked
 
 
 class AsyncClient:
@@ -99,71 +114,14 @@ class AsyncClient:
         finally:
             self._calls.discard(call)
 
-    async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
-        """As ``Client.get``."""
-        return await self._run(lambda call: self.client.get(resource, name, namespace=namespace, call=call))
-
-    async def list(self, resource: Resource, *, namespace: str = "", labels: str = "", fields: str = "") -> Listing:
-        """As ``Client.list``."""
-        return await self._run(
-            lambda call: self.client.list(resource, namespace=namespace, labels=labels, fields=fields, call=call)
-        )
-
-    async def create(self, resource: Resource, new: Object, *, namespace: str = "") -> Object:
-        """As ``Client.create``."""
-        return await self._run(lambda call: self.client.create(resource, new, namespace=namespace, call=call))
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        *,
-        namespace: str = "",
-        uid: str = "",
-        propagation: str = "",
-        grace: int | None = None,
-    ) -> None:
-        """As ``Client.delete``."""
-        await self._run(
-            lambda call: self.client.delete(
-                resource, name, namespace=namespace, uid=uid, propagation=propagation, grace=grace, call=call
-            )
-        )
-
-    async def patch(
-        self, resource: Resource, name: str, change: Object, *, namespace: str = "", subresource: str = ""
-    ) -> Object:
-        """As ``Client.patch``."""
-        return await self._run(
-            lambda call: self.client.patch(
-                resource, name, change, namespace=namespace, subresource=subresource, call=call
-            )
-        )
-
-    async def apply(
-        self,
-        resource: Resource,
-        name: str,
-        wanted: Object,
-        *,
-        namespace: str = "",
-        subresource: str = "",
-        manager: str = "nixlet",
-        force: bool = True,
-    ) -> Object:
-        """As ``Client.apply``."""
-        return await self._run(
-            lambda call: self.client.apply(
-                resource,
-                name,
-                wanted,
-                namespace=namespace,
-                subresource=subresource,
-                manager=manager,
-                force=force,
-                call=call,
-            )
-        )
+    get = _asked(Client.get)
+    list = _asked(Client.list)
+    create = _asked(Client.create)
+    delete = _asked(Client.delete)
+    patch = _asked(Client.patch)
+    apply = _asked(Client.apply)
+    check = _asked(Client.check)
+    raw = _asked(Client.raw)
 
     async def watch(
         self, resource: Resource, *, version: str, namespace: str = "", labels: str = "", fields: str = ""
@@ -183,14 +141,6 @@ class AsyncClient:
     async def _next(self, events: Iterator[Event], call: Call) -> Event | None:
         with self._known(call):
             return await self._watches.run(lambda _: next(events, None), call)
-
-    async def check(self, path: str = "/readyz") -> None:
-        """As ``Client.check``: what a child's readiness is asked by."""
-        await self._run(lambda call: self.client.check(path, call=call))
-
-    async def raw(self, path: str) -> bytes:
-        """As ``Client.raw``."""
-        return await self._run(lambda call: self.client.raw(path, call=call))
 
 
 async def in_thread(ask: Callable[[Call], T]) -> T:

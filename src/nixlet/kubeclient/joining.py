@@ -89,11 +89,7 @@ def join(
         NixletError: The file system refuses, as in ``files.refused``.
     """
     call = call or Call()
-    if standing.is_server(places):
-        raise errors.FailedPreconditionError(
-            f"{places.data_dir} is a server's, and its node belongs to that cluster",
-            hint="--data-dir names another directory for the node that joins",
-        )
+    standing.check_joins(places)
     files.make_directory(places.agent)
     there = _joining_endpoint(server)
     authority = _authority(there, places, token, call)

@@ -107,11 +107,7 @@ class Guest(member.Member):
 
     def _write(self, call: Call) -> None:
         places = self._cluster.layout
-        if standing.is_server(places):
-            raise errors.FailedPreconditionError(
-                f"{places.data_dir} is a server's, and its node belongs to that cluster",
-                hint="--data-dir names another directory for the node that joins",
-            )
+        standing.check_joins(places)
         path = places.node("kubelet.kubeconfig")
         own = kubeconfigs.read(path) if os.path.exists(path) else None
         if own is not None and not _is_good(own):
