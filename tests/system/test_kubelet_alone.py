@@ -12,9 +12,19 @@ from support import kubernetes, nodes, storeimages
 
 pytestmark = pytest.mark.timeout(300)
 
+MINE = """
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+healthzPort: 10349
+"""
+
 
 def test_a_static_pod_without_a_cluster(tmp_path: Path, archives: Path) -> None:
     node = kubernetes.Cluster(72, tmp_path, "--kubernetes", "kubelet")
+    # (a person's file, of the kubelet's own configuration)
+    mine = node.data_dir / "agent" / "etc" / "kubelet.conf.d" / "50-mine.conf"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(MINE)
     with kubernetes.cleaned_up(node):
         node.start()
         assert set(node.children()) == {"containerd", "kubelet"}
@@ -36,7 +46,7 @@ def runs_while_its_file_is_there(node: kubernetes.Cluster, image: str) -> None:
     assert seen["labels"]["io.kubernetes.pod.name"] == "standing-node-72"
     assert node.crictl("exec", container, "/bin/echo", "inside") == "inside"
     # The kubelet serves nobody but who asks for its health.
-    assert subprocess.run(["curl", "-sf", "http://127.0.0.1:10248/healthz"], check=True, capture_output=True).stdout
+    assert subprocess.run(["curl", "-sf", "http://127.0.0.1:10349/healthz"], check=True, capture_output=True).stdout
     assert "10250" not in subprocess.run(["ss", "-ltnH"], check=True, capture_output=True, text=True).stdout
     node.kill()
     node.start()
@@ -72,7 +82,7 @@ def nothing_is_left(node: kubernetes.Cluster) -> None:
     node.ok("uninstall", "--data-dir", str(node.data_dir), "--yes")
     # What a person put there is theirs.
     left = [str(path.relative_to(node.data_dir)) for path in node.data_dir.rglob("*") if not path.is_dir()]
-    assert left == ["agent/pod-manifests/staying.yaml"]
+    assert sorted(left) == ["agent/etc/kubelet.conf.d/50-mine.conf", "agent/pod-manifests/staying.yaml"]
     assert not node.state_dir.exists()
     assert node.mounts() == []
     assert nodes.processes_below(node.state_dir) == []

@@ -44,7 +44,7 @@ _K3S_STATE_DIR = "/run/k3s"
 async def render(*, version: str | None, whose: str, base: bool, output: str, show_secrets: bool, **given: Any) -> None:  # noqa: ANN401 (what the options give)
     """Print containerd's configuration as a node with these settings would write it; nothing is changed.
 
-    Templates and drop-ins are those in DATA_DIR/agent/etc/containerd.
+    Templates and drop-ins are those in DATA_DIR/agent/etc/containerd. Who makes the cgroups of pods is as at the node's last start.
     """
     configuration = settings.load(given)
     number = int(version) if version else None
@@ -98,7 +98,14 @@ async def _render(
     runc = process.find_program(said.runc) or said.runc
     reached = registries_file.read(said.private_registry)
     return rendering.render(
-        said, layout, version=version, runc=runc, cni_bin_dir=plugins, said=reached, user_files=user_files
+        said,
+        layout,
+        version=version,
+        runc=runc,
+        cni_bin_dir=plugins,
+        said=reached,
+        user_files=user_files,
+        looked_at=True,
     )
 
 

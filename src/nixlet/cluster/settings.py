@@ -56,6 +56,7 @@ class ClusterSettings:
         node_labels: Labels that the node registers with, as ``KEY=VALUE``.
         node_taints: Taints that the node registers with, as ``KEY=VALUE:EFFECT``.
         etcd_args: More arguments, as in ``arguments.merged``; the following are such for the programs that they are named after.
+        kubelet_files: What a person's files of the kubelet's configuration say of where it listens, as arguments, which count more than those.
     """
 
     data_dir: str
@@ -87,6 +88,7 @@ class ClusterSettings:
     kube_scheduler_args: tuple[str, ...] = ()
     kubelet_args: tuple[str, ...] = ()
     kube_proxy_args: tuple[str, ...] = ()
+    kubelet_files: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:

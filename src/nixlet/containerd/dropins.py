@@ -134,6 +134,7 @@ def _check(table: Table, base: Table, where: str) -> None:
         )
     _check_letters(table, base, where)
     misplaced.check(table, version, where)
+    _check_runtimes(table, version, where)
     for path, hint in _pinned(base):
         said = tomlread.at(table, path)
         if said is not None and said != tomlread.at(base, path):
@@ -159,6 +160,19 @@ def _check_letters(table: Table, base: Table, where: str, above: Path = ()) -> N
         if isinstance(value, dict):
             before = base.get(key)
             _check_letters(value, before if isinstance(before, dict) else {}, where, (*above, key))
+
+
+def _check_runtimes(table: Table, version: int, where: str) -> None:
+    """Check that runtimes that the base hasn't are tables, and their options."""
+    plugin = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
+    path: Path = ("plugins", plugin, "containerd", "runtimes")
+    there = tomlread.at(table, path)
+    for name, said in there.items() if isinstance(there, dict) else ():
+        for key, value in ((name,), said), ((name, "options"), said.get("options") if isinstance(said, dict) else None):
+            if value is not None and not isinstance(value, dict):
+                raise errors.UsageError(
+                    f"{where}: {tomlread.name((*path, *key))} is {_kind(value)}, and has to be a table"
+                )
 
 
 def _check_registries(file: DropIn, result: Table) -> None:

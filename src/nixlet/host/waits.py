@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
+from nixlet import errors
+
 S = TypeVar("S")
 T = TypeVar("T")
+
+_log = logging.getLogger("nixlet.node")
 
 
 class Interrupted(Exception):
@@ -69,10 +74,17 @@ async def both(other: Awaitable[S], work: Awaitable[T]) -> tuple[S, T]:
 
 
 def owned(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
-    """A task that ends with ``stack`` at the latest; how it ends is for whoever waits for it."""
+    """A task that ends with ``stack`` at the latest; how it ends is for whoever waits for it. A mistake is told, since that may be nobody."""
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell)
     stack.push_async_callback(_given_up, task)
     return task
+
+
+def _tell(task: "asyncio.Task[Any]") -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, errors.NixletError):
+        _log.error("%s ended because of a mistake in nixlet", task.get_name(), exc_info=error)
 
 
 async def _given_up(task: "asyncio.Future[Any]") -> None:

@@ -66,6 +66,42 @@ def test_a_configuration_of_somebody_s_own() -> None:
     assert (found.backend, found.interface, found.nftables) == ("vxlan", "flannel.7", True)
 
 
+def test_keys_are_taken_as_flannel_takes_them() -> None:
+    """It is a program in Go, whose keys have no case; and k3s writes networks of IP versions that aren't wanted."""
+    text = '{"network": "10.42.0.0/16", "IPv6Network": "::/0", "enableNftables": true, "backend": {"type": "VXLAN", "vni": 7}}'
+    found = flannel.read(text, what="x")
+    assert (found.backend, found.interface, found.nftables) == ("vxlan", "flannel.7", True)
+    assert found.networks == (ipaddress.IPv4Network("10.42.0.0/16"),)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"Network": "10.0.0.0/8"}, ""),
+        # As flannel's own manifest has it.
+        ({"Network": "10.244.0.0/16"}, "f.json is for pods in 10.244.0.0/16, and the cluster's are in 10.42.0.0/16"),
+        (
+            {"EnableIPv6": True, "IPv6Network": "fd00:42::/56"},
+            "f.json is for pods in 10.42.0.0/16 and fd00:42::/56, and the cluster's are in 10.42.0.0/16",
+        ),
+        (
+            {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:42::/56"},
+            "f.json is for pods in fd00:42::/56, and the cluster's are in 10.42.0.0/16",
+        ),
+        ({"EnableIPv4": False}, "f.json is for pods in no network, and the cluster's are in 10.42.0.0/16"),
+    ],
+)
+def test_a_configuration_for_other_pods(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    found = flannel.read(json.dumps({**json.loads(said(Type="vxlan")), **more}), what="f.json")
+    if not message:
+        flannel.check(found, clusters.settings(tmp_path), what="f.json")
+        return
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        flannel.check(found, clusters.settings(tmp_path), what="f.json")
+    assert caught.value.message == message
+    assert "Network: 10.42.0.0/16" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -79,6 +115,10 @@ def test_a_configuration_of_somebody_s_own() -> None:
         ),
         (said(Type="vxlan", VNI=1 << 24), "f.json: VNI is no number from 1 to 16777215"),
         (said(Type="vxlan", VNI="1"), "f.json: VNI is no number from 1 to 16777215"),
+        (said(Type="vxlan", VNI=True), "f.json: VNI is no number from 1 to 16777215"),
+        ('{"Backend": {"Type": "vxlan"}}', "f.json: Network '' is no network of IPv4"),
+        ('{"Network": "fd00::/48", "Backend": {"Type": "vxlan"}}', "f.json: Network 'fd00::/48' is no network of IPv4"),
+        ('{"a":' * 100_000, "f.json is no JSON: "),
     ],
 )
 def test_a_configuration_that_is_none(text: str, message: str) -> None:

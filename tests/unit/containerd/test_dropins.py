@@ -104,6 +104,16 @@ def test_a_value_of_another_kind(texts: list[str], message: str) -> None:
     assert refusal(*texts).message == message
 
 
+@pytest.mark.parametrize("version", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("text", "what"), [("mine = 'x'", "mine is a string"), ("mine.options = 'x'", "mine.options is a string")]
+)
+def test_a_runtime_of_a_person_s_own_is_a_table(version: int, text: str, what: str) -> None:
+    plugin = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
+    said = refusal(f"[plugins.'{plugin}'.containerd.runtimes]\n{text}", version=version).message
+    assert said == f"/n/d/10.toml: plugins.'{plugin}'.containerd.runtimes.{what}, and has to be a table"
+
+
 @pytest.mark.parametrize("value", ["true", "1.5"])
 def test_truth_is_no_number_but_every_number_is_one(value: str) -> None:
     if value == "true":

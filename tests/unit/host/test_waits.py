@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from nixlet import errors
 from nixlet.host import waits
 
 
@@ -61,3 +62,18 @@ async def test_an_owned_task_ends_with_its_owner_and_is_nobody_else_s_affair() -
     assert endless.cancelled()
     assert isinstance(failing.exception(), TimeoutError)
     assert done.result() == 7
+
+
+async def test_what_ends_by_a_mistake_is_told_whoever_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def wrong() -> None:
+        raise ExceptionGroup("x", [KeyError("spec")])
+
+    async def refused() -> None:
+        raise errors.UnavailableError("told by whoever waits for it")
+
+    async with contextlib.AsyncExitStack() as stack:
+        ending = [waits.owned(stack, work, "the names of nodes") for work in (wrong(), refused())]
+        waits.owned(stack, asyncio.Event().wait(), "what goes on")
+        await asyncio.wait(ending)
+        await asyncio.sleep(0)
+    assert caplog.messages == ["the names of nodes ended because of a mistake in nixlet"]

@@ -4,8 +4,10 @@ A kubelet that finds no cgroup of its own kind for a pod that runs ends the pod 
 pod of a kubelet's is left.
 """
 
+import contextlib
 import glob
 import json
+import logging
 import os
 import tomllib
 from collections.abc import Mapping
@@ -14,12 +16,15 @@ from typing import Any
 from nixlet.containerd import runtimes, tomlread
 from nixlet.host import cgroups, userns
 from nixlet.node.settings import config as node_config
+from nixlet.node.settings import kubeletfiles
 
 #: The drivers, in a kubelet's words.
 SYSTEMD, CGROUPFS = "systemd", "cgroupfs"
 
 #: The topmost cgroup of a kubelet's pods, as part of the names of those below it.
 _PODS = "kubepods"
+
+_log = logging.getLogger("nixlet.node")
 
 
 def wanted(settings: node_config.Settings, layout: node_config.Layout) -> str:
@@ -28,13 +33,30 @@ def wanted(settings: node_config.Settings, layout: node_config.Layout) -> str:
     Args:
         settings: The node's.
         layout: Where things are.
+
+    Raises:
+        NixletError: As ``kubeletfiles.said``.
     """
-    said = node_config.kubelet_argument(settings, "cgroup-driver")
+    return _decided(settings, layout) or of_machine()
+
+
+def at_last_start(settings: node_config.Settings, layout: node_config.Layout) -> str:
+    """The same for somebody who looks, and who isn't the service that the node is: what that would be allowed is known by its last start.
+
+    Raises:
+        NixletError: As ``kubeletfiles.said``.
+    """
+    return _decided(settings, layout) or of_last_start(layout) or of_machine()
+
+
+def _decided(settings: node_config.Settings, layout: node_config.Layout) -> str:
+    """The driver that it has to be whatever the machine allows; empty: there is none."""
+    said = kubeletfiles.argument(settings, layout, "cgroup-driver")
     if said in {SYSTEMD, CGROUPFS}:
         return said
     # (of two kinds one has to start anew)
     there = of_pods(layout)
-    return there.pop() if len(there) == 1 else of_machine()
+    return there.pop() if len(there) == 1 else ""
 
 
 def of_machine() -> str:
@@ -91,3 +113,45 @@ def written(layout: node_config.Layout) -> str:
             return of_containerd(tomllib.load(file))
     except FileNotFoundError:
         return ""
+
+
+def of_last_start(layout: node_config.Layout) -> str:
+    """The same, as far as it can be read."""
+    # (k3s's is read as well, and may be of any version)
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        return written(layout)
+    return ""
+
+
+def tell(settings: node_config.Settings, layout: node_config.Layout, driver: str, *, is_asked: bool) -> None:
+    """Say what becomes of pods that were made in another way than the next ones.
+
+    Args:
+        settings: The node's.
+        layout: Where things are.
+        driver: What containerd is told.
+        is_asked: Kubelets ask containerd itself (from 1.34 on), which has an answer.
+    """
+    there = of_pods(layout)
+    if there - {driver}:
+        _log.warning(
+            "pods run in cgroups of the driver %s, and new ones get %s: the kubelet ends those and starts them anew",
+            " and ".join(sorted(there)),
+            driver,
+        )
+    elif there and driver != (best := of_machine()):
+        _log.info(
+            "pods stay with the cgroup driver %s, which those that run have; where none runs it is %s", driver, best
+        )
+    said = kubeletfiles.argument(settings, layout, "cgroup-driver")
+    if said and said != driver:
+        what = "which counts for kubelets from 1.34 on" if is_asked else "so that no pod will start"
+        _log.warning(
+            "the kubelet is told the cgroup driver %s, and containerd has %s, %s",
+            said,
+            driver,
+            what,
+            extra={
+                "hint": "take it out of --kubelet-arg and of agent/etc/kubelet.conf.d, or SystemdCgroup out of containerd's template and drop-ins"
+            },
+        )

@@ -80,7 +80,8 @@ def write(
     for source in rendered.sources:
         _log.info("containerd's configuration is made with %s", source)
     _warn(settings, rendered, version, said or registries.Registries())
-    _tell_of_cgroups(settings, layout, cgroupdriver.of_containerd(rendered.table))
+    # (containerd 2 came with version 3)
+    cgroupdriver.tell(settings, layout, cgroupdriver.of_containerd(rendered.table), is_asked=program.config_version > 2)
     files.make_directory(os.path.dirname(layout.containerd_config))
     # Credentials may come from anywhere: registries.yaml, a drop-in, a template.
     files.write_atomically(layout.containerd_config, rendered.text, mode=0o600)
@@ -111,6 +112,7 @@ def render(
     cni_bin_dir: str,
     said: registries.Registries | None = None,
     user_files: bool = True,
+    looked_at: bool = False,
 ) -> Rendered:
     """The configuration of the node's containerd in one version.
 
@@ -122,11 +124,13 @@ def render(
         cni_bin_dir: Where the CNI plugins are.
         said: How registries are reached.
         user_files: Whether the version's template and drop-ins are obeyed.
+        looked_at: It is for somebody to look at, who isn't the service that the node is.
 
     Raises:
         NixletError: As from ``write``.
     """
-    wanted = _containerd_settings(settings, layout, version, runc, cni_bin_dir, said)
+    driver = (cgroupdriver.at_last_start if looked_at else cgroupdriver.wanted)(settings, layout)
+    wanted = _containerd_settings(settings, layout, version, runc, cni_bin_dir, said, driver)
     table = containerd_config.tables(wanted)
     sources: Sequence[str] = ()
     if user_files:
@@ -149,12 +153,14 @@ def render_for_k3s(
     Raises:
         UnsupportedError: k3s does not render that version.
     """
-    wanted = _containerd_settings(settings, layout, version, "runc", cni_bin_dir, said)
+    last, allowed = cgroupdriver.of_last_start(layout), cgroups.systemd_makes_ours()
+    driver = last or (cgroupdriver.SYSTEMD if allowed else cgroupdriver.CGROUPFS)
+    wanted = _containerd_settings(settings, layout, version, "runc", cni_bin_dir, said, driver)
     wanted = dataclasses.replace(
         wanted,
         opt_dir=wanted.root,
         sandbox_image=_from_registry(settings.pause_image or _K3S_PAUSE, settings.system_default_registry),
-        systemd_cgroup=not wanted.in_user_namespace and cgroups.systemd_makes_ours(),
+        systemd_cgroup=wanted.systemd_cgroup and not wanted.in_user_namespace,
     )
     table = k3s.tables(wanted, layout.dropin_dir(version))
     _check_default_runtime(table)
@@ -168,6 +174,7 @@ def _containerd_settings(
     runc: str,
     cni_bin_dir: str,
     said: registries.Registries | None,
+    driver: str,
 ) -> containerd_config.ContainerdSettings:
     ours = settings.snapshotter == containerd_config.NIX
     stargz = containerd_config.STARGZ_SOCKET if settings.snapshotter == containerd_config.STARGZ else ""
@@ -198,7 +205,7 @@ def _containerd_settings(
         nonroot_devices=settings.nonroot_devices,
         in_user_namespace=in_user_namespace,
         disable_cgroup=in_user_namespace and not cgroups.are_ours(),
-        systemd_cgroup=cgroupdriver.wanted(settings, layout) == cgroupdriver.SYSTEMD,
+        systemd_cgroup=driver == cgroupdriver.SYSTEMD,
         blockio_config=_beside(layout, "blockio_config.yaml"),
         rdt_config=_beside(layout, "rdt_config.yaml"),
     )
@@ -343,28 +350,3 @@ def _selinux_context() -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _tell_of_cgroups(settings: node_config.Settings, layout: node_config.Layout, driver: str) -> None:
-    """Say what becomes of pods that were made in another way than the next ones."""
-    there = cgroupdriver.of_pods(layout)
-    if there - {driver}:
-        _log.warning(
-            "pods run in cgroups of the driver %s, and new ones get %s: the kubelet ends those and starts them anew",
-            " and ".join(sorted(there)),
-            driver,
-        )
-    elif there and driver != (best := cgroupdriver.of_machine()):
-        _log.info(
-            "pods stay with the cgroup driver %s, which those that run have; where none runs it is %s", driver, best
-        )
-    said = node_config.kubelet_argument(settings, "cgroup-driver")
-    if said and said != driver:
-        _log.warning(
-            "the kubelet is told the cgroup driver %s, and containerd has %s: no pod will start",
-            said,
-            driver,
-            extra={
-                "hint": "take cgroup-driver out of --kubelet-arg, or SystemdCgroup out of containerd's template and drop-ins"
-            },
-        )

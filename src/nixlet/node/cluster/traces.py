@@ -11,8 +11,9 @@ from nixlet.host import iptables, mounts, process, unixsocket
 from nixlet.node.cluster.children import preparing
 from nixlet.node.cluster.controlplane import deploying
 from nixlet.node.cluster.network import flannel, podnetwork
-from nixlet.node.cluster.preflight import finding, kernel, made, mapping, versions
+from nixlet.node.cluster.preflight import finding, kernel, made, mapping, others, versions
 from nixlet.node.settings import config as node_config
+from nixlet.node.settings import kubeletfiles
 
 #: Where kubelets put logs of pods, and links to those of containers, whatever they are told about their own directory.
 _POD_LOGS, _CONTAINER_LOGS = "/var/log/pods", "/var/log/containers"
@@ -73,8 +74,8 @@ def trees(settings: node_config.Settings, layouts: Collection[node_config.Layout
     yield kernel.settings_file(layout)
     yield from deploying.written(layout)
     yield preparing.logs_dir(layout)
-    yield preparing.kubelet_config(layout)
-    yield preparing.named_kubelet_config(layout)
+    yield kubeletfiles.defaults(layout)
+    yield kubeletfiles.named(layout)
     yield from of_kubelet(settings)
     if _is_our_kubeconfig(settings):
         yield mapping.kubeconfig_path(settings)
@@ -133,11 +134,11 @@ async def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) 
     One that a process is in stays, since the kernel keeps it. One that is empty may be another kubelet's while that runs; then those of our own
     pods go alone. Else all go: of pods that are gone for longer there is no other trace.
     """
-    others = _kubelet_runs()
-    root = node_config.kubelet_argument(settings, "cgroup-root").strip("/")
+    another = others.run(others.KUBELET)
+    root = _cgroup_root(settings).strip("/")
     above = root.split("/") if root else []
     classes = [[name] if name else [] for name in _CLASSES]
-    doomed = [[_PODS, *name, f"pod{uid}"] for name in classes for uid in uids] if others else [[_PODS]]
+    doomed = [[_PODS, *name, f"pod{uid}"] for name in classes for uid in uids] if another else [[_PODS]]
     hierarchies = [entry.path for entry in mounts.table() if entry.fstype in {"cgroup", "cgroup2"}]
     slices = [_slice([*above, *names]) for names in doomed]
     await _stop_slices(slices, hierarchies)
@@ -151,8 +152,17 @@ async def remove_cgroups(settings: node_config.Settings, uids: Collection[str]) 
             for directory, _, _ in sorted(os.walk(path), key=lambda found: len(found[0]), reverse=True):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
-        if os.path.isdir(top) and not others:
+        if os.path.isdir(top) and not another:
             _log.warning("the cgroup %s stays: there are processes in it", top)
+
+
+def _cgroup_root(settings: node_config.Settings) -> str:
+    """The cgroup that those of all pods are in."""
+    try:
+        return kubeletfiles.argument(settings, settings.layout, "cgroup-root")
+    except errors.NixletError as error:
+        _log.warning("cgroups of pods may stay: %s", error, extra={"hint": error.hint})
+        return ""
 
 
 def _slice(names: Sequence[str]) -> str:
@@ -182,17 +192,10 @@ def _is_busy(top: str) -> bool:
     return False
 
 
-def _kubelet_runs() -> bool:
-    return _runs(b"kubelet")
-
-
-def _runs(program: bytes) -> bool:
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        # One that has ended, and that nobody has asked for, has no command line any more.
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
-            if os.path.basename(file.read().partition(b"\0")[0]) == program:
-                return True
-    return False
+def put_settings_back(settings: node_config.Settings) -> None:
+    """Put the machine's settings back that the kubelet has changed, unless another one relies on them."""
+    if not others.run(others.KUBELET):
+        kernel.put_settings_back(settings.layout)
 
 
 async def remove_rules(settings: node_config.Settings) -> None:
@@ -200,15 +203,15 @@ async def remove_rules(settings: node_config.Settings) -> None:
 
     What can't be removed is told.
     """
-    if os.path.exists(preparing.kubelet_dir(settings)) and not _kubelet_runs():
+    if os.path.exists(preparing.kubelet_dir(settings)) and not others.run(others.KUBELET, here=True):
         await iptables.remove_chains(_CHAINS)
     await flannel.remove(settings.layout)
     if not os.path.exists(settings.layout.node("kubeproxy.kubeconfig")):
         return
-    if _runs(b"kube-proxy"):
+    if others.run(others.PROXY, here=True):
         # Its rules have the same names, and services of its cluster would be gone.
         _log.warning(
-            "another kube-proxy runs on this machine: the rules of this node's stay until that one makes its own anew"
+            "another kube-proxy runs on this machine: the rules of this node's stay until that one makes its own anew, or the machine starts anew"
         )
         return
     program = finding.program("kube-proxy", settings)

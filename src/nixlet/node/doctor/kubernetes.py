@@ -18,6 +18,7 @@ from nixlet.node.cluster.network import podnetwork
 from nixlet.node.cluster.preflight import finding, kernel, mapping, ports, versions
 from nixlet.node.doctor import machine, netprobe
 from nixlet.node.settings import config as node_config
+from nixlet.node.settings import kubeletfiles
 
 if TYPE_CHECKING:
     from nixlet.cluster import findings
@@ -240,7 +241,7 @@ def _ports(cluster: model.ClusterSettings, found: finding.Found, layout: node_co
 
 
 def _kubelet(settings: node_config.Settings) -> str:
-    places = f"its directory is {preparing.kubelet_dir(settings)}, its drop-ins go to {preparing.kubelet_config_dir(settings.layout)}"
+    places = f"its directory is {preparing.kubelet_dir(settings)}, its drop-ins go to {kubeletfiles.directory(settings.layout)}"
     # (what a node would choose depends on whether systemd starts it)
     driver = "" if settings.container_runtime_endpoint else cgroupdriver.written(settings.layout)
     remarks = [f"its cgroup driver is {driver}" if driver else "", kernel.remark_on_cgroups()]

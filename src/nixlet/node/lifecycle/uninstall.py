@@ -119,6 +119,8 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
         kept.append("logs of pods that were removed less than a minute before, in /var/log/pods")
     if last.container_runtime_endpoint:
         kept.append(f"the pods and images of the containerd at {last.container_runtime_endpoint}")
+    if switched_on := kernel.switched_on():
+        kept.append(f"the kernel's {', '.join(switched_on)}, which others may rely on by now")
     # Parents behind what is in them.
     inside = sorted((path for path, _, _ in os.walk(layout.agent)), key=len, reverse=True)
     emptied = (
@@ -215,11 +217,8 @@ async def uninstall(data_dir: str, said: dict[str, Any]) -> Plan:
     """
     preflight.check_root()
     doomed, pods, uids = await _ended_in_order(data_dir, said, removed=True)
-    assert doomed.settings is not None
     with _locked(doomed):
         await _end_by_hand(doomed, pods, uids)
-        kernel.put_settings_back(doomed.settings.layout)
-        remains.remove(traces.shared(uids))
         remains.check_free(doomed.trees)
         await asyncio.to_thread(remains.remove, doomed.trees)
     _remove_emptied(doomed)
@@ -302,7 +301,7 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
     mounts.unbind(preparing.kubelet_dir(settings))
     await traces.remove_cgroups(settings, uids)
     await traces.remove_rules(settings)
-    kernel.put_settings_back(layout)
+    traces.put_settings_back(settings)
     remains.remove(traces.shared(uids))
     for pod in pods:
         await iptables.remove_rules(container=pod)

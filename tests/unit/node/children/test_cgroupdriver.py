@@ -8,7 +8,7 @@ import pytest
 
 from nixlet.containerd import config as containerd_config
 from nixlet.node.children import cgroupdriver, rendering
-from nixlet.node.settings import config
+from nixlet.node.settings import config, kubeletfiles
 
 CRI = "io.containerd.grpc.v1.cri"
 RUNTIME = "io.containerd.cri.v1.runtime"
@@ -120,7 +120,56 @@ def test_a_drop_in_is_the_kubelets_word_too(layout: config.Layout, caplog: pytes
     assert cgroupdriver.written(layout) == "cgroupfs"
     assert caplog.records == []
     write(layout, kubelet_arg=("cgroup-driver=systemd",))
-    assert [record.getMessage().endswith("no pod will start") for record in caplog.records] == [True]
+    (said,) = caplog.messages
+    assert said.endswith(
+        "told the cgroup driver systemd, and containerd has cgroupfs, which counts for kubelets from 1.34 on"
+    )
+
+
+def test_a_kubelet_that_can_not_ask_its_containerd(layout: config.Layout, caplog: pytest.LogCaptureFixture) -> None:
+    """That of containerd 1, whose configuration has version 2."""
+    directory = Path(layout.dropin_dir(2))
+    directory.mkdir(parents=True)
+    (directory / "a.toml").write_text(f"[plugins.'{CRI}'.containerd.runtimes.runc.options]\nSystemdCgroup = false\n")
+    write(layout, 2, kubelet_arg=("cgroup-driver=systemd",))
+    (said,) = caplog.messages
+    assert said.endswith("told the cgroup driver systemd, and containerd has cgroupfs, so that no pod will start")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_a_file_of_the_kubelet_says_is_containerd_s_too(
+    layout: config.Layout, caplog: pytest.LogCaptureFixture, version: int
+) -> None:
+    file = Path(kubeletfiles.directory(layout), "50-mine.conf")
+    file.parent.mkdir(parents=True)
+    file.write_text("cgroupDriver: cgroupfs\n")
+    write(layout, version)
+    assert cgroupdriver.written(layout) == "cgroupfs"
+    write(layout, version, kubelet_arg=("cgroup-driver=systemd",))
+    assert cgroupdriver.written(layout) == "systemd"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_who_looks_from_a_shell_sees_what_the_service_has(
+    layout: config.Layout, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    def shown() -> list[str]:
+        where = {"version": version, "cni_bin_dir": "/cni"}
+        ours = rendering.render(config.Settings(), layout, runc="/runc", looked_at=True, **where)  # type: ignore[arg-type]
+        theirs = rendering.render_for_k3s(config.Settings(), layout, **{**where, "version": min(version, 3)})  # type: ignore[arg-type]
+        return [cgroupdriver.of_containerd(each.table) for each in (ours, theirs)]
+
+    write(layout, version)
+    monkeypatch.delenv("INVOCATION_ID")
+    assert shown() == ["systemd", "systemd"]
+    # What is there by now counts more, and a service that is started from here would have none of it.
+    container(layout, "a", BY_CGROUPFS)
+    assert shown() == ["cgroupfs", "systemd"]
+    Path(layout.containerd_config).write_text("[")
+    assert shown() == ["cgroupfs", "cgroupfs"]
+    write(layout, version)
+    assert cgroupdriver.written(layout) == "cgroupfs"
 
 
 def test_the_default_runtime_speaks_for_all(layout: config.Layout) -> None:

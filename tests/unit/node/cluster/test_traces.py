@@ -11,8 +11,8 @@ from nixlet.cluster import certificates, kubeconfigs, tokens
 from nixlet.host import mounts
 from nixlet.node.cluster import traces
 from nixlet.node.cluster.children import preparing
-from nixlet.node.cluster.preflight import mapping
-from nixlet.node.settings import config
+from nixlet.node.cluster.preflight import kernel, mapping, others
+from nixlet.node.settings import config, kubeletfiles
 from nixlet.pods import resolvconf
 from support import clusters
 
@@ -59,15 +59,18 @@ def test_where_a_person_has_put_the_kubelet_s_directory_only_what_it_made_goes(t
     assert f"{tmp_path}/data/agent/kubelet" in traces.trees(settings, [settings.layout])
 
 
-async def test_another_kube_proxy_keeps_its_services(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its rules have the same names."""
+@pytest.mark.parametrize("name", ["kube-proxy", "/usr/local/bin/k3s server"])
+async def test_another_kube_proxy_keeps_its_services(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Its rules have the same names, also where it is a part of k3s."""
     settings = settings_at(tmp_path, kubernetes_bin_dir=str(tmp_path))
     (tmp_path / "data/agent").mkdir(parents=True)
     (tmp_path / "data/agent/kubeproxy.kubeconfig").write_text("")
     program, called = tmp_path / "kube-proxy", tmp_path / "called"
     program.write_text(f"#!/bin/sh\ntouch {called}\n")
     program.chmod(0o755)
-    other = await asyncio.create_subprocess_exec("kube-proxy", "60", executable=shutil.which("sleep"))
+    other = await asyncio.create_subprocess_exec(name, "60", executable=shutil.which("sleep"))
     try:
         await traces.remove_rules(settings)
     finally:
@@ -129,13 +132,44 @@ async def test_cgroups_that_are_empty_go(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "cpu" / "kubepods" / "podours").mkdir(parents=True)
     table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
     monkeypatch.setattr(mounts, "table", lambda: iter(table))
-    monkeypatch.setattr(traces, "_kubelet_runs", lambda: another_runs)
+    monkeypatch.setattr(others, "run", lambda _: another_runs)
     await traces.remove_cgroups(settings, {"ours"})
     left = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_dir()}
-    others = {"burstable", "besteffort", "besteffort/podearlier", "besteffort/podearlier/container"}
-    assert left == {"podbusy"} | (others if another_runs else set())
+    theirs = {"burstable", "besteffort", "besteffort/podearlier", "besteffort/podearlier/container"}
+    assert left == {"podbusy"} | (theirs if another_runs else set())
     # Another root is somebody else's.
     assert (tmp_path / "cpu" / "kubepods" / "podours").is_dir()
+
+
+@pytest.mark.parametrize("another_runs", [False, True])
+def test_another_kubelet_keeps_the_machine_s_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_runs: bool
+) -> None:
+    settings = settings_at(tmp_path)
+    put_back: list[config.Layout] = []
+    monkeypatch.setattr(kernel, "put_settings_back", put_back.append)
+    monkeypatch.setattr(others, "run", lambda program: another_runs and program == others.KUBELET)
+    traces.put_settings_back(settings)
+    assert put_back == ([] if another_runs else [settings.layout])
+
+
+async def test_the_root_of_cgroups_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_at(tmp_path)
+    file = Path(kubeletfiles.directory(settings.layout), "50-mine.conf")
+    file.parent.mkdir(parents=True)
+    file.write_text("cgroupRoot: /mine\n")
+    pod, other = tmp_path / "cpu/mine/kubepods/podours", tmp_path / "cpu/kubepods/podours"
+    table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
+    monkeypatch.setattr(mounts, "table", lambda: iter(table))
+    monkeypatch.setattr(others, "run", lambda _: False)
+    for made in (pod, other):
+        made.mkdir(parents=True)
+    await traces.remove_cgroups(settings, {"ours"})
+    assert (pod.exists(), other.exists()) == (False, True)
+    # A file that nobody can read keeps nobody from taking the node away.
+    file.write_text("cgroupRoot: [")
+    await traces.remove_cgroups(settings, {"ours"})
+    assert not other.exists()
 
 
 @pytest.mark.parametrize("another_runs", [False, True])
@@ -159,7 +193,7 @@ async def test_slices_are_given_up_by_systemd(
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     table = [mounts.MountPoint(1, 0, "0:1", "/", str(tmp_path / "cpu"), "cgroup", "cgroup", "")]
     monkeypatch.setattr(mounts, "table", lambda: iter(table))
-    monkeypatch.setattr(traces, "_kubelet_runs", lambda: another_runs)
+    monkeypatch.setattr(others, "run", lambda _: another_runs)
     await traces.remove_cgroups(settings, {"1-2", "5-6"})
     asked = "my_own-kubepods-burstable-pod1_2.slice" if another_runs else "my_own-kubepods.slice"
     assert (tmp_path / "asked").read_text() == f"stop {asked}\n"

@@ -18,6 +18,7 @@ from nixlet.node.cluster.children import answers, preparing
 from nixlet.node.cluster.controlplane import datastore
 from nixlet.node.cluster.network import flannel
 from nixlet.node.cluster.preflight import finding, ports
+from nixlet.node.settings import kubeletfiles
 
 API_SERVER, CONTROLLERS, SCHEDULER = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 KUBELET, PROXY, FLANNEL = "kubelet", "kube-proxy", finding.FLANNEL
@@ -87,7 +88,7 @@ class Described:
         found = []
         if KUBELET in self._found.programs:
             well = self._well(KUBELET, "/healthz")
-            argv = programs.kubelet(cluster, node, preparing.kubelet_config_dir(self._cluster.layout))
+            argv = programs.kubelet(cluster, node, kubeletfiles.directory(self._cluster.layout))
             waits = tuple(name for name in (containerd_child.NAME, API_SERVER) if name in there)
             found.append(self._program(KUBELET, argv, well, waits))
         if PROXY in self._found.programs:

@@ -12,31 +12,13 @@ from nixlet.cluster.settings import ClusterSettings
 from nixlet.host import files
 from nixlet.node.cluster.preflight import made, mapping
 from nixlet.node.settings import config as node_config
-from nixlet.node.settings import trusted
+from nixlet.node.settings import kubeletfiles, trusted
 from nixlet.pods import resolvconf
-
-#: The name of ours among the files of the kubelet's configuration.
-_DEFAULTS, _NAMED = "00-nixlet-defaults.conf", "10-cli-config.conf"
 
 #: A configuration of a kubelet's is no larger (bytes).
 _MAX_CONFIG = 1 << 20
 
 _log = logging.getLogger("nixlet.cluster")
-
-
-def kubelet_config_dir(layout: Layout) -> str:
-    """The directory of the kubelet's configuration."""
-    return os.path.join(layout.agent, "etc", "kubelet.conf.d")
-
-
-def kubelet_config(layout: Layout) -> str:
-    """Our part of the kubelet's configuration; a person's files beside it come after it, in alphabetical order."""
-    return os.path.join(kubelet_config_dir(layout), _DEFAULTS)
-
-
-def named_kubelet_config(layout: Layout) -> str:
-    """The copy of the file that ``--kubelet-arg config=FILE`` names, as k3s has it: it comes after ours, and before other drop-ins."""
-    return os.path.join(kubelet_config_dir(layout), _NAMED)
 
 
 def kubelet_dir(settings: node_config.Settings) -> str:
@@ -162,15 +144,15 @@ def prepare_agent(settings: node_config.Settings, cluster: ClusterSettings, node
         NixletError: The file system refuses.
     """
     layout = cluster.layout
-    directory = kubelet_config_dir(layout)
+    directory, ours, copy = kubeletfiles.directory(layout), kubeletfiles.defaults(layout), kubeletfiles.named(layout)
     files.make_directory(directory, mode=0o700)
     for each, mode in ((node.root_dir, 0o750), (node.static_pods, 0o750), (logs_dir(layout), 0o700)):
         files.make_directory(each, mode=mode)
-    files.sweep(directory, (_DEFAULTS, _NAMED))
-    files.write_atomically(kubelet_config(layout), kubelet.configuration(cluster, node), mode=0o600)
+    files.sweep(directory, [*map(os.path.basename, (ours, copy))])
+    files.write_atomically(ours, kubelet.configuration(cluster, node), mode=0o600)
     named = node_config.kubelet_argument(settings, "config")
     if named:
-        files.write_atomically(named_kubelet_config(layout), trusted.read(named, _MAX_CONFIG), mode=0o600)
+        files.write_atomically(copy, trusted.read(named, _MAX_CONFIG), mode=0o600)
     else:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(named_kubelet_config(layout))
+            os.unlink(copy)

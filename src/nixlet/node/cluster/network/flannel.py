@@ -20,6 +20,7 @@ from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.encoding import unreadable
 from nixlet.host import files, iptables, process, procfs
+from nixlet.node.cluster.preflight import others
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import trusted
 
@@ -39,14 +40,14 @@ class _Made(msgspec.Struct, frozen=True):
     """What there may be of it on the machine.
 
     Attributes:
-        boot: In which boot of the machine.
-        interface: The interface; empty: none.
+        machine: In which boot of the machine, and which network namespace.
+        interfaces: The interfaces.
         networks: The networks of the cluster's pods, to which it has routes.
         nftables: It has tables of nftables.
     """
 
-    boot: str
-    interface: str
+    machine: str
+    interfaces: tuple[str, ...]
     networks: tuple[str, ...]
     nftables: bool = False
 
@@ -81,22 +82,25 @@ async def prepare(settings: node_config.Settings, cluster: ClusterSettings, back
         FailedPreconditionError: Another flannel is at work on this machine.
         NixletError: The file system refuses.
     """
-    known = await asyncio.to_thread(_prepare, settings, cluster, backend)
-    if known and backend != model.VXLAN:
-        # What it was to lead to is reached otherwise now.
-        await _told("ip", ["link", "delete", known])
     layout = cluster.layout
+    made, wanted = await asyncio.to_thread(_prepare, settings, cluster, backend)
+    # What others were to lead to is reached otherwise now.
+    for name in sorted({*made.interfaces} & {*_interfaces()} - {wanted}):
+        await _told("ip", ["link", "delete", name])
+    # (one of that name is somebody else's from now on)
+    left = tuple(name for name in made.interfaces if name == wanted or name in _interfaces())
+    await asyncio.to_thread(_remember, layout, msgspec.structs.replace(made, interfaces=left))
     return model.flanneld(cluster, configuration(layout), subnet_file(layout), settings.flannel_iface)
 
 
-def _prepare(settings: node_config.Settings, cluster: ClusterSettings, backend: str) -> str:
-    """The same; the interface that an earlier flannel of ours has made and that is there, or nothing."""
+def _prepare(settings: node_config.Settings, cluster: ClusterSettings, backend: str) -> tuple[_Made, str]:
+    """The same; what there may be then, interfaces of earlier flannels of ours among it, and the one that is wanted, if one is."""
     if backend not in node_config.FLANNEL_BACKENDS:
         raise errors.UnsupportedError(
             f"the cluster's flannel-backend is {backend}, which this version of nixlet doesn't have",
             hint="nodes and servers have to be of one version",
         )
-    interfaces = [name for _, name in socket.if_nameindex()]
+    interfaces = _interfaces()
     if settings.flannel_iface and settings.flannel_iface not in interfaces:
         raise errors.UsageError(
             f"flannel-iface {settings.flannel_iface}: this machine has no such interface",
@@ -106,20 +110,30 @@ def _prepare(settings: node_config.Settings, cluster: ClusterSettings, backend: 
     _check_filter(cluster, wanted)
     layout = cluster.layout
     before = _made(layout)
-    known = before.interface if before is not None and before.boot == procfs.boot_id() else ""
-    if wanted.interface in interfaces and wanted.interface != known:
+    known = before.interfaces if before is not None and before.machine == _machine() else ()
+    if wanted.interface in interfaces and wanted.interface not in known:
         raise errors.FailedPreconditionError(
             f"there is an interface {wanted.interface} already, which this node has not made: another flannel works on this machine",
             hint=f"end that one, and: ip link delete {wanted.interface}; or do without: --flannel-backend none",
         )
     networks = {*map(str, cluster.cluster_cidrs), *(before.networks if before is not None else ())}
     nftables = wanted.nftables or (before is not None and before.nftables)
-    made = _Made(procfs.boot_id(), wanted.interface or known, tuple(sorted(networks)), nftables)
-    files.write_atomically(memory(layout), msgspec.json.encode(made), mode=0o600)
+    there = sorted({*known, wanted.interface} - {""})
+    made = _Made(_machine(), tuple(there), tuple(sorted(networks)), nftables)
+    _remember(layout, made)
     for path in (configuration(layout), subnet_file(layout)):
         files.make_directory(os.path.dirname(path), mode=0o700)
     files.write_atomically(configuration(layout), wanted.text, mode=0o600)
-    return known if known in interfaces else ""
+    return made, wanted.interface
+
+
+def _interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+def _machine() -> str:
+    """What interfaces, routes and rules live as long as."""
+    return f"{procfs.boot_id()} {os.stat('/proc/self/ns/net').st_ino}"
 
 
 def _configuration(settings: node_config.Settings, cluster: ClusterSettings, backend: str) -> model.Configuration:
@@ -133,6 +147,7 @@ def _configuration(settings: node_config.Settings, cluster: ClusterSettings, bac
             f"flannel-conf {path} has the backend {found.backend}, and the cluster's is {backend}",
             hint="nodes reach each other by one backend only: --flannel-backend says it on the server",
         )
+    model.check(found, cluster, what=f"flannel-conf {path}")
     return found
 
 
@@ -151,6 +166,10 @@ def started_anew(layout: Layout) -> None:
         os.unlink(subnet_file(layout))
 
 
+def _remember(layout: Layout, made: _Made) -> None:
+    files.write_atomically(memory(layout), msgspec.json.encode(made), mode=0o600)
+
+
 def _made(layout: Layout) -> _Made | None:
     try:
         with open(memory(layout), "rb") as file:
@@ -162,17 +181,26 @@ def _made(layout: Layout) -> _Made | None:
 async def remove(layout: Layout) -> None:
     """Remove what a node's flannel has made; what can't be removed is told."""
     made = _made(layout)
-    if made is None or made.boot != procfs.boot_id():
+    if made is None and os.path.exists(memory(layout)):
+        _log.warning("%s can't be read: what flannel has made stays until the machine's next start", memory(layout))
+    if made is None or made.machine != _machine():
+        return
+    if others.run(others.FLANNEL, here=True):
+        # Its chains and interface have the same names, and pods of its cluster would be cut off.
+        _log.warning(
+            "another flannel runs on this machine: what this node's has made stays until the machine's next start"
+        )
         return
     await iptables.remove_chains(model.CHAINS)
     if made.nftables:
         for family, table in model.TABLES:
-            await _run("nft", ["delete", "table", family, table])
-    if made.interface in [name for _, name in socket.if_nameindex()]:
-        await _told("ip", ["link", "delete", made.interface])
+            # (it may have none of one IP version)
+            if await _run("nft", ["delete", "table", family, table]) is None:
+                _log.warning("nft is not there: the table %s %s stays", family, table)
+    for name in sorted({*made.interfaces} & {*_interfaces()}):
+        await _told("ip", ["link", "delete", name])
     for family in sorted({f"-{ipaddress.ip_network(each).version}" for each in made.networks}):
-        printed = await _run("ip", [family, "-json", "route", "show", "table", "main"])
-        for route in routes(printed.stdout if printed is not None else b"", made.networks):
+        for route in routes(await _told("ip", [family, "-json", "route", "show", "table", "main"]), made.networks):
             await _told("ip", [family, "route", "delete", *route])
 
 
@@ -203,8 +231,11 @@ async def _run(name: str, arguments: Sequence[str]) -> process.Completed | None:
     return None
 
 
-async def _told(name: str, arguments: Sequence[str]) -> None:
+async def _told(name: str, arguments: Sequence[str]) -> bytes:
+    """What a program prints; where it fails, that is told."""
     done = await _run(name, arguments)
-    if done is None or done.returncode != 0:
-        said = "it is not there" if done is None else done.stderr.decode(errors="replace").strip()
-        _log.warning("%s %s can't be done: %s", name, " ".join(arguments), said)
+    if done is not None and done.returncode == 0:
+        return done.stdout
+    said = "it is not there" if done is None else done.stderr.decode(errors="replace").strip()
+    _log.warning("%s %s can't be done: %s", name, " ".join(arguments), said)
+    return b""

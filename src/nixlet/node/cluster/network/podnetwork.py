@@ -143,6 +143,7 @@ async def keep(
         missing, hint = "", ""
         try:
             found = _given(await client.get(resources.NODES, node))
+            told = "" if found else told
             if not found:
                 missing = f"the cluster has given the node {node} no network for its pods yet"
                 hint = "kube-controller-manager gives them, where it runs with --allocate-node-cidrs"
@@ -169,7 +170,9 @@ async def keep(
             hint = f"see {layout.agent}/logs/kubelet.log"
         except errors.NixletError as error:
             if error.message != told:
-                _log.warning("the network of this node's pods can't be had yet: %s", error, extra={"hint": error.hint})
+                what = f"whether pods of this node are to get others than those of {there} isn't known"
+                what = what if there else "the network of this node's pods can't be had yet"
+                _log.warning("%s: %s", what, error, extra={"hint": error.hint})
             told = error.message
         if missing and not there and missing != told and asyncio.get_running_loop().time() > late:
             _log.warning("pods have no addresses, and the node isn't ready: %s", missing, extra={"hint": hint})

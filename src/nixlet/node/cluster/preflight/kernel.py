@@ -1,15 +1,17 @@
 """What a cluster needs of the machine's kernel: packets handed on, packets of bridges filtered, and how services can be made."""
 
 import contextlib
-import json
 import logging
 import os
 import re
 from collections.abc import Collection
 
+import msgspec
+
 from nixlet import errors
 from nixlet.cluster.layout import Layout
-from nixlet.host import files, process
+from nixlet.encoding import unreadable
+from nixlet.host import files, process, procfs
 
 NFTABLES, IPTABLES = "nftables", "iptables"
 
@@ -36,6 +38,18 @@ _OF_KUBELETS = {
 }
 
 _log = logging.getLogger("nixlet.cluster")
+
+
+class _Before(msgspec.Struct, frozen=True):
+    """What the machine's settings were before there was a kubelet.
+
+    Attributes:
+        boot: In which boot of the machine: the next one begins with what people have said since.
+        values: The settings.
+    """
+
+    boot: str
+    values: dict[str, str]
 
 
 async def prepare(versions: Collection[int] = (4,), root: str = "/proc/sys") -> None:
@@ -72,34 +86,47 @@ def _switch_on(path: str) -> None:
         _log.warning("%s can't be set to 1, which services need: %s", path, error.strerror)
 
 
+def switched_on(root: str = "/proc/sys") -> list[str]:
+    """By which settings the kernel hands packets on, whoever has switched them on; names as sysctl(8) has them."""
+    names = (name for name, _ in _SWITCHED_ON.values())
+    return [name.replace("/", ".") for name in names if _read(os.path.join(root, name)) == "1"]
+
+
 def settings_file(layout: Layout) -> str:
     """Where it stands what the machine's settings were before there was a kubelet."""
     return os.path.join(layout.agent, "sysctls.json")
 
 
 def remember_settings(layout: Layout, root: str = "/proc/sys") -> None:
-    """Write down what a kubelet is about to change, unless an earlier one has done so."""
-    if os.path.exists(settings_file(layout)):
+    """Write down what a kubelet is about to change, unless an earlier one has done so in this boot of the machine."""
+    if (known := _before(layout)) is not None and known.boot == procfs.boot_id():
         return
     found = {name: value for name in _OF_KUBELETS if (value := _read(os.path.join(root, name))) is not None}
-    files.write_atomically(settings_file(layout), json.dumps(found), mode=0o600)
+    before = _Before(procfs.boot_id(), found)
+    files.write_atomically(settings_file(layout), msgspec.json.encode(before), mode=0o600)
 
 
 def put_settings_back(layout: Layout, root: str = "/proc/sys") -> None:
     """Put the machine's settings back that a kubelet has changed, and nobody since then."""
-    try:
-        with open(settings_file(layout), "rb") as file:
-            before = json.load(file)
-    except (OSError, ValueError):
+    before = _before(layout)
+    if before is None or before.boot != procfs.boot_id():
         return
     for name, ours in _OF_KUBELETS.items():
-        path, value = os.path.join(root, name), before.get(name) if isinstance(before, dict) else None
-        if isinstance(value, str) and value != ours and _read(path) == ours:
+        path, value = os.path.join(root, name), before.values.get(name, ours)
+        if value != ours and _read(path) == ours:
             try:
                 with open(path, "w", encoding="ascii") as file:
                     file.write(value)
             except OSError as error:
                 _log.warning("%s can't be set back to %s: %s", path, value, error.strerror)
+
+
+def _before(layout: Layout) -> _Before | None:
+    try:
+        with open(settings_file(layout), "rb") as file:
+            return msgspec.json.decode(file.read(), type=_Before)
+    except (OSError, *unreadable.JSON):
+        return None
 
 
 def _read(path: str) -> str | None:

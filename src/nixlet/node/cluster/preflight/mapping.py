@@ -11,7 +11,7 @@ from nixlet.containerd import config as containerd_config
 from nixlet.host import network
 from nixlet.node.cluster.preflight import finding
 from nixlet.node.settings import config as node_config
-from nixlet.node.settings import names, trusted
+from nixlet.node.settings import kubeletfiles, names, trusted
 
 #: Where the administrator's kubeconfig goes on a machine with one node.
 _KUBECONFIG = "/etc/nixlet/kubeconfig.yaml"
@@ -36,6 +36,7 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
     Raises:
         InvalidArgumentError: They make no cluster.
         FailedPreconditionError: The machine has no address that a node can have.
+        NixletError: As ``kubelet_files``.
     """
     advertised = _addresses(settings, "advertise_address")
     if len(advertised) > 1:
@@ -70,6 +71,7 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
         kube_scheduler_args=tuple(settings.kube_scheduler_arg),
         kubelet_args=kubelet_args(settings),
         kube_proxy_args=tuple(settings.kube_proxy_arg),
+        kubelet_files=kubelet_files(settings),
     )
     if len(made.cluster_cidrs) > 1:
         raise errors.UnsupportedError(
@@ -109,6 +111,16 @@ def kubelet_args(settings: node_config.Settings) -> tuple[str, ...]:
         if key != "config":
             found.append(argument)
     return tuple(found)
+
+
+def kubelet_files(settings: node_config.Settings) -> tuple[str, ...]:
+    """What files say that a person has put there for the kubelet, as arguments.
+
+    Raises:
+        UsageError: One can't be read, or is no mapping in YAML.
+        PermissionDeniedError: Somebody else can write one.
+    """
+    return tuple(f"{name}={value}" for name, value in kubeletfiles.said(settings, settings.layout).items())
 
 
 def _addresses(settings: node_config.Settings, name: str) -> tuple[model.Address, ...]:

@@ -84,7 +84,8 @@ def asked(cluster: ClusterSettings, program: str) -> str:
 
 def _listening(cluster: ClusterSettings, program: str) -> _Listening:
     address = str(cluster.node_ip)
-    said = _Said(program, getattr(cluster, _ARGUMENTS.get(program, ""), ()))
+    files = cluster.kubelet_files if program == "kubelet" else ()
+    said = _Said(program, (*files, *getattr(cluster, _ARGUMENTS.get(program, ""), ())))
     match program:
         case finding.ETCD:
             # (the interface of its clients wants a certificate)
@@ -123,7 +124,7 @@ def _bracketed(address: str) -> str:
 
 
 class _Said:
-    """What a person's arguments say of where a program listens."""
+    """What a person's arguments, and files in their place, say of where a program listens."""
 
     def __init__(self, program: str, extra: Collection[str]) -> None:
         self._program = program

@@ -36,6 +36,7 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
 
     Raises:
         InvalidArgumentError: It can't have the node's name, or one of its arguments; or an address is none.
+        NixletError: As ``mapping.kubelet_files``.
     """
     name = settings.node_name or socket.gethostname().lower()
     if problem := validation.node_name_problem(name):
@@ -50,6 +51,7 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
         cluster_dns=model.addresses(",".join(settings.cluster_dns), what="cluster-dns"),
         cluster_domain=settings.cluster_domain,
         kubelet_args=mapping.kubelet_args(settings),
+        kubelet_files=mapping.kubelet_files(settings),
         is_standalone=True,
     )
 

@@ -9,7 +9,7 @@ from nixlet import errors
 from nixlet.cluster import programs, tokens
 from nixlet.node.cluster.children import preparing
 from nixlet.node.cluster.preflight import made
-from nixlet.node.settings import config
+from nixlet.node.settings import config, kubeletfiles
 from support import clusters
 
 
@@ -85,7 +85,7 @@ def test_who_may_read_the_kubeconfig(tmp_path: Path, layout: config.Layout) -> N
 
 def test_the_kubelet_s_configuration(tmp_path: Path, layout: config.Layout) -> None:
     """A file that is named comes after ours, and goes with the argument that names it; a person's drop-ins are theirs."""
-    directory = Path(preparing.kubelet_config_dir(layout))
+    directory = Path(kubeletfiles.directory(layout))
     named, node = tmp_path / "kubelet.yaml", programs.Node("/c", root_dir=f"{tmp_path}/k", static_pods=f"{tmp_path}/s")
     named.write_text("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\n")
     preparing.prepare_agent(config.Settings(kubelet_arg=(f"config={named}",)), clusters.settings(tmp_path), node)

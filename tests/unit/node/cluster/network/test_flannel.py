@@ -11,6 +11,7 @@ from nixlet import errors
 from nixlet.host import iptables, procfs
 from nixlet.node.cluster import traces
 from nixlet.node.cluster.network import flannel
+from nixlet.node.cluster.preflight import others
 from nixlet.node.settings import config
 from support import clusters
 
@@ -21,18 +22,20 @@ class Machine:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interfaces = ["lo", "eth0"]
         self.called: list[str] = []
+        self.others: set[bytes] = set()
         self.routes: list[dict[str, str]] = []
         self.directory = directory
         self.layout = config.Layout(f"{directory}/data", f"{directory}/run")
         program = directory / "ip"
         program.write_text(
-            f'#!/bin/sh\necho "$(basename $0) $@" >>{directory}/called\ncat {directory}/routes 2>/dev/null\n'
+            f'#!/bin/sh\necho "$(basename $0) $@" >>{directory}/called\ncat {directory}/routes 2>/dev/null || :\n'
         )
         program.chmod(0o755)
         (directory / "nft").symlink_to(program)
         monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
         monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(self.interfaces)))
         monkeypatch.setattr(flannel, "_FILTERED", {4: "kernel", 6: "kernel"})
+        monkeypatch.setattr(others, "run", lambda program, *, here: here and program in self.others)
 
         async def remove_chains(names: Any) -> None:
             self.called.append(f"remove_chains {' '.join(names)}")
@@ -117,6 +120,10 @@ async def test_another_flannel_s_interface_is_left_alone(machine: Machine, monke
     # Now it is ours, for as long as the machine runs.
     machine.interfaces.append("flannel.1")
     await machine.prepare("vxlan")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(flannel, "_machine", lambda: "another network namespace")
+        with pytest.raises(errors.FailedPreconditionError, match="another flannel works on this machine"):
+            await machine.prepare("vxlan")
     monkeypatch.setattr(procfs, "boot_id", lambda: "another")
     with pytest.raises(errors.FailedPreconditionError, match="another flannel works on this machine"):
         await machine.prepare("vxlan")
@@ -129,6 +136,56 @@ async def test_an_interface_that_is_not_needed_any_more_goes(machine: Machine) -
     machine.interfaces.append("flannel.1")
     await machine.prepare("host-gw")
     assert machine.calls() == ["ip link delete flannel.1"]
+    # One that can't be deleted is known on, and one that is gone is not: the next of that name is somebody else's.
+    await machine.prepare("host-gw")
+    assert machine.calls() == ["ip link delete flannel.1"] * 2
+    machine.interfaces.remove("flannel.1")
+    await machine.prepare("host-gw")
+    machine.interfaces.append("flannel.1")
+    await machine.prepare("host-gw")
+    assert machine.calls() == ["ip link delete flannel.1"] * 2
+
+
+async def test_an_interface_of_another_number_takes_the_place_of_the_first(machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    for number in (5, 6):
+        file.write_text(f'{{"Network": "10.42.0.0/16", "Backend": {{"Type": "vxlan", "VNI": {number}}}}}')
+        await machine.prepare("vxlan", flannel_conf=str(file))
+        machine.interfaces.append(f"flannel.{number}")
+    assert machine.calls() == ["ip link delete flannel.5"]
+    # (it is still there, and so are both)
+    await flannel.remove(machine.layout)
+    assert [each for each in machine.calls() if "link" in each][1:] == [
+        "ip link delete flannel.5",
+        "ip link delete flannel.6",
+    ]
+
+
+async def test_another_flannel_that_runs_keeps_what_has_the_same_names(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """k3s, for instance, when somebody has gone back to it."""
+    await machine.prepare("vxlan")
+    machine.interfaces.append("flannel.1")
+    machine.others = {others.FLANNEL}
+    await flannel.remove(machine.layout)
+    assert machine.calls() == []
+    assert "another flannel runs on this machine" in caplog.text
+    machine.others.clear()
+    await flannel.remove(machine.layout)
+    assert "ip link delete flannel.1" in machine.calls()
+
+
+@pytest.mark.parametrize("lost", ["ip", "record"])
+async def test_what_stays_is_told(machine: Machine, caplog: pytest.LogCaptureFixture, lost: str) -> None:
+    await machine.prepare("host-gw")
+    if lost == "ip":
+        (machine.directory / "ip").write_text("#!/bin/sh\necho no such object >&2; exit 1\n")
+    else:
+        Path(flannel.memory(machine.layout)).write_text("{")
+    await flannel.remove(machine.layout)
+    told = "ip -4 -json route show table main can't be done: no such object" if lost == "ip" else "can't be read"
+    assert told in caplog.text
 
 
 async def test_what_it_has_made_is_removed(machine: Machine) -> None:

@@ -137,6 +137,20 @@ async def test_what_is_waited_for_in_vain_is_told_once(
     ]
 
 
+async def test_each_time_that_the_cluster_is_away_is_told(
+    layout: config.Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away, there = errors.UnavailableError("y"), given("10.42.3.0/24")
+    said = Answers(monkeypatch, away, away, there, away, away, there, away, there)
+    async with kept(layout, []):
+        while len(said.left) > 1:
+            await asyncio.sleep(0.001)
+    assert caplog.messages == [
+        "the network of this node's pods can't be had yet: y",
+        *["whether pods of this node are to get others than those of 10.42.3.0/24 isn't known: y"] * 2,
+    ]
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"node":"n","pod_cidr":"x"}', '{"node":"n","pod_cidr":3}'])
 def test_a_damaged_memory_is_told(layout: config.Layout, text: str) -> None:
     path = Path(layout.agent, "pod-network.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.host import process
+from nixlet.host import process, procfs
 from nixlet.node.cluster.preflight import kernel
 from nixlet.node.settings import config
 
@@ -24,9 +24,11 @@ async def test_packets_are_handed_on(tmp_path: Path) -> None:
         path.write_text("0\n")
     await kernel.prepare(root=str(tmp_path))
     assert (forward.read_text()[0], bridge.read_text()[0]) == ("1", "1")
+    assert kernel.switched_on(str(tmp_path)) == ["net.ipv4.ip_forward"]
     assert [path.read_text() for path in others] == ["0\n", "0\n"]
     await kernel.prepare([4, 6], root=str(tmp_path))
     assert [path.read_text()[0] for path in others] == ["1", "1"]
+    assert kernel.switched_on(str(tmp_path)) == ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]
 
 
 async def test_what_can_not_be_switched_on_is_told(
@@ -70,6 +72,28 @@ def test_what_a_kubelet_changes_is_put_back(tmp_path: Path) -> None:
     assert (panic.read_text(), overcommit.read_text(), keys.read_text()) == ("0", "0", "2000000\n")
     Path(kernel.settings_file(layout)).write_text("[")
     kernel.put_settings_back(layout, str(root))
+
+
+def test_what_a_person_has_set_since_the_last_boot_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As databases want it, which is what kubelets want, too."""
+    layout, root = config.Layout(str(tmp_path), str(tmp_path)), tmp_path / "sys"
+    os.mkdir(layout.agent)
+    overcommit, panic = root / "vm/overcommit_memory", root / "kernel/panic"
+    for path in (overcommit, panic):
+        path.parent.mkdir(parents=True)
+        path.write_text("0\n")
+    kernel.remember_settings(layout, str(root))
+    monkeypatch.setattr(procfs, "boot_id", lambda: "the next one")
+    overcommit.write_text("1\n")
+    panic.write_text("10\n")
+    # No kubelet has run in it, and so nothing is one's doing.
+    kernel.put_settings_back(layout, str(root))
+    assert (overcommit.read_text(), panic.read_text()) == ("1\n", "10\n")
+    panic.write_text("0\n")
+    kernel.remember_settings(layout, str(root))
+    panic.write_text("10\n")
+    kernel.put_settings_back(layout, str(root))
+    assert (overcommit.read_text(), panic.read_text()) == ("1\n", "0")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.host import network
 from nixlet.node.cluster.preflight import finding, mapping
-from nixlet.node.settings import config, names
+from nixlet.node.cluster.roles import alone
+from nixlet.node.settings import config, kubeletfiles, names
 
 FOUND = finding.Found({"kubelet": "/bin/kubelet"}, finding.ETCD)
 
@@ -114,6 +115,15 @@ def test_a_node_that_joins_knows_no_networks_yet() -> None:
             mapped(found, node_ip=("127.0.0.1",), **where)
     with pytest.raises(errors.InvalidArgumentError, match="lies in cluster-cidr"):
         mapped(node_ip=("10.42.0.7",))
+
+
+def test_where_the_kubelet_listens_may_stand_in_a_file(tmp_path: Path) -> None:
+    assert mapped(data_dir=str(tmp_path)).kubelet_files == ()
+    file = Path(kubeletfiles.directory(config.Layout(str(tmp_path), "")), "50-mine.conf")
+    file.parent.mkdir(parents=True)
+    file.write_text("healthzPort: 10300\n")
+    assert mapped(data_dir=str(tmp_path)).kubelet_files == ("healthz-port=10300",)
+    assert alone.cluster_settings(config.Settings(data_dir=str(tmp_path))).kubelet_files == ("healthz-port=10300",)
 
 
 def test_tokens_come_from_settings_or_files(tmp_path: Path) -> None:

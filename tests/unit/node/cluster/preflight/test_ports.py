@@ -48,6 +48,12 @@ MOVED = [
         "http://127.0.0.1:10300",
     ),
     (
+        "kubelet",
+        {"kubelet_files": ("healthz-port=10300", "port=10260"), "kubelet_args": ("healthz-port=10301",)},
+        {("192.0.2.7", 10260), ("127.0.0.1", 10301)},
+        "http://127.0.0.1:10301",
+    ),
+    (
         "kube-scheduler",
         {"kube_scheduler_args": ("--bind-address=0.0.0.0", "secure-port=1", "secure-port=10400")},
         {("0.0.0.0", 10400)},
