@@ -186,7 +186,7 @@ def test_certificates_are_renewed_while_both_run_and_no_pod_notices(
 
 
 def test_certificates_of_both_are_told(cluster: kubernetes.Cluster, agent: Agent) -> None:
-    for node, count in ((cluster, 18), (agent, 6)):
+    for node, count in ((cluster, 17), (agent, 5)):
         found = json.loads(node.ok("certificate", "check", "--data-dir", str(node.data_dir), "-o", "json"))
         assert (len(found), {each["state"] for each in found}) == (count, {"valid"})
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from nixlet.cluster import kubeconfigs
 from nixlet.services import nodeaddress
 from nixlet.varlink import client
 from support import kubeagents, kubernetes, nodes, parts, storeimages
@@ -98,6 +99,11 @@ def children(node: nodes.Node) -> dict[str, dict[str, Any]]:
     return {child["name"]: child for child in reply["children"]}
 
 
+def command(node: nodes.Node, name: str) -> list[str]:
+    """The command line of one of a node's children."""
+    return Path(f"/proc/{children(node)[name]['pid']}/cmdline").read_text().split("\0")
+
+
 def inside(two: Two) -> dict[nodes.Node, list[str]]:
     """How a program gets onto the machine of each node."""
     return {two.server: [], two.agent: two.agent.wrapper}
@@ -152,6 +158,33 @@ def test_by_routes_from_node_to_node(two: Two) -> None:
         assert "flannel.1" not in printed(*way, "ip", "link")
     # No plugin masquerades what flannel does.
     assert two.server.packet_rules() == []
+
+
+def test_a_flannel_writes_into_its_own_node_alone(two: Two) -> None:
+    """By what it writes there others send it packets; and who could write labels would choose what runs where."""
+    (path,) = [each.partition("=")[2] for each in command(two.agent, "flanneld") if "kubeconfig-file" in each]
+    known = kubeconfigs.read(path)
+    way = ["--cacert", known.authority, "--cert", known.credentials.certificate, "--key", known.credentials.key]
+    change = {"labels": {"mine": "yes"}, "annotations": {"mine": "yes"}}
+
+    def patched(node: str) -> dict[str, Any]:
+        argv = [
+            *two.agent.wrapper,
+            "curl",
+            "-sS",
+            *way,
+            "-X",
+            "PATCH",
+            "-H",
+            "Content-Type: application/merge-patch+json",
+        ]
+        argv += ["--data", json.dumps({"metadata": change}), f"{known.server}/api/v1/nodes/{node}/status"]
+        answer: dict[str, Any] = json.loads(printed(*argv))
+        return answer
+
+    assert "is not allowed to modify node" in patched("node-66")["message"]
+    assert "mine" not in two.server.get("node", "node-66")["metadata"]["labels"]
+    assert patched(two.agent.name)["metadata"]["annotations"]["mine"] == "yes"
 
 
 def test_what_leaves_the_cluster_is_masqueraded(two: Two) -> None:

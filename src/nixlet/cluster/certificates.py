@@ -86,7 +86,6 @@ def wanted(settings: ClusterSettings) -> list[Wanted]:
         of_node("kubelet", "client-kubelet", CLIENT, subjects.kubelet_client(node)),
         of_node("kubelet", "serving-kubelet", SERVER, subjects.kubelet_serving(node, settings.node_ips)),
         of_node("kube-proxy", "client-kube-proxy", CLIENT, subjects.kube_proxy()),
-        of_node("flannel", "client-flannel", CLIENT, subjects.flannel()),
     ]
 
 

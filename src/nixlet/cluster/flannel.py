@@ -154,7 +154,8 @@ def flanneld(settings: ClusterSettings, file: str, subnet_file: str, interface: 
     address = settings.node_ip
     ours = {
         "kube-subnet-mgr": "true",
-        "kubeconfig-file": settings.layout.node("flannel.kubeconfig"),
+        # It is its node, as which it may write into no other one (admission plugin NodeRestriction).
+        "kubeconfig-file": settings.layout.node("kubelet.kubeconfig"),
         "net-config-path": file,
         "subnet-file": subnet_file,
         # What pods send to each other keeps its sender, which the plugin that attaches them knows nothing of.

@@ -21,7 +21,6 @@ SIGNED_BY = {
     "client-kubelet": certificates.CLIENT,
     "serving-kubelet": certificates.SERVER,
     "client-kube-proxy": certificates.CLIENT,
-    "client-flannel": certificates.CLIENT,
 }
 
 
@@ -104,8 +103,6 @@ def _subject(name: str, node: Node) -> Subject:
             return subjects.kubelet_serving(node.name, node.addresses)
         case "client-kube-proxy":
             return subjects.kube_proxy()
-        case "client-flannel":
-            return subjects.flannel()
         case _:
             raise errors.InvalidArgumentError(f"nodes have no certificate {name!r}")
 

@@ -127,7 +127,7 @@ def of_node(places: Layout, server: str) -> dict[str, Kubeconfig]:
         places.node(f"{name}.kubeconfig"): _known_as(
             server, places.node("server-ca.crt"), places.node(f"client-{client}")
         )
-        for name, client in (("kubelet", "kubelet"), ("kubeproxy", "kube-proxy"), ("flannel", "flannel"))
+        for name, client in (("kubelet", "kubelet"), ("kubeproxy", "kube-proxy"))
     }
 
 

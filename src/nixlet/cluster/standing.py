@@ -25,7 +25,6 @@ _OF_AGENTS = {
     "client-kubelet": ("kubelet", "client-ca"),
     "serving-kubelet": ("kubelet", "server-ca"),
     "client-kube-proxy": ("kube-proxy", "client-ca"),
-    "client-flannel": ("flannel", "client-ca"),
 }
 
 

@@ -21,9 +21,6 @@ API_SERVER_USER = "system:apiserver"
 #: The one client whose word on who somebody is extension API servers take.
 FRONT_PROXY = "system:auth-proxy"
 
-#: Who a flannel is: a role lets it see all nodes, and write down in their status how each is reached.
-FLANNEL_USER = "nixlet:flannel"
-
 _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
@@ -90,11 +87,6 @@ def kubelet_serving(node_name: str, addresses: tuple[Address, ...]) -> Subject:
 def kube_proxy() -> Subject:
     """A kube-proxy as a user."""
     return user("system:kube-proxy")
-
-
-def flannel() -> Subject:
-    """A flannel as a user."""
-    return user(FLANNEL_USER)
 
 
 def etcd(settings: ClusterSettings, name: str) -> Subject:

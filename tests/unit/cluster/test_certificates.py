@@ -57,7 +57,7 @@ def test_the_files_are_those_of_k3s(settings: ClusterSettings) -> None:
     server |= {"server/tls/service.key", "server/tls/service.current.key"}
     node = {
         f"agent/{stem}.{kind}"
-        for stem in ("client-kubelet", "serving-kubelet", "client-kube-proxy", "client-flannel")
+        for stem in ("client-kubelet", "serving-kubelet", "client-kube-proxy")
         for kind in ("crt", "key")
     }
     node |= {"agent/client-ca.crt", "agent/server-ca.crt"}
@@ -76,13 +76,13 @@ def test_modes_are_what_they_are_whatever_the_umask_is(settings: ClusterSettings
     directories = {"server": 0o700, "server/tls": 0o700, "server/tls/etcd": 0o700, "server/cred": 0o700, "agent": 0o755}
     assert {name: mode for name, mode in modes.items() if (data / name).is_dir()} == directories
     keys = {name: mode for name, mode in modes.items() if name.endswith(".key")}
-    assert len(keys) == 20
+    assert len(keys) == 19
     assert set(keys.values()) == {0o600}
     assert {mode for name, mode in modes.items() if name.endswith(".crt")} == {0o644}
 
 
 def test_what_fits_is_kept_to_the_byte(settings: ClusterSettings) -> None:
-    assert len(made(settings)) == 19
+    assert len(made(settings)) == 18
     before = clusters.content(Path(settings.data_dir))
     assert made(settings, NOW + 200 * DAY) == []
     assert clusters.content(Path(settings.data_dir)) == before
@@ -110,7 +110,6 @@ def test_subjects_are_those_that_kubernetes_knows(settings: ClusterSettings) -> 
         "client-kubelet.crt": ("system:node:node-1", ("system:nodes",), client),
         "serving-kubelet.crt": ("node-1", (), server),
         "client-kube-proxy.crt": ("system:kube-proxy", (), client),
-        "client-flannel.crt": ("nixlet:flannel", (), client),
     }
 
 
@@ -203,7 +202,7 @@ def test_what_ends_soon_is_renewed_with_its_key(settings: ClusterSettings) -> No
     before = clusters.content(Path(settings.data_dir))
     assert made(settings, NOW + 274 * DAY) == []
     changes = certificates.ensure(settings, NOW + 275 * DAY)
-    assert len(changes) == 13
+    assert len(changes) == 12
     assert {each.reason for each in changes} == {"it ends on 2027-11-28 12:00 UTC"}
     after = clusters.content(Path(settings.data_dir))
     changed = {name for name, found in after.items() if found != before[name]}
@@ -216,7 +215,7 @@ def test_one_that_has_ended_is_renewed(settings: ClusterSettings) -> None:
     made(settings)
     later = NOW + 500 * DAY
     assert set(states(settings, later).values()) == {State.VALID, State.ENDED}
-    assert len(made(settings, later)) == 13
+    assert len(made(settings, later)) == 12
     assert set(states(settings, later).values()) == {State.VALID}
 
 
@@ -357,7 +356,7 @@ def test_a_start_that_is_cut_off_after_each_file_comes_to_its_end(
         else:
             break
     # Authorities, their copies, certificates, the key of service accounts.
-    assert len(clusters.content(Path(settings.data_dir))) == 5 * 2 + 7 + 13 * 2 + 2
+    assert len(clusters.content(Path(settings.data_dir))) == 5 * 2 + 7 + 12 * 2 + 2
     assert set(states(settings, NOW).values()) == {State.VALID}
 
 
@@ -416,8 +415,8 @@ def test_one_from_a_time_when_the_clock_was_ahead_is_made_anew(settings: Cluster
     made(settings)
     ahead = NOW + 3000 * DAY
     made(settings, ahead)
-    assert [each.state for each in findings.check(settings, NOW)] == [State.VALID] * 5 + [State.FUTURE] * 13
-    assert len(made(settings)) == 13
+    assert [each.state for each in findings.check(settings, NOW)] == [State.VALID] * 5 + [State.FUTURE] * 12
+    assert len(made(settings)) == 12
     assert set(states(settings, NOW).values()) == {State.VALID}
 
 
@@ -425,7 +424,7 @@ def test_nothing_is_made_by_a_clock_that_was_never_set(settings: ClusterSettings
     with pytest.raises(errors.FailedPreconditionError, match="clock says 1970-01-01 00:07 UTC"):
         made(settings, datetime.datetime(1970, 1, 1, 0, 7, tzinfo=datetime.UTC))
     assert clusters.content(Path(settings.data_dir)) == {}
-    assert len(made(settings)) == 19
+    assert len(made(settings)) == 18
 
 
 def test_rotation_gives_new_keys_and_leaves_authorities(settings: ClusterSettings) -> None:
@@ -445,7 +444,7 @@ def test_rotation_gives_new_keys_and_leaves_authorities(settings: ClusterSetting
         for kind in ("crt", "key")
     }
     assert made(settings, NOW + DAY) == []
-    assert len(certificates.rotate(settings, [], NOW + DAY)) == 13
+    assert len(certificates.rotate(settings, [], NOW + DAY)) == 12
     everything = clusters.content(Path(settings.data_dir))
     kept = {name for name, found in everything.items() if found[0] == before[name][0]}
     assert kept == {name for name in before if "-ca." in name or "service." in name}
@@ -679,7 +678,7 @@ def test_the_list_says_truthfully_what_the_next_start_renews(settings: ClusterSe
             os.path.relpath(file, settings.data_dir) for file, detail in found.items() if "the node renews it" in detail
         }
         assert set(made(settings, late)) == renewed
-        assert len(renewed) == (13 if late < NOW + YEAR else 0)
+        assert len(renewed) == (12 if late < NOW + YEAR else 0)
     assert found[settings.layout.tls("client-admin.crt")].endswith("; so does its authority")
 
 

@@ -46,7 +46,7 @@ def test_the_arguments(tmp_path: Path) -> None:
         "--iface=192.0.2.7",
         "--ip-masq=true",
         "--kube-subnet-mgr=true",
-        f"--kubeconfig-file={tmp_path}/data/agent/flannel.kubeconfig",
+        f"--kubeconfig-file={tmp_path}/data/agent/kubelet.kubeconfig",
         "--net-config-path=/d/net-conf.json",
         "--public-ip=192.0.2.7",
         "--subnet-file=/r/subnet.env",

@@ -37,7 +37,6 @@ def agent(tmp_path: Path) -> Layout:
         ("client-kubelet", "system:node:node-2", set()),
         ("serving-kubelet", "node-2", {"node-2", "localhost", "127.0.0.1", "::1", "192.0.2.9", "2001:db8::9"}),
         ("client-kube-proxy", "system:kube-proxy", set()),
-        ("client-flannel", "nixlet:flannel", set()),
     ],
 )
 def test_a_node_keeps_its_key_and_gets_a_certificate(

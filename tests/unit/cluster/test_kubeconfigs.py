@@ -110,7 +110,7 @@ def test_a_server_s_programs_have_theirs(tmp_path: Path) -> None:
     found = {**kubeconfigs.of_server(settings), **kubeconfigs.of_node(settings.layout, settings.server_url)}
     assert [os.path.relpath(path, settings.data_dir) for path in found] == [
         "server/cred/admin.kubeconfig", "server/cred/controller.kubeconfig", "server/cred/scheduler.kubeconfig",
-        "agent/kubelet.kubeconfig", "agent/kubeproxy.kubeconfig", "agent/flannel.kubeconfig",
+        "agent/kubelet.kubeconfig", "agent/kubeproxy.kubeconfig",
     ]  # fmt: skip
     for config in found.values():
         assert config.server == "https://192.0.2.7:6443"

@@ -125,8 +125,7 @@ async def test_a_node_joins_and_has_all_that_its_programs_need(
     )
     assert agent.files() == {
         "client-ca.crt", "server-ca.crt", "client-kubelet.crt", "client-kubelet.key", "serving-kubelet.crt", "serving-kubelet.key",
-        "client-kube-proxy.crt", "client-kube-proxy.key", "client-flannel.crt", "client-flannel.key", "kubelet.kubeconfig",
-        "kubeproxy.kubeconfig", "flannel.kubeconfig", "node-password", "cluster.json",
+        "client-kube-proxy.crt", "client-kube-proxy.key", "kubelet.kubeconfig", "kubeproxy.kubeconfig", "node-password", "cluster.json",
     }  # fmt: skip
     for each in ("client-kubelet.key", "node-password", "cluster.json", "kubelet.kubeconfig"):
         assert os.stat(agent.places.node(each)).st_mode & 0o777 == 0o600
@@ -150,7 +149,7 @@ async def test_a_node_comes_back_with_its_keys_and_new_certificates(cluster: Clu
     await agent.join(cluster, token(cluster))
     after = {each: Path(agent.places.node(each)).read_bytes() for each in agent.files()}
     changed = {each for each in after if after[each] != before[each]}
-    assert changed == {"client-kubelet.crt", "serving-kubelet.crt", "client-kube-proxy.crt", "client-flannel.crt"}
+    assert changed == {"client-kubelet.crt", "serving-kubelet.crt", "client-kube-proxy.crt"}
 
 
 @pytest.mark.usefixtures("door")

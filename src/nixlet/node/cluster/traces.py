@@ -36,7 +36,6 @@ _CLEANUP_TIMEOUT = 60.0
 _AGENT_FILES = (
     "kubelet.kubeconfig", "kubeproxy.kubeconfig", "client-ca.crt", "server-ca.crt", "client-kubelet.crt", "client-kubelet.key",
     "serving-kubelet.crt", "serving-kubelet.key", "client-kube-proxy.crt", "client-kube-proxy.key",
-    "flannel.kubeconfig", "client-flannel.crt", "client-flannel.key",
     "cluster.json", "node-password", "bootstrap.kubeconfig", "guest.json",
 )  # fmt: skip
 

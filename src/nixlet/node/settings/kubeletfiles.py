@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from types import MappingProxyType
 
+from nixlet.cluster.layout import Layout
 from nixlet.encoding import yamlread
 from nixlet.node.settings import config, trusted
 
@@ -27,22 +28,22 @@ _ARGUMENTS = MappingProxyType(
 )
 
 
-def directory(layout: config.Layout) -> str:
+def directory(layout: Layout) -> str:
     """The directory of the kubelet's configuration; k3s's name."""
     return os.path.join(layout.agent, "etc", "kubelet.conf.d")
 
 
-def defaults(layout: config.Layout) -> str:
+def defaults(layout: Layout) -> str:
     """Our part of the kubelet's configuration; a person's files beside it come after it."""
     return os.path.join(directory(layout), _DEFAULTS)
 
 
-def named(layout: config.Layout) -> str:
+def named(layout: Layout) -> str:
     """The copy of the file that ``--kubelet-arg config=FILE`` names."""
     return os.path.join(directory(layout), _NAMED)
 
 
-def argument(settings: config.Settings, layout: config.Layout, key: str) -> str:
+def argument(settings: config.Settings, layout: Layout, key: str) -> str:
     """What a person has said for one of the kubelet's arguments, there or in a file; empty: nothing.
 
     Args:
@@ -56,7 +57,7 @@ def argument(settings: config.Settings, layout: config.Layout, key: str) -> str:
     return config.kubelet_argument(settings, key) or said(settings, layout).get(key, "")
 
 
-def said(settings: config.Settings, layout: config.Layout) -> dict[str, str]:
+def said(settings: config.Settings, layout: Layout) -> dict[str, str]:
     """What people's files say, by the arguments that mean the same; of a node without a kubelet nothing.
 
     Args:

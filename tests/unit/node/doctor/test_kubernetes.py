@@ -193,7 +193,7 @@ async def test_an_agent_is_told_of_what_it_joins_and_not_of_a_server(tmp_path: P
         settings = settings_at(tmp_path, server=server, token="x")
         assert await looked(settings, "cluster") == f"a server of nixlet's lets nodes in for {server}"
     shutil.copytree(cluster.layout.agent, settings.layout.agent)
-    assert (await looked(settings, "certificates")).startswith("6 are valid; the first ends on ")
+    assert (await looked(settings, "certificates")).startswith("5 are valid; the first ends on ")
     Path(settings.layout.agent, "client-kubelet.key").unlink()
     with pytest.raises(machine.Worse, match=r"client-kubelet.crt: does not fit"):
         await looked(settings, "certificates")

@@ -1,4 +1,4 @@
-"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, whose certificates are renewed, what flannel may.
+"""What a cluster's API server has to know before it is of use to its nodes: who may reach kubelets, whose certificates are renewed, what flannels may.
 
 A bootstrap token opens the port for joining, and nothing of the API server's. By Kubernetes' own way (its roles ``node-bootstrapper`` and
 ``nodeclient``) whoever has one gets a certificate for any node, those that are there included: no password of a node is asked for.
@@ -18,9 +18,6 @@ from nixlet.kubeclient.client import Object
 
 #: Seconds between two tries.
 _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-
-#: Every node (Kubernetes' name).
-_NODES = "system:nodes"
 
 _FLANNEL = "nixlet:flannel"
 
@@ -42,15 +39,12 @@ def wanted(*, flannel: bool) -> Iterator[tuple[resources.Resource, Object]]:
 
 
 def _flannel_role() -> Object:
-    """What flannel's own manifest lets it do, without what it would ask if it ran in a pod: nodes' networks and addresses are in their annotations."""
+    """What nodes may besides, for their flannels: see all nodes. Into its own one, where others find how it is reached, each may write as a node."""
     return {
         "apiVersion": resources.CLUSTER_ROLES.version,
         "kind": "ClusterRole",
         "metadata": {"name": _FLANNEL},
-        "rules": [
-            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-        ],
+        "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}],
     }
 
 
@@ -61,9 +55,9 @@ def bindings(*, flannel: bool) -> Iterator[Object]:
         flannel: Nodes have a flannel.
     """
     yield _binding("nixlet:kube-apiserver-to-kubelets", "system:kubelet-api-admin", "User", subjects.API_SERVER_USER)
-    yield _binding("nixlet:approve-renewed-nodes", f"{_SIGNING}:selfnodeclient", "Group", _NODES)
+    yield _binding("nixlet:approve-renewed-nodes", f"{_SIGNING}:selfnodeclient", "Group", subjects.NODES)
     if flannel:
-        yield _binding(_FLANNEL, _FLANNEL, "User", subjects.FLANNEL_USER)
+        yield _binding(_FLANNEL, _FLANNEL, "Group", subjects.NODES)
 
 
 def _binding(name: str, role: str, kind: str, subject: str) -> Object:

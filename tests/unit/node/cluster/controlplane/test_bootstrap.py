@@ -14,6 +14,7 @@ from nixlet.node.cluster.controlplane import bootstrap
 
 async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     applied: list[str] = []
+    made: dict[str, Any] = {}
     refusals = [errors.UnavailableError("not yet"), errors.PermissionDeniedError("rbac is not there")]
 
     async def apply(_: object, resource: resources.Resource, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +24,7 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
         if refusals:
             raise refusals.pop(0)
         applied.append(f"{resource.plural}/{name}")
+        made[applied[-1]] = wanted
         return wanted
 
     monkeypatch.setattr(AsyncClient, "apply", apply)
@@ -39,6 +41,11 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
         *without,
         "clusterrolebindings/nixlet:flannel",
     ]
+    # Nodes see each other, and write as nodes, each into its own.
+    (rule,) = made["clusterroles/nixlet:flannel"]["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["nodes"], ["get", "list", "watch"])
+    (subject,) = made["clusterrolebindings/nixlet:flannel"]["subjects"]
+    assert (subject["kind"], subject["name"]) == ("Group", "system:nodes")
     # One line for however many tries.
     assert [message for message in caplog.messages if "can't be applied yet" in message] == [
         "nixlet:kube-apiserver-to-kubelets can't be applied yet: not yet"

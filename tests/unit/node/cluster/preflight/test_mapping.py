@@ -11,7 +11,7 @@ from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.host import network
 from nixlet.node.cluster.preflight import finding, mapping
-from nixlet.node.cluster.roles import alone
+from nixlet.node.cluster.roles import standalone
 from nixlet.node.settings import config, kubeletfiles, names
 
 FOUND = finding.Found({"kubelet": "/bin/kubelet"}, finding.ETCD)
@@ -123,7 +123,7 @@ def test_where_the_kubelet_listens_may_stand_in_a_file(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text("healthzPort: 10300\n")
     assert mapped(data_dir=str(tmp_path)).kubelet_files == ("healthz-port=10300",)
-    assert alone.cluster_settings(config.Settings(data_dir=str(tmp_path))).kubelet_files == ("healthz-port=10300",)
+    assert standalone.cluster_settings(config.Settings(data_dir=str(tmp_path))).kubelet_files == ("healthz-port=10300",)
 
 
 def test_tokens_come_from_settings_or_files(tmp_path: Path) -> None:
