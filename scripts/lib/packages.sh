@@ -58,6 +58,7 @@ without_counterparts() {
 has_counterpart() {
   case $1 in
     etcd-server) command -v etcd ;;
+    uidmap) command -v newuidmap ;;
     nftables) command -v nft ;;
     nix-bin) command -v nix-build ;;
     busybox-static) [ -x /bin/busybox ] ;;

@@ -135,6 +135,27 @@ async def test_a_closure_is_kept_while_it_is_used_and_then_by_its_roots(
     assert not os.path.exists(os.path.join(daemon.settings.gcroots, "nixlet"))
 
 
+async def test_roots_of_our_own_hold_once_nix_knows_of_them(
+    store: PrivateStore, daemon: client.DaemonStore, tmp_path: Path
+) -> None:
+    """As for an ordinary user, who can't write into Nix's directory of roots."""
+    gc_roots = roots.Roots(str(tmp_path / "own"), "test", indirect=True)
+    first, second, other = (store.text(name, name) for name in ("first", "second", "other"))
+    await asyncio.to_thread(gc_roots.set, "layer", [first, second])
+    links = gc_roots.links("layer")
+    assert [os.readlink(link) for link in links] == sorted([first, second], key=os.path.basename)
+    bringer = realiser.Realiser(daemon, policy.Policy())
+    for _ in range(2):
+        await bringer.keep(links)
+        await asyncio.to_thread(store.nix, "nix-store", "--gc")
+        assert (os.path.exists(first), os.path.exists(second), os.path.exists(other)) == (True, True, False)
+    gc_roots.remove("layer")
+    await asyncio.to_thread(store.nix, "nix-store", "--gc")
+    assert not os.path.exists(first)
+    # Nix forgets by itself.
+    assert os.listdir(os.path.join(daemon.settings.gcroots, "auto")) == []
+
+
 async def test_a_valid_path_that_is_not_on_the_disk_is_refused_by_name(store: PrivateStore) -> None:
     member = path(store, store.add("member", {"f": "1"}))
     info = path(store, store.add("closure-info", {"store-paths": f"{member}\n"}))

@@ -23,6 +23,7 @@ RUN_BY = {
     "Try it": "test_quickstart.py",
     "Install it": "test_install.py",
     "Use it": "test_the_verbs",
+    "Without root": "test_rootless.py",
     "Under systemd": "test_a_node_under_systemd",
     "A Kubernetes cluster": "test_a_cluster",
     "With a containerd of your own": "test_a_containerd_of_ones_own",

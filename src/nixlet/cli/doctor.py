@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nixlet.node.doctor import checks
+    from nixlet.node.settings import config
 
 _COLOURS = {
     "ok": colours.GREEN,
@@ -32,17 +33,22 @@ async def doctor(*, output: str, as_json: bool, **given: Any) -> int:  # noqa: A
     Each line is something that was looked at: ok; warning: a node runs, but; missing: it doesn't; unknown: it could not be looked at.
     The exit status is 0 when a node can run, 1 when something is missing, 3 when that could not be told.
     """
-    from nixlet.node.doctor import checks
+    return await examine(settings.load(given).settings, as_json=as_json or output == "json")
 
-    findings = await checks.examine(settings.load(given).settings)
-    if as_json or output == "json":
+
+check_config = doctor
+
+
+async def examine(wanted: "config.Settings", *, as_json: bool) -> int:
+    """Print what a node with these settings would find here; the exit status."""
+    from nixlet.node.doctor import checks, rootless
+
+    findings = await rootless.examine(wanted)
+    if as_json:
         options.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         _show(findings)
     return checks.exit_status(findings)
-
-
-check_config = doctor
 
 
 def _show(findings: "Sequence[checks.Finding]") -> None:

@@ -12,14 +12,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-#: The directories that verbs find a node by.
-_DIRECTORIES = {
-    "data_dir": names.DEFAULT_DATA_DIR,
-    "state_dir": names.DEFAULT_STATE_DIR,
-    "kubernetes_bin_dir": "",
-}
-
-
 def configured(name: str) -> str:
     """A directory of the node's, as its configuration file has it: verbs find the node that was started with that file.
 
@@ -30,7 +22,8 @@ def configured(name: str) -> str:
         UsageError: The file can't be used.
     """
     named = os.environ.get(names.FILE_VARIABLE)
-    path = named or names.DEFAULT_FILE
+    own = names.defaults(os.environ)
+    path = named or own["file"]
     found = _files(path)
     # Not everybody who asks a node may read its configuration.
     if (named and not found) or (all(os.access(each, os.R_OK) for each in found) and any(map(_may_say, found))):
@@ -38,7 +31,7 @@ def configured(name: str) -> str:
 
         value: str = getattr(configfile.load({}, os.environ).settings, name)
         return value
-    return _DIRECTORIES[name]
+    return own.get(name, "")
 
 
 def _files(path: str) -> list[str]:
@@ -63,18 +56,20 @@ def _may_say(path: str) -> bool:
     return b"dir" in said or b"\\" in said or not text.isascii()
 
 
-def _directory(name: str, text: str) -> grammar.Option:
+def _directory(name: str, default: str, text: str) -> grammar.Option:
     return grammar.Value(
         names.flag(name),
         default=lambda: configured(name),
-        default_text=f"as the node's configuration file has it, or {_DIRECTORIES[name]}",
+        default_text=f"as the node's configuration file has it, or {default}",
         variable=names.variable(name),
         text=text,
     )
 
 
 #: Which node, by what survives a reboot.
-DATA_DIR = _directory("data_dir", "What survives a reboot.")
+DATA_DIR = _directory(
+    "data_dir", f"{names.DEFAULT_DATA_DIR}; an ordinary user's own: ~/.local/share/nixlet", "What survives a reboot."
+)
 
 #: Where programs are that a node's cluster is made of.
 KUBERNETES_BIN_DIR = grammar.Value(
@@ -86,7 +81,11 @@ KUBERNETES_BIN_DIR = grammar.Value(
 )
 
 #: Which running node.
-STATE_DIR = _directory("state_dir", "Sockets and running state.")
+STATE_DIR = _directory(
+    "state_dir",
+    f"{names.DEFAULT_STATE_DIR}; an ordinary user's own: $XDG_RUNTIME_DIR/nixlet",
+    "Sockets and running state.",
+)
 
 #: For people or for programs.
 OUTPUT = grammar.Value("--output", "-o", choices=("table", "json"), default="table", text="The form of the answer.")

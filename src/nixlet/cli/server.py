@@ -52,6 +52,11 @@ def run(given: dict[str, Any], *, agent: bool = False) -> None:
             print(f"warning: {warning}", file=sys.stderr)
         _show(configuration, given["output"])
         return
+    chosen = configuration.settings
+    if chosen.rootless:
+        from nixlet.node.lifecycle import namespaces
+
+        namespaces.become_inside(chosen, configuration.files)
     import asyncio
     import dataclasses
     import logging
@@ -65,7 +70,6 @@ def run(given: dict[str, Any], *, agent: bool = False) -> None:
     for warning in configuration.warnings:
         logging.getLogger("nixlet.node").warning("%s", warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        chosen = configuration.settings
         alone = agent and not joining
         runner.run(node.run(dataclasses.replace(chosen, kubernetes="no") if alone else chosen))
 

@@ -35,6 +35,10 @@ def _argument(program: str) -> _Said:
 
 
 _SAID = {
+    "rootless": _Said(
+        "BOOL",
+        "Run the node as an ordinary user, whose root a container's root is; its directories are the user's own then.",
+    ),
     "data_dir": _Said("DIR", "What survives a reboot.", "-d"),
     "state_dir": _Said("DIR", "Sockets and running state."),
     "snapshotter": _Said("NAME", "containerd's snapshotter: nix, overlayfs, native, or another that it has."),

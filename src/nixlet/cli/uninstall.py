@@ -43,6 +43,7 @@ def uninstall(
     import os
 
     from nixlet import errors
+    from nixlet.node.lifecycle import namespaces
     from nixlet.node.lifecycle import uninstall as uninstalling
     from nixlet.telemetry import logs
 
@@ -62,6 +63,9 @@ def uninstall(
             raise
         print(f"Nothing is to be done: {error}.")
         return
+    if yes and planned.settings is not None and planned.settings.rootless:
+        # What containers made belongs to users that only root of the node's namespace is above.
+        namespaces.become_inside(planned.settings, configuration.files)
     if pods_only:
         if yes:
             logs.configure(debug=configuration.settings.debug)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nixlet import errors
+from nixlet.host import userns
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -139,6 +140,11 @@ def powerless(directory: str) -> Iterator[None]:
         stack.callback(unmount, directory, MNT_DETACH | UMOUNT_NOFOLLOW)
         mount("none", directory, "", MS_REMOUNT | MS_BIND | flags | wanted)
         yield
+
+
+def overlay_attributes() -> tuple[str, ...]:
+    """The option by which overlays note opaque directories here: root of a user namespace has no trusted attributes (overlayfs.rst, "User xattr")."""
+    return ("userxattr",) if userns.is_inside() else ()
 
 
 def has_file_types(directory: str) -> bool:

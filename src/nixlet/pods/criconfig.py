@@ -125,7 +125,12 @@ def check_host_path(volume: model.Volume) -> None:
 
 
 def sandbox_config(
-    pod: model.Pod, placement: Placement, dns: cri_pb2.DNSConfig | None = None, *, systemd_cgroup: bool = False
+    pod: model.Pod,
+    placement: Placement,
+    dns: cri_pb2.DNSConfig | None = None,
+    *,
+    systemd_cgroup: bool = False,
+    cgroup_parent: str = "",
 ) -> cri_pb2.PodSandboxConfig:
     """What to ask of the runtime for the pod itself.
 
@@ -134,6 +139,7 @@ def sandbox_config(
         placement: Where it is.
         dns: Where it looks names up; None: where the host does, as a pod on the host's network does in any case.
         systemd_cgroup: The runtime has systemd make its cgroups.
+        cgroup_parent: The cgroup in which it makes them itself; empty: where the runtime chooses.
     """
     privileged = any(each.security.privileged for each in (*pod.containers, *pod.init_containers))
     security = cri_pb2.LinuxSandboxSecurityContext(
@@ -148,9 +154,8 @@ def sandbox_config(
         if pod.run_as_group is not None:
             security.run_as_group.value = pod.run_as_group
     linux = cri_pb2.LinuxPodSandboxConfig(security_context=security, sysctls=pod.sysctls)
-    if systemd_cgroup:
-        # runc takes no other name then, and containerd's own choice is none.
-        linux.cgroup_parent = _SLICE
+    # Of systemd's, runc takes no other name, and containerd's own choice is none.
+    linux.cgroup_parent = _SLICE if systemd_cgroup else cgroup_parent
     published = published_ports(pod)
     ports = [
         cri_pb2.PortMapping(

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from nixlet import errors
 from nixlet.containerd import client, cri
 from nixlet.containers import endings, failures, logs, model, users
+from nixlet.host import cgroups, userns, waits
 from nixlet.host import ports as host_ports
-from nixlet.host import waits
 from nixlet.pods import begun, criconfig, directories, hosts, network, nonetwork, removal, resolvconf, undoing
 from nixlet.rpc.gen import cri_pb2
 
@@ -206,7 +206,9 @@ class Player:
         )
         dns = resolvconf.read(self._resolv_conf) if self._resolv_conf else None
         systemd_cgroup = await self._runtime.systemd_cgroup(pod.runtime)
-        config = criconfig.sandbox_config(pod, placement, dns, systemd_cgroup=systemd_cgroup)
+        # An ordinary user's node makes cgroups where root has let it.
+        parent = cgroups.delegated() if userns.is_inside() else ""
+        config = criconfig.sandbox_config(pod, placement, dns, systemd_cgroup=systemd_cgroup, cgroup_parent=parent)
         check()
         await asyncio.to_thread(_write_names, pod, placement)
         sandbox = await self._run_sandbox(config, pod.runtime)

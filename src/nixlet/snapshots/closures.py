@@ -85,6 +85,8 @@ class Closures:
     async def _root(self, identity: str, realised: realiser.RealisedClosure) -> None:
         """Have what keeps a closure on the disk before anything relies on it, and know that the closure was held until then."""
         await uncut.to_its_end(asyncio.to_thread(self._roots.set, identity, realised.roots))
+        if self._roots.indirect:
+            await realised.session.add_indirect_roots(await asyncio.to_thread(self._roots.links, identity))
         realised.check_held()
 
     async def ensure_shown(self, number: int, strategy: model.Strategy) -> str:
@@ -199,7 +201,16 @@ class Closures:
                     with _going_on(f"the garbage collector may take paths of the closure {closure.identity}"):
                         if await asyncio.to_thread(self._root_again, closure):
                             swept.append(f"the lost GC root {closure.identity}, made again")
+        if self._roots.indirect:
+            # Nix may take its time.
+            self._tasks.background(self._announce(), "telling Nix of GC roots")
         return swept
+
+    async def _announce(self) -> None:
+        """Have Nix know of the roots that it doesn't find by itself: it may have forgotten them, as of a disk that was away."""
+        with _going_on("the garbage collector may not know of this snapshotter's roots"):
+            for closure in self._db.closures():
+                await self._realiser.keep(await asyncio.to_thread(self._roots.links, closure.identity))
 
     def _root_again(self, closure: tables.Closure) -> bool:
         """Root a closure whose roots are lost, or a part of them, as by a power cut; whether they were.

@@ -48,7 +48,8 @@ class Mounts:
         #: How many roots were made for containers and layers, by strategy.
         self.made: collections.Counter[str] = collections.Counter()
         # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
-        self._overlay_options = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
+        index = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
+        self._overlay_options = (*index, *host_mounts.overlay_attributes())
 
     def upper(self, number: int) -> str:
         """The directory with a snapshot's own content."""

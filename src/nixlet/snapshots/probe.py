@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 from nixlet import errors
-from nixlet.host import files, mounts, process, procfs
+from nixlet.host import files, mounts, process, procfs, userns
 from nixlet.snapshots import model
 from nixlet.snapshots import views as views_module
 
@@ -92,7 +92,8 @@ async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
 
 def _circumstances(root: str, real_store_dir: str) -> list[object]:
     """What the findings hold for."""
-    return [procfs.boot_id(), os.stat(root).st_dev, os.stat(real_store_dir).st_dev, os.geteuid()]
+    devices = os.stat(root).st_dev, os.stat(real_store_dir).st_dev
+    return [procfs.boot_id(), *devices, os.geteuid(), userns.is_inside()]
 
 
 class _PassingError(Exception):
@@ -179,8 +180,8 @@ def _look(
     seen, _ = views.look(names)
     layer = views.show(1, seen, strategy)
     root = os.path.join(here, "root")
-    options = f"lowerdir={layer}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
-    mounts.mount("overlay", root, "overlay", 0, options)
+    layers = f"lowerdir={layer}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
+    mounts.mount("overlay", root, "overlay", 0, ",".join((layers, *mounts.overlay_attributes())))
     if strategy is model.Strategy.BIND:
         for each in names:
             mounts.bind_read_only(f"{store}/{each}", f"{root}/nix/store/{each}")

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nixlet import errors
-from nixlet.host import files, mounts
+from nixlet.host import files, mounts, userns
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import model
 
@@ -124,6 +124,8 @@ class Views:
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
         self._boot = boot
+        # Root of a user namespace can't give anything to owners that it doesn't map, and those of the store mostly are such.
+        self._copies_owners = not userns.is_inside()
         # What is mounted by this process: of a mount from before nobody knows over what it was made.
         self._shown: dict[int, _Shown] = {}
         self._skeletons: dict[int, str] = {}
@@ -319,9 +321,9 @@ class Views:
         self._copy_attributes(status, target)
         return False
 
-    @staticmethod
-    def _copy_attributes(status: os.stat_result, target: str) -> None:
-        os.chown(target, status.st_uid, status.st_gid)
+    def _copy_attributes(self, status: os.stat_result, target: str) -> None:
+        if self._copies_owners:
+            os.chown(target, status.st_uid, status.st_gid)
         os.chmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 

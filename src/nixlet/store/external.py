@@ -82,6 +82,9 @@ class _Session:
     async def hold(self, wanted: Collection[paths.StorePath]) -> None:
         await self._session.hold(wanted)
 
+    async def add_indirect_roots(self, links: Iterable[str]) -> None:
+        await self._session.add_indirect_roots(links)
+
     async def path_infos(self, wanted: Iterable[paths.StorePath]) -> dict[paths.StorePath, interface.PathInfo]:
         return await self._session.path_infos(wanted)
 

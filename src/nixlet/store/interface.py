@@ -87,6 +87,10 @@ class StoreSession(Protocol):
         """Keep the garbage collector from paths, present or not, while the session is open."""
         ...
 
+    async def add_indirect_roots(self, links: Iterable[str]) -> None:
+        """Have the collector keep what symlinks lead to, as long as they do: absolute paths, as the store's keeper sees them."""
+        ...
+
     async def realise(self, wanted: Collection[paths.StorePath], sink: progress.ProgressSink) -> Realised:
         """Have paths in the store, with all that they refer to.
 

@@ -108,6 +108,11 @@ class Realiser:
         """What its store's paths begin with."""
         return self._store.store_dir
 
+    async def keep(self, links: Collection[str]) -> None:
+        """Have the collector keep what symlinks lead to."""
+        async with self._store.session() as session:
+            await session.add_indirect_roots(links)
+
     async def on_disk(self, references: Collection[closures.ClosureReference]) -> frozenset[paths.StorePath] | None:
         """The members of closures that are on the disk; None where one isn't, or where a policy has to ask Nix first.
 

@@ -1,5 +1,8 @@
 """Durable GC roots: directories of symlinks below Nix's gcroots, which Nix searches at every collection.
 
+Who may not write there has them in a directory of its own, and tells Nix of each link (an indirect root: Nix manual, "nix-store --add-root").
+Nix forgets such a link when it is gone, or leads to something else, at its next collection.
+
 All functions here block: call them in a thread.
 """
 
@@ -11,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from nixlet import errors
-from nixlet.host import files
+from nixlet.host import files, userns
 from nixlet.store import paths
 
 
@@ -20,9 +23,12 @@ def owner_of(root: str) -> str:
     return hashlib.sha256(root.encode()).hexdigest()[:16]
 
 
-def directory(gcroots: str, owner: str) -> str:
-    """Where an owner's roots are, below ``gcroots``."""
-    return os.path.join(gcroots, "nixlet", owner)
+def of_snapshotter(gcroots: str, root: str) -> "Roots":
+    """The roots of the snapshotter of a root: below Nix's ``gcroots`` for whoever may write there, else in the root itself."""
+    # (the machine's root is told where that can't be written)
+    privileged = os.geteuid() == 0 and not userns.is_inside()
+    indirect = not (privileged or os.access(gcroots, os.W_OK | os.X_OK))
+    return Roots(os.path.join(root, "gcroots") if indirect else gcroots, owner_of(root), indirect=indirect)
 
 
 class Roots:
@@ -32,13 +38,25 @@ class Roots:
     was rooted before and is to be rooted afterwards. A link in the place of a directory is somebody's own, and is not followed.
     """
 
-    def __init__(self, gcroots: str, owner: str) -> None:
-        """The roots of ``owner`` (a file name) below ``gcroots`` ("/nix/var/nix/gcroots")."""
-        self._directory = directory(gcroots, owner)
+    def __init__(self, gcroots: str, owner: str, *, indirect: bool = False) -> None:
+        """The roots of ``owner`` (a file name) below ``gcroots`` ("/nix/var/nix/gcroots").
+
+        Args:
+            gcroots: Nix's directory, or one of our own.
+            owner: Whose.
+            indirect: It is our own: Nix has to be told of the links.
+        """
+        self._directory = os.path.join(gcroots, "nixlet", owner)
+        self.indirect = indirect
         # Threads take turns: the last root takes the directory along that another one is about to be put into.
         self._lock = threading.Lock()
         # Whether the names of the owner's directory and of those above it are on the disk, as they were when it was last made.
         self._durable = False
+
+    @property
+    def directory(self) -> str:
+        """Where they are."""
+        return self._directory
 
     def set(self, name: str, rooted: Iterable[paths.StorePath]) -> None:
         """Root paths durably under a name, in the place of what was rooted under it before. They need not exist yet.
@@ -91,6 +109,10 @@ class Roots:
         target = self._entry(name)
         with self._changing():
             return sorted(self._links(target))
+
+    def links(self, name: str) -> list[str]:
+        """The links that root something under a name, as paths; raises as ``set`` does."""
+        return [os.path.join(self._entry(name), base_name) for base_name in self.paths(name)]
 
     def _entry(self, name: str) -> str:
         # What is in a directory of this name is going to be removed.

@@ -33,7 +33,8 @@ def completed(words: str, **environment: str) -> tuple[list[str], str, int]:
         ("nixlet run --network ho", ["host"]),
         ("nixlet server --sel", ["--selinux"]),
         ("nixlet completion z", ["zsh"]),
-        ("nixlet server --rootl", []),
+        ("nixlet server --rootl", ["--rootless"]),
+        ("nixlet server --cluster-res", []),
         ("nixlet server --tok", ["--token", "--token-file"]),
     ],
 )

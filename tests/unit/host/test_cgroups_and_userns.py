@@ -62,3 +62,37 @@ def test_a_user_namespace_that_is_one() -> None:
         capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip
     assert said.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ("4:cpu:/user\n3:pids:/user\n1:name=systemd:/user\n0::/else\n", "/user"),
+        # (version 1 of which nothing is mounted here)
+        ("4:cpu:/user\n9:misc:/\n", "/user"),
+        ("4:cpu:/user\n3:pids:/\n", ""),
+        ("4:cpu:/user\n3:pids:/other\n", ""),
+        ("4:cpu:/\n3:pids:/\n", ""),
+        ("4:cpu:/missing\n3:pids:/missing\n", ""),
+        ("0::/user\n", ""),
+    ],
+)
+def test_cgroups_that_root_has_given_us(tmp_path: Path, lines: str, wanted: str) -> None:
+    (tmp_path / "cgroup").write_text(lines)
+    for hierarchy in ("cpu", "pids", "systemd"):
+        for name in ("user", "other"):
+            (tmp_path / hierarchy / name).mkdir(parents=True)
+    assert cgroups.delegated(str(tmp_path), str(tmp_path)) == wanted
+
+
+def test_a_cgroup_that_is_ours_to_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "user.slice" / "nixlet.service"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/user.slice/nixlet.service\n")
+    (own / "cgroup.procs").touch()
+    # (version 1, and version 2 beside it)
+    assert not cgroups.is_delegated(str(tmp_path), str(tmp_path))
+    (tmp_path / "cgroup.controllers").touch()
+    assert cgroups.is_delegated(str(tmp_path), str(tmp_path))
+    (own / "cgroup.procs").unlink()
+    assert not cgroups.is_delegated(str(tmp_path), str(tmp_path))

@@ -109,6 +109,7 @@ TAKEN = {
     "resolv-conf": "/etc/r.conf",
     "selinux": "true",
     "data-dir": "/d",
+    "rootless": "true",
     "debug": "true",
     "log": "/l",
 }

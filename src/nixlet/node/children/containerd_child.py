@@ -13,9 +13,9 @@ from nixlet import errors
 from nixlet.containerd import cni, registries
 from nixlet.containerd import config as containerd_config
 from nixlet.encoding import unreadable
-from nixlet.host import files, supervisor, unixsocket
+from nixlet.host import files, supervisor, unixsocket, userns
 from nixlet.node.children import rendering
-from nixlet.node.requirements import preflight
+from nixlet.node.requirements import preflight, snapshotters
 from nixlet.node.settings import config as node_config
 
 #: What it is called among the node's children.
@@ -61,13 +61,17 @@ async def find_programs(settings: node_config.Settings, layout: node_config.Layo
 
     Raises:
         UnavailableError: One is missing.
+        UnsupportedError: containerd can't do what an ordinary user's node needs.
     """
     if settings.container_runtime_endpoint:
         return None
     containerd = preflight.find_program(settings.containerd, package="containerd", setting="--containerd")
     preflight.find_shim(containerd)
+    asked = _remembered(containerd, layout) or await containerd_config.ask(containerd)
+    if settings.snapshotter == containerd_config.NIX and userns.is_inside():
+        snapshotters.check_binds(asked.version)
     return Programs(
-        containerd=_remembered(containerd, layout) or await containerd_config.ask(containerd),
+        containerd=asked,
         runc=preflight.find_program(settings.runc, package="runc", setting="--runc"),
         cni_bin_dir=preflight.find_cni_plugins(settings.cni_bin_dirs),
         pause="" if settings.pause_image else _find_pause(settings),

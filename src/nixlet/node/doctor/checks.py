@@ -118,16 +118,7 @@ class Doctor:
         """All of them, in the order in which they are shown."""
         settings = self._settings
         yield Check("rights", "root", _root)
-        yield Check("binaries", "setpriv", process.find_setpriv)
-        if not settings.container_runtime_endpoint:
-            yield Check("binaries", "containerd", self._containerd)
-            yield Check("binaries", "containerd-shim-runc-v2", self._shim)
-            yield Check("binaries", "runc", lambda: machine.runc(settings.runc))
-            yield Check("binaries", "CNI plugins", lambda: preflight.find_cni_plugins(settings.cni_bin_dirs))
-            yield Check("binaries", "iptables", machine.iptables)
-            if not settings.pause_image:
-                yield Check("binaries", "pause", self._pause)
-            yield Check("binaries", "other runtimes", _runtimes)
+        yield from self._binaries()
         yield from (Check("kernel", name, look) for name, look in machine.KERNEL.items())
         yield from (Check("cgroups", name, look) for name, look in machine.CGROUPS.items())
         yield from (Check("limits", name, look) for name, look in machine.LIMITS.items())
@@ -156,6 +147,20 @@ class Doctor:
         yield Check("disk", "space", lambda: machine.space(existing(self._layout.data_dir)))
         if self._ours:
             yield from (self._strategy(strategy) for strategy in model.Strategy)
+
+    def _binaries(self) -> Iterator[Check]:
+        settings = self._settings
+        yield Check("binaries", "setpriv", process.find_setpriv)
+        if settings.container_runtime_endpoint:
+            return
+        yield Check("binaries", "containerd", self._containerd)
+        yield Check("binaries", "containerd-shim-runc-v2", self._shim)
+        yield Check("binaries", "runc", lambda: machine.runc(settings.runc))
+        yield Check("binaries", "CNI plugins", lambda: preflight.find_cni_plugins(settings.cni_bin_dirs))
+        yield Check("binaries", "iptables", machine.iptables)
+        if not settings.pause_image:
+            yield Check("binaries", "pause", self._pause)
+        yield Check("binaries", "other runtimes", _runtimes)
 
     async def examine(self) -> list[Finding]:
         """The findings of all checks, in their order; last how the children do of a node that runs here."""
@@ -263,13 +268,17 @@ class Doctor:
         for name, path in sockets.items():
             yield Check("sockets", name, functools.partial(self._free, path))
 
+    def _holder(self) -> int:
+        """The node that runs; 0: there is none."""
+        return files.holder(self._layout.lock)
+
     def _free(self, path: str) -> str:
         """A socket that is ours already, or nobody's."""
         if not os.path.exists(path):
             return f"{path} is free"
         if not unixsocket.is_served(path):
             return f"{path} is left from an earlier run, and will be replaced"
-        pid, holder = unixsocket.peer_of(path), files.holder(self._layout.lock)
+        pid, holder = unixsocket.peer_of(path), self._holder()
         if holder and pid in {holder, *_children(holder)}:
             return f"{path} is served by the node that runs (process {holder})"
         raise errors.FailedPreconditionError(
@@ -277,7 +286,7 @@ class Doctor:
         )
 
     def _health_address(self) -> str:
-        address, holder = self._settings.health_address, files.holder(self._layout.lock)
+        address, holder = self._settings.health_address, self._holder()
         if holder:
             return f"{address} is up to the node that runs (process {holder})"
         health.listen_tcp(address).close()
@@ -288,7 +297,7 @@ class Doctor:
         where = existing(directory)
         if not os.path.isdir(where):
             raise errors.FailedPreconditionError(f"{where} is no directory", hint="choose another --data-dir")
-        holder = files.holder(self._layout.lock)
+        holder = self._holder()
         if not os.access(where, os.W_OK | os.X_OK):
             raise errors.PermissionDeniedError(
                 f"{where} can't be written", hint="run it as root, or choose another --data-dir"
@@ -392,8 +401,3 @@ def _children(pid: int) -> set[int]:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 found.update(map(int, file.read().split()))
     return found
-
-
-async def examine(settings: node_config.Settings) -> list[Finding]:
-    """What a node with these settings would find here."""
-    return await Doctor(settings).examine()

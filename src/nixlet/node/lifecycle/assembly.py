@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import nixlet
@@ -9,7 +10,7 @@ from nixlet import errors
 from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, crictl, imagestore
 from nixlet.host import children as host_children
-from nixlet.host import files, keptchild, signals, unixsocket
+from nixlet.host import files, keptchild, rootlesskit, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
@@ -24,7 +25,7 @@ from nixlet.pods import directories, rotation
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
-from nixlet.store import interface
+from nixlet.store import interface, roots
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
 from nixlet.varlink import server as varlink
@@ -71,6 +72,7 @@ class Assembly:
             strategy=settings.strategy,
             unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
             scratch_dir=layout.agent,
+            rootlesskit_api=os.path.join(layout.rootlesskit_state, rootlesskit.SOCKET) if settings.rootless else "",
         )
 
     async def serve(self, stack: contextlib.AsyncExitStack, accepting: rpc_server.Server) -> None:
@@ -90,8 +92,8 @@ class Assembly:
         self._faces = faces_module.Faces(status, layout, images, self._children, self.remarks)
         observed = self._observed
         if store is not None:
-            gcroots = store.settings.gcroots
-            served = await proxyplugin.serve(stack, self._place, store, gcroots, observed, accepting)
+            gc_roots = roots.of_snapshotter(store.settings.gcroots, self._place.root)
+            served = await proxyplugin.serve(stack, self._place, store, gc_roots, observed, accepting)
         else:
             served = await proxyplugin.serve_without_snapshotter(stack, self._place, observed, accepting)
         self._served = served

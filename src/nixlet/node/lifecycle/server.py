@@ -265,7 +265,7 @@ def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
 
 
 def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
-    return "" if store is None else roots.directory(store.settings.gcroots, roots.owner_of(layout.snapshotter_root))
+    return "" if store is None else roots.of_snapshotter(store.settings.gcroots, layout.snapshotter_root).directory
 
 
 def _make_directories(layout: node_config.Layout) -> None:

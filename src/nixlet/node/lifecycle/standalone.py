@@ -129,10 +129,9 @@ async def run(settings: StandaloneSettings) -> None:
     proxyplugin.check_owner(settings.root)
     marker.check_snapshotter(settings.root)
     async with contextlib.AsyncExitStack() as stack:
-        served = await proxyplugin.serve(stack, place, store, nix_settings.gcroots)
-        marker.write_snapshotter(
-            place.root, place.socket, roots.directory(nix_settings.gcroots, roots.owner_of(place.root))
-        )
+        gc_roots = roots.of_snapshotter(nix_settings.gcroots, place.root)
+        served = await proxyplugin.serve(stack, place, store, gc_roots)
+        marker.write_snapshotter(place.root, place.socket, gc_roots.directory)
         assert served.snapshotter is not None
         strategy = await served.snapshotter.strategy()
         _log.info(

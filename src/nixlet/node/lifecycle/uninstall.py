@@ -98,7 +98,7 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
             path
             for each in layouts
             for path in (
-                *(each.control_socket, each.health_socket, each.containerd_answers),
+                *(each.control_socket, each.health_socket, each.containerd_answers, each.rootlesskit_state),
                 *(marker.path(each.state_dir), each.state_lock),
             )
         ),
@@ -138,13 +138,13 @@ def plan(data_dir: str, said: dict[str, Any]) -> Plan:
 #: What is there in any case afterwards.
 _KEPT = (
     "the store paths (nix-collect-garbage deletes what nothing else needs)",
-    f"the configuration in {os.path.dirname(node_config.DEFAULT_PRIVATE_REGISTRY)}",
+    f"the configuration in {os.path.dirname(names.defaults(os.environ)['file'])}",
     "the programs: nixlet, containerd, runc, the CNI plugins, Nix",
 )
 
 
 #: What a snapshotter makes in its root.
-_SNAPSHOTTERS = re.compile(r"lock|nixlet\.json|nixlet\.db.*|probe\.json|\.probe-.*|snapshots|spare|views")
+_SNAPSHOTTERS = re.compile(r"lock|nixlet\.json|nixlet\.db.*|probe\.json|\.probe-.*|snapshots|spare|views|gcroots")
 
 
 def plan_snapshotter(root: str) -> Plan:

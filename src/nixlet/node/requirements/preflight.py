@@ -11,6 +11,9 @@ from nixlet.host import process
 _CAP_SYS_ADMIN = 21
 _CAP_SYS_RESOURCE = 24
 
+_AS_ROOT = "run it as root: sudo nixlet server"
+_AS_USER = f"{_AS_ROOT}; or have one of your own: nixlet server --rootless"
+
 #: What containerd starts pods with.
 _SHIM = "containerd-shim-runc-v2"
 
@@ -37,7 +40,7 @@ def check_root() -> None:
     """
     if os.geteuid() != 0 or not effective_capabilities() >> _CAP_SYS_ADMIN & 1:
         raise errors.PermissionDeniedError(
-            "a node needs root rights (CAP_SYS_ADMIN)", hint="run it as root: sudo nixlet server"
+            "a node needs root rights (CAP_SYS_ADMIN)", hint=_AS_ROOT if os.geteuid() == 0 else _AS_USER
         )
 
 

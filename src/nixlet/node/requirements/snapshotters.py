@@ -96,6 +96,9 @@ async def check_store(store: nix.DaemonStore) -> None:
             hint=f"PATH is {os.environ.get('PATH', '')}; a service's is set in its unit, or in /etc/default/nixlet",
         )
     preflight.check_nix(settings.stdio[0], settings.socket)
+    if userns.is_inside():
+        # Its own nix-daemon would try, and complain of something else.
+        check_ours(store)
     asking = asyncio.create_task(_ask(store), name="a question to Nix")
     try:
         while not asking.done():
@@ -109,13 +112,18 @@ async def check_store(store: nix.DaemonStore) -> None:
         asking.cancel()
         await asyncio.wait([asking])
     # A store that is mounted read-only is Nix's business: it mounts it anew for itself, or would not have answered.
-    directory = store.real_dir
-    if (
-        not unixsocket.is_served(settings.socket)
-        and os.path.isdir(directory)
-        and not os.access(directory, os.W_OK)
-        and not os.statvfs(directory).f_flag & os.ST_RDONLY
-    ):
+    if os.path.isdir(store.real_dir) and not os.statvfs(store.real_dir).f_flag & os.ST_RDONLY:
+        check_ours(store)
+
+
+def check_ours(store: nix.DaemonStore) -> None:
+    """Check that a daemon keeps a store, or that it is ours to write.
+
+    Raises:
+        PermissionDeniedError: Neither.
+    """
+    settings, directory = store.settings, store.real_dir
+    if not unixsocket.is_served(settings.socket) and os.path.isdir(directory) and not os.access(directory, os.W_OK):
         mode = stat.S_IMODE(os.stat(directory).st_mode)
         raise errors.PermissionDeniedError(
             f"no daemon serves {settings.socket}, and the store directory {directory} (mode {mode:04o}) is not ours to write",
@@ -127,6 +135,19 @@ async def _ask(store: nix.DaemonStore) -> None:
     """A question that the database must answer, about a path that nobody has."""
     async with store.session() as session:
         await session.present({paths.from_name(_NOBODYS, store.store_dir)})
+
+
+def check_binds(containerd: str) -> None:
+    """Check that a version of containerd can bind store paths into containers, which in a user namespace is the only way.
+
+    Raises:
+        UnsupportedError: It can't.
+    """
+    if containerd.startswith("1.6."):
+        raise errors.UnsupportedError(
+            f"containerd {containerd} can't bind store paths into containers, and an ordinary user's node has no other way",
+            hint="use containerd 1.7 or later: --containerd",
+        )
 
 
 def check_overlay(root: str) -> None:
@@ -146,9 +167,8 @@ def check_overlay(root: str) -> None:
         for name in ("lower1", "lower2", "upper", "work", "merged"):
             files.new_directory(os.path.join(base, name))
         merged = os.path.join(base, "merged")
-        options = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
-        if userns.is_inside():
-            options += ",userxattr"
+        layers = f"lowerdir={base}/lower2:{base}/lower1,upperdir={base}/upper,workdir={base}/work"
+        options = ",".join((layers, *mounts.overlay_attributes()))
         with contextlib.ExitStack() as stack:
             try:
                 mounts.mount("overlay", merged, "overlay", 0, options)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from nixlet import errors
-from nixlet.containerd import cri, handlers, imagestore
+from nixlet.containerd import cri, forwarding, handlers, imagestore
 from nixlet.host import files, mounts, unixsocket
 from nixlet.images import closurecheck, loader, opening, pulllog, pulls, readiness, recorded, registrypulls
 from nixlet.node.serving import listeners
@@ -41,6 +41,7 @@ class Place:
         image_service_socket: Another CRI image service, which gets all calls that don't concern ``nix:0`` references;
             empty: containerd's.
         scratch_dir: Where compressed archives are expanded; empty: in ``root``.
+        rootlesskit_api: The socket of rootlesskit's API, which leads the machine's ports to pods; empty: they are in its network.
     """
 
     root: str
@@ -53,6 +54,7 @@ class Place:
     unsigned_paths: policy.UnsignedPaths = "allow"
     image_service_socket: str = ""
     scratch_dir: str = ""
+    rootlesskit_api: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ async def serve(
     stack: contextlib.AsyncExitStack,
     place: Place,
     store: interface.Store,
-    gcroots: str,
+    gc_roots: roots.Roots,
     observed: metrics.NodeMetrics | None = None,
     accepting: rpc_server.Server | None = None,
 ) -> Served:
@@ -92,7 +94,7 @@ async def serve(
         stack: Owns all that is made here.
         place: Where.
         store: The store behind it.
-        gcroots: Where the store's GC roots are kept.
+        gc_roots: Keeps what it needs in the store.
         observed: Counts what happens.
         accepting: The server, where it takes connections already; None: it does when all is in order.
 
@@ -107,7 +109,6 @@ async def serve(
     )
     await asyncio.to_thread(_ensure_store, store)
     await stack.enter_async_context(store.keeping())
-    gc_roots = roots.Roots(gcroots, roots.owner_of(place.root))
     bringer = realiser.Realiser(
         store,
         policy.Policy(place.unsigned_paths),
@@ -177,7 +178,8 @@ async def _connected(
 ) -> Served:
     """The ways to containerd, which needs not be there yet."""
     channel = await stack.enter_async_context(channels.connect(place.containerd_socket))
-    address = place.containerd_socket
+    address, api = place.containerd_socket, place.rootlesskit_api
+    runtime = forwarding.Runtime(channel, address, api) if api else cri.RuntimeClient(channel, address)
     containerd, images = imagestore.ImageStore(channel, address), cri.ImageClient(channel, address)
     others, listing = (
         relay.Relay(channel, f"containerd at {address}"),
@@ -192,7 +194,7 @@ async def _connected(
         channel,
         containerd,
         loader.Loader(containerd, place.snapshotter, bringer),
-        cri.RuntimeClient(channel, address),
+        runtime,
         images,
         opening.Opener(place.scratch_dir or place.root),
         pulls.Exchange(),

@@ -8,8 +8,6 @@ from nixlet.cluster import layout
 from nixlet.node.settings import names
 from nixlet.services import nodeaddress
 
-DEFAULT_PRIVATE_REGISTRY = "/etc/nixlet/registries.yaml"
-
 #: Where ``nix:0`` references may name archives outside the store, on every node; k3s's own test has one there.
 DEFAULT_ARCHIVE_DIRS = ("/tmp",)  # noqa: S108 (only files of trusted owners are taken)
 
@@ -38,6 +36,7 @@ class Settings:
     """What a person may set for a node.
 
     Attributes:
+        rootless: The node is an ordinary user's, in namespaces that rootlesskit makes.
         data_dir: What must survive a reboot: containerd's content, snapshots, logs of pods, rendered configuration.
         state_dir: What must not: sockets, containerd's running state. Its length is limited by that of socket paths.
         snapshotter: containerd's snapshotter for images and containers.
@@ -117,6 +116,7 @@ class Settings:
             named after.
     """
 
+    rootless: bool = False
     data_dir: str = names.DEFAULT_DATA_DIR
     state_dir: str = names.DEFAULT_STATE_DIR
     snapshotter: str = "nix"
@@ -129,7 +129,7 @@ class Settings:
     archive_dirs: Sequence[str] = ()
     container_runtime_endpoint: str = ""
     image_service_endpoint: str = ""
-    private_registry: str = DEFAULT_PRIVATE_REGISTRY
+    private_registry: str = names.DEFAULT_PRIVATE_REGISTRY
     pause_image: str = ""
     default_runtime: str = ""
     disable_default_registry_endpoint: bool = False
@@ -211,6 +211,11 @@ class Layout(layout.Layout):
     def state_lock(self) -> str:
         """Held by the node that uses the state directory."""
         return os.path.join(self.state_dir, "state.lock")
+
+    @property
+    def rootlesskit_state(self) -> str:
+        """What rootlesskit says of the namespaces of an ordinary user's node."""
+        return os.path.join(self.state_dir, "rootlesskit")
 
     @property
     def containerd_root(self) -> str:

@@ -90,7 +90,8 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], *, file: s
         UnsupportedError: Something asks for what k3s has and nixlet hasn't.
     """
     warnings = [_of_k3s(key, f"--{key}") for key in _K3S if flags.get(key.replace("-", "_")) not in {None, ()}]
-    values: dict[str, Value] = dict(_DEFAULTS)
+    own = names.defaults(environment)
+    values: dict[str, Value] = {name: own.get(name, default) for name, default in _DEFAULTS.items()}
     origins = dict.fromkeys(_DEFAULTS, Origin("default"))
     files = tuple(_files(file, environment))
     for path in files:
@@ -138,7 +139,8 @@ def _boolean(text: str, place: str) -> bool:
 def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     """The main file, if it is there, and its drop-ins in alphabetical order."""
     named = chosen or environment.get(names.FILE_VARIABLE)
-    path = named or names.DEFAULT_FILE
+    default = names.defaults(environment)["file"]
+    path = named or default
     if "://" in path:
         raise errors.UsageError(f"the configuration file {path} is a URL; configuration is read from files alone")
     path = os.path.abspath(path)
@@ -150,7 +152,7 @@ def _files(chosen: str | None, environment: Mapping[str, str]) -> Iterator[str]:
     elif named and not drop_ins:
         raise errors.UsageError(
             f"the configuration file {path} does not exist",
-            hint=f"{'--config' if chosen else names.FILE_VARIABLE} names it; without, {names.DEFAULT_FILE} is read if it is there",
+            hint=f"{'--config' if chosen else names.FILE_VARIABLE} names it; without, {default} is read if it is there",
         )
     yield from drop_ins
 

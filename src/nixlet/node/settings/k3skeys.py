@@ -52,7 +52,6 @@ PASSED_OVER: dict[str, tuple[str, bool]] = {
 #: What is refused, and whether it is a truth value.
 REFUSED: dict[str, tuple[str, bool]] = {
     "docker": ("pods run in containerd", True),
-    "rootless": ("a node needs root rights", True),
     "cluster-reset": (_ONE_SERVER + ", so there is nothing to reset it from", True),
     "cluster-reset-restore-path": (_SNAPSHOTS, False),
     "etcd-s3": (_SNAPSHOTS, True),

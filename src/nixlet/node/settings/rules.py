@@ -76,6 +76,7 @@ def checked(settings: config.Settings, called: Callable[[str], str] = names.flag
         private_registry=os.path.abspath(settings.private_registry),
         resolv_conf=os.path.abspath(settings.resolv_conf) if settings.resolv_conf else "",
         log=os.path.abspath(settings.log) if settings.log else "",
+        kubernetes="no" if settings.rootless else settings.kubernetes,
         **{name: os.path.abspath(getattr(settings, name)) for name in _FILES if getattr(settings, name)},
         container_runtime_endpoint=settings.container_runtime_endpoint.removeprefix(config.UNIX),
         image_service_endpoint=settings.image_service_endpoint.removeprefix(config.UNIX),
@@ -88,6 +89,7 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
             if not text.isprintable():
                 shown = "" if name in config.SECRET else f"{text!r} "
                 yield _Problem(name, f"{shown}holds a line break, a control character or no UTF-8")
+    yield from _rootless_problems(settings)
     yield from _path_problems(settings)
     yield from _network_problems(settings)
     yield from _image_problems(settings)
@@ -106,6 +108,17 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     if settings.containerd_restart not in config.RESTARTS:
         hint = f"use {' or '.join(config.RESTARTS)}"
         yield _Problem("containerd_restart", f"{settings.containerd_restart!r} is not known", hint)
+
+
+def _rootless_problems(settings: config.Settings) -> Iterator[_Problem]:
+    if not settings.rootless:
+        return
+    hint = "leave it out: an ordinary user's node is one alone, with a containerd of its own"
+    if settings.kubernetes not in {"auto", "no"}:
+        yield _Problem("kubernetes", f"{settings.kubernetes} can't be with rootless", hint)
+    for name in ("server", "kubeconfig", "container_runtime_endpoint"):
+        if getattr(settings, name):
+            yield _Problem(name, "can't be with rootless", hint)
 
 
 def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:

@@ -1,15 +1,20 @@
 """Files that a node obeys: nobody but root and the node's own user may be able to change them.
 
 A configuration file names programs that the node runs as root, so whoever can write it, or swap it for another, is root.
+
+In the user namespace of an ordinary user's node that user is root, and what belongs to the machine's root looks as if it belonged to
+anybody else. So whoever makes the namespace says before which files and directories are root's (``of_root``), by their numbers.
 """
 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from nixlet import errors
+from nixlet.host import userns
+from nixlet.node.settings import names
 
 #: As many links as the kernel follows (path_resolution(7)).
 _MAX_LINKS = 40
@@ -71,6 +76,29 @@ def check_directory(path: str) -> None:
     _check(path, os.stat(path), sticky_is_safe=False)
 
 
+def of_root(paths: Iterable[str]) -> str:
+    """Which of some files, and of the directories that lead to them, are root's: what ``names.INSIDE`` says in the namespaces of a node."""
+    found = set()
+    for path in paths:
+        real = os.path.realpath(path)
+        for each in (real, *_directories(path, real)):
+            with contextlib.suppress(OSError):
+                status = os.stat(each)
+                if status.st_uid == 0:
+                    found.add(_number(status))
+    return ",".join(sorted(found))
+
+
+def _number(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_trusted(status: os.stat_result) -> bool:
+    if status.st_uid in {0, os.geteuid()}:
+        return True
+    return userns.is_inside() and _number(status) in os.environ.get(names.INSIDE, "").split(",")
+
+
 def _open(path: str, flags: int) -> int:
     """Not blocking: a FIFO would keep us waiting for its writer."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -95,10 +123,11 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _check(path: str, status: os.stat_result, *, sticky_is_safe: bool) -> None:
-    if status.st_uid not in {0, os.geteuid()}:
+    if not _is_trusted(status):
+        inside = userns.is_inside()
         raise errors.PermissionDeniedError(
-            f"{path} belongs to user {status.st_uid}, who could have the node run anything",
-            hint=f"check what stands there, then: chown root {path}",
+            f"{path} belongs to {'another user' if inside else f'user {status.st_uid}'}, who could have the node run anything",
+            hint=f"check what stands there, then: chown {'YOU' if inside else 'root'} {path}",
         )
     if sticky_is_safe and status.st_mode & stat.S_ISVTX:
         return

@@ -13,6 +13,7 @@ from nixlet.telemetry import progress
 _ADD_TO_STORE = 7
 _BUILD_PATHS = 9
 _ADD_TEMP_ROOT = 11
+_ADD_INDIRECT_ROOT = 12
 _SET_OPTIONS = 19
 _QUERY_PATH_INFO = 26
 _QUERY_VALID_PATHS = 31
@@ -80,8 +81,15 @@ class DaemonSession:
 
     async def hold(self, wanted: Collection[paths.StorePath]) -> None:
         """Register temporary roots, which last as long as the connection."""
-        bodies = [wire.string(path) for path in wanted]
-        for reply in await self.connection.requests_in_a_row(_ADD_TEMP_ROOT, bodies, wire.Reader.integer):
+        await self._add_roots(_ADD_TEMP_ROOT, wanted)
+
+    async def add_indirect_roots(self, links: Iterable[str]) -> None:
+        """Have the collector keep what symlinks lead to."""
+        await self._add_roots(_ADD_INDIRECT_ROOT, links)
+
+    async def _add_roots(self, operation: int, roots: Iterable[str]) -> None:
+        bodies = [wire.string(each) for each in roots]
+        for reply in await self.connection.requests_in_a_row(operation, bodies, wire.Reader.integer):
             if isinstance(reply, connection.DaemonError):
                 raise reply
 

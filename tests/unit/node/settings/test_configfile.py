@@ -269,7 +269,7 @@ def test_a_mistake_in_the_environment(file: Path, environment: dict[str, str], s
     [
         ({"debug": "perhaps"}, "--debug must be true or false, not 'perhaps'"),
         ({"bridge": "A"}, "--bridge 'A' is no interface name"),
-        ({"rootless": "true"}, "--rootless is k3s's, and not supported: a node needs root rights"),
+        ({"docker": "true"}, "--docker is k3s's, and not supported: pods run in containerd"),
         ({"server": "x"}, "--server is no server's URL"),
     ],
 )

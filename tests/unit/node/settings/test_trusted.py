@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.node.settings import trusted
+from nixlet.node.settings import names, trusted
 
 STRANGER = 12345
 
@@ -100,3 +100,41 @@ def test_a_directory_for_files(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with pytest.raises(errors.PermissionDeniedError, match="can be written by everyone"):
         trusted.check_directory(str(tmp_path))
+
+
+@pytest.fixture
+def inside(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As in a namespace whose root is somebody else, to whom root's files are a stranger's."""
+    monkeypatch.setattr("nixlet.host.userns.is_inside", lambda: True)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER + 1)
+    monkeypatch.setenv(names.INSIDE, trusted.of_root([str(file)]))
+    real = os.fstat, os.stat
+
+    def seen(status: os.stat_result) -> os.stat_result:
+        owner = STRANGER if status.st_uid == 0 else status.st_uid
+        return os.stat_result((*status[:4], owner, *status[5:]))
+
+    monkeypatch.setattr(os, "fstat", lambda fd: seen(real[0](fd)))
+    monkeypatch.setattr(os, "stat", lambda path, **more: seen(real[1](path, **more)))
+    return file
+
+
+def test_in_a_namespace_what_is_roots_is_known_from_outside(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trusted.read(str(inside), 7) == b"content"
+    monkeypatch.delenv(names.INSIDE)
+    error = refused(inside)
+    assert error.message == f"{inside} belongs to another user, who could have the node run anything"
+
+
+def test_in_a_namespace_another_file_is_a_strangers(inside: Path) -> None:
+    """Also one in the same directory: from there nobody can tell who made it."""
+    other = inside.parent / "other.yaml"
+    other.write_text("content")
+    assert refused(other).message.startswith(f"{other} belongs to another user")
+
+
+def test_outside_of_a_namespace_the_variable_says_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(file, STRANGER, -1)
+    status = file.stat()
+    monkeypatch.setenv(names.INSIDE, f"{status.st_dev}:{status.st_ino}")
+    assert refused(file).message.startswith(f"{file} belongs to user {STRANGER}")
