@@ -1,10 +1,16 @@
 """Manifests of a directory, applied by the real kubectl to a real API server."""
 
 import asyncio
+import base64
 import contextlib
 import functools
+import http.server
+import json
 import logging
 import os
+import ssl
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,7 @@ import yaml
 
 from nixlet import errors
 from nixlet.node.manifests import deployer as deployers
-from nixlet.node.manifests import kubectl, objects
+from nixlet.node.manifests import kubectl, objects, resting
 from support import controlplanes
 
 _PATIENCE = 60
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployers, "_INTERVAL", 0.2)
-    monkeypatch.setattr(deployers, "_REST", 0.5)
+    monkeypatch.setattr(resting, "_REST", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +133,7 @@ async def test_what_moves_to_another_file_is_never_away(
     """Nothing is deleted while it isn't known what another file names."""
     if not begun:
         # Both are written in that time.
-        monkeypatch.setattr(deployers, "_REST", 3)
+        monkeypatch.setattr(resting, "_REST", 3)
     name = "moving-not-whole" if begun else "moving-later"
     write(manifests / "from.yaml", config_map(name), config_map(f"{name}-stays"), config_map(f"{name}-goes"))
     write(manifests / "to.yaml", config_map(f"{name}-other"))
@@ -409,6 +415,142 @@ async def test_links_into_a_store_are_followed_and_their_changes_seen(
             (manifests / ".new").rename(manifests / name)
         await until(lambda: server.get("configmap", "linked")["data"] == {"version": "2"})
         assert made.problems == {}
+
+
+@pytest.mark.parametrize("label", [True, False], ids=["ours again", "somebody's"])
+async def test_what_takes_the_place_of_an_object_that_is_deleted(
+    server: controlplanes.ApiServer, manifests: Path, monkeypatch: pytest.MonkeyPatch, label: bool
+) -> None:
+    """It was looked at, and is another one when it is deleted: nothing goes that wasn't looked at."""
+    name = "replaced-ours" if label else "replaced"
+    write(manifests / "replaced.yaml", config_map(name), config_map("stays"))
+    async with deploying(deployer(server, manifests)) as made:
+        await until(lambda: made.applied)
+        first = server.get("configmap", name)["metadata"]["uid"]
+        looked: list[str] = []
+        owner = kubectl.Kubectl.owner
+
+        async def replaced(self: kubectl.Kubectl, which: objects.Object) -> objects.Owned | None:
+            found = await owner(self, which)
+            if found is not None and which.name == name and not looked:
+                looked.append(found.uid)
+                await asyncio.to_thread(server.kubectl, "delete", "configmap", name)
+                await asyncio.to_thread(server.kubectl, "create", "configmap", name)
+                if label:
+                    marked = f"{objects.MADE_BY}=replaced.yaml"
+                    await asyncio.to_thread(server.kubectl, "label", "configmap", name, marked)
+            return found
+
+        monkeypatch.setattr(kubectl.Kubectl, "owner", replaced)
+        write(manifests / "replaced.yaml", config_map("stays", x="1"))
+        await until(lambda: looked)
+        await until(lambda: made.applied and server.get("configmap", "stays").get("data") == {"x": "1"})
+        assert made.problems == {}
+        assert looked == [first]
+        assert gone(server, name) is label
+
+
+async def test_a_file_that_is_touched_all_the_time_is_applied_and_one_that_changes_is_told(
+    server: controlplanes.ApiServer, manifests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resting, "_PATIENCE", 3)
+    write(manifests / "touched.yaml", config_map("touched", x="1"))
+    write(manifests / "changing.yaml", config_map("changing"))
+    write(manifests / "other.yaml", config_map("other"), config_map("other-goes"))
+    ended = asyncio.Event()
+
+    async def write_on() -> None:
+        count = 0
+        while not ended.is_set():
+            count += 1
+            os.utime(manifests / "touched.yaml")
+            if not (manifests / "changing.yaml.skip").exists():
+                write(manifests / "changing.yaml", config_map("changing", count=str(count)))
+            await asyncio.sleep(0.1)
+
+    writing = asyncio.create_task(write_on())
+    try:
+        async with deploying(deployer(server, manifests)) as made:
+            await until(lambda: {"other.yaml", "touched.yaml"} <= set(made.applied))
+            await until(lambda: made.problems == {"changing.yaml": resting.RESTLESS})
+            # What only its times tell from what was applied is known again, and keeps nothing else.
+            version = server.get("configmap", "touched")["metadata"]["resourceVersion"]
+            (manifests / "changing.yaml.skip").touch()
+            await until(lambda: made.problems == {})
+            write(manifests / "other.yaml", config_map("other"))
+            await until(lambda: gone(server, "other-goes"))
+            write(manifests / "touched.yaml", config_map("touched", x="2"))
+            await until(lambda: server.get("configmap", "touched")["data"] == {"x": "2"})
+            assert version != server.get("configmap", "touched")["metadata"]["resourceVersion"]
+    finally:
+        ended.set()
+        await writing
+
+
+async def test_what_the_api_server_says_is_unavailable_keeps_no_other_manifest(
+    server: controlplanes.ApiServer, manifests: Path, tmp_path: Path
+) -> None:
+    """It answers: what is away is what a manifest asks for, here by the word of a webhook."""
+    with refusing_webhook(tmp_path) as (url, authority):
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}
+        hook = {
+            "name": "away.nixlet.test",
+            "clientConfig": {"url": url, "caBundle": authority},
+            "rules": [rule],
+            "objectSelector": {"matchLabels": {objects.MADE_BY: "away.yaml"}},
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }
+        kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+        (tmp_path / "hook.json").write_text(json.dumps({**kind, "metadata": {"name": "away"}, "webhooks": [hook]}))
+        server.kubectl("apply", "-f", str(tmp_path / "hook.json"))
+        try:
+            write(manifests / "away.yaml", config_map("away"))
+            write(manifests / "behind.yaml", config_map("behind"))
+            async with deploying(deployer(server, manifests)) as made:
+                await until(lambda: "away.yaml" in made.problems)
+                await until(lambda: made.applied == ("behind.yaml",))
+                assert list(made.problems) == ["away.yaml"]
+                assert "(ServiceUnavailable)" in made.problems["away.yaml"]
+        finally:
+            server.kubectl("delete", "validatingwebhookconfiguration", "away")
+
+
+@contextlib.contextmanager
+def refusing_webhook(directory: Path) -> Iterator[tuple[str, str]]:
+    """A webhook that says of everything that it is unavailable; its URL, and its authority as Kubernetes takes it."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status = {"code": 503, "reason": "ServiceUnavailable", "message": "not now"}
+            response = {"uid": asked["request"]["uid"], "allowed": False, "status": status}
+            body = json.dumps({**asked, "response": response}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    certificate, key = directory / "hook.crt", directory / "hook.key"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(argv, check=True, capture_output=True)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            authority = base64.b64encode(certificate.read_bytes()).decode()
+            yield f"https://127.0.0.1:{listening.server_port}/", authority
+        finally:
+            listening.shutdown()
+            thread.join()
 
 
 async def test_an_api_server_that_is_away_is_told_and_waited_for(

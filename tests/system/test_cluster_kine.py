@@ -69,3 +69,35 @@ async def test_a_database_s_address_is_in_no_command_line(tmp_path: Path) -> Non
     assert database.exists()
     # (its own choice, where it is told nothing)
     assert not (tmp_path / "db").exists()
+
+
+def test_one_database(tmp_path: Path) -> None:
+    """Another server at the same one is refused, and so is another database for the same server: both would take the cluster apart."""
+    path = f"{parts.directories()['kine']}:{os.environ['PATH']}"
+
+    def server(number: int, name: str, database: str) -> kubernetes.Cluster:
+        (tmp_path / name).mkdir(exist_ok=True)
+        endpoint = f"sqlite://{tmp_path}/{database}.db?_journal=WAL&cache=shared&_busy_timeout=30000"
+        made = kubernetes.Cluster(number, tmp_path / name, "--disable", "coredns", "--datastore-endpoint", endpoint)
+        made.environment["PATH"] = f"{path}:{made.environment['PATH']}"
+        return made
+
+    first = server(66, "one", "state")
+    with kubernetes.cleaned_up(first):
+        first.start()
+        first.await_node()
+        first.kubectl("create", "configmap", "kept", "--from-literal=a=1")
+        assert first.stop() == 0
+        second = server(65, "two", "state")
+        with kubernetes.cleaned_up(second):
+            assert second.launch().wait(120) == 125
+            assert "the state at --datastore-endpoint is another cluster's" in second.log.read_text()
+            # No API server of it has been there.
+            assert not (second.data_dir / "agent/logs/kube-apiserver.log").exists()
+        elsewhere = server(66, "one", "empty")
+        assert elsewhere.launch().wait(120) == 125
+        assert "has no state of the cluster in" in elsewhere.log.read_text()
+        first.start()
+        first.await_node()
+        assert kept(first)
+        assert kine_of(first) != []

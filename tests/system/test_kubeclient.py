@@ -34,7 +34,7 @@ from nixlet.kubeclient import (
 )
 from nixlet.kubeclient.client import Client, Object
 from nixlet.kubeclient.endpoint import Endpoint
-from nixlet.node.cluster.controlplane import nodenames
+from nixlet.node.cluster.controlplane import bootstrap, nodenames
 from nixlet.services import joining as doors
 from nixlet.services import joinserver
 from support import certifiedplanes, parts
@@ -56,6 +56,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def client(plane: ControlPlane) -> Iterator[Client]:
     with Client(certifiedplanes.endpoint(plane.settings)) as made:
         yield made
+
+
+WEBHOOKS = resources.Resource("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations", namespaced=False)
 
 
 def config_map(name: str, **data: str) -> Object:
@@ -203,6 +206,42 @@ async def test_the_dns_s_configuration_names_the_nodes(plane: ControlPlane, clie
         with contextlib.suppress(asyncio.CancelledError):
             await task
     client.delete(resources.CONFIG_MAPS, "coredns", namespace="kube-system")
+
+
+async def refused(client: asynchronous.AsyncClient) -> str:
+    """Why an object isn't taken; empty: it is."""
+    try:
+        await client.apply(resources.CONFIG_MAPS, "shut", config_map("shut"), namespace="default")
+    except errors.NixletError as error:
+        return error.message
+    return ""
+
+
+async def test_a_webhook_that_lets_nobody_write_keeps_no_later_start(plane: ControlPlane) -> None:
+    """Its own pods aren't there before the node is."""
+    rule = {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"]}
+    hook = {
+        "name": "closed.nixlet.test",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "rules": [rule],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    kind = {"apiVersion": WEBHOOKS.version, "kind": "ValidatingWebhookConfiguration"}
+    closed = {**kind, "metadata": {"name": "closed"}, "webhooks": [hook]}
+    async with asynchronous.AsyncClient(Client(certifiedplanes.endpoint(plane.settings))) as client:
+        await bootstrap.apply(client, flannel=True)
+        await client.create(WEBHOOKS, closed)
+        try:
+            async with asyncio.timeout(60):
+                while not await refused(client):
+                    # (the API server hears of it a moment later)
+                    await asyncio.sleep(0.1)
+                assert 'failed calling webhook "closed.nixlet.test"' in await refused(client)
+                await bootstrap.apply(client, flannel=True)
+        finally:
+            await client.delete(WEBHOOKS, "closed")
 
 
 def test_who_may_not_and_who_is_unknown(plane: ControlPlane) -> None:

@@ -15,8 +15,10 @@ from nixlet.cluster.settings import ClusterSettings
 
 _LOOPBACK = "127.0.0.1"
 
-#: How kine opens its file: it and its readers go on beside each other, and wait for each other (milliseconds).
-_SQLITE_OPTIONS = "_journal=WAL&cache=shared&_busy_timeout=30000"
+#: How kine opens its file: it and its readers go on beside each other, and wait for each other (milliseconds). Who means to write says so at once, as
+#: kine's own default has it: a transaction that begins by reading isn't waited for, but refused, once somebody else has written. Each
+#: commit is on the disk before it is acknowledged, where kine's default would leave the last ones to a power cut.
+_SQLITE_OPTIONS = "_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_synchronous=FULL"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def directories(settings: ClusterSettings) -> tuple[str, ...]:
 
 def kine_endpoint(settings: ClusterSettings) -> str:
     """The database that kine keeps the cluster's state in. A secret: it may hold a password."""
-    if settings.datastore_endpoint not in {"", "sqlite://"}:
+    if settings.datastore_is_elsewhere:
         return settings.datastore_endpoint
     return f"sqlite://{settings.layout.database}/state.db?{_SQLITE_OPTIONS}"
 

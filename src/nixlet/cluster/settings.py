@@ -22,6 +22,9 @@ JOINING_ABOVE = 1
 #: The place of the DNS service in the services' network, as k3s has it.
 _DNS_PLACE = 10
 
+#: The datastore-endpoint that is ours all the same: kine's file in the data directory.
+OWN_SQLITE = "sqlite://"
+
 #: The schemes of etcd servers that somebody else runs.
 ETCD_SCHEMES = frozenset(("http", "https"))
 
@@ -125,7 +128,12 @@ class ClusterSettings:
     @property
     def shares_datastore(self) -> bool:
         """Other servers may be at the same datastore: of controllers and schedulers one at a time may be at work."""
-        return (self.embedded_etcd and not self.is_only_server) or bool(self.datastore_endpoint)
+        return (self.embedded_etcd and not self.is_only_server) or self.datastore_is_elsewhere
+
+    @property
+    def datastore_is_elsewhere(self) -> bool:
+        """The cluster's state is where a person says, and not in the data directory."""
+        return self.datastore_endpoint not in {"", OWN_SQLITE}
 
     @property
     def datastore_is_etcd(self) -> bool:

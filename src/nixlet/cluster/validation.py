@@ -112,6 +112,16 @@ def check(settings: ClusterSettings, *, joins: bool = False) -> None:
         raise problem
 
 
+def check_arguments(settings: ClusterSettings) -> None:
+    """Check what a person adds to the programs' arguments, of a kubelet without a cluster, too.
+
+    Raises:
+        InvalidArgumentError: One is none.
+    """
+    for problem in _extra(settings):
+        raise problem
+
+
 def _problems(settings: ClusterSettings, *, joins: bool) -> Iterator[errors.InvalidArgumentError]:
     yield from _names(settings)
     yield from _node_addresses(settings)

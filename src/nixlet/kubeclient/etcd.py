@@ -5,6 +5,7 @@ also after a restart and where there is room again, until somebody takes the ala
 """
 
 import contextlib
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -53,47 +54,65 @@ def _unreadable(endpoint: Endpoint) -> errors.NixletError:
     return errors.FailedPreconditionError(f"{endpoint.shown} answers with something that is none of etcd's answers")
 
 
-def relieve(endpoint: Endpoint, call: Call) -> tuple[int, int] | None:
+class _Gateway:
+    """etcd's, for one call."""
+
+    def __init__(self, endpoint: Endpoint, wire: connections.Connections, call: Call) -> None:
+        self._endpoint, self._wire, self._call = endpoint, wire, call
+
+    def ask(self, path: str, body: object, kind: type[T], seconds: float = _ANSWER) -> T:
+        said = msgspec.json.encode(body)
+        request = connections.Request("POST", path, said, "application/json", seconds, most=_MAX_ANSWER)
+        answer = self._wire.ask(request, self._call)
+        if answer.status != 200:
+            raise failures.of_answer(self._endpoint, answer.status, answer.body)
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _unreadable(self._endpoint) from error
+
+
+def full(endpoint: Endpoint, call: Call) -> list[str]:
+    """The members of an etcd that have raised the alarm of a database that has reached its quota; empty: none has.
+
+    Args:
+        endpoint: An etcd, as its client.
+        call: Gives it up.
+
+    Raises:
+        NixletError: etcd can't be asked, or refuses.
+    """
+    with connections.Connections(endpoint) as wire:
+        found = _Gateway(endpoint, wire, call).ask("/v3/maintenance/alarm", {"action": "GET"}, _Alarms).alarms
+        return [each.member for each in found if each.alarm == _NO_SPACE]
+
+
+def relieve(endpoint: Endpoint, members: Iterable[str], call: Call) -> tuple[int, int]:
     """Take the alarm away that a full database has raised: what objects were before is forgotten, and the database written anew without it.
 
     Where that gains nothing, etcd raises the alarm again with the next write.
 
     Args:
         endpoint: An etcd, as its client.
+        members: Those that have raised it, as ``full`` gives them.
         call: Gives it up.
 
     Returns:
-        The database's size before and after (bytes); None: there was no such alarm.
+        The database's size before and after (bytes).
 
     Raises:
-        NixletError: etcd can't be asked, or refuses.
+        NixletError: etcd can't be asked, or refuses: it needs as much room on the disk once more, for one.
     """
     with connections.Connections(endpoint) as wire:
-
-        def ask(path: str, body: object, kind: type[T], seconds: float = _ANSWER) -> T:
-            said = msgspec.json.encode(body)
-            request = connections.Request("POST", path, said, "application/json", seconds, most=_MAX_ANSWER)
-            answer = wire.ask(request, call)
-            if answer.status != 200:
-                raise failures.of_answer(endpoint, answer.status, answer.body)
-            try:
-                return msgspec.json.decode(answer.body, type=kind)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise _unreadable(endpoint) from error
-
-        found = ask("/v3/maintenance/alarm", {"action": "GET"}, _Alarms).alarms
-        raised = [each for each in found if each.alarm == _NO_SPACE]
-        if not raised:
-            return None
+        ask = _Gateway(endpoint, wire, call).ask
         before = ask("/v3/maintenance/status", {}, _Status)
         # (it may have been done already)
         with contextlib.suppress(errors.InvalidArgumentError):
             ask("/v3/kv/compaction", {"revision": before.header.revision, "physical": True}, _Empty, _REWRITTEN)
         ask("/v3/maintenance/defragment", {}, _Empty, _REWRITTEN)
         after = ask("/v3/maintenance/status", {}, _Status)
-        for each in raised:
-            gone = {"action": "DEACTIVATE", "memberID": each.member, "alarm": _NO_SPACE}
-            ask("/v3/maintenance/alarm", gone, _Alarms)
+        for each in members:
+            ask("/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": each, "alarm": _NO_SPACE}, _Alarms)
         try:
             return int(before.dbSize), int(after.dbSize)
         except ValueError as error:

@@ -1,7 +1,8 @@
-"""Calling other programs over unix sockets; their errors become ours."""
+"""Calling other programs, most of them over unix sockets; their errors become ours."""
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ _RETRY_INTERVAL = 0.02
 
 
 class Channel(client.Channel):
-    """A channel to a unix socket; ``connect`` makes it.
+    """A channel to a program; ``connect`` makes it.
 
     Attributes:
         connections: How many connections were begun. Whoever answers over one of them is the same program all the time.
@@ -33,11 +34,17 @@ class Channel(client.Channel):
 @contextlib.asynccontextmanager
 async def connect(path: str) -> AsyncIterator[Channel]:
     """A channel to a unix socket; it connects with the first call, and again after the peer was gone."""
-    channel = Channel(path=path, codec=transport.RawCodec(), status_details_codec=transport.RawStatusDetails())
-    try:
+    codec, details = transport.RawCodec(), transport.RawStatusDetails()
+    with contextlib.closing(Channel(path=path, codec=codec, status_details_codec=details)) as channel:
         yield channel
-    finally:
-        channel.close()
+
+
+@contextlib.asynccontextmanager
+async def connect_to(host: str, port: int, tls: ssl.SSLContext | None) -> AsyncIterator[Channel]:
+    """The same to a port; without ``tls`` whoever answers there is believed."""
+    codec, details = transport.RawCodec(), transport.RawStatusDetails()
+    with contextlib.closing(Channel(host, port, ssl=tls, codec=codec, status_details_codec=details)) as channel:
+        yield channel
 
 
 @contextlib.contextmanager

@@ -185,7 +185,10 @@ def test_the_api_server_s_datastore(tmp_path: Path) -> None:
 def test_kine_keeps_a_file_or_goes_to_a_database(tmp_path: Path) -> None:
     ours = flags(programs.kine(clusters.settings(tmp_path)))
     path = f"{tmp_path}/data/server/db/state.db"
-    assert ours["endpoint"] == f"sqlite://{path}?_journal=WAL&cache=shared&_busy_timeout=30000"
+    assert (
+        ours["endpoint"]
+        == f"sqlite://{path}?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_synchronous=FULL"
+    )
     endpoint = "postgres://user:word@db/kine"
     settings = clusters.settings(tmp_path, datastore_endpoint=endpoint, datastore_cafile="/ca")
     theirs = flags(programs.kine(settings))

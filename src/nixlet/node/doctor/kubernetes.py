@@ -116,7 +116,7 @@ def _address(cluster: model.ClusterSettings) -> str:
 
 def _datastore(cluster: model.ClusterSettings, found: finding.Found) -> str:
     """Where the state is, and whether there is room for it."""
-    if found.datastore == finding.ELSEWHERE:
+    if found.datastore == finding.ELSEWHERE or cluster.datastore_is_elsewhere:
         return "the cluster's state is elsewhere"
     directory = cluster.layout.database
     while not os.path.exists(directory):

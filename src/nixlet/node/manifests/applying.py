@@ -16,6 +16,9 @@ from nixlet.node.manifests import directory, kubectl, objects
 #: What other objects need first, by kind and group.
 _FIRST = frozenset((("Namespace", ""), ("CustomResourceDefinition", "apiextensions.k8s.io")))
 
+#: How often an object is looked at that another one has taken the place of while it was deleted.
+_TRIES = 3
+
 _log = logging.getLogger("nixlet.manifests")
 
 
@@ -112,10 +115,15 @@ async def _delete(
     label = directory.label(manifest)
     # What other objects need goes last.
     for which in sorted(doomed, key=lambda each: ((each.kind, each.group) in _FIRST, each)):
-        uid, owner = await through.owner(which)
-        if uid and uid not in kept and owner == label:
-            await through.delete(which)
-            _log.info("%s names %s no longer: deleted", manifest, which)
+        for _ in range(_TRIES):
+            owned = await through.owner(which)
+            if owned is None or owned.uid in kept or owned.label != label:
+                break
+            if await through.delete(which, owned):
+                _log.info("%s names %s no longer: deleted", manifest, which)
+                break
+        else:
+            raise errors.FailedPreconditionError(f"{which} can't be deleted: another one takes its place each time")
 
 
 def _parts(written: Sequence[objects.Written]) -> list[list[objects.Written]]:

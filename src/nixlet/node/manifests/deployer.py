@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from nixlet import errors
 from nixlet.host import files
-from nixlet.node.manifests import applying, directory, kubectl, objects
+from nixlet.node.manifests import applying, directory, kubectl, objects, resting
 from nixlet.node.settings import trusted
 
-#: Seconds between looks, and for which a file has to rest before it is applied: half of one would have the other half deleted.
-_INTERVAL, _REST = 2.0, 2.0
+#: Seconds between looks.
+_INTERVAL = 2.0
 
 #: Seconds until what failed is tried again: at first, and at most; each time it takes twice as long.
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
@@ -55,10 +55,11 @@ class _Failure:
 
 
 class _Named(NamedTuple):
-    """What a manifest names, and what the file was then."""
+    """What a manifest names, what the file was then, and the sum of what stood in it."""
 
     state: directory.State
     objects: frozenset[objects.Object]
+    content: bytes
 
 
 class _Waiting(NamedTuple):
@@ -95,6 +96,7 @@ class Deployer:
         self._unwritten = set(self._packaged)
         #: What was applied, and what the file was then.
         self._applied: dict[str, directory.State] = {}
+        self._resting = resting.Resting(lambda name: self._content(name)[0])
         #: What manifests name that are there, as they were read last.
         self._named: dict[str, _Named] = {}
         #: Those of which the rest is to be deleted, once it is known what all others name.
@@ -106,7 +108,8 @@ class Deployer:
     @property
     def problems(self) -> dict[str, str]:
         """Why the cluster isn't as the directory says, by the manifests' names; an empty name is for all of them."""
-        return {name: failure.problem for name, failure in sorted(self._failures.items())}
+        failed = {name: failure.problem for name, failure in self._failures.items()}
+        return dict(sorted({**dict.fromkeys(self._resting.late, resting.RESTLESS), **failed}.items()))
 
     @property
     def applied(self) -> tuple[str, ...]:
@@ -163,7 +166,9 @@ class Deployer:
             del self._failures[gone]
         done = {**{name: waiting.state for name, waiting in self._waiting.items()}, **self._applied}
         changed = {name: state for name, state in found.wanted.items() if done.get(name) != state}
-        ripe = {name: state for name, state in changed.items() if self._rests(name, state)}
+        ripe = {
+            name: changed[name] for name in await self._resting.look(changed) if not self._is_applied(name, changed)
+        }
         due = {name: ripe[name] for name in filter(self._is_due, ripe.keys() - self._unwritten)}
         if due or self._withdrawing is None or any(map(self._is_due, self._withdrawing)):
             known = await self._kubectl.records()
@@ -198,7 +203,8 @@ class Deployer:
                 content = await asyncio.to_thread(self._read, name, state)
                 if content is not None:
                     written = await self._kubectl.read(content, name, directory.label(name))
-                    self._named[name] = _Named(state, frozenset(each.which for each in written))
+                    named = frozenset(each.which for each in written)
+                    self._named[name] = _Named(state, named, resting.sum_of(content))
                     applied = await applying.apply(self._kubectl, name, written, known.get(name))
                     self._waiting[name] = _Waiting(state, applied)
             except errors.UnavailableError:
@@ -241,10 +247,19 @@ class Deployer:
         failure = self._failures.get(name)
         return failure is None or failure.is_due
 
-    def _rests(self, name: str, state: directory.State) -> bool:
-        """Whether nobody is writing a file, as it seems; ours appear whole."""
-        # The time of its last change is none that others can set. One in the future says that the clock was changed.
-        return name in self._packaged or abs(time.time() - state.ctime_ns / 1e9) >= _REST
+    def _is_applied(self, name: str, changed: Mapping[str, directory.State]) -> bool:
+        """Whether a file was only touched since it was applied; then it is known by what it is now."""
+        named, state = self._named.get(name), changed[name]
+        if named is None or self._resting.content(name) != named.content:
+            return False
+        if not (name in self._applied or name in self._waiting):
+            return False
+        self._named[name] = named._replace(state=state)
+        if name in self._applied:
+            self._applied[name] = state
+        if name in self._waiting:
+            self._waiting[name] = self._waiting[name]._replace(state=state)
+        return True
 
     def _read(self, name: str, state: directory.State) -> bytes | None:
         """What stands in a manifest; None where it is changing just now.
@@ -252,21 +267,29 @@ class Deployer:
         Raises:
             NixletError: It can't be read, or somebody else could write it.
         """
-        path = os.path.join(self._path, name)
-        with trusted.opened(path, "the manifest") as file:
-            content = file.read(_MAX_BYTES + 1)
-            now = directory.state_of(os.fstat(file.fileno()))
-        if len(content) > _MAX_BYTES:
-            raise errors.InvalidArgumentError(f"the manifest {path} is larger than {_MAX_BYTES >> 20} MiB")
-        if now != state:
+        content, now = self._content(name)
+        if now != state and resting.sum_of(content) != self._resting.content(name):
             return None
         if not content.strip():
             # Somebody who means that nothing is to be there says so; an empty file is most often one that couldn't be written.
             raise errors.InvalidArgumentError(
-                f"the manifest {path} is empty: what it made before stays",
+                f"the manifest {os.path.join(self._path, name)} is empty: what it made before stays",
                 hint=f"have it deleted with --disable {os.path.splitext(os.path.basename(name))[0]}",
             )
         return content
+
+    def _content(self, name: str) -> tuple[bytes, directory.State]:
+        """What stands in a manifest, and what the file is.
+
+        Raises:
+            NixletError: It can't be read, or somebody else could write it.
+        """
+        path = os.path.join(self._path, name)
+        with trusted.opened(path, "the manifest") as file:
+            content, state = file.read(_MAX_BYTES + 1), directory.state_of(os.fstat(file.fileno()))
+        if len(content) > _MAX_BYTES:
+            raise errors.InvalidArgumentError(f"the manifest {path} is larger than {_MAX_BYTES >> 20} MiB")
+        return content, state
 
     def _failed(self, name: str, error: Exception) -> None:
         """Tell why something can't be done, once, and try it again later."""
@@ -288,7 +311,7 @@ class Deployer:
                     os.unlink(path)
             elif not os.path.lexists(f"{path}.skip"):
                 text = HEADER + await self._packaged[name]()
-                await asyncio.to_thread(_write, path, text)
+                self._resting.wrote(name, await asyncio.to_thread(_write, path, text))
         except Exception as error:  # noqa: BLE001 (as above)
             self._failed(name, error)
         else:
@@ -296,9 +319,10 @@ class Deployer:
             self._failures.pop(name, None)
 
 
-def _write(path: str, text: str) -> None:
+def _write(path: str, text: str) -> directory.State:
     files.make_directory(os.path.dirname(path), mode=0o700)
     files.write_atomically(path, text, mode=0o600)
+    return directory.state_of(os.stat(path))
 
 
 def is_ours(path: str) -> bool:

@@ -4,6 +4,7 @@ What it says of secrets is not handed on: the API server's refusals hold values.
 """
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ _REQUEST_TIMEOUT, _TIMEOUT = 60, 600
 #: How long a kind of objects that a manifest itself brings may take to be known (seconds).
 _ESTABLISHED = 30
 
-#: How kubectl says that nobody answers it.
-_AWAY = ("Unable to connect to the server", "The connection to the server", "Error from server (ServiceUnavailable)")
+#: How kubectl says that nobody answers it. (What is unavailable by the word of the API server, which answers, is what was asked for: an API
+#: that a pod serves, say.)
+_AWAY = ("Unable to connect to the server", "The connection to the server")
 
 #: Lines of its libraries' log, which stand between those for people: level, date, time (klog).
 _LOGGED = re.compile(r"[IWEF]\d{4} \d{2}:")
@@ -139,8 +141,8 @@ class Kubectl:
         where = ["-n", objects.RECORD_NAMESPACE, "--ignore-not-found"]
         await self._output(["delete", "configmap", objects.record_name(label), *where], "a record can't be deleted")
 
-    async def owner(self, which: objects.Object) -> tuple[str, str]:
-        """An object's number, and the label of the manifest that made it; both are empty where there is no such object.
+    async def owner(self, which: objects.Object) -> objects.Owned | None:
+        """What an object is, and which manifest made it; None: there is no such object.
 
         Raises:
             NixletError: The API server doesn't say.
@@ -150,9 +152,9 @@ class Kubectl:
         if done.returncode != 0 and "doesn't have a resource type" in done.stderr.decode(errors="replace"):
             # With the definition of a kind all its objects have gone; not so where who serves it is away.
             await self._check_served(which)
-            return "", ""
-        uid, _, label = _check(done, f"{which} can't be looked up").partition("\t")
-        return uid, label
+            return None
+        said = _check(done, f"{which} can't be looked up")
+        return objects.Owned(*said.split("\t")) if said else None
 
     async def _check_served(self, which: objects.Object) -> None:
         """Check that nobody is away who serves objects of a group: an API server beside the cluster's own.
@@ -170,14 +172,37 @@ class Kubectl:
                 hint="see why: kubectl get apiservices",
             )
 
-    async def delete(self, which: objects.Object) -> None:
-        """Delete an object; what it takes along may need longer.
+    async def delete(self, which: objects.Object, owned: objects.Owned) -> bool:
+        """Delete an object, and no other one that has taken its place meanwhile; what it takes along may need longer.
+
+        ``kubectl delete`` itself goes by names alone.
+
+        Returns:
+            Whether it was still there, and no other one in its place.
 
         Raises:
             NixletError: The API server doesn't do it.
         """
-        where = [which.resource, which.name, *_namespace(which)]
-        await self._output(["delete", *where, "--ignore-not-found", "--wait=false"], f"{which} can't be deleted")
+        what = f"{which} can't be deleted"
+        api = "/apis" if "/" in owned.version else "/api"
+        known = objects.resource(
+            await self._output(["get", "--raw", f"{api}/{owned.version}"], what), which, owned.version
+        )
+        if known is None:
+            raise errors.FailedPreconditionError(f"{what}: the API server doesn't know its kind any more")
+        path = known.path((which.namespace or "default") if known.namespaced else "", which.name)
+        options = {
+            "kind": "DeleteOptions",
+            "apiVersion": "v1",
+            "preconditions": {"uid": owned.uid},
+            "propagationPolicy": "Background",
+        }
+        done = await self._run(["delete", "--raw", path, "-f", "-"], json.dumps(options).encode())
+        reason = _REASON.match(_first_line(done.stderr))
+        if done.returncode != 0 and reason and reason["reason"] in {"Conflict", "NotFound"}:
+            return False
+        _check(done, what)
+        return True
 
     async def _apply(self, content: bytes, manager: str, options: Sequence[str]) -> process.Completed:
         how = ["apply", "--server-side", f"--field-manager={manager}", "--force-conflicts", "-f", "-", *options]

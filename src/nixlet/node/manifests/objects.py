@@ -8,6 +8,7 @@ import msgspec
 
 from nixlet import errors
 from nixlet.encoding import unreadable
+from nixlet.kubeclient import resources
 
 #: The label of objects that a manifest made; its value is ``directory.label`` of the manifest's name.
 MADE_BY = "nixlet.io/manifest"
@@ -69,6 +70,20 @@ class Living(NamedTuple):
     uid: str
 
 
+class Owned(NamedTuple):
+    """An object that is there.
+
+    Attributes:
+        uid: The number that no other one ever has.
+        version: The version of its API that it was found by, as in ``apiVersion``.
+        label: The label of the manifest that made it; empty: none did.
+    """
+
+    uid: str
+    version: str
+    label: str
+
+
 class Record(NamedTuple):
     """What a manifest made, or was about to make.
 
@@ -107,9 +122,9 @@ TEMPLATE = (
     '{{if .items}}{{range .items}}{{template "object" .}}{{end}}{{else}}{{template "object" .}}{{end}}'
 )
 
-#: One by which it says an object's number, and which manifest made it.
+#: One by which it says an object's number, by which version of its API that was told, and which manifest made it.
 TEMPLATE_OWNER = (
-    f'{{{{.metadata.uid}}}}{{{{"\\t"}}}}{{{{with .metadata.labels}}}}{{{{with index . "{MADE_BY}"}}}}'
+    f'{{{{.metadata.uid}}}}{{{{"\\t"}}}}{{{{.apiVersion}}}}{{{{"\\t"}}}}{{{{with .metadata.labels}}}}{{{{with index . "{MADE_BY}"}}}}'
     "{{.}}{{end}}{{end}}"
 )
 
@@ -118,6 +133,25 @@ TEMPLATE_SERVED = (
     '{{range .items}}{{with .spec.group}}{{.}}{{end}}{{"\\t"}}'
     '{{range .status.conditions}}{{if eq .type "Available"}}{{eq .status "True"}}{{end}}{{end}}{{"\\n"}}{{end}}'
 )
+
+
+class _Kind(msgspec.Struct):
+    name: str = ""
+    kind: str = ""
+    namespaced: bool = False
+
+
+class _Kinds(msgspec.Struct):
+    resources: list[_Kind] = []
+
+
+def resource(output: str, which: Object, version: str) -> resources.Resource | None:
+    """How the API server calls an object's kind in paths, by what it says of a version of an API; None: it doesn't know it."""
+    for each in msgspec.json.decode(output, type=_Kinds).resources:
+        # (others are parts of objects: pods/log)
+        if each.kind == which.kind and "/" not in each.name:
+            return resources.Resource(version, each.name, each.namespaced)
+    return None
 
 
 def _group(api_version: str) -> str:

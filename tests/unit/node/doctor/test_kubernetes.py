@@ -220,3 +220,10 @@ async def test_a_kubelet_s_cgroups(tmp_path: Path, installed: set[str], monkeypa
     file.parent.mkdir(parents=True)
     file.write_text(f"version = 3\n[{options}]\nruntime_type = 'io.containerd.runc.v2'\noptions.SystemdCgroup = true\n")
     assert (await looked(settings, "kubelet")).endswith("kubelet.conf.d; its cgroup driver is systemd")
+
+
+async def test_a_database_elsewhere_has_no_room_of_this_machine(tmp_path: Path, installed: set[str]) -> None:
+    installed.add("kine")
+    settings = settings_at(tmp_path, datastore_endpoint="mysql://u:se-cret@tcp(db)/k")
+    assert await looked(settings, "datastore") == "the cluster's state is elsewhere"
+    assert "kine: " in await looked(settings_at(tmp_path, datastore_endpoint="sqlite://"), "datastore")

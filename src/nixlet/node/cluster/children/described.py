@@ -57,8 +57,10 @@ class Described:
             hidden: kine takes its database's address from the environment, which only its user can read.
         """
         cluster, store = self._cluster, self._found.datastore
-        cause = functools.partial(datastore.cause, cluster.layout.database)
-        of_state: dict[str, Any] = {"cause": cause, "restart": _RESTART_STATE}
+        of_state: dict[str, Any] = {"restart": _RESTART_STATE}
+        if not cluster.datastore_is_elsewhere:
+            # (which disk is full elsewhere, who keeps the database there knows)
+            of_state["cause"] = functools.partial(datastore.cause, cluster.layout.database)
         found = []
         if store == finding.ETCD:
             well = self._well(store, "/health")

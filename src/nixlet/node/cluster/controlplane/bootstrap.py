@@ -8,6 +8,7 @@ Kubernetes: "Kubelet authentication/authorization" and "TLS bootstrapping"; the 
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 
 from nixlet import errors
@@ -18,6 +19,9 @@ from nixlet.kubeclient.client import Object
 
 #: Seconds between two tries.
 _PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+
+#: Seconds after which the same is said again.
+_AGAIN = 300.0
 
 _FLANNEL = "nixlet:flannel"
 
@@ -72,7 +76,10 @@ def _binding(name: str, role: str, kind: str, subject: str) -> Object:
 
 
 async def apply(client: AsyncClient, *, flannel: bool = False) -> None:
-    """Have it all there, once; what fails is tried again until it works.
+    """Have it all there, once; what fails is told, and tried again until it works.
+
+    What is there already isn't written: a cluster may have a webhook that lets nobody write while its own pods aren't there, and those wait for
+    this node.
 
     Args:
         client: Asks the API server, as its administrator.
@@ -80,12 +87,25 @@ async def apply(client: AsyncClient, *, flannel: bool = False) -> None:
     """
     for resource, each in wanted(flannel=flannel):
         name, pause = each["metadata"]["name"], _PAUSE
+        told, told_at = "", 0.0
         while True:
             try:
-                await client.apply(resource, name, each)
+                if not await _is_there(client, resource, name, each):
+                    await client.apply(resource, name, each)
                 break
             except errors.NixletError as error:
-                if pause == _PAUSE:
+                now = time.monotonic()
+                if error.message != told or now - told_at >= _AGAIN:
                     _log.warning("%s can't be applied yet: %s", name, error, extra={"hint": error.hint})
+                    told, told_at = error.message, now
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def _is_there(client: AsyncClient, resource: resources.Resource, name: str, each: Object) -> bool:
+    """Whether an object is as it is wanted."""
+    try:
+        found = await client.get(resource, name)
+    except errors.NotFoundError:
+        return False
+    return all(found.get(key) == value for key, value in each.items() if key != "metadata")

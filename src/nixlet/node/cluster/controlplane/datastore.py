@@ -14,11 +14,10 @@ from nixlet.cluster.kubeconfigs import Credentials
 from nixlet.cluster.layout import Layout
 from nixlet.host import files
 from nixlet.kubeclient import asynchronous, etcd
-from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.endpoint import Endpoint
 
-#: How Go says that a disk, or somebody's part of it, is full (ENOSPC, EDQUOT).
-_FULL = ("no space left on device", "disk quota exceeded")
+#: How Go says that a disk, or somebody's part of it, is full (ENOSPC, EDQUOT); and sqlite.
+_FULL = ("no space left on device", "disk quota exceeded", "database or disk is full")
 
 #: Seconds between two looks at etcd's alarms, at first and at most: each look that finds one again puts off the next for longer, since the
 #: whole database is written anew each time.
@@ -85,12 +84,8 @@ class Relief:
 
     async def look(self) -> None:
         """Look for an alarm, and relieve etcd where there is one; what can't be done is told."""
-
-        def relieve(call: Call) -> tuple[int, int] | None:
-            return etcd.relieve(self._endpoint, call)
-
         try:
-            sizes = await asynchronous.in_thread(relieve)
+            raised = await asynchronous.in_thread(lambda call: etcd.full(self._endpoint, call))
         except (errors.UnavailableError, errors.DeadlineExceededError):
             # It isn't up, which is told elsewhere.
             return
@@ -100,13 +95,24 @@ class Relief:
         except Exception:  # noqa: BLE001 (it is told, and the next look may go well)
             _log.exception("etcd's alarms can't be looked at because of a mistake in nixlet")
             return
-        if sizes is None:
+        if not raised:
             self._pause, self._problem = _LOOK, ""
             return
-        before, after = (f"{size / (1 << 20):.0f} MiB" for size in sizes)
         self._pause = min(2 * self._pause, _LONGEST)
-        self._problem = (
+        try:
+            sizes = await asynchronous.in_thread(lambda call: etcd.relieve(self._endpoint, raised, call))
+        except errors.NixletError as error:
+            # (whatever the cause: that it is full is known by now)
+            self._tell(
+                f"etcd's database has reached its quota, and can't be made smaller; the cluster takes no changes but deletions: {error.message}"
+            )
+            return
+        before, after = (f"{size / (1 << 20):.0f} MiB" for size in sizes)
+        self._tell(
             f"etcd's database had reached its quota, and was made smaller, from {before} to {after}; where it stays so large the cluster takes"
             " no changes but deletions: delete what isn't needed, or give it more: --etcd-arg quota-backend-bytes=BYTES"
         )
-        _log.warning("%s", self._problem)
+
+    def _tell(self, problem: str) -> None:
+        self._problem = problem
+        _log.warning("%s", problem)

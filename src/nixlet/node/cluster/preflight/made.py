@@ -12,7 +12,7 @@ import msgspec
 
 from nixlet import errors
 from nixlet.cluster.layout import Layout
-from nixlet.cluster.settings import ClusterSettings, Network
+from nixlet.cluster.settings import OWN_SQLITE, ClusterSettings, Network
 from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.node.settings import config as node_config
@@ -33,16 +33,19 @@ class Made(msgspec.Struct, frozen=True):
         cluster_cidr: The networks of its pods.
         service_cidr: Those of its services.
         encrypted: Its secrets are encrypted.
+        recorded: Its datastore, which is elsewhere, says whose it is (``controlplane.record``).
     """
 
     state: str
     cluster_cidr: list[str]
     service_cidr: list[str]
     encrypted: bool = False
+    recorded: bool = False
 
 
 def _etcd(layout: Layout) -> str:
-    return os.path.join(layout.database, "etcd")
+    # What etcd makes in its directory, which alone may be a place where a disk is to be mounted.
+    return os.path.join(layout.database, "etcd", "member")
 
 
 def _sqlite(layout: Layout) -> str:
@@ -62,7 +65,11 @@ def remember(settings: node_config.Settings, datastore: str, cluster: ClusterSet
     """
     state = _ENDPOINT if _is_named(settings) else _ETCD if datastore == ETCD else _SQLITE
     made = Made(
-        state, [*map(str, cluster.cluster_cidrs)], [*map(str, cluster.service_cidrs)], cluster.secrets_encryption
+        state,
+        [*map(str, cluster.cluster_cidrs)],
+        [*map(str, cluster.service_cidrs)],
+        cluster.secrets_encryption,
+        recorded=state == _ENDPOINT,
     )
     files.write_atomically(memory(cluster.layout), msgspec.json.encode(made), mode=0o600)
 
@@ -121,7 +128,15 @@ def _is_within(network: Network, others: Iterable[Network]) -> bool:
 
 def _is_named(settings: node_config.Settings) -> bool:
     """Whether the state is where a person says, and not in the data directory."""
-    return settings.datastore_endpoint not in {"", "sqlite://"}
+    return settings.datastore_endpoint not in {"", OWN_SQLITE}
+
+
+def _has_something(path: str) -> bool:
+    """Whether a database has begun: an empty file is no state, but what is left of one."""
+    try:
+        return os.path.getsize(path) > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def chosen(settings: node_config.Settings, *, with_kine: bool, with_etcd: bool) -> str:
@@ -138,7 +153,7 @@ def chosen(settings: node_config.Settings, *, with_kine: bool, with_etcd: bool) 
     if settings.server or settings.kubeconfig:
         return ELSEWHERE
     layout = settings.layout
-    there = ETCD if os.path.isdir(_etcd(layout)) else KINE if os.path.exists(_sqlite(layout)) else ""
+    there = ETCD if os.path.isdir(_etcd(layout)) else KINE if _has_something(_sqlite(layout)) else ""
     _check(settings, there)
     if _is_named(settings):
         return ELSEWHERE if settings.datastore_endpoint.partition("://")[0] in {"http", "https"} else KINE
@@ -181,6 +196,6 @@ def _check(settings: node_config.Settings, there: str) -> None:
     }.get(known)
     if lost:
         raise errors.FailedPreconditionError(
-            f"{lost} is missing, in which the state of the cluster in {layout.data_dir} was",
+            f"{lost} is missing, or empty, in which the state of the cluster in {layout.data_dir} was",
             hint=f"bring back, or mount, what is to be there; or remove {memory(layout)} to begin an empty cluster",
         )

@@ -19,6 +19,10 @@ _KUBECONFIG = "/etc/nixlet/kubeconfig.yaml"
 #: Files of one line are no longer than this (bytes).
 _MAX_TOKEN_FILE = 4096
 
+#: A kubelet's directory is no longer than this: in it are sockets, as ``pod-resources/`` and a number of ten digits, and their paths end at 107
+#: bytes (unix(7)).
+_MAX_KUBELET_DIR = 107 - len("/pod-resources/0123456789")
+
 #: The label of nodes that run images of store paths.
 NIX_IMAGES = "nixlet.io/nix-images"
 
@@ -110,6 +114,14 @@ def kubelet_args(settings: node_config.Settings) -> tuple[str, ...]:
             raise errors.InvalidArgumentError("kubelet-arg config names no file", hint="as in config=/etc/kubelet.yaml")
         if key != "config":
             found.append(argument)
+    directory = node_config.kubelet_argument(settings, "root-dir") or os.path.join(
+        settings.data_dir, "agent", "kubelet"
+    )
+    if len(os.fsencode(directory)) > _MAX_KUBELET_DIR and not settings.disable_agent:
+        raise errors.InvalidArgumentError(
+            f"the kubelet's directory {directory} is longer than {_MAX_KUBELET_DIR} characters, which the paths of its sockets don't allow",
+            hint="name a shorter one: --kubelet-arg root-dir=DIRECTORY; or a shorter --data-dir",
+        )
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster.children import described, preparing
-from nixlet.node.cluster.controlplane import bootstrap, datastore, deploying, nodenames
+from nixlet.node.cluster.controlplane import bootstrap, datastore, deploying, nodenames, record
 from nixlet.node.cluster.preflight import finding, made, versions
 from nixlet.node.cluster.roles import member
 from nixlet.node.images import coredns
@@ -41,7 +41,16 @@ class Server(member.Member):
         asked = stack.enter_context(Client(Endpoint.of_kubeconfig(self._administrator)))
         keeper = joining.Doorkeeper(self._cluster, asked, flannel_backend=self._backend)
         await stack.enter_async_context(joinserver.serve(keeper, self._cluster))
-        self._start(children, self._described.of_server(hidden=await self._hidden()))
+        programs = self._described.of_server(hidden=await self._hidden())
+        if self._cluster.datastore_is_elsewhere:
+            if self._found.datastore == finding.KINE:
+                self._start(children, [programs.pop(0)])
+                await children.ready(finding.KINE)
+            # An API server writes to its datastore before it has answered anybody.
+            known = await asyncio.to_thread(made.remembered, self._layout)
+            recorded = known is not None and known.recorded
+            await record.check(self._cluster, known=made.memory(self._layout) if recorded else "")
+        self._start(children, programs)
         if self._found.datastore == finding.ETCD:
             # (one that has raised an alarm isn't well, and no API server would start)
             relief = datastore.Relief(datastore.etcd_of(self._cluster))

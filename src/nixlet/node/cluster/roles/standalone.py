@@ -43,7 +43,7 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
         raise errors.InvalidArgumentError(
             f"{name!r} can't be a node's name: {problem}", hint="--node-name gives it another one"
         )
-    return ClusterSettings(
+    made = ClusterSettings(
         data_dir=settings.data_dir,
         state_dir=settings.state_dir,
         node_name=name,
@@ -54,6 +54,8 @@ def cluster_settings(settings: node_config.Settings) -> ClusterSettings:
         kubelet_files=mapping.kubelet_files(settings),
         is_standalone=True,
     )
+    validation.check_arguments(made)
+    return made
 
 
 def of(settings: node_config.Settings, found: finding.Found) -> Standalone:

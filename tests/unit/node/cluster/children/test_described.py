@@ -46,6 +46,15 @@ def test_who_waits_for_whom(tmp_path: Path, datastore: str) -> None:
     assert {each.log_path for each in server} == {f"{tmp_path}/data/agent/logs/{each.name}.log" for each in server}
 
 
+@pytest.mark.parametrize(("endpoint", "told"), [("", True), ("sqlite://", True), ("mysql://db/k", False)])
+def test_of_a_database_elsewhere_no_disk_here_is_to_blame(tmp_path: Path, endpoint: str, told: bool) -> None:
+    made = described(tmp_path, finding.KINE)
+    made._cluster = dataclasses.replace(made._cluster, datastore_endpoint=endpoint)
+    kine = made.of_server()[0]
+    assert kine.name == finding.KINE
+    assert bool(kine.cause("could not extend file: no space left on device")) is told
+
+
 def test_none_of_them_ends_the_node_and_each_is_tried_for_ever(tmp_path: Path) -> None:
     made = described(tmp_path, finding.ETCD)
     for each in (*made.of_server(), *agents(made)):

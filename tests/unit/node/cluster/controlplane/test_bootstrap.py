@@ -27,6 +27,10 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
         made[applied[-1]] = wanted
         return wanted
 
+    async def get(_: object, resource: resources.Resource, name: str) -> dict[str, Any]:
+        raise errors.NotFoundError(f"{resource.plural} {name} not found")
+
+    monkeypatch.setattr(AsyncClient, "get", get)
     monkeypatch.setattr(AsyncClient, "apply", apply)
     monkeypatch.setattr(bootstrap, "_PAUSE", 0.001)
     await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))))
@@ -46,7 +50,29 @@ async def test_it_is_tried_until_it_is_there(monkeypatch: pytest.MonkeyPatch, ca
     assert (rule["resources"], rule["verbs"]) == (["nodes"], ["get", "list", "watch"])
     (subject,) = made["clusterrolebindings/nixlet:flannel"]["subjects"]
     assert (subject["kind"], subject["name"]) == ("Group", "system:nodes")
-    # One line for however many tries.
+    # One line for however many tries, as long as it is for the same reason.
     assert [message for message in caplog.messages if "can't be applied yet" in message] == [
-        "nixlet:kube-apiserver-to-kubelets can't be applied yet: not yet"
+        "nixlet:kube-apiserver-to-kubelets can't be applied yet: not yet",
+        "nixlet:kube-apiserver-to-kubelets can't be applied yet: rbac is not there",
     ]
+
+
+async def test_what_is_there_already_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook may let nobody write while its pods aren't there, which wait for this start."""
+    there = {each["metadata"]["name"]: {**each, "metadata": {"uid": "1"}} for _, each in bootstrap.wanted(flannel=True)}
+    applied: list[str] = []
+
+    async def get(_: object, resource: resources.Resource, name: str) -> dict[str, Any]:
+        if resource == resources.CLUSTER_ROLES:
+            return {"apiVersion": resource.version, "kind": "ClusterRole", "rules": []}
+        return there[name]
+
+    async def apply(_: object, resource: resources.Resource, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        applied.append(f"{resource.plural}/{name}")
+        return wanted
+
+    monkeypatch.setattr(AsyncClient, "get", get)
+    monkeypatch.setattr(AsyncClient, "apply", apply)
+    await bootstrap.apply(AsyncClient(Client(Endpoint.of("https://x"))), flannel=True)
+    # Somebody has changed the one.
+    assert applied == ["clusterroles/nixlet:flannel"]

@@ -20,6 +20,7 @@ FULL = "{} is full, and the cluster takes no changes until there is room"
     [
         "C | mvcc/backend: cannot commit tx (write /db: no space left on device)",
         '{"level":"fatal","error":"write /wal/0.tmp: disk quota exceeded"}',
+        'level=fatal msg="Error: building kine: setup db: database or disk is full"',
     ],
 )
 def test_a_disk_that_was_full_is_the_cause(tmp_path: Path, said: str) -> None:
@@ -112,6 +113,24 @@ async def test_an_answer_that_is_none_is_told(etcd: Etcd, answer: tuple[int, Any
     await made.look()
     assert made.remark().startswith("whether etcd's database has room isn't known: ")
     assert len(etcd.asked) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_database_that_can_not_be_made_smaller_is_told(etcd: Etcd, status: int) -> None:
+    """It takes as much room on the disk once more; and whatever it is, the alarm is known by then."""
+    etcd.answers = {
+        "/v3/maintenance/alarm": (200, ALARM),
+        "/v3/maintenance/status": (200, STATUS),
+        "/v3/maintenance/defragment": (status, {"code": 2, "message": "write db.tmp: no space left on device"}),
+    }
+    made = relief(etcd)
+    await made.look()
+    assert made.remark() == (
+        "etcd's database has reached its quota, and can't be made smaller; the cluster takes no changes but deletions:"
+        " write db.tmp: no space left on device"
+    )
+    # The alarm stays: etcd would raise it again.
+    assert [path.rpartition("/")[2] for path, _ in etcd.asked] == ["alarm", "status", "compaction", "defragment"]
 
 
 async def test_an_etcd_that_is_not_up_is_told_elsewhere(etcd: Etcd) -> None:

@@ -105,7 +105,7 @@ def test_what_is_missing_is_named(tmp_path: Path, programs: Path, said: dict[str
 
 def test_a_cluster_that_is_there_does_not_vanish(tmp_path: Path, programs: Path) -> None:
     have(programs, *KUBERNETES)
-    (tmp_path / "data/server/db/etcd").mkdir(parents=True)
+    (tmp_path / "data/server/db/etcd/member").mkdir(parents=True)
     with pytest.raises(errors.UnavailableError, match=r"there is a cluster in .*, and etcd is not on PATH") as caught:
         find(tmp_path)
     assert "apt install etcd-server" in caught.value.hint
@@ -205,10 +205,10 @@ def test_where_the_state_is(tmp_path: Path, programs: Path) -> None:
     assert store(datastore_endpoint="https://x:2379") == ""
     # What is there stays, whatever else is installed meanwhile.
     database = tmp_path / "data/server/db"
-    (database / "etcd").mkdir(parents=True)
+    (database / "etcd" / "member").mkdir(parents=True)
     assert store() == "etcd"
-    (database / "etcd").rmdir()
-    (database / "state.db").write_text("")
+    (database / "etcd" / "member").rmdir()
+    (database / "state.db").write_text("SQLite")
     (programs / "kine").unlink()
     with pytest.raises(errors.UnavailableError, match="kine is not on PATH"):
         store()

@@ -34,35 +34,39 @@ def remember(layout: config.Layout, datastore: str, **said: Any) -> None:
     [
         ("state.db", {"cluster_init": True}, "--cluster-init"),
         ("state.db", {"datastore_endpoint": "postgres://u:se-cret@db"}, "--datastore-endpoint"),
-        ("etcd", {"datastore_endpoint": "https://se-cret:2379"}, "--datastore-endpoint"),
-        ("etcd", {"datastore_endpoint": "sqlite://"}, "--datastore-endpoint"),
+        ("etcd/member", {"datastore_endpoint": "https://se-cret:2379"}, "--datastore-endpoint"),
+        ("etcd/member", {"datastore_endpoint": "sqlite://"}, "--datastore-endpoint"),
     ],
 )
 def test_a_cluster_does_not_begin_empty_beside_its_state(
     layout: config.Layout, there: str, said: dict[str, Any], flag: str
 ) -> None:
     path = Path(layout.data_dir, "server/db", there)
-    path.mkdir()
+    path.mkdir(parents=True)
     with pytest.raises(errors.FailedPreconditionError) as caught:
         chosen(layout, **said)
     assert caught.value.message.endswith(f"is in {path}, and with {flag} it would begin empty")
     assert "se-cret" not in f"{caught.value} {caught.value.hint}"
     # Whoever has moved it away has been told what that means.
-    remember(layout, made.ETCD if there == "etcd" else made.KINE)
+    remember(layout, made.KINE if there == "state.db" else made.ETCD)
     path.rmdir()
     chosen(layout, **said)
 
 
 def test_a_state_that_is_gone_is_not_begun_anew(layout: config.Layout) -> None:
-    """A disk that isn't mounted, for one."""
-    etcd, sqlite = (Path(layout.data_dir, "server/db", name) for name in ("etcd", "state.db"))
+    """A disk that isn't mounted, for one, also where its place is there; or a file that lost what it had."""
+    etcd, sqlite = (Path(layout.data_dir, "server/db", name) for name in ("etcd/member", "state.db"))
     for datastore, path, more in ((made.ETCD, etcd, {"cluster_init": True}), (made.KINE, sqlite, {})):
-        path.mkdir()
+        path.mkdir(parents=True)
         remember(layout, datastore)
         assert chosen(layout) == datastore
         path.rmdir()
+        if datastore == made.KINE:
+            path.touch()
         for said in ({}, more):
-            with pytest.raises(errors.FailedPreconditionError, match=f"^{path} is missing, in which the state") as lost:
+            with pytest.raises(
+                errors.FailedPreconditionError, match=f"^{path} is missing, or empty, in which the state"
+            ) as lost:
                 chosen(layout, **said)
             assert f"or remove {made.memory(layout)} to begin an empty cluster" in lost.value.hint
     Path(made.memory(layout)).unlink()
@@ -72,6 +76,9 @@ def test_a_state_that_is_gone_is_not_begun_anew(layout: config.Layout) -> None:
 def test_a_state_elsewhere_is_not_forgotten(layout: config.Layout) -> None:
     remember(layout, made.KINE, datastore_endpoint="mysql://u:se-cret@db")
     assert "se-cret" not in Path(made.memory(layout)).read_text()
+    # By the record that is in it, it is known again wherever it has moved.
+    assert (found := made.remembered(layout)) is not None
+    assert found.recorded
     assert chosen(layout, datastore_endpoint="mysql://db2") == made.KINE
     for said in ({}, {"cluster_init": True}, {"datastore_endpoint": "sqlite://"}):
         with pytest.raises(errors.FailedPreconditionError, match="is at a datastore-endpoint, and none is given"):

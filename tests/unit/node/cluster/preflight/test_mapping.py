@@ -72,6 +72,10 @@ def test_what_is_said_goes_over() -> None:
         ),
         ({"kubelet_arg": ("config=",)}, "kubelet-arg config names no file"),
         ({"kubelet_arg": ("root-dir=kubelet",)}, "kubelet-arg root-dir 'kubelet' is no absolute path"),
+        (
+            {"kubelet_arg": (f"root-dir=/{'d' * 82}",)},
+            f"the kubelet's directory /{'d' * 82} is longer than 82 characters, which the paths of its sockets don't allow",
+        ),
         ({"cluster_cidr": ("10.42.0.0/16", "fd00::/56")}, "cluster-cidr names two networks"),
     ],
 )
