@@ -55,7 +55,7 @@ fetch() {
     curl -fsSL --retry 3 ${checked_by_name:+--proto "=https"} -o "$2" "$1" </dev/null
   else
     needs wget "fetch $1"
-    wget -q ${checked_by_name:+--max-redirect=0} -O "$2" "$1" </dev/null
+    wget ${checked_by_name:+--max-redirect=0} -O "$2" "$1" </dev/null 2>"$2.said" || { tail -n 3 "$2.said" >&2; false; }
   fi || fail "$1 could not be fetched: see above"
 }
 
@@ -125,6 +125,8 @@ obtain() {
 }
 
 main() {
+  # cd must lead where it says.
+  unset CDPATH
   case ${1-} in
     -h | --help)
       # From a pipe there is no file to read it from.

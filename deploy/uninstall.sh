@@ -24,15 +24,28 @@ if command -v systemctl >/dev/null; then
   systemctl disable --quiet "$name" 2>/dev/null || true
 fi
 had_unit=
+shared=
 if [ -f "$unit" ]; then
   had_unit=yes
-  "$bin/nixlet" uninstall --unit "$unit" --ignore-missing --yes || {
+  # Two services may have been told the same directory; the node in it is the other one's as well.
+  node=$("$bin/nixlet" uninstall --unit "$unit" 2>/dev/null || true)
+  for other in "$units"/nixlet*.service; do
+    if [ -n "$node" ] && [ "$other" != "$unit" ] && [ "$("$bin/nixlet" uninstall --unit "$other" 2>/dev/null || true)" = "$node" ]; then
+      shared=$other
+    fi
+  done
+  if [ -n "$shared" ]; then
+    echo "Kept: the node with all that it made, which $shared starts as well."
+  else
+    "$bin/nixlet" uninstall --unit "$unit" --ignore-missing --yes
+  fi || {
     echo "error: the node was not taken away, see above, and so neither was nixlet; run this again when that is mended" >&2
     exit 125
   }
 fi
 # With what an installation that was killed left beside them.
 rm -f "$unit" "$unit.env" "$unit.new" "$unit.env.new" "$units/.$name.service.new" "$units/.$name.service.env.new"
+[ ! -e "$unit.d" ] || echo "Kept: $unit.d, which somebody else made."
 if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
   systemctl daemon-reload
   systemctl reset-failed "$name" 2>/dev/null || true
@@ -78,7 +91,7 @@ for version in "$opt"/*; do
     rm -rf "$version"
   fi
 done
-rm -rf "$opt/.before" "$opt/.before.new" "$opt/.before.done"
-for file in packages ready ready.new current current.new previous .unfinished .lock; do rm -f "$opt/$file"; done
+rm -rf "$opt/.before" "$opt/.before.new" "$opt/.before.done" "$opt/.ready"
+for file in packages current current.new previous .unfinished .lock; do rm -f "$opt/$file"; done
 rmdir "$opt" 2>/dev/null || [ ! -d "$opt" ] || echo "Kept: what others have in $opt"
 rm -f "$bin/$name-killall.sh" "$bin/$name-uninstall.sh"

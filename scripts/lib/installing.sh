@@ -3,7 +3,8 @@
 #
 # A version lies in OPT/VERSION and is whole when its stamp is there. What is in force is the link BIN/nixlet together with the unit and
 # its variables. Before these three are changed, copies of them are put into OPT/.before, which goes when the new version is ready: as
-# long as it is there, the change can be taken back, by this run or by a later one.
+# long as it is there, the change can be taken back, by this run or by a later one. Where the new version is not to be started, that
+# becomes OPT/.ready: whether what is in force gets ready is not known, and a later version that doesn't goes back to what was before.
 
 # install_nixlet TOP [server|agent] [ARGUMENTS…]: installs the checkout or unpacked archive TOP.
 install_nixlet() {
@@ -27,7 +28,6 @@ install_nixlet() {
   trap 'exit 143' TERM
   trap 'leave "$?"' EXIT
   mkdir -p "$opt"
-  chmod 755 "$opt"
   lock_installation
   take_back_what_was_cut_off
   remove_unfinished
@@ -51,7 +51,7 @@ leave() {
   trap - EXIT
   if [ -n "$changing" ] && [ -d "$before" ]; then
     say "Interrupted: taking back what was changed"
-    take_back
+    take_back "$before"
     ! has_systemd || run_as_before
   fi
   if [ -n "$building" ]; then remove_version "$building"; fi
@@ -81,6 +81,7 @@ settle_places() {
     esac
   done
   before=$opt/.before
+  ready=$opt/.ready
   unfinished=$opt/.unfinished
   case ${INSTALL_NIXLET_READY_SECONDS:-300} in
     0* | *[!0-9]*) die "INSTALL_NIXLET_READY_SECONDS is '$INSTALL_NIXLET_READY_SECONDS', and no number of seconds" ;;
@@ -143,8 +144,10 @@ EXEC
     -*) ;;
     *) die "a node is a server or an agent, not '$1'; as in: install.sh server --snapshotter nix" ;;
   esac
+  joins=
   if [ -z "$verb" ] && [ -n "${NIXLET_URL-}" ]; then
     verb=agent
+    joins=yes
     [ -n "${NIXLET_TOKEN-}${NIXLET_TOKEN_FILE-}" ] ||
       die "NIXLET_URL names the cluster that this node is to join, but neither NIXLET_TOKEN nor NIXLET_TOKEN_FILE says with which token"
   fi
@@ -161,6 +164,11 @@ EXEC
   unit=$units/$name.service
   variables=$unit.env
   check_unit
+  if [ -z "${INSTALL_NIXLET_CONFIG_DIR-}" ] && [ -f "$unit" ]; then
+    # What an earlier installation was told of that.
+    config_before=$(sed -n 's|^Environment=NIXLET_CONFIG_FILE=\(/[A-Za-z0-9_./+-]*\)/config\.yaml$|\1|p' "$unit")
+    config=${config_before:-$config}
+  fi
   # Everybody may read a unit, and a command line. What is secret in it becomes a variable.
   argument_count=$#
   while [ "$argument_count" -gt 0 ]; do
@@ -179,13 +187,18 @@ EXEC
       *) set -- "$@" "$argument" ;;
     esac
   done
-  if [ "$given" = 0 ] && [ -z "$verb" ] && [ -e "$unit" ]; then
-    words=$(started_by "$unit")
-    kept=yes
-  else
-    words=$(quoted_words "${verb:-server}" "$@")
-    kept=
+  kept=
+  if [ "$given" = 0 ] && [ -e "$unit" ]; then
+    if [ -z "$verb" ]; then
+      words=$(started_by "$unit")
+      kept=yes
+    elif [ -n "$joins" ]; then
+      # The variables of an agent alone say nothing of its flags.
+      words=$(started_by "$unit" 2>/dev/null) || words=
+      case $words in ' agent' | ' agent '*) kept=yes ;; esac
+    fi
   fi
+  if [ -n "$kept" ]; then keep_old_secrets; else words=$(quoted_words "${verb:-server}" "$@"); fi
   # For check_settings, which runs it: positional parameters are a function's own.
   argument_list=$(for argument in "${verb:-server}" "$@"; do printf '%s\n' "$argument"; done)
 }
@@ -196,6 +209,39 @@ keep_secret() {
     -t | --token) export NIXLET_TOKEN="$2" ;;
     --agent-token) export NIXLET_AGENT_TOKEN="$2" ;;
     --datastore-endpoint) export NIXLET_DATASTORE_ENDPOINT="$2" ;;
+  esac
+}
+
+# keep_old_secrets: the same for those among the words of a unit that is there; what is given for this run goes before them.
+keep_old_secrets() {
+  case $words in *--token* | *--agent-token* | *--datastore-endpoint* | *' -t'* | *'"-t'*) ;; *) return 0 ;; esac
+  secret_flag=
+  secret_found=
+  words_left=
+  while IFS= read -r secret_raw && IFS= read -r secret_word; do
+    if [ -n "$secret_flag" ]; then
+      keep_old_secret "$secret_flag" "$secret_word"
+      secret_flag=
+      continue
+    fi
+    case $secret_word in
+      --token=* | --agent-token=* | --datastore-endpoint=*) keep_old_secret "${secret_word%%=*}" "${secret_word#*=}" ;;
+      -t | --token | --agent-token | --datastore-endpoint) secret_flag=$secret_word ;;
+      -t?*) keep_old_secret -t "${secret_word#-t}" ;;
+      *) words_left="$words_left $secret_raw" ;;
+    esac
+  done <<WORDS
+$(printf '%s\n' "$words" | parted_words; echo end)
+WORDS
+  [ -z "$secret_found" ] || words=$words_left
+}
+
+keep_old_secret() {
+  secret_found=yes
+  case $1 in
+    -t | --token) [ -n "${NIXLET_TOKEN+given}" ] || keep_secret "$@" ;;
+    --agent-token) [ -n "${NIXLET_AGENT_TOKEN+given}" ] || keep_secret "$@" ;;
+    --datastore-endpoint) [ -n "${NIXLET_DATASTORE_ENDPOINT+given}" ] || keep_secret "$@" ;;
   esac
 }
 
@@ -223,9 +269,32 @@ missing_packages() {
 check_packages() {
   missing_packages
   [ -n "$missing" ] || return 0
+  old_python=
+  case " $missing " in
+    *' python3 '*)
+      old_python=$(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || old_python=
+      case " $known_pythons " in *" $old_python "*) old_python= ;; esac
+      ;;
+  esac
+  if [ -n "$old_python" ] && [ "$(package_manager)" = apt-get ]; then
+    # A release's python3 stays what it is. Another one beside it has a name of its own.
+    other_python=$(packaged_python) || name_missing
+    missing=$(echo "$missing" | sed "s/python3/$other_python/g")
+  fi
   if [ "$(package_manager)" != apt-get ] || [ "${INSTALL_NIXLET_SKIP_DOWNLOAD-}" = true ] || [ "${INSTALL_NIXLET_SKIP_PACKAGES-}" = true ]; then
     name_missing
   fi
+}
+
+# packaged_python: the package of a supported Python, where apt knows one with its module venv.
+packaged_python() {
+  for other_version in 3.13 3.12 3.11 3.14; do
+    if apt-cache show "python$other_version-venv" >/dev/null 2>&1; then
+      echo "python$other_version"
+      return
+    fi
+  done
+  return 1
 }
 
 bring_packages() {
@@ -254,6 +323,10 @@ name_missing() {
           echo "    (there is a python3, of version $(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])'): nixlet runs on $known_pythons, and needs venv)"
         ;;
     esac
+    if [ -n "${old_python-}" ] && [ "$(package_manager)" = apt-get ]; then
+      missing=$(printf ' %s ' "$missing" | sed -e 's/ python3 / /' -e 's/ python3-venv / /')
+      echo "hint: apt knows no other Python: apt-get update, if it was never asked; or bring one of these versions, with venv, to PATH"
+    fi
     # shellcheck disable=SC2086 # names have no blanks
     how_to_install "$(package_manager)" $missing | sed 's/^/hint: /'
   } >&2
@@ -379,7 +452,13 @@ check_settings() {
   done <<ARGUMENTS
 $argument_list
 ARGUMENTS
-  "$home/bin/nixlet" "$@" --show-config </dev/null >/dev/null || die "nixlet would not start with these settings: see above; nothing was changed"
+  # Not another service's configuration, unless a variable names it.
+  settings_file=
+  if [ "$config" != /etc/nixlet ]; then
+    settings_file=$config/config.yaml
+    [ -e "$settings_file" ] || settings_file=/dev/null
+  fi
+  NIXLET_CONFIG_FILE=${NIXLET_CONFIG_FILE:-$settings_file} "$home/bin/nixlet" "$@" --show-config </dev/null >/dev/null || die "nixlet would not start with these settings: see above; nothing was changed"
 }
 
 # settle_files: what is to be in force, beside the places where it will be.
@@ -420,6 +499,7 @@ skips_start() {
 # put_in_force: the link, the unit and its variables, each by one rename; what was there before is kept until the new version is ready.
 put_in_force() {
   state_before=$(! has_systemd || property "$name" ActiveState)
+  if [ -d "$ready" ] && has_got_ready; then rm -rf "$ready"; fi
   # It may be somebody's work.
   if [ -f "$unit" ] && ! grep -qxF "EnvironmentFile=-$variables" "$unit"; then
     cp -p "$unit" "$unit.orig"
@@ -429,8 +509,6 @@ put_in_force() {
   (umask 077 && mkdir "$before.new")
   echo "$name" >"$before.new/name"
   [ ! -L "$bin/nixlet" ] || readlink "$bin/nixlet" >"$before.new/link"
-  # The last version that was seen ready is what one goes back to.
-  [ ! -f "$opt/ready" ] || [ ! -x "$(cat "$opt/ready")" ] || [ ! -f "$before.new/link" ] || cp "$opt/ready" "$before.new/link"
   [ ! -f "$unit" ] || cp -p "$unit" "$before.new/unit"
   [ ! -f "$variables" ] || cp -p "$variables" "$before.new/variables"
   on_disk
@@ -441,6 +519,12 @@ put_in_force() {
   point_at "$home/bin/nixlet"
   on_disk
   write_beside
+}
+
+# has_got_ready: whether what is in force, and was not started then, got ready since; or is another service's.
+has_got_ready() {
+  [ "$(cat "$ready/name")" = "$name" ] || return 0
+  [ "$state_before" = active ] && [ "$(property "$name" InvocationID)" != "$(cat "$ready/run")" ]
 }
 
 # point_at PROGRAM: what the link BIN/nixlet leads to, by one rename.
@@ -500,7 +584,12 @@ start_service() {
     systemctl daemon-reload
   fi
   if ! has_systemd || skips_start; then
-    in_force
+    if [ ! -d "$ready" ] && [ -f "$before/link" ] && [ -f "$before/unit" ]; then
+      if has_systemd; then property "$name" InvocationID; fi >"$before/run"
+      mv "$before" "$ready"
+    else
+      in_force
+    fi
     say "nixlet $version is installed; it was not started"
     if has_systemd; then
       say "Start it with: systemctl $([ "${INSTALL_NIXLET_SKIP_ENABLE-}" != true ] || echo 'enable --now ')$([ "${INSTALL_NIXLET_SKIP_ENABLE-}" = true ] || echo 'restart ')$name"
@@ -512,25 +601,28 @@ start_service() {
   say "Starting $name"
   if restart_until_ready; then
     in_force
-    echo "$home/bin/nixlet" >"$opt/ready.new"
-    mv -f "$opt/ready.new" "$opt/ready"
+    rm -rf "$ready"
     say "nixlet $version is ready; what a machine lacks, and how to use it: nixlet doctor, nixlet --help"
     return
   fi
   last_words "$name"
   if [ -f "$before/link" ] && [ -f "$before/unit" ]; then
-    go_back "nixlet $version did not get ready as $name: its last words are above"
+    go_back "nixlet $version did not get ready as $name$unready_for: its last words are above"
   fi
   in_force
-  die "nixlet $version is installed, but did not get ready as $name: its last words are above; nixlet doctor tells what a node lacks"
+  die "nixlet $version is installed, but did not get ready as $name$unready_for: its last words are above; nixlet doctor tells what a node lacks"
 }
 
 restart_until_ready() {
+  unready_for=
   service_before=$(property "$name" InvocationID)
   # It may have failed too often to be started again.
   systemctl reset-failed "$name" 2>/dev/null || true
   systemctl restart --no-block "$name" || return 1
-  await_ready "$name" "$service_before" "${INSTALL_NIXLET_READY_SECONDS:-300}"
+  await_ready "$name" "$service_before" "${INSTALL_NIXLET_READY_SECONDS:-300}" && return
+  [ "$(property "$name" ActiveState)" != activating ] || [ "$(property "$name" SubState)" = auto-restart ] ||
+    unready_for=" in ${INSTALL_NIXLET_READY_SECONDS:-300} s (more is had by INSTALL_NIXLET_READY_SECONDS)"
+  return 1
 }
 
 # in_force: nothing is taken back any more.
@@ -542,31 +634,34 @@ in_force() {
 # go_back WHY: to what was in force before, and an end with an error.
 go_back() {
   bad=$version
-  earlier=$(cat "$before/link")
+  back_to=$before
+  [ ! -d "$ready" ] || back_to=$ready
+  earlier=$(cat "$back_to/link")
   say "Going back to what was there before"
-  take_back
+  take_back "$back_to"
   if ! has_systemd; then
     die "$1; what was there before is in force again ($earlier)"
   fi
   if restart_until_ready; then
+    rm -rf "$ready"
     die "$1; what was there before is in force again, and ready ($earlier)"
   fi
   last_words "$name"
   die "$1; what was there before is in force again ($earlier), but does not get ready either: $bad may not be to blame; nixlet doctor tells what a node lacks"
 }
 
-# take_back: makes the link, the unit and its variables what OPT/.before says. It may be cut off, and done again.
+# take_back COPIES: makes the link, the unit and its variables what they were. It may be cut off, and done again.
 take_back() {
-  back=$(cat "$before/name")
+  back=$(cat "$1/name")
   back_unit=$units/$back.service
-  if [ ! -f "$before/unit" ] && command -v systemctl >/dev/null; then
+  if [ ! -f "$1/unit" ] && command -v systemctl >/dev/null; then
     # A service that there was not before.
     systemctl disable --quiet "$back" 2>/dev/null || true
     ! has_systemd || systemctl stop "$back" 2>/dev/null || true
   fi
-  if [ -f "$before/link" ]; then point_at "$(cat "$before/link")"; else rm -f "$bin/nixlet"; fi
-  put_back "$before/unit" "$back_unit"
-  put_back "$before/variables" "$back_unit.env"
+  if [ -f "$1/link" ]; then point_at "$(cat "$1/link")"; else rm -f "$bin/nixlet"; fi
+  put_back "$1/unit" "$back_unit"
+  put_back "$1/variables" "$back_unit.env"
   on_disk
   in_force
   if has_systemd; then systemctl daemon-reload; fi
@@ -585,7 +680,7 @@ take_back_what_was_cut_off() {
   rm -rf "$before.new" "$before.done"
   [ -d "$before" ] || return 0
   say "An earlier installation was cut off: taking back what it had changed"
-  take_back
+  take_back "$before"
   # What runs may be what was taken back.
   if [ "$back" = "$name" ]; then
     restart_needed=yes
@@ -608,6 +703,7 @@ tidy() {
   for old in "$opt"/*; do
     # What has no stamp is not ours.
     if [ ! -f "$old/$environment_stamp" ] || [ "$old" = "$current" ] || [ "$old" = "$(cat "$opt/previous" 2>/dev/null || true)" ] ||
+      [ "$old/bin/nixlet" = "$(cat "$ready/link" 2>/dev/null || true)" ] ||
       grep -qaF -- "$old/" /proc/[0-9]*/cmdline 2>/dev/null; then
       continue
     fi

@@ -92,8 +92,8 @@ what_for() {
     containernetworking-plugins) echo "the CNI plugins, which make pods' networks" ;;
     iptables) echo "leads packets to pods' ports" ;;
     catatonit) echo "holds a pod's namespaces" ;;
-    python3) echo "Python $oldest_python or later" ;;
-    python3-venv) echo "Python's modules venv and ensurepip" ;;
+    python3*-venv) echo "Python's modules venv and ensurepip" ;;
+    python3*) echo "Python $oldest_python or later" ;;
   esac
 }
 

@@ -65,7 +65,7 @@ remove_cluster() {
     kill -TERM "$server" 2>/dev/null && wait "$server" || true
     nixlet uninstall --data-dir "$NIXLET_DATA_DIR" --ignore-missing --yes >"$scratch/removed" 2>&1 || {
       cat "$scratch/removed" >&2
-      say "What is left of it is taken away by: nixlet uninstall --data-dir $NIXLET_DATA_DIR --yes"
+      say "What is left of it is taken away by: $top/.venv/bin/nixlet uninstall --data-dir $NIXLET_DATA_DIR --yes"
     }
   fi
   rm -rf "$scratch"

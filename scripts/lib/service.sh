@@ -42,6 +42,30 @@ started_by() {
   die "$1 was written by somebody else, and what nixlet is to be started with can't be read from it; say it, as in: install.sh server"
 }
 
+# parted_words: of words as a unit's ExecStart has them (from standard input) each as it stands, and in the next line as what it means.
+parted_words() {
+  awk '{
+    while (match($0, /^[ \t]*("([^"\\]|\\.)*"|[^ \t"\\]|\\.)+/)) {
+      raw = substr($0, 1, RLENGTH)
+      $0 = substr($0, RLENGTH + 1)
+      sub(/^[ \t]*/, "", raw)
+      meant = ""
+      rest = raw
+      while (rest != "") {
+        sign = substr(rest, 1, 1)
+        rest = substr(rest, 2)
+        if (sign == "\"") continue
+        if (sign == "\\" || ((sign == "%" || sign == "$") && substr(rest, 1, 1) == sign)) { sign = substr(rest, 1, 1); rest = substr(rest, 2) }
+        meant = meant sign
+      }
+      print raw
+      print meant
+    }
+    # What is not understood stays as it stands.
+    if ($0 ~ /[^ \t]/) { print $0; print "" }
+  }'
+}
+
 # unit_text TEMPLATE COMMAND VARIABLES [CONFIG]: a unit of deploy/ that starts this command, with the variables of one more file, and
 # another config.yaml than nixlet's own.
 unit_text() {
@@ -112,8 +136,9 @@ await_ready() {
       [ "$(property "$1" ActiveState) $(property "$1" InvocationID)" = "active $service_run" ] && return
     fi
     [ "$service_state" != failed ] || return 1
-    # A start may fail for what passes; twice in a row it doesn't.
-    [ "$(property "$1" NRestarts)" -lt 2 ] || return 1
+    # A start may fail for what passes; twice in a row it doesn't. (For a moment systemd may say nothing: it starts itself anew.)
+    service_restarts=$(property "$1" NRestarts)
+    [ "${service_restarts:-0}" -lt 2 ] || return 1
     [ "$(uptime_seconds)" -lt "$service_end" ] || return 1
     sleep 0.2 2>/dev/null || sleep 1
   done

@@ -19,6 +19,7 @@ ensure_venv() {
   if [ -n "$version" ]; then
     python=$(python_of "$version") || die "no Python $version with the venv module is installed"
   else
+    find_python >/dev/null || need_packages python3 python3-venv
     python=$(suitable_python)
   fi
   say "Setting up the Python environment in ${venv##*/}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support import kubernetes, machines, parts
+from support import kubernetes, machines, nodes, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -221,6 +221,21 @@ def test_a_version_that_does_not_get_ready_goes_back(installed: machines.Machine
     assert (installed.root / "opt/nixlet/1.0.0").exists()
 
 
+def test_who_went_back_by_hand_stays_there_when_a_later_version_is_bad(installed: machines.Machine) -> None:
+    """docs/guides/upgrading.md, its last lines."""
+    done = install(installed, "1.1.0")
+    assert done.returncode == 0, done.stderr
+    guide = (ROOT / "docs/guides/upgrading.md").read_text()
+    (link,) = re.findall(r"`(ln -sfn [^`]+)`", guide)
+    installed.ok("sh", "-c", link.replace("VERSION", "1.0.0"))
+    installed.ok("systemctl", "restart", "nixlet")
+    assert runs(installed) == "1.0.0"
+    done = install(installed, "0.8.1")
+    assert done.returncode == 125
+    assert "in force again, and ready (/opt/nixlet/1.0.0/bin/nixlet)" in done.stderr
+    assert runs(installed) == "1.0.0"
+
+
 def within(machine: machines.Machine, process: "subprocess.Popen[str]") -> int:
     """The installer's process, as seen from here: what nsenter started in the machine."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -378,12 +393,15 @@ def test_without_a_network_from_a_directory(installed: machines.Machine) -> None
 
 def test_without_systemd(installed: machines.Machine) -> None:
     """As in a container, or in the image of a machine that is made."""
+    # A directory that somebody else made is as they made it.
+    installed.ok("mkdir", "-p", "--mode=700", "/aside/opt")
     hidden = "mount -t tmpfs none /run/systemd; exec /src/1.0.0/install.sh server --debug"
     variables = {**ASIDE, "INSTALL_NIXLET_SKIP_ENABLE": "", "NIXLET_DATA_DIR": "/aside/data"}
     try:
         done = installed.run("unshare", "--mount", "sh", "-ec", hidden, variables=variables)
         assert done.returncode == 0, done.stderr
         assert "systemd does not run here. Start it with: /aside/bin/nixlet server --debug\n" in done.stderr
+        assert installed.ok("stat", "--format=%a", "/aside/opt") == "700\n"
     finally:
         installed.ok("rm", "-rf", "/aside")
 
@@ -439,6 +457,56 @@ def test_systemd_makes_the_cgroups(installed: machines.Machine) -> None:
         installed.ok("nixlet", "stop", "--time", "1", name)
         installed.ok("nixlet", "rm", name)
     assert scopes(installed) == set()
+
+
+def test_a_kubelet_of_k3ss(installed: machines.Machine) -> None:
+    """docs/guides/k3s.md, but for k3s itself: the kubelet that is in it, told what k3s tells it."""
+    guide = (ROOT / "docs/guides/k3s.md").read_text()
+    (flags,) = re.findall(r"^ *\./install\.sh (server .*)$", guide, re.MULTILINE)
+    done = install(installed, "1.0.0", *flags.split())
+    assert done.returncode == 0, done.stderr
+    said = dict(re.findall(r"--(container-runtime-endpoint|image-service-endpoint) (\S+)", guide))
+    settings = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "containerRuntimeEndpoint": said["container-runtime-endpoint"],
+        "imageServiceEndpoint": said["image-service-endpoint"],
+        # k3s says cgroupfs of a containerd that isn't its own, unless it is told.
+        "cgroupDriver": dict(re.findall(r"--kubelet-arg (cgroup-driver)=(\w+)", guide)).get(
+            "cgroup-driver", "cgroupfs"
+        ),
+        "staticPodPath": "/src/kubelet/pods",
+        "enableServer": False,
+        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}},
+        "authorization": {"mode": "AlwaysAllow"},
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "imageGCHighThresholdPercent": 100,
+        "evictionHard": {"memory.available": "1Mi"},
+    }
+    (installed.root / "src/kubelet/pods").mkdir(parents=True)
+    (installed.root / "src/kubelet/config").write_text(json.dumps(settings))
+    shutil.copy(parts.kubernetes() / "kubelet", installed.root / "src/kubelet")
+    pod = nodes.manifest("k3s", SLEEPER[0], command=SLEEPER[2:], container={"imagePullPolicy": "Never"})
+    (installed.root / "src/kubelet/pods/pod.json").write_bytes(pod)
+    # A kubelet reads there whether the kernel ended something for want of memory.
+    installed.ok("ln", "-sf", "null", "/dev/kmsg")
+    installed.ok("nixlet", "image", "load", "/ordinary.tar")
+    kubelet = ["/src/kubelet/kubelet", "--config", "/src/kubelet/config", "--root-dir", "/var/lib/k3s", "--hostname-override", "k3s"]  # fmt: skip
+    with kubernetes.apart():
+        # The machine's are this one's, and not to be written there.
+        for name, value in (("vm/overcommit_memory", "1"), ("kernel/panic", "10"), ("kernel/panic_on_oops", "1")):
+            Path("/proc/sys", name).write_text(value)
+        try:
+            installed.ok("systemd-run", "--quiet", "--unit=kubelet", "--property=Delegate=yes", *kubelet)
+            listed = ("nixlet", "ps")
+            until(lambda: re.search(r" running .* k3s", installed.ok(*listed)), "the pod runs")
+            assert any(place.startswith("/kubepods.slice/") for place in cgroups_of(installed, sleeper(installed)))
+        finally:
+            installed.run("systemctl", "stop", "kubelet")
+            installed.ok("nixlet-killall.sh")
+            installed.run("systemctl", "stop", "kubepods.slice")
+            installed.ok("rm", "-rf", "/src/kubelet", "/var/lib/k3s")
 
 
 def test_an_agent_joins_a_cluster(machine: machines.Machine, tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
-"""Tables of docs/ name a test or a reason for each of their rows; here the tests that they name are looked for."""
+"""Tables of docs/ name a test or a reason for each of their rows; here the tests that they name are looked for.
+
+Besides: what documents name of the tree is there, and what they have one type is what nixlet and its installer understand.
+"""
 
 import ast
 import functools
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from nixlet.cli import parser
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,3 +114,70 @@ def test_faults_are_found(row: str, fault: str | None) -> None:
     found = faults(f"{HEAD}{row}\n")
     assert (len(found), fault or "") == (int(fault is not None), fault or "")
     assert all(str(fault) in each and "line 5" in each for each in found)
+
+
+#: What people read to have a node.
+GUIDES = ("README.md", "docs/install.md", "docs/kubelet.md", *(f"docs/guides/{path.name}" for path in sorted((ROOT / "docs/guides").iterdir())))  # fmt: skip
+
+
+def code(text: str) -> Iterator[str]:
+    """What stands in a text as code: blocks of both kinds, line by line, and what is between backticks, also over the end of a line."""
+    text = text.replace("\\\n", " ")
+    fenced = re.compile(r"^(?: |\d+\. )*```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+    for block in fenced.findall(text):
+        yield from block.splitlines()
+    text = fenced.sub("", text)
+    yield from re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
+    yield from (" ".join(each.split()) for each in re.findall(r"`([^`]+)`", text))
+
+
+def typed(text: str) -> Iterator[list[str]]:
+    """The commands of nixlet and its installer in a text that have options, as the words of nixlet's command line."""
+    for line in code(text):
+        for command in re.split(r" ; |  #|&& ", line.replace("; then", "")):
+            found = re.match(r"(?:\w+=\S+ )*(?:nixlet|\./install\.sh)(?= |$)", command.strip())
+            if found is None or "--help" in command or " --" not in command:
+                continue
+            words = shlex.split(command.strip()[found.end() :])
+            # What an installer is told is what its service is started with.
+            yield words
+
+
+@pytest.mark.parametrize("document", GUIDES)
+def test_what_one_is_to_type_is_understood(document: str) -> None:
+    not_understood = [words for words in typed((ROOT / document).read_text()) if parser.parse(words, {}) is None]
+    # Two name an option, and no command.
+    assert [words for words in not_understood if words not in (["--debug", "VERB"], ["run", "--runtime", "crun"])] == []
+
+
+@pytest.mark.parametrize("document", GUIDES)
+def test_what_documents_name_of_the_tree_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    links = [each for each in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in each]
+    named = [each for each in re.findall(r"`((?:tests|scripts|deploy|docs|bench|src)/[\w./-]+)`", text)]
+    places = [*((ROOT / document).parent / each for each in links), *(ROOT / each for each in named)]
+    assert [str(place) for place in places if not place.exists()] == []
+
+
+def test_the_installers_variables_are_those_of_its_guide() -> None:
+    script = (ROOT / "install.sh").read_text()
+    known = set(re.findall(r"^#? *(?:# )?INSTALL_NIXLET_(\w+)|, INSTALL_NIXLET_(\w+)", script, re.MULTILINE))
+    rows = "\n".join(row for row in (ROOT / "docs/install.md").read_text().splitlines() if row.startswith("|"))
+    told = set(re.findall(r"(?:INSTALL_NIXLET|…)_([A-Z0-9_]+)", rows))
+    assert {first or second for first, second in known} == told
+    read = set(
+        re.findall(
+            r"INSTALL_NIXLET_(\w+)", "".join(path.read_text() for path in (ROOT / "scripts/lib").iterdir()) + script
+        )
+    )
+    assert read - told == set()
+
+
+def test_commands_are_found() -> None:
+    """What keeps the tests above from finding nothing."""
+    found = [words for document in GUIDES for words in typed((ROOT / document).read_text())]
+    assert ["server", "--kubernetes", "no", "--pod-cidr", "10.42.0.0/24"] in found
+    assert ["uninstall", "--snapshotter-root", "/var/lib/containerd/io.containerd.snapshotter.v1.nix", "--yes"] in found
+    assert ["server", "--snapshotter", "nix"] in found
+    assert len(found) > 12
+    assert parser.parse(["server", "--nonsense"], {}) is None

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import ssl
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -129,6 +130,67 @@ def test_a_secret_is_a_variable_and_not_in_the_unit(tmp_path: Path, program: str
     )
 
 
+@pytest.mark.parametrize("program", SHELLS)
+def test_a_secret_of_a_unit_that_was_there_becomes_a_variable(tmp_path: Path, program: str) -> None:
+    """Of one that was written by hand: the rest stays as it stands, also what only systemd expands."""
+    unit = tmp_path / "nixlet.service"
+    script = "settle_places; settle_command; echo \"$words\"; variables_text ''"
+    places = {"INSTALL_NIXLET_SYSTEMD_DIR": str(tmp_path)}
+    for given in ('--token "K10 \\"$$x"', '"--token=K10 \\"$$x"', '-t "K10 \\"$$x"', '"-tK10 \\"$$x"'):
+        unit.write_text(f'[Service]\nExecStart=/bin/nixlet server --node-name %H {given} --log "/a b" ""\n')
+        done = shell(script, program=program, **places)
+        assert done.stdout == ' server --node-name %H --log "/a b" ""\nNIXLET_TOKEN="K10 \\"\\$x"\n', done.stderr
+        # What is said now goes before what was said then.
+        assert 'NIXLET_TOKEN="new"' in shell(script, program=program, NIXLET_TOKEN="new", **places).stdout
+    unit.write_text("[Service]\nExecStart=/bin/nixlet server  --agent-token=a --datastore-endpoint b --debug\n")
+    done = shell(script, program=program, **places)
+    assert done.stdout == ' server --debug\nNIXLET_AGENT_TOKEN="a"\nNIXLET_DATASTORE_ENDPOINT="b"\n', done.stderr
+    unit.write_text("[Service]\nExecStart=/bin/nixlet server  --token-file /a -d /b\n")
+    assert shell(script, program=program, **places).stdout == " server  --token-file /a -d /b\n"
+
+
+def test_an_agents_flags_stay_where_its_variables_are_said_once_more(tmp_path: Path) -> None:
+    unit = tmp_path / "nixlet-agent.service"
+    unit.write_text("[Service]\nExecStart=/usr/local/bin/nixlet agent --kubernetes-bin-dir /opt/k\n")
+    variables = {"INSTALL_NIXLET_SYSTEMD_DIR": str(tmp_path), "NIXLET_URL": "https://a", "NIXLET_TOKEN": "t"}
+    script = 'settle_places; settle_command; echo "$name:$words"'
+    assert ok(script, **variables) == "nixlet-agent: agent --kubernetes-bin-dir /opt/k\n"
+    # A server that is to become one has other flags.
+    unit.write_text("[Service]\nExecStart=/usr/local/bin/nixlet server --debug\n")
+    assert ok(script, **variables) == "nixlet-agent: agent\n"
+    unit.write_text("[Service]\nExecStart=/usr/bin/env nixlet\n")
+    assert ok(script, **variables) == "nixlet-agent: agent\n"
+
+
+def test_a_configuration_at_a_place_of_its_own_stays_the_services(tmp_path: Path) -> None:
+    (tmp_path / "nixlet.service").write_text(
+        "[Service]\nEnvironment=NIXLET_CONFIG_FILE=/srv/etc/config.yaml\nExecStart=/bin/nixlet server\n"
+    )
+    script = 'settle_places; settle_command; echo "$config"'
+    places = {"INSTALL_NIXLET_SYSTEMD_DIR": str(tmp_path)}
+    assert ok(script, **places) == "/srv/etc\n"
+    assert ok(script, INSTALL_NIXLET_CONFIG_DIR="/other", **places) == "/other\n"
+    assert ok(script, INSTALL_NIXLET_NAME="two", **places) == "/etc/nixlet\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_settings_are_looked_at_with_the_services_own_configuration(tmp_path: Path, there: bool) -> None:
+    program = tmp_path / "home/bin/nixlet"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\necho "$NIXLET_CONFIG_FILE" "$@" >{tmp_path}/said\n')
+    program.chmod(0o755)
+    if there:
+        (tmp_path / "config.yaml").touch()
+    script = f"home={tmp_path}/home config={tmp_path} kept= argument_list=server; check_settings; config=/etc/nixlet"
+    ok(script)
+    file = tmp_path / "config.yaml" if there else Path("/dev/null")
+    assert (tmp_path / "said").read_text() == f"{file} server --show-config\n"
+    ok(script, NIXLET_CONFIG_FILE="/mine")
+    assert (tmp_path / "said").read_text() == "/mine server --show-config\n"
+    ok(f"{script}; check_settings")
+    assert (tmp_path / "said").read_text() == " server --show-config\n"
+
+
 def test_a_word_with_a_line_break_is_refused() -> None:
     done = shell("quoted_words server 'a\nb'")
     assert done.returncode == 125
@@ -246,6 +308,28 @@ def test_each_systems_packages_have_names(manager: str, how: str) -> None:
     assert ok(f"how_to_install {manager} $node_packages") == how
 
 
+@pytest.mark.parametrize("known", ["python3.11-venv", "python3.9-venv"])
+def test_a_release_whose_python_is_too_old_has_a_later_one_beside_it_or_nothing_is_changed(
+    tmp_path: Path, known: str
+) -> None:
+    """As Ubuntu 22.04."""
+    for name, does in (("python3", "echo 3.10"), ("apt-get", ":"), ("apt-cache", f"[ $2 = {known} ]")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    script = f"PATH={tmp_path}:$PATH; missing_packages() {{ missing='runc python3 python3-venv'; }}; check_packages; echo $missing"
+    done = shell(script)
+    if known == "python3.11-venv":
+        assert (done.returncode, done.stdout) == (0, "runc python3.11 python3.11-venv\n"), done.stderr
+        done = shell(script, INSTALL_NIXLET_SKIP_PACKAGES="true")
+        assert "    python3.11                    Python 3.11 or later\n" in done.stderr
+        assert "hint: apt-get install runc python3.11 python3.11-venv\n" in done.stderr
+    else:
+        assert "there is a python3, of version 3.10" in done.stderr
+        assert "hint: apt knows no other Python" in done.stderr
+        assert done.stderr.endswith("hint: apt-get install runc\n")
+    assert done.returncode == 125
+
+
 @pytest.mark.parametrize("manager", ["dnf", "apk"])
 def test_what_is_missing_is_said_with_the_packages_names(tmp_path: Path, manager: str) -> None:
     """On a machine that has nothing but another system's package manager."""
@@ -267,7 +351,7 @@ def test_what_is_missing_is_said_with_the_packages_names(tmp_path: Path, manager
 
 #: The installer's state, with two versions that are only directories, and a systemd that isn't there.
 PLACES = """
-top=$TOP opt=$T/opt bin=$T/bin units=$T/units config=$T/config share=$T/share before=$T/opt/.before
+top=$TOP opt=$T/opt bin=$T/bin units=$T/units config=$T/config share=$T/share before=$T/opt/.before ready=$T/opt/.ready
 name=nixlet unit=$units/nixlet.service variables=$units/nixlet.service.env version=2 home=$opt/2
 new_unit=$units/.nixlet.service.new new_variables=$units/.nixlet.service.env.new changing= restart_needed= building= unfinished=$T/opt/.unfinished
 systemd_runs=/nowhere
@@ -336,6 +420,56 @@ def test_a_change_that_is_cut_off_anywhere_is_taken_back_by_the_next_run(tmp_pat
     else:
         raise AssertionError("it never came to its end")
     assert seen == {(-9, old), (-9, new), (0, new)}
+
+
+#: A systemd that says STATE and RUN, and where the first start that is waited for fails.
+SYSTEMD = """
+has_systemd() { :; }
+systemctl() { :; }
+last_words() { :; }
+property() { case $2 in ActiveState) echo "$STATE" ;; InvocationID) echo "$RUN" ;; esac; }
+await_ready() { if [ -n "${failed-}" ]; then return 0; fi; failed=yes; return 1; }
+"""
+
+
+@pytest.mark.parametrize(("state", "run", "back"), [("active", "a", 1), ("inactive", "", 1), ("active", "b", 2)])
+def test_one_goes_back_to_what_was_seen_ready_with_its_own_unit_and_variables(
+    tmp_path: Path, state: str, run: str, back: int
+) -> None:
+    prepare(tmp_path, first=False)
+    kept = [("1/bin/nixlet", "one\n", "A=1\n"), ("2/bin/nixlet", "two\n", "A=2\n")]
+    variables = {"T": str(tmp_path), "TOP": str(ROOT), "STATE": "active", "RUN": "a"}
+    # Put there, and not to be started; twice, as an image of a machine is brought up to date.
+    for version in ("2", "2"):
+        units = tmp_path / "units"
+        (units / ".nixlet.service.new").write_text("two\n")
+        (units / ".nixlet.service.env.new").write_text("A=2\n")
+        script = f"{PLACES}{SYSTEMD}home=$opt/{version}; put_in_force; start_service; tidy"
+        ok(script, INSTALL_NIXLET_SKIP_START="true", **variables)
+        assert in_force(tmp_path) == kept[1]
+        assert (tmp_path / "opt/1/bin/nixlet").exists()
+    assert stat.S_IMODE((tmp_path / "opt/.ready").stat().st_mode) == 0o700
+    (tmp_path / "opt/3/bin").mkdir(parents=True)
+    (tmp_path / "opt/3/.nixlet-stamp").touch()
+    (units / ".nixlet.service.new").write_text("three\n")
+    (units / ".nixlet.service.env.new").write_text("A=3\n")
+    # Meanwhile it was started by somebody and is well; or was not.
+    now = {**variables, "STATE": state, "RUN": run}
+    done = shell(f"{PLACES}{SYSTEMD}version=3 home=$opt/3; put_in_force; start_service", **now)
+    assert done.returncode == 125
+    assert f"nixlet 3 did not get ready as nixlet: its last words are above; what was there before is in force again, and ready ({tmp_path}/opt/{back}/bin/nixlet)" in done.stderr  # fmt: skip
+    assert in_force(tmp_path) == kept[back - 1]
+    assert sorted(path.name for path in (tmp_path / "opt").glob(".*")) == []
+
+
+def test_what_a_start_takes_too_long_for_is_told() -> None:
+    script = (
+        "name=nixlet; systemctl() { :; }; await_ready() { return 1; };"
+        ' property() { case $2 in ActiveState) echo activating ;; SubState) echo "$SUB" ;; esac; };'
+        ' restart_until_ready || echo "not$unready_for"'
+    )
+    assert ok(script, SUB="start", INSTALL_NIXLET_READY_SECONDS="7").startswith("not in 7 s (more is had by INSTALL_")
+    assert ok(script, SUB="auto-restart") == "not\n"
 
 
 def test_what_is_not_needed_goes_and_the_last_one_stays(tmp_path: Path) -> None:
@@ -431,6 +565,8 @@ def test_a_start_is_waited_for_by_a_clock_that_nobody_sets() -> None:
     done = shell(script)
     assert (done.returncode, done.stdout) == (7, "waits\n"), done.stderr
     assert shell(script.replace("300", "0")).returncode == 1
+    # A systemd that starts itself anew says nothing for a moment.
+    assert shell(script.replace("echo 0", ":")).stdout == "waits\n"
 
 
 def uninstall(directory: Path, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -468,7 +604,10 @@ def test_taken_away_is_what_the_installer_made_and_nothing_else(tmp_path: Path) 
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
     assert left == ["called", "config/config.yaml", "opt/2.old", "opt/mine/file"]
     assert f"Kept: what others have in {tmp_path}/opt\n" in done.stdout
-    assert (tmp_path / "called").read_text().startswith(f"uninstall --unit {tmp_path}/units/nixlet.service ")
+    assert (
+        f"\nuninstall --unit {tmp_path}/units/nixlet.service --ignore-missing --yes\n"
+        in (tmp_path / "called").read_text()
+    )
 
 
 def test_a_node_is_not_forgotten_where_it_cannot_be_taken_away(tmp_path: Path) -> None:
@@ -490,6 +629,22 @@ def test_a_node_is_not_forgotten_where_it_cannot_be_taken_away(tmp_path: Path) -
     program(tmp_path, "exit 3")
     assert uninstall(tmp_path).returncode == 0
     assert not (tmp_path / "bin/nixlet").is_symlink()
+
+
+@pytest.mark.parametrize("other", ["the same node", "another node", ""])
+def test_a_node_that_two_services_start_stays_with_the_other_one(tmp_path: Path, other: str) -> None:
+    """As a second one that was installed without a directory of its own, and never got ready."""
+    prepare(tmp_path, first=False)
+    (tmp_path / "units/nixlet-two.service").write_text("two\n")
+    program(tmp_path, f"case \"$3 $4\" in *two.service' ') echo {other} ;; *' ') echo the same node ;; esac")
+    done = uninstall(tmp_path)
+    assert done.returncode == 0, done.stderr
+    taken = f"uninstall --unit {tmp_path}/units/nixlet.service --ignore-missing --yes\n"
+    assert (taken in (tmp_path / "called").read_text()) == (other != "the same node")
+    kept = f"Kept: the node with all that it made, which {tmp_path}/units/nixlet-two.service starts as well.\n"
+    assert (kept in done.stdout) == (other == "the same node")
+    assert not (tmp_path / "units/nixlet.service").exists()
+    assert (tmp_path / "units/nixlet-two.service").exists()
 
 
 def test_an_installation_that_runs_is_not_taken_away(tmp_path: Path) -> None:
@@ -541,6 +696,16 @@ def test_nothing_is_fetched_where_nothing_may_be(source: str) -> None:
     done = piped(INSTALL_NIXLET_SOURCE=source, INSTALL_NIXLET_SHA256="", INSTALL_NIXLET_SKIP_DOWNLOAD="true")
     assert done.returncode == 125
     assert f"error: INSTALL_NIXLET_SKIP_DOWNLOAD is set, and {source} would have to be fetched" in done.stderr
+
+
+def test_a_checkout_is_found_whatever_cd_is_told(tmp_path: Path) -> None:
+    for place in ("here", "elsewhere/checkout"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "here/checkout").symlink_to(ROOT)
+    environment = {"PATH": os.environ["PATH"], "CDPATH": str(tmp_path / "elsewhere"), "INSTALL_NIXLET_VERSION": "9"}
+    argv = ["dash", "checkout/install.sh", "server"]
+    done = subprocess.run(argv, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False)
+    assert f"error: INSTALL_NIXLET_VERSION asks for 9, and {ROOT} is nixlet" in done.stderr
 
 
 def test_a_script_that_was_cut_off_does_nothing() -> None:
@@ -601,13 +766,15 @@ def test_nobody_is_led_to_where_anybody_may_answer(
     address, trust, asked = redirecting
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("sh", "mktemp", "rm", "sha256sum", "cut", fetcher):
+    for name in ("sh", "mktemp", "rm", "sha256sum", "cut", "tail", fetcher):
         (programs / name).symlink_to(shutil.which(name) or "")
     source = f"git+{address}" if fetcher == "git" else address
     done = piped(**trust, PATH=str(programs), INSTALL_NIXLET_SOURCE=source)
     assert done.returncode == 125
     assert "could not be fetched: see above" in done.stderr
     assert {line.split()[0] for line in asked} == {"https"}
+    # What it says of that is there to be seen.
+    assert {"curl": "http", "wget": "redirect", "git": "fatal"}[fetcher] in done.stderr.partition("error: ")[0]
     if fetcher != "git":
         # Where the checksum says what it is, it may come from anywhere.
         piped(**trust, PATH=str(programs), INSTALL_NIXLET_SOURCE=source, INSTALL_NIXLET_SHA256="0" * 64)

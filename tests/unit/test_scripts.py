@@ -53,6 +53,12 @@ def test_what_a_foreign_directory_holds_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "imported").exists()
 
 
+def test_a_machine_without_python_gets_one(tmp_path: Path) -> None:
+    script = f'top={tmp_path}; find_python() {{ return 1; }}; need_packages() {{ echo "$@"; exit 7; }}; ensure_venv dev'
+    done = shell(script)
+    assert (done.returncode, done.stdout) == (7, "python3 python3-venv\n")
+
+
 def test_a_python_that_is_not_here_is_told() -> None:
     done = shell("ensure_venv dev 3.99")
     assert done.returncode == 125

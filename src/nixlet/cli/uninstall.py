@@ -83,13 +83,19 @@ def uninstall(
 
 def _as_started(unit: str, given: dict[str, Any]) -> "configfile.Configuration":
     """The configuration of a node as a unit starts it; flags of our own win."""
+    import os
+
     from nixlet import errors
-    from nixlet.cli import parser, unitfile
+    from nixlet.cli import clickadapter, parser, unitfile, verbs
     from nixlet.node.settings import configfile
 
     start = unitfile.read(unit)
-    parsed = parser.parse(start.arguments, start.environment)
-    if parsed is None or "data_dir" not in parsed.values:
+    # What the node found there is needed to take it away.
+    os.environ["PATH"] = start.environment.get("PATH", os.environ.get("PATH", os.defpath))
+    # With that one the parser leaves everything to click, which looks at the variables of our own process.
+    variables = {name: value for name, value in start.environment.items() if name != verbs.DEBUG_VARIABLE}
+    parsed = parser.parse(start.arguments, variables) or clickadapter.parse(start.arguments)
+    if "data_dir" not in parsed.values:
         raise errors.UsageError(f"{unit} starts no node", hint="name the unit of a node: nixlet server or nixlet agent")
     said = parsed.values | {name: value for name, value in given.items() if value not in {None, ()}}
     return configfile.load(said, start.environment, file=said["config"])

@@ -1,14 +1,19 @@
 """A node as its systemd unit starts it: command line and variables (systemd.service(5), systemd.exec(5)).
 
-Of a unit's syntax this reads what nixlet's own unit has, its installer writes, and people add to such files.
+Of a unit's syntax this reads what nixlet's own unit has, its installer writes, and people add to such files, also by ``systemctl edit``: drop-ins
+beside the unit (systemd.unit(5), "Drop-ins").
 """
 
+import glob
 import os
 import re
 import shlex
 from typing import NamedTuple
 
 from nixlet import errors
+
+#: A line of a unit, of those that count here.
+_ASSIGNMENT = re.compile(r"^[ \t]*(ExecStart|Environment|EnvironmentFile)[ \t]*=[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 
 #: A line of a file of variables.
 _VARIABLE = re.compile(r"\s*(\w+)=(.*)", re.ASCII)
@@ -36,17 +41,21 @@ def read(path: str) -> Start:
     arguments: list[str] | None = None
     environment: dict[str, str] = {}
     from_files: dict[str, str] = {}
-    for key, value in re.findall(r"^(\w+)=(.*)$", _text(path).replace("\\\n", " "), re.MULTILINE):
-        try:
-            if key == "ExecStart":
-                words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(value)]
-                arguments = words[1:]
-            elif key == "Environment":
-                environment |= dict(word.partition("=")[::2] for word in shlex.split(value))
-            elif key == "EnvironmentFile":
-                from_files |= _variables(value.replace("%N", name).replace("%%", "%"))
-        except ValueError as error:
-            raise errors.UsageError(f"{path}: {key}={value[:80]} can't be read: {error}") from error
+    for file in (path, *sorted(glob.glob(f"{glob.escape(path)}.d/*.conf"))):
+        for key, value in _ASSIGNMENT.findall(_text(file).replace("\\\n", " ")):
+            try:
+                if key == "ExecStart":
+                    words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(value)]
+                    arguments = words[1:] if words else None
+                elif not value:
+                    # An empty list takes back what was said before.
+                    (environment if key == "Environment" else from_files).clear()
+                elif key == "Environment":
+                    environment |= dict(word.partition("=")[::2] for word in shlex.split(value))
+                else:
+                    from_files |= _variables(value.replace("%N", name).replace("%%", "%"))
+            except ValueError as error:
+                raise errors.UsageError(f"{file}: {key}={value[:80]} can't be read: {error}") from error
     if arguments is None:
         raise errors.UsageError(f"{path} starts nothing: it has no line ExecStart=", hint="name a unit of nixlet's")
     # A file's variable wins over the unit's own, wherever it stands.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_a_unit_whose_node_never_started(unit: Path, more: tuple[str, ...]) -> N
 def test_flags_besides_win_over_the_unit(unit: Path) -> None:
     said = printed("uninstall", "--unit", str(unit), "--data-dir", "/nowhere", "--ignore-missing")
     assert said == "Nothing is to be done: there is no node at /nowhere.\n"
+
+
+def test_a_unit_that_was_changed_by_a_drop_in_and_logs_more(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``systemctl edit`` does it, and as the variables of a service are."""
+    monkeypatch.setenv("PATH", "/before")
+    (unit.parent / "env").write_text('NIXLET_DEBUG="true"\nNIXLET_CONFIG_FILE=/dev/null\nPATH="/programs:/bin"\n')
+    drop_in = Path(f"{unit}.d/override.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/nixlet server --data-dir /elsewhere\n")
+    said = printed("uninstall", "--unit", str(unit), "--ignore-missing")
+    assert said == "Nothing is to be done: there is no node at /elsewhere.\n"
+    # What the node found by its own PATH is looked for there.
+    assert os.environ["PATH"] == "/programs:/bin"
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/nixlet server --nonsense\n")
+    with pytest.raises(errors.UsageError, match="there is no option --nonsense"):
+        printed("uninstall", "--unit", str(unit))
 
 
 def test_a_unit_that_starts_no_node(unit: Path) -> None:

@@ -42,6 +42,30 @@ def test_arguments_and_variables(tmp_path: Path) -> None:
     }
 
 
+def test_drop_ins_change_a_unit_in_their_order(tmp_path: Path) -> None:
+    unit = tmp_path / "one.service"
+    unit.write_text(
+        "[Service]\nEnvironment = A=1 B=2\nEnvironmentFile=/no/such\n\tExecStart = /nixlet server --debug\n"
+    )
+    drop_ins = tmp_path / "one.service.d"
+    drop_ins.mkdir()
+    (drop_ins / "20-later.conf").write_text(f"[Service]\nEnvironment=B=3\nEnvironmentFile=-{tmp_path}/env\n")
+    (drop_ins / "10-first.conf").write_text("[Service]\nEnvironment=\nEnvironmentFile=\nEnvironment=C=4 D=5\n")
+    (drop_ins / "other").write_text("[Service]\nExecStart=\n")
+    (tmp_path / "env").write_text("D=6\n")
+    # The file that the first one takes back is not there, and need not be.
+    unit.write_text(unit.read_text().replace("=/no/such", f"={tmp_path}/env"))
+    assert unitfile.read(str(unit)) == unitfile.Start(["server", "--debug"], {"B": "3", "C": "4", "D": "6"})
+    (drop_ins / "30.conf").write_text("[Service]\nExecStart=\nExecStart=/nixlet agent\n")
+    assert unitfile.read(str(unit)).arguments == ["agent"]
+    (drop_ins / "30.conf").write_text("[Service]\nExecStart=\n")
+    with pytest.raises(errors.UsageError, match="starts nothing"):
+        unitfile.read(str(unit))
+    (drop_ins / "30.conf").write_text('[Service]\nExecStart=/nixlet "open\n')
+    with pytest.raises(errors.UsageError, match=re.escape("one.service.d/30.conf: ExecStart=")):
+        unitfile.read(str(unit))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
