@@ -154,7 +154,7 @@ def test_what_one_is_to_type_is_understood(document: str) -> None:
 def test_what_documents_name_of_the_tree_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
     links = [each for each in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in each]
-    named = [each for each in re.findall(r"`((?:tests|scripts|deploy|docs|bench|src)/[\w./-]+)`", text)]
+    named = re.findall(r"`((?:tests|scripts|deploy|docs|bench|src)/[\w./-]+)`", text)
     places = [*((ROOT / document).parent / each for each in links), *(ROOT / each for each in named)]
     assert [str(place) for place in places if not place.exists()] == []
 

@@ -440,8 +440,8 @@ def test_one_goes_back_to_what_was_seen_ready_with_its_own_unit_and_variables(
     kept = [("1/bin/nixlet", "one\n", "A=1\n"), ("2/bin/nixlet", "two\n", "A=2\n")]
     variables = {"T": str(tmp_path), "TOP": str(ROOT), "STATE": "active", "RUN": "a"}
     # Put there, and not to be started; twice, as an image of a machine is brought up to date.
+    units = tmp_path / "units"
     for version in ("2", "2"):
-        units = tmp_path / "units"
         (units / ".nixlet.service.new").write_text("two\n")
         (units / ".nixlet.service.env.new").write_text("A=2\n")
         script = f"{PLACES}{SYSTEMD}home=$opt/{version}; put_in_force; start_service; tidy"
