@@ -506,6 +506,8 @@ def test_a_kubelet_of_k3ss(installed: machines.Machine) -> None:
             installed.run("systemctl", "stop", "kubelet")
             installed.ok("nixlet-killall.sh")
             installed.run("systemctl", "stop", "kubepods.slice")
+            # A kubelet mounts its directory on itself.
+            installed.run("umount", "/var/lib/k3s")
             installed.ok("rm", "-rf", "/src/kubelet", "/var/lib/k3s")
 
 

@@ -483,17 +483,19 @@ def test_uninstalling_stops_before_what_is_mounted_in_its_way(tmp_path: Path) ->
         assert node.stop() == 0
         # Somebody's, who made it before.
         assert network.bridge_exists(node.bridge)
-        # A disk that somebody gave containerd is neither taken off nor emptied.
-        disk = node.data_dir / "agent/containerd"
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], check=True)
-        try:
-            (disk / "precious").touch()
-            done = uninstall(node, "--yes")
-            assert done.returncode == 125
-            assert f"{disk} is not deleted: {disk} is mounted in it".encode() in done.stderr
-            assert (disk / "precious").exists()
-        finally:
-            mounts.unmount(str(disk))
+        # A disk that somebody gave containerd, or one of its plugins, is neither taken off nor emptied.
+        containerd = node.data_dir / "agent/containerd"
+        for disk in (containerd, containerd / "io.containerd.snapshotter.v1.overlayfs"):
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], check=True)
+            try:
+                (disk / "precious").touch()
+                assert uninstall(node, "--yes", "--pods-only").returncode == 0
+                done = uninstall(node, "--yes")
+                assert done.returncode == 125
+                assert f"{containerd} is not deleted: {disk} is mounted in it".encode() in done.stderr
+                assert (disk / "precious").exists()
+            finally:
+                mounts.unmount(str(disk))
         pods = node.data_dir / "agent" / "pods"
         inside = pods / "disk"
         inside.mkdir()

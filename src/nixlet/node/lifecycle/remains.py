@@ -72,11 +72,11 @@ async def unmount(place: str, *, itself: bool = False) -> None:
     """Unmount what was mounted below a directory, deepest first, and never lazily: nothing may live on unseen.
 
     Args:
-        place: The directory.
+        place: The directory. What is mounted on it is a disk that somebody gave it, unless it is said to be ours.
         itself: Only what is mounted on the directory, and not what is below it.
     """
     for entry in reversed(mounts.below(place)):
-        if itself and entry.path != os.path.realpath(place):
+        if itself != (entry.path == os.path.realpath(place)):
             continue
         for attempt in range(20):
             try:

@@ -292,7 +292,9 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
         await remains.end_shims(each)
         remains.remove(sockets)
         await remains.unmount(each.containerd_state)
-    await remains.unmount(layout.containerd_root)
+    # (a directory of a plugin's may be a disk of somebody's, too)
+    for plugin in podtraces.directories(layout.containerd_root):
+        await remains.unmount(plugin)
     # A node that was killed leaves its own mount of this directory; what else is mounted there is somebody's.
     await remains.unmount(layout.pods, itself=True)
     # Volumes that its kubelet made, and its own mount of that directory.
