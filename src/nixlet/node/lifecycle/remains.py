@@ -120,9 +120,10 @@ def check_free(trees: Sequence[str]) -> None:
                     # Layers are named as whoever mounted them named them, which may be by way of a link.
                     stacked = under in entry.options or f"{tree}/" in entry.options
                     bound = entry.device == base.device and f"{entry.root}/".startswith(f"{inside}/")
-                    if f"{entry.path}/".startswith(under) or bound or stacked:
+                    within = f"{entry.path}/".startswith(under)
+                    if within or bound or stacked:
                         raise errors.FailedPreconditionError(
-                            f"{tree} is not deleted: {entry.path} is mounted {'from' if bound else 'in'} it",
+                            f"{tree} is not deleted: {entry.path} is mounted {'in' if within or not bound else 'from'} it",
                             hint=f"look at it, and unmount it: umount {entry.path}",
                         )
 
