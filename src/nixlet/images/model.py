@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -176,7 +177,7 @@ def decode(data: bytes, kind: type[_T], what: str) -> _T:
             if b"null" not in data:
                 raise
             return msgspec.convert(_without_nulls(msgspec.json.decode(data)), kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except unreadable.JSON as error:
         raise errors.InvalidArgumentError(f"{what} is malformed: {error}") from error
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
+from nixlet.encoding import unreadable
 from nixlet.kubeclient import failures
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.endpoint import Endpoint
@@ -180,8 +181,8 @@ class Client:
                 raise failures.too_large(self.endpoint, _MAX_LIST)
             try:
                 found = msgspec.json.decode(body, type=_List)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise failures.unreadable(self.endpoint) from error
+            except unreadable.JSON as error:
+                raise failures.no_object(self.endpoint) from error
             items += found.items or ()
             rest = found.metadata.continue_
             if not rest:
@@ -331,8 +332,8 @@ class Client:
         try:
             found = msgspec.json.decode(line, type=_Event)
             status = msgspec.convert(found.object, failures.Status) if found.type == "ERROR" else None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise failures.unreadable(self.endpoint) from error
+        except unreadable.JSON as error:
+            raise failures.no_object(self.endpoint) from error
         if status is not None:
             said = failures.words(status.message)
             raise failures.of_status(self.endpoint, status.code or 500, status.reason, said)
@@ -369,8 +370,8 @@ class Client:
         answer = self._body(method, path, query or {}, body, content_type, repeatable=repeatable, call=call)
         try:
             return msgspec.json.decode(answer, type=Object)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise failures.unreadable(self.endpoint) from error
+        except unreadable.JSON as error:
+            raise failures.no_object(self.endpoint) from error
 
     def _body(
         self,

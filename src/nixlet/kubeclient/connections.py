@@ -322,7 +322,7 @@ class Connections:
                 raise errors.CallCancelledError("the request was given up") from error
             ended = isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected)
             if isinstance(error, http.client.HTTPException) and not ended:
-                raise failures.unreadable(self._endpoint) from error
+                raise failures.no_object(self._endpoint) from error
             raise breakages.of_transport(self._endpoint, error, request.seconds) from error
 
 

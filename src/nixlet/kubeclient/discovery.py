@@ -19,7 +19,7 @@ from nixlet.cluster import names
 from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.tokens import Token
-from nixlet.encoding import yamlread
+from nixlet.encoding import unreadable, yamlread
 from nixlet.kubeclient import resources
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client, Object
@@ -117,7 +117,7 @@ def _check_signature(text: bytes, signature: str, token: Token) -> None:
     try:
         said = msgspec.json.decode(_decoded(header), type=_Header)
         shown = _decoded(mac)
-    except (msgspec.DecodeError, binascii.Error, UnicodeError, ValueError) as error:
+    except (*unreadable.JSON, ValueError) as error:
         raise unknown from error
     if not separator or payload or said.alg != "HS256" or said.kid != token.user:
         raise unknown

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.kubeclient import connections, failures
 from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.endpoint import Endpoint
@@ -50,7 +51,7 @@ class _Empty(msgspec.Struct):
     pass
 
 
-def _unreadable(endpoint: Endpoint) -> errors.NixletError:
+def _no_answer(endpoint: Endpoint) -> errors.NixletError:
     return errors.FailedPreconditionError(f"{endpoint.shown} answers with something that is none of etcd's answers")
 
 
@@ -68,8 +69,8 @@ class _Gateway:
             raise failures.of_answer(self._endpoint, answer.status, answer.body)
         try:
             return msgspec.json.decode(answer.body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _unreadable(self._endpoint) from error
+        except unreadable.JSON as error:
+            raise _no_answer(self._endpoint) from error
 
 
 def full(endpoint: Endpoint, call: Call) -> list[str]:
@@ -116,4 +117,4 @@ def relieve(endpoint: Endpoint, members: Iterable[str], call: Call) -> tuple[int
         try:
             return int(before.dbSize), int(after.dbSize)
         except ValueError as error:
-            raise _unreadable(endpoint) from error
+            raise _no_answer(endpoint) from error

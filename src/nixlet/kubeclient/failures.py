@@ -3,6 +3,7 @@
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.kubeclient.endpoint import Endpoint
 
 #: How much of a server's own words stands in an error (characters).
@@ -65,7 +66,7 @@ def of_answer(endpoint: Endpoint, code: int, body: bytes) -> errors.NixletError:
     try:
         status = msgspec.json.decode(body, type=Status)
         said = words(status.message)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except unreadable.JSON:
         status = Status()
         said = words(body.decode(errors="replace"))
     return of_status(endpoint, code, status.reason, said)
@@ -93,7 +94,7 @@ def _said(kind: type[errors.NixletError], endpoint: Endpoint, said: str, hint: s
     return error
 
 
-def unreadable(endpoint: Endpoint) -> errors.NixletError:
+def no_object(endpoint: Endpoint) -> errors.NixletError:
     """The error for an answer that is no object of Kubernetes'."""
     return errors.UnavailableError(
         f"{endpoint.shown} answers with something that is no object of Kubernetes'",

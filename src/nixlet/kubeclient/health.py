@@ -7,6 +7,7 @@ and kube-proxy at a port of the loopback address (``/healthz``), etcd where its 
 import msgspec
 
 from nixlet import errors
+from nixlet.encoding import unreadable
 from nixlet.kubeclient import failures
 from nixlet.kubeclient.endpoint import Endpoint
 
@@ -34,7 +35,7 @@ def judge(endpoint: Endpoint, status: int, body: bytes) -> None:
     text = body.decode(errors="replace")
     try:
         etcd = msgspec.json.decode(body, type=_Etcd) if body.startswith(b"{") else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except unreadable.JSON:
         etcd = None
     if status == 200 and (etcd is None or etcd.health == "true"):
         return

@@ -12,7 +12,8 @@ import pytest
 from nixlet import errors
 from nixlet.cluster import kubeconfigs
 from nixlet.cluster.settings import ClusterSettings
-from nixlet.kubeclient import failures, resources
+from nixlet.kubeclient import etcd, failures, resources
+from nixlet.kubeclient.calls import Call
 from nixlet.kubeclient.client import Client
 from nixlet.kubeclient.endpoint import Endpoint
 from support import apiservers
@@ -251,7 +252,11 @@ def test_redirects_are_not_followed(cluster: ClusterSettings) -> None:
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'"text"', b"\xff", b'{"items": 7}'])
+#: Nested deeper than anybody can read.
+DEEP = b'{"x":' + b"[" * 100_000 + b"\n"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'"text"', b"\xff", b'{"items": 7}', DEEP])
 def test_an_answer_that_is_no_object_is_told(cluster: ClusterSettings, body: bytes) -> None:
     with (
         apiservers.serving(lambda _: Reply(body=body), apiservers.context(cluster)) as server,
@@ -259,6 +264,24 @@ def test_an_answer_that_is_no_object_is_told(cluster: ClusterSettings, body: byt
         pytest.raises(errors.UnavailableError, match="something that is no object of Kubernetes'"),
     ):
         client.list(resources.PODS)
+
+
+def test_what_is_nested_too_deep_is_told(cluster: ClusterSettings) -> None:
+    with (
+        apiservers.serving(lambda asked: Reply(500 if asked.path.endswith("/pods") else 200, DEEP), None) as server,
+        Client(Endpoint.of(server.url("http"))) as client,
+    ):
+        with pytest.raises(errors.UnavailableError, match="something that is no object of Kubernetes'"):
+            client.get(resources.NODES, "n")
+        with pytest.raises(errors.UnavailableError, match="something that is no object of Kubernetes'"):
+            list(client.watch(resources.NODES, version="1"))
+        # An error of the server's, in words that are none.
+        with pytest.raises(errors.UnavailableError, match="x"):
+            client.create(resources.PODS, {}, namespace="n")
+        # What a program says of its health.
+        client.check("/healthz")
+        with pytest.raises(errors.FailedPreconditionError, match="none of etcd's answers"):
+            etcd.full(client.endpoint, Call())
 
 
 @pytest.mark.parametrize(

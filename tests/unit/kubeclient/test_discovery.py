@@ -71,6 +71,7 @@ OTHER = Token("abcdef", "fedcba9876543210", bootstrap=True)
         lambda text: "",
         lambda text: "..",
         lambda text: "x.y.z",
+        lambda text: encoded(b'{"x":' + b"[" * 100_000) + "..z",
         lambda text: signed(text, OTHER),
         lambda text: signed(f"{text} "),
         lambda text: signed(text, alg="none"),
