@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import socket
 import ssl
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
     data_dir = ("--data-dir", str(cluster.data_dir))
     token = cluster.ok("token", "create", *data_dir).strip()
     cluster.stop()
+    # (whose nodes and pods watch it all the same)
+    assert "and was killed" not in cluster.log.read_text()
     assert agent.version()["node"] is not None
     # The agent starts with what it has from before.
     agent.stop()
@@ -179,6 +182,11 @@ def test_certificates_are_renewed_while_both_run_and_no_pod_notices(
     data = kubeconfigs.read(str(cluster.kubeconfig)).credentials.certificate_data
     assert data == Path(server.tls("client-admin.crt")).read_bytes()
     assert cluster.kubectl("exec", "renewed", "--", "/bin/echo", "inside") == "inside\n"
+    # With other keys, too.
+    cluster.ok("certificate", "rotate", "--data-dir", str(cluster.data_dir))
+    for place, path in shown.items():
+        kubernetes.until(lambda place=place, path=path: served(*place) == number(path), f"{place} shows it")
+    assert cluster.kubectl("exec", "renewed", "--", "/bin/echo", "inside") == "inside\n"
     assert [processes(node) for node in (cluster, agent)] == started
     after = cluster.get("pod", "renewed")["status"]["containerStatuses"]
     assert [each["restartCount"] for each in after] == [0]
@@ -230,10 +238,15 @@ def test_nobody_takes_another_node_s_name(cluster: kubernetes.Cluster, agent: Ag
 def test_a_server_that_is_not_there(cluster: kubernetes.Cluster, tmp_path: Path) -> None:
     made = Agent(68, tmp_path, cluster, *CONTAINERD)
     made.arguments += ["--server", f"https://{cluster.address}:7443", "--token", "secret"]
-    with kubeagents.cleaned_up(made):
+    with kubeagents.cleaned_up(made), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(kubernetes.PATIENCE)
+        made.environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         made.launch()
-        kubernetes.until(lambda: WAITS in made.log.read_text(), "it waits")
-        assert "nothing listens where the server at" in made.log.read_text()
+        while not (said := manager.recv(4096).decode()).startswith("STATUS=the node waits for its server: "):
+            assert said != "READY=1"
+        assert "nothing listens where the server at" in said
+        assert WAITS in made.log.read_text()
         assert made.stop() == 0
 
 
@@ -249,6 +262,36 @@ def open_to_tokens(cluster: kubernetes.Cluster) -> Iterator[None]:
         cluster.kubectl("create", "clusterrolebinding", name, *who)
     yield
     cluster.kubectl("delete", "clusterrolebinding", *roles)
+
+
+def test_a_kubelet_waits_until_a_person_lets_it_in(cluster: kubernetes.Cluster, tmp_path: Path) -> None:
+    role = ("--clusterrole=system:node-bootstrapper", "--group=system:bootstrappers")
+    cluster.kubectl("create", "clusterrolebinding", "askers", *role)
+    data_dir = ("--data-dir", str(cluster.data_dir))
+    token = tokens.parse(cluster.ok("token", "create", *data_dir).strip())
+    authority = (cluster.data_dir / "server/tls/server-ca.crt").read_bytes()
+    credentials = kubeconfigs.Credentials(token=token.credentials())
+    there = kubeconfigs.Kubeconfig(f"https://{cluster.address}:6443", authority_data=authority, credentials=credentials)
+    path = tmp_path / "bootstrap.kubeconfig"
+    kubeconfigs.write(str(path), there)
+    made = Agent(69, tmp_path, cluster, *CONTAINERD, "--kubeconfig", str(path), "--cluster-dns", "10.43.0.10")
+    with kubeagents.cleaned_up(made):
+        made.launch()
+        waits = "the kubelet waits for its certificate, which the cluster hasn't given it"
+        kubernetes.until(lambda: waits in made.log.read_text(), "it is told how a person lets it in")
+        assert made.version()["node"] is None
+        check = made.run("certificate", "check", "--data-dir", str(made.data_dir))
+        assert (check.returncode, b"hasn't given the kubelet its certificate yet" in check.stdout) == (1, True)
+        asking = cluster.kubectl("get", "csr", "--output=name").split()
+        cluster.kubectl("certificate", "approve", *(each.partition("/")[2] for each in asking))
+        made.await_ready()
+        kubernetes.until(made.is_ready, f"the agent is ready: {made.log}")
+        assert is_the_node_by_its_own_certificate(made)
+        check = made.run("certificate", "check", "--data-dir", str(made.data_dir), "-o", "json")
+        found = {each["service"]: each["state"] for each in json.loads(check.stdout)}
+        assert (check.returncode, found) == (0, {"certificate-authority": "valid", "kubelet": "valid"})
+    cluster.kubectl("delete", "clusterrolebinding", "askers")
+    cluster.kubectl("delete", "node", made.name)
 
 
 def is_the_node_by_its_own_certificate(agent: Agent) -> bool:
@@ -331,3 +374,29 @@ def test_anybody_s_cluster_is_joined_by_a_token_as_kubeadm_makes_them(
         made.start()
         assert "example.org" in written.read_text()
         assert token.partition(".")[2] not in made.log.read_text()
+
+
+def test_authorities_that_a_person_replaces(cluster: kubernetes.Cluster, agent: Agent, archives: Path) -> None:
+    """As docs/k3s.md says it in place of k3s's ``certificate rotate-ca``. The last one here: agents before it have another token."""
+    image = storeimages.make(archives, 3, salt="agents")
+    cluster.kubectl("apply", "-f", "-", stdin=sleeper("stays", agent.name, image.reference))
+    cluster.await_phase("stays", "Running")
+    before = cluster.get("pod", "stays")["status"]["containerStatuses"][0]["containerID"]
+    places = Layout(str(cluster.data_dir), "")
+    former = agent.token_file.read_text()
+    agent.stop()
+    cluster.stop()
+    for name in (certificates.CLIENT, certificates.SERVER):
+        key = signing.new_key()
+        made = signing.make_authority("another", key, datetime.datetime.now(datetime.UTC))
+        signing.write_key(places.tls(f"{name}.key"), key)
+        files.write_atomically(places.tls(f"{name}.crt"), signing.certificates_text([made]))
+    cluster.start()
+    assert agent.token_file.read_text() != former
+    agent.start()
+    kubernetes.until(agent.is_ready, f"the agent is ready: {agent.log}")
+    still = ("exec", "stays", "--", "/bin/echo", "still")
+    kubernetes.until(lambda: cluster.kubectl(*still, check=False) == "still\n", "the pod can be reached")
+    after = cluster.get("pod", "stays")["status"]["containerStatuses"][0]["containerID"]
+    assert after == before
+    cluster.kubectl("delete", "pod", "stays", "--now")

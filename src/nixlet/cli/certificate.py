@@ -15,8 +15,13 @@ _SERVICES = grammar.Values(
     "-s",
     name="services",
     metavar="NAME",
-    text="Only those of a service, such as api-server, kubelet or admin; may be given several times.",
+    text="Only those of a service, such as api-server, kubelet or admin; several with commas between, or given several times.",
 )
+
+
+def _named(services: "Sequence[str]") -> list[str]:
+    # (an empty one is none, and not all of them)
+    return [part.strip() for text in services for part in text.split(",")]
 
 
 def _layout(data_dir: str) -> "Layout":
@@ -36,21 +41,13 @@ def check(data_dir: str, output: str, services: "Sequence[str]") -> int:
     """
     import datetime
 
-    from nixlet.cluster import findings, standing
+    from nixlet.cluster import certificates, findings, standing
 
     places = _layout(data_dir)
     now = datetime.datetime.now(datetime.UTC)
-    found = standing.check(places, now)
-    if services:
-        known = {each.service for each in found}
-        for service in services:
-            if service not in known:
-                from nixlet import errors
-
-                raise errors.UsageError(
-                    f"no certificates belong to a service {service!r}", hint=f"there are {', '.join(sorted(known))}"
-                )
-        found = [each for each in found if each.service in services]
+    found, chosen = standing.check(places, now), _named(services)
+    certificates.check_services({each.service for each in found}, chosen)
+    found = [each for each in found if not chosen or each.service in chosen]
     if output == "json":
         options.print_json([_as_json(each) for each in found])
     else:
@@ -92,8 +89,8 @@ def _show(found: "Sequence[findings.Finding]", places: "Layout", now: "datetime.
 def rotate(data_dir: str, output: str, services: "Sequence[str]") -> None:
     """Give a server's certificates new keys, and a year from now on.
 
-    The certificate authorities stay, and so does what service accounts are known by. What runs goes on with the old ones: start the server anew. An
-    administrator's kubeconfig that was copied elsewhere goes on as well, until its certificate ends.
+    The certificate authorities stay, and so does what service accounts are known by. What runs takes the new ones up by itself, within minutes. The
+    administrator's kubeconfig is written anew with the server's next start; until its certificate ends it goes on meanwhile, as copies of it do.
     """
     import datetime
     import sys
@@ -103,7 +100,7 @@ def rotate(data_dir: str, output: str, services: "Sequence[str]") -> None:
     from nixlet.node.settings import config
 
     places = _layout(data_dir)
-    rotated = standing.rotate(places, services, datetime.datetime.now(datetime.UTC))
+    rotated = standing.rotate(places, _named(services), datetime.datetime.now(datetime.UTC))
     running = bool(files.holder(config.Layout(places.data_dir, "").lock))
     made = [each.file for each in rotated.changes]
     if output == "json":
@@ -114,11 +111,12 @@ def rotate(data_dir: str, output: str, services: "Sequence[str]") -> None:
     for file in rotated.left:
         print(f"warning: {file} is missing or can't be read: the server's next start makes it", file=sys.stderr)
     if made:
-        now_or_later = "restart it: until then it goes on with the old ones" if running else "its next start uses them"
-        print(
-            f"{len(made)} certificates are new; the server {'runs, ' if running else 'does not run: '}{now_or_later}",
-            file=sys.stderr,
+        later = (
+            "what runs takes them up within minutes; restart the server to have the administrator's kubeconfig written anew"
+            if running
+            else "the server does not run: its next start uses them"
         )
+        print(f"{len(made)} certificates are new; {later}", file=sys.stderr)
 
 
 certificate = grammar.Group(

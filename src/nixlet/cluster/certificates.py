@@ -124,10 +124,10 @@ def ensure(settings: ClusterSettings, now: datetime.datetime) -> list[Change]:
 def rotate(settings: ClusterSettings, services: Collection[str], now: datetime.datetime) -> list[Change]:
     """Give services new keys and certificates; all of them, where none is named. Authorities stay, and the key of service accounts.
 
-    What runs goes on with what it has read: the node has to start anew.
+    What runs reads them anew by itself, as when they are renewed.
 
     Raises:
-        InvalidArgumentError: There is no such service.
+        UsageError: There is no such service.
         FailedPreconditionError: As in ``ensure``; or there is no cluster.
         NixletError: The file system refuses, as in ``files.refused``.
     """
@@ -139,7 +139,7 @@ def rotate_planned(
 ) -> list[Change]:
     """``rotate``, for certificates that are not a settings' but a plan's."""
     clock.check_zone(now)
-    check_services(plan, services)
+    check_services({each.service for each in plan}, services)
     if not os.path.isdir(places.tls("")):
         raise errors.FailedPreconditionError(
             f"there are no certificates in {places.data_dir}: no server was started there yet"
@@ -161,16 +161,15 @@ def rotate_planned(
     return changes
 
 
-def check_services(plan: list[Wanted], services: Collection[str]) -> None:
+def check_services(known: Collection[str], services: Collection[str]) -> None:
     """Check that services have certificates.
 
     Raises:
-        InvalidArgumentError: One has none.
+        UsageError: One has none.
     """
-    known = {each.service for each in plan}
-    if unknown := sorted(set(services) - known):
+    if unknown := sorted(set(services) - set(known)):
         hint = f"there are {', '.join(sorted(known))}"
-        raise errors.InvalidArgumentError(f"no certificates belong to a service {unknown[0]!r}", hint=hint)
+        raise errors.UsageError(f"no certificates belong to a service {unknown[0]!r}", hint=hint)
 
 
 def _make_directories(places: Layout) -> None:

@@ -38,6 +38,7 @@ def request(places: Layout, name: str) -> bytes:
         NixletError: The file system refuses, as in ``files.refused``.
     """
     path = signing.Pair.at(places.node(name)).key
+    signing.keep_private(path)
     try:
         key = signing.read_key(path)
     except signing.Unreadable:

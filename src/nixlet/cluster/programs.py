@@ -152,6 +152,8 @@ def kube_apiserver(settings: ClusterSettings) -> list[str]:
         "service-account-signing-key-file": places.tls("service.current.key"),
         "service-cluster-ip-range": _joined(settings.service_cidrs),
         "service-node-port-range": settings.service_node_port_range,
+        # Otherwise it waits a minute for watches to end by themselves: pods and other nodes keep theirs.
+        "shutdown-send-retry-after": "true",
         "tls-cert-file": places.tls("serving-kube-apiserver.crt"),
         "tls-private-key-file": places.tls("serving-kube-apiserver.key"),
         "encryption-provider-config": places.cred("encryption-config.json") if settings.secrets_encryption else "",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cryptography import x509
 
 from nixlet import errors
-from nixlet.cluster import certificates, clock, findings, signing
+from nixlet.cluster import certificates, clock, findings, kubeconfigs, signing
 from nixlet.cluster.findings import Finding
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
@@ -26,6 +26,9 @@ _OF_AGENTS = {
     "serving-kubelet": ("kubelet", "server-ca"),
     "client-kube-proxy": ("kube-proxy", "client-ca"),
 }
+
+#: The files of ``agent/`` by which a kubelet that asks for its certificate by itself is let in the first time, and from then on.
+_FIRST, _OWN = "bootstrap.kubeconfig", "kubelet.kubeconfig"
 
 
 class Rotated(NamedTuple):
@@ -98,7 +101,7 @@ def _subject(file: str) -> Subject:
 
 
 def check(places: Layout, now: datetime.datetime) -> list[Finding]:
-    """How a node's certificates are, a server's or an agent's; authorities first. Nothing is changed.
+    """How a node's certificates are, a server's, an agent's, or a kubelet's that asks for them by itself; authorities first. Nothing is changed.
 
     Raises:
         FailedPreconditionError: There is no cluster.
@@ -110,6 +113,16 @@ def check(places: Layout, now: datetime.datetime) -> list[Finding]:
     clock.check_zone(now)
     if not any(_is_there(places, places.node(f"{name}.crt")) for name in (*_AUTHORITIES, *_OF_AGENTS)):
         raise _no_cluster(places)
+    own = _own(places)
+    return check_agent(places, now) if own is None else _check_guest(places, own, now)
+
+
+def check_agent(places: Layout, now: datetime.datetime) -> list[Finding]:
+    """How the certificates of a node are that has them from a server of nixlet's, or should.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
     found = []
     for name in _AUTHORITIES:
         file = places.node(f"{name}.crt")
@@ -120,6 +133,35 @@ def check(places: Layout, now: datetime.datetime) -> list[Finding]:
         problem = _problem(pair, issuer)
         found.append(findings.finding(service, pair.certificate, problem, now, "so does its authority", _end(issuer)))
     return found
+
+
+def _own(places: Layout) -> signing.Pair | None:
+    """The files of the certificate that a kubelet has asked for by itself, empty names before it has it; None: a server of nixlet's makes it."""
+    path = places.node(_OWN)
+    named = signing.Pair("", "")
+    try:
+        if _is_there(places, path):
+            credentials = kubeconfigs.read(path).credentials
+            named = signing.Pair(credentials.certificate, credentials.key)
+    except (errors.UsageError, errors.UnsupportedError):
+        # (it asks anew)
+        pass
+    if named.certificate:
+        # (by another path, where the data directory is a link or was moved)
+        return None if os.path.basename(named.certificate) == "client-kubelet.crt" else named
+    return named if _is_there(places, places.node(_FIRST)) else None
+
+
+def _check_guest(places: Layout, own: signing.Pair, now: datetime.datetime) -> list[Finding]:
+    """How the certificate of a kubelet is that renews it by itself, and the authority that it knows its cluster by."""
+    authority = places.node("client-ca.crt")
+    found = [findings.finding(findings.AUTHORITIES, authority, "", now, "the cluster has it from its own", None)]
+    if not own.certificate or not _is_there(places, own.certificate):
+        path, why = own.certificate or places.node(_OWN), "the cluster hasn't given the kubelet its certificate yet"
+        return [*found, Finding("kubelet", path, None, None, None, findings.State.MISSING, why)]
+    key = certificates.readable_key(own.key)
+    problem = certificates.apart(own, key, lambda _: True, authority)[1]
+    return [*found, findings.finding("kubelet", own.certificate, problem, now, "the kubelet renews it by itself", None)]
 
 
 def _end(authority: str) -> datetime.datetime:
@@ -160,21 +202,26 @@ def rotate(places: Layout, services: Collection[str], now: datetime.datetime) ->
     """Give services of a server new keys and certificates for the same; all of them, where none is named.
 
     Raises:
-        InvalidArgumentError: There is no such service.
+        UsageError: There is no such service.
         FailedPreconditionError: An authority is broken, is not valid now, or isn't its owner's alone; another process is at it; or there is
             no server.
         PermissionDeniedError: We may not look.
         NixletError: The file system refuses, as in ``files.refused``.
     """
     if not is_server(places):
+        if _own(places) is not None:
+            raise errors.FailedPreconditionError(
+                f"{places.data_dir} is a node's of a cluster that isn't nixlet's, which makes its certificates",
+                hint="the kubelet asks it for new ones by itself",
+            )
         if _is_there(places, places.node("client-kubelet.crt")):
             raise errors.FailedPreconditionError(
                 f"{places.data_dir} is an agent's, and its certificates are its server's to make",
-                hint="start the agent anew: it asks for new ones",
+                hint=f"start the agent anew: it asks for new ones; and for new keys, where {places.node('*.key')} are removed before",
             )
         raise _no_cluster(places)
     known = plan(places)
-    certificates.check_services(known, services)
+    certificates.check_services({each.service for each in known}, services)
     chosen = [each for each in known if not services or each.service in services]
     left = [each.pair.certificate for each in chosen if each.subject == Subject("")]
     there = [each for each in chosen if each.subject != Subject("")]

@@ -20,6 +20,7 @@ from nixlet.cluster import joining, signing, standing, tokens
 from nixlet.cluster import settings as model
 from nixlet.cluster.layout import Layout
 from nixlet.cluster.tokens import Token
+from nixlet.encoding import unreadable
 from nixlet.host import files
 from nixlet.kubeclient import connections, failures, joinforms, membership, nodepasswords
 from nixlet.kubeclient.calls import Call
@@ -91,6 +92,8 @@ def join(
     call = call or Call()
     standing.check_joins(places)
     files.make_directory(places.agent)
+    # What a start left that was killed while it wrote: keys, for instance.
+    files.sweep(places.agent, [*membership.written(places, server), _PASSWORD])
     there = _joining_endpoint(server)
     authority = _authority(there, places, token, call)
     wish = joinforms.Wish(
@@ -211,7 +214,7 @@ def _welcome(there: Endpoint, places: Layout, token: Token, wish: joinforms.Wish
         raise _refused(there, answer)
     try:
         return msgspec.json.decode(answer.body, type=joinforms.Welcome)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except unreadable.JSON as error:
         raise _not_ours(there) from error
 
 
@@ -235,7 +238,7 @@ def _refusal(answer: connections.Answer) -> joinforms.Refusal | None:
         # (an API server's refusals have a message as well, and more)
         if set(msgspec.json.decode(answer.body, type=dict[str, str])) <= {"message", "hint"}:
             return msgspec.json.decode(answer.body, type=joinforms.Refusal)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except unreadable.JSON:
         pass
     return None
 

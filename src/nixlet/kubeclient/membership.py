@@ -32,6 +32,12 @@ class _Known(msgspec.Struct, frozen=True):
     facts: joinforms.ClusterFacts
 
 
+def written(places: Layout, server: str) -> list[str]:
+    """The files of ``agent/`` that a node has when it has joined, but for its password."""
+    stems = [f"{name}.{end}" for name in joining.SIGNED_BY for end in ("crt", "key")]
+    return ["client-ca.crt", AUTHORITY, *stems, *map(os.path.basename, kubeconfigs.of_node(places, server)), _FACTS]
+
+
 def keep(places: Layout, server: str, welcome: joinforms.Welcome) -> None:
     """Write down what we have got, where all of it is good: with half of it a node couldn't start while the server is away.
 
@@ -83,7 +89,7 @@ def remembered(places: Layout, server: str, name: str, now: datetime.datetime) -
     if known.server != server or any(not os.path.exists(each) for each in kubeconfigs.of_node(places, server)):
         return None
     good = {State.VALID, State.ENDING}
-    if any(each.state not in good for each in standing.check(places, now)):
+    if any(each.state not in good for each in standing.check_agent(places, now)):
         return None
     return known.facts if _joined_as(places) == _user(name) else None
 

@@ -147,7 +147,7 @@ class _Connections:
             except OSError as error:
                 # It has gone again; or there is no room for more in this process, or on this machine, just now.
                 if error.errno != errno.ECONNABORTED:
-                    _log.warning("no connection can be taken: %s", error.strerror)
+                    self._lines.write("no connection can be taken: %s", error.strerror)
                     await asyncio.sleep(_PAUSE)
                 continue
             self._take(connection, str(peer[0]))

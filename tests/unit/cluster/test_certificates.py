@@ -457,9 +457,7 @@ def test_what_can_not_be_rotated_is_told(settings: ClusterSettings) -> None:
     ):
         certificates.rotate(settings, [], NOW)
     made(settings)
-    with pytest.raises(
-        errors.InvalidArgumentError, match="no certificates belong to a service 'certificate-authority'"
-    ):
+    with pytest.raises(errors.UsageError, match="no certificates belong to a service 'certificate-authority'"):
         certificates.rotate(settings, ["admin", "certificate-authority"], NOW)
 
 

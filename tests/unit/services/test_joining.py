@@ -153,6 +153,22 @@ async def test_a_node_comes_back_with_its_keys_and_new_certificates(cluster: Clu
 
 
 @pytest.mark.usefixtures("door")
+async def test_what_a_killed_joining_left_goes_and_keys_are_the_node_s_alone(
+    cluster: ClusterSettings, agent: Agent
+) -> None:
+    await agent.join(cluster, token(cluster))
+    before = agent.files()
+    for name in before:
+        Path(agent.places.node(f".{name}.abcdefgh")).write_text("half")
+    # (as somebody brings it back from a backup)
+    key = Path(agent.places.node("client-kubelet.key"))
+    key.chmod(0o644)
+    await agent.join(cluster, token(cluster))
+    assert agent.files() == before
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("door")
 async def test_nobody_takes_a_node_s_name(
     cluster: ClusterSettings, secrets: Secrets, agent: Agent, tmp_path: Path
 ) -> None:
@@ -507,6 +523,7 @@ async def test_a_server_of_ours_is_known_also_where_it_lets_nobody_in(cluster: C
         assert await asyncio.to_thread(joining.is_ours, url)
     # Somebody else's API server, and a proxy that finds nobody.
     for code, body in (
+        (503, b'{"message":' + b"[" * 100_000),
         (401, b'{"kind":"Status","message":"no","code":401}'),
         (503, b'{"kind":"Status","message":"no"}'),
         (503, b"<html>"),
@@ -535,6 +552,18 @@ async def test_another_server_answers(cluster: ClusterSettings, agent: Agent) ->
     with apiservers.serving(lambda _: apiservers.Reply(401), apiservers.context(cluster)) as server:
         url = f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}"
         with pytest.raises(errors.UnavailableError, match="is no server of nixlet's that nodes join at"):
+            await agent.join(cluster, token(cluster), server=url)
+
+
+async def test_a_welcome_that_is_nested_too_deep_is_nobody_s(cluster: ClusterSettings, agent: Agent) -> None:
+    authority = Path(cluster.layout.tls("server-ca.crt")).read_bytes()
+
+    def answer(asked: apiservers.Asked) -> apiservers.Reply:
+        return apiservers.Reply(body=authority if asked.method == "GET" else b'{"x":' + b"[" * 100_000)
+
+    with apiservers.serving(answer, apiservers.context(cluster)) as server:
+        url = f"https://127.0.0.1:{server.port - joinforms.PORT_ABOVE}"
+        with pytest.raises(joining.NotOursError):
             await agent.join(cluster, token(cluster), server=url)
 
 

@@ -98,7 +98,7 @@ async def running(
     Args:
         settings: What it is told.
         hastened: Makes its end quick when it is set.
-        tell: Learns how its children do, in a line.
+        tell: Learns how its children do, or what else is waited for, in a line.
         fails: Is called when it begins to end for an error, of which it, or whoever uses it, has heard.
     """
     layout = settings.layout
@@ -117,7 +117,7 @@ async def running(
         await asyncio.wait({checking}, timeout=0 if store is not None else None)
         if checking.done():
             checking.result()
-        cluster = await _cluster(settings)
+        cluster = await _cluster(settings, tell)
         settings = settings if cluster is None else cluster.settings
         _claim(stack, settings, layout, _gc_roots(store, layout))
         _make_directories(layout)
@@ -175,7 +175,7 @@ def _assembly() -> "type[assembly.Assembly]":
     return assembly.Assembly
 
 
-async def _cluster(settings: node_config.Settings) -> "cluster_node.Node | None":
+async def _cluster(settings: node_config.Settings, tell: Callable[[str], None]) -> "cluster_node.Node | None":
     """The cluster that a node is; None: it is alone."""
     found = finding.find(settings)
     if found is None:
@@ -188,7 +188,7 @@ async def _cluster(settings: node_config.Settings) -> "cluster_node.Node | None"
     if settings.server or settings.kubeconfig:
         from nixlet.node.cluster.roles import agent  # noqa: PLC0415 (see above)
 
-        return await agent.of(settings, found)
+        return await agent.of(settings, found, tell)
     from nixlet.node.cluster.roles import server  # noqa: PLC0415 (see above)
 
     return await server.of(settings, found)

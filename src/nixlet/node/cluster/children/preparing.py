@@ -82,7 +82,6 @@ def prepare_server(settings: node_config.Settings, cluster: ClusterSettings) -> 
         NixletError: What is there can't be used, or the file system refuses.
     """
     made.check_networks(cluster)
-    _check_kept(cluster)
     layout = cluster.layout
     given, of_agents = mapping.given_tokens(settings)
     # (what they say is looked at before anything is made)
@@ -123,6 +122,8 @@ def renew(settings: node_config.Settings, cluster: ClusterSettings) -> None:
 
 
 def _have_certificates(cluster: ClusterSettings) -> None:
+    # (also while the node runs: what is gone then would be another one's by the next start)
+    _check_kept(cluster)
     for change in certificates.ensure(cluster, datetime.datetime.now(datetime.UTC)):
         _log.info("made %s: %s", change.file, change.reason)
 

@@ -46,10 +46,11 @@ class Agent(member.Member):
         found: finding.Found,
         cluster: ClusterSettings,
         server: str,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """As ``node.Node``; and the server's URL."""
+        """As ``node.Node``; the server's URL, and what learns what is waited for, in a line."""
         super().__init__(settings, found, cluster)
-        self._server = server
+        self._server, self._tell = server, tell
         places = cluster.layout
         # A kubelet may see its own node, and the network that it is given.
         self._kubelet = kubeconfigs.of_node(places, server)[places.node("kubelet.kubeconfig")]
@@ -81,18 +82,19 @@ class Agent(member.Member):
         return backend
 
     async def _join(self) -> joinforms.ClusterFacts:
-        """Join; or what is known from before, while the server is away."""
-        cluster, patience = self._cluster, waiting.Patience("the node waits for its server")
+        """Join; or what is known from before, while the server is away, or what it sends can't be written down."""
+        cluster, patience = self._cluster, waiting.Patience("the node waits for its server", self._tell)
         while True:
             try:
                 return await self._asked()
-            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+            except (errors.UnavailableError, errors.DeadlineExceededError, errors.ResourceExhaustedError) as error:
                 now = datetime.datetime.now(datetime.UTC)
                 known = membership.remembered(cluster.layout, self._server, cluster.node_name, now)
                 if known is not None:
                     _log.warning("the node starts with what it has from before: %s", error, extra={"hint": error.hint})
                     return known
-                if isinstance(error, joining.NotOursError):
+                # (a full disk can't be waited for by somebody who has nothing yet)
+                if isinstance(error, joining.NotOursError | errors.ResourceExhaustedError):
                     raise
                 await patience.pause(error)
 
@@ -138,8 +140,15 @@ class Agent(member.Member):
         await self._have_pods(stack, children, client)
 
 
-async def of(settings: node_config.Settings, found: finding.Found) -> member.Member:
+async def of(
+    settings: node_config.Settings, found: finding.Found, tell: Callable[[str], None] = lambda _: None
+) -> member.Member:
     """The node that joins a cluster.
+
+    Args:
+        settings: The node's.
+        found: The programs.
+        tell: Learns what is waited for, in a line.
 
     Raises:
         InvalidArgumentError: The server's URL is none; or the settings make no node.
@@ -150,7 +159,8 @@ async def of(settings: node_config.Settings, found: finding.Found) -> member.Mem
         raise errors.UsageError("--disable-agent leaves nothing of an agent", hint="leave it out")
     if settings.kubeconfig:
         cluster = await member.cluster_settings(settings, found)
-        return guest.Guest(settings, found, cluster, settings.kubeconfig, lambda _: guest.read(settings.kubeconfig))
+        way = settings.kubeconfig
+        return guest.Guest(settings, found, cluster, way, lambda _: guest.read(way), tell)
     server = joining.server_url(settings.server)
     if not any(mapping.given_tokens(settings)[:1]):
         raise errors.UsageError(
@@ -159,22 +169,24 @@ async def of(settings: node_config.Settings, found: finding.Found) -> member.Mem
         )
     cluster = await member.cluster_settings(settings, found)
     token = tokens.parse(mapping.given_tokens(settings)[0])
-    if token.bootstrap and await _is_anybody_s(cluster, server):
+    if token.bootstrap and await _is_anybody_s(cluster, server, tell):
         alone = dataclasses.replace(
             found, programs={name: path for name, path in found.programs.items() if name != described.PROXY}
         )
-        return guest.Guest(settings, alone, cluster, server, lambda call: discovery.discover(server, token, call=call))
-    return Agent(settings, found, cluster, server)
+        return guest.Guest(
+            settings, alone, cluster, server, lambda call: discovery.discover(server, token, call=call), tell
+        )
+    return Agent(settings, found, cluster, server, tell)
 
 
-async def _is_anybody_s(cluster: ClusterSettings, server: str) -> bool:
+async def _is_anybody_s(cluster: ClusterSettings, server: str, tell: Callable[[str], None]) -> bool:
     """Whether a cluster is one where nodes don't join as nixlet's do; until somebody answers there it is waited for."""
     now, places = datetime.datetime.now(datetime.UTC), cluster.layout
     if membership.remembered(places, server, cluster.node_name, now) is not None:
         return False
     if guest.is_one(places, server):
         return True
-    patience, tries = waiting.Patience("the node waits for its server"), 0
+    patience, tries = waiting.Patience("the node waits for its server", tell), 0
     while True:
         try:
             if await asynchronous.in_thread(lambda call: joining.is_ours(server, call=call)):

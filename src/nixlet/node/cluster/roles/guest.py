@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -18,7 +18,7 @@ from nixlet.cluster.layout import Layout
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.encoding import unreadable
 from nixlet.host import children as host_children
-from nixlet.host import files, supervisor
+from nixlet.host import files, waits
 from nixlet.kubeclient import asynchronous, discovery
 from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.kubeclient.calls import Call
@@ -30,8 +30,11 @@ from nixlet.node.settings import config as node_config
 #: The file of ``agent/`` with what a node knows of the cluster that it is a guest of, and how large that may be (bytes).
 _KNOWN, _MAX_KNOWN = "guest.json", 64 << 10
 
-#: Seconds for a person to let a node in, and between two reminders.
-_APPROVAL, _REMINDER = 30 * 86400.0, 600
+#: The kubelet's own file, which it writes before it has its certificate, and which says where that will be.
+_OWN = "kubelet.kubeconfig"
+
+#: Seconds before a person is told to let a node in, and between two reminders.
+_FIRST_REMINDER, _REMINDER = 10, 600
 
 _log = logging.getLogger("nixlet.cluster")
 
@@ -79,6 +82,7 @@ class Guest(member.Member):
         cluster: ClusterSettings,
         way: str,
         ask: Callable[[Call], Kubeconfig],
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """A node that is to join.
 
@@ -88,9 +92,10 @@ class Guest(member.Member):
             cluster: What is known of the cluster.
             way: By what it is found, for ``is_one``.
             ask: Finds out where it is, and as whom one may ask for a certificate there; it may wait.
+            tell: Learns what is waited for, in a line.
         """
         super().__init__(settings, found, cluster)
-        self._way, self._ask = way, ask
+        self._way, self._ask, self._tell = way, ask, tell
 
     async def _have_credentials(self) -> None:
         """Find out about the cluster, for which it is waited, and write down what the kubelet needs.
@@ -98,7 +103,7 @@ class Guest(member.Member):
         Raises:
             NixletError: The cluster isn't the one that was meant, or doesn't let us in.
         """
-        patience = waiting.Patience("the node waits for its cluster")
+        patience = waiting.Patience("the node waits for its cluster", self._tell)
         while True:
             try:
                 return await asynchronous.in_thread(self._write)
@@ -108,11 +113,10 @@ class Guest(member.Member):
     def _write(self, call: Call) -> None:
         places = self._cluster.layout
         standing.check_joins(places)
-        path = places.node("kubelet.kubeconfig")
-        own = kubeconfigs.read(path) if os.path.exists(path) else None
-        if own is not None and not _is_good(own):
-            # The kubelet asks for a certificate as it did the first time.
-            own = None
+        path = places.node(_OWN)
+        own = _own(path)
+        if own is None and os.path.lexists(path):
+            _log.warning("the kubelet asks for a certificate anew: what %s leads to isn't good, or no more", path)
         known = _known(places)
         if known is None or known.way != self._way:
             known = _Known(self._way)
@@ -161,42 +165,25 @@ class Guest(member.Member):
             extra={"hint": "--cluster-dns says it"},
         )
 
-    def _as_child(self, program: supervisor.Program) -> supervisor.Program:
-        """A kubelet that asks for its first certificate has time: a person may have to approve it."""
-        if program.name != described.KUBELET:
-            return program
-        return msgspec.structs.replace(program, ready=self._or_approved(program), ready_timeout=_APPROVAL)
-
-    def _or_approved(self, kubelet: supervisor.Program) -> Callable[[], Awaitable[object]]:
-        own = self._cluster.layout.node("kubelet.kubeconfig")
-
-        async def answered() -> None:
-            waited = 0
-            while not os.path.exists(own):
-                await asyncio.sleep(1)
-                waited += 1
-                if waited % _REMINDER == 30:
-                    _log.warning(
-                        "the kubelet waits for its certificate, which the cluster hasn't given it for %d s",
-                        waited,
-                        extra={"hint": "kubectl get csr lists who waits; kubectl certificate approve NAME lets it in"},
-                    )
-            try:
-                async with asyncio.timeout(kubelet.ready_timeout):
-                    await kubelet.ready()
-            except TimeoutError:
-                raise errors.DeadlineExceededError(
-                    f"the kubelet has a certificate, and did not answer within {kubelet.ready_timeout:g} s",
-                    hint=f"its log is {kubelet.log_path}",
-                ) from None
-
-        return answered
-
     async def _settle(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+        # (it is well without a certificate, too, and while it has none it ends every five minutes)
         await children.ready(described.KUBELET)
-        own = await asyncio.to_thread(kubeconfigs.read, self._cluster.layout.node("kubelet.kubeconfig"))
+        own = await self._unless_given_up(stack, children, waits.owned(stack, self._let_in(), "certificate"))
         client = await stack.enter_async_context(AsyncClient.of_kubeconfig(own))
         await self._have_pods(stack, children, client)
+
+    async def _let_in(self) -> Kubeconfig:
+        """Wait until the kubelet has its certificate, which a person may have to approve; its way to the cluster."""
+        path, waited = self._cluster.layout.node(_OWN), 0
+        while (own := await asyncio.to_thread(_own, path)) is None:
+            if waited % _REMINDER == _FIRST_REMINDER:
+                what = f"the kubelet waits for its certificate, which the cluster hasn't given it for {waited} s"
+                hint = "kubectl get csr lists who waits; kubectl certificate approve NAME lets it in"
+                _log.warning("%s", what, extra={"hint": hint})
+                self._tell(f"{what}: {hint}")
+            await asyncio.sleep(1)
+            waited += 1
+        return own
 
 
 def read(path: str) -> Kubeconfig:
@@ -209,6 +196,20 @@ def read(path: str) -> Kubeconfig:
     if not os.path.exists(path):
         raise errors.NotFoundError(f"the kubeconfig {path} is not there")
     return kubeconfigs.read(path)
+
+
+def _own(path: str) -> Kubeconfig | None:
+    """The way to its cluster of a kubelet that has its certificate; None: it hasn't, or that isn't good now.
+
+    Raises:
+        NixletError: The file system refuses, as in ``files.refused``.
+    """
+    try:
+        found = kubeconfigs.read(path) if os.path.exists(path) else None
+    except (errors.UsageError, errors.UnsupportedError):
+        # Kubelets write it in place, and a power cut leaves it empty. They ask anew, too, where they can't read it.
+        return None
+    return found if found is not None and _is_good(found) else None
 
 
 def _is_good(own: Kubeconfig) -> bool:

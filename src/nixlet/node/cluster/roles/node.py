@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.containerd import cri
@@ -18,6 +19,8 @@ from nixlet.node.settings import config as node_config
 from nixlet.rpc import channel as channels
 
 _log = logging.getLogger("nixlet.cluster")
+
+T = TypeVar("T")
 
 
 class Node:
@@ -127,13 +130,18 @@ class Node:
         async def there() -> None:
             await asyncio.gather(children.ready(), *awaited)
 
-        all_there = waits.owned(stack, there(), "all children")
-        # (one that has started and then gives up ends the node, and there is nothing more to wait for)
+        await self._unless_given_up(stack, children, waits.owned(stack, there(), "all children"))
+
+    async def _unless_given_up(
+        self, stack: contextlib.AsyncExitStack, children: host_children.Children, work: "asyncio.Task[T]"
+    ) -> T:
+        """What a task gives when it has ended."""
+        # (a child that has started and then gives up ends the node, and there is nothing more to wait for)
         failing = waits.owned(stack, children.gave_up(), "given up")
-        await waits.first(all_there, failing)
+        await waits.first(work, failing)
         if failing.done():
             raise failing.result()
-        all_there.result()
+        return work.result()
 
     async def deploy(self, stack: contextlib.AsyncExitStack, maker: coredns.Maker | None) -> None:
         """Have the cluster hold what a server's manifests say, until ``stack`` is left.

@@ -37,15 +37,18 @@ async def keep(
         renew: Renews them.
         now: The time.
     """
-    pause = _PAUSE
+    pause, owed = _PAUSE, False
     while True:
         try:
             left = await _left(due, now)
-            if left > 0:
+            if left > 0 and not owed:
                 pause = _PAUSE
                 await asyncio.sleep(min(left, _LOOK))
                 continue
+            # Until all of it is done: what has failed may be behind the certificates, which by then are as they should be.
+            owed = True
             await renew()
+            owed = False
             if await _left(due, now) > 0:
                 _log.info("certificates were renewed")
                 continue

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from nixlet import errors
+from nixlet.kubeclient import failures
 
 #: Seconds before the cluster is asked again, ever longer.
 _PAUSE, _LONGEST_PAUSE = 1.0, 10.0
@@ -17,9 +19,14 @@ _log = logging.getLogger("nixlet.cluster")
 class Patience:
     """Who waits, says why, and asks again."""
 
-    def __init__(self, what: str) -> None:
-        """Begin to wait; ``what`` says so."""
-        self._what = what
+    def __init__(self, what: str, tell: Callable[[str], None]) -> None:
+        """Begin to wait.
+
+        Args:
+            what: Says so.
+            tell: Learns it each time that the cluster didn't answer, in a line: what else is told meanwhile takes its place.
+        """
+        self._what, self._tell = what, tell
         self._pause = _PAUSE
         self._said, self._said_at = "", 0.0
 
@@ -29,5 +36,6 @@ class Patience:
         if error.message != self._said or now - self._said_at >= _AGAIN:
             _log.warning("%s, which is asked again and again: %s", self._what, error, extra={"hint": error.hint})
             self._said, self._said_at = error.message, now
+        self._tell(failures.words(f"{self._what}: {error}"))
         await asyncio.sleep(self._pause)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +14,7 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import children
-from nixlet.kubeclient import joinforms, joining
+from nixlet.kubeclient import joinforms, joining, membership
 from nixlet.node.cluster.preflight import finding, kernel, ports, versions
 from nixlet.node.cluster.roles import agent, guest, member, waiting
 from nixlet.node.settings import config
@@ -33,9 +33,9 @@ def settings(directory: Path, **changes: Any) -> config.Settings:
     return config.Settings(data_dir=str(directory / "data"), state_dir=str(directory / "run"), **{**PLAIN, **changes})
 
 
-async def of(directory: Path, **changes: Any) -> member.Member:
+async def of(directory: Path, *, tell: Callable[[str], None] = lambda _: None, **changes: Any) -> member.Member:
     said = settings(directory, **changes)
-    return await agent.of(said, FOUND)
+    return await agent.of(said, FOUND, tell)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,13 @@ async def test_whose_a_cluster_is_is_waited_for(
 ) -> None:
     monkeypatch.setattr(waiting, "_PAUSE", 0.01)
     with apiservers.kept_port() as closed, at(closed, closed) as server:
-        going = asyncio.create_task(of(tmp_path, server=server, token=BOOTSTRAP))
+        told: list[str] = []
+        going = asyncio.create_task(of(tmp_path, tell=told.append, server=server, token=BOOTSTRAP))
         await said(caplog, "the node waits for its server, which is asked again and again: nothing listens")
         assert not going.done()
         going.cancel()
         assert isinstance((await asyncio.gather(going, return_exceptions=True))[0], asyncio.CancelledError)
+        assert "the node waits for its server: nothing listens" in told[0]
 
 
 async def said(caplog: pytest.LogCaptureFixture, text: str) -> None:
@@ -177,10 +179,13 @@ async def test_a_server_that_is_not_up_yet_is_waited_for(
     busy = errors.DeadlineExceededError("it hasn't answered")
     join = mock.Mock(side_effect=[nobody, nobody, busy, nobody, facts])
     monkeypatch.setattr(joining, "join", join)
-    node = await of(tmp_path)
+    told: list[str] = []
+    node = await of(tmp_path, tell=told.append)
     async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
         await node.begin(stack, kept)
     assert join.call_count == 5
+    # The service manager's line is for the last who has said something: each time anew.
+    assert [each.partition(": ")[2] for each in told] == [each.message for each in (nobody, nobody, busy, nobody)]
     assert str(node._cluster.cluster_cidrs[0]) == "10.99.0.0/16"
     # Each time that something else is wrong.
     lines = [each.getMessage() for each in caplog.records if "asked again" in each.getMessage()]
@@ -201,6 +206,23 @@ async def test_the_kernel_hands_on_packets_of_the_version_that_the_cluster_has(
     prepare = kernel.prepare
     assert isinstance(prepare, mock.AsyncMock)
     prepare.assert_awaited_once_with({6})
+
+
+@pytest.mark.usefixtures("alone")
+async def test_a_full_disk_keeps_no_node_from_starting_that_has_joined_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = joinforms.ClusterFacts(("10.99.0.0/16",), ("10.43.0.0/16",), ("10.43.0.10",), "cluster.local", "none", 6443)
+    full = errors.ResourceExhaustedError("client-kubelet.crt can't be written: No space left on device")
+    monkeypatch.setattr(joining, "join", mock.Mock(side_effect=full))
+    node = await of(tmp_path)
+    async with contextlib.AsyncExitStack() as stack, children.kept_running() as kept:
+        with pytest.raises(errors.ResourceExhaustedError):
+            await node.begin(stack, kept)
+        monkeypatch.setattr(membership, "remembered", mock.Mock(return_value=facts))
+        await node.begin(stack, kept)
+    assert str(node._cluster.cluster_cidrs[0]) == "10.99.0.0/16"
+    assert "starts with what it has from before: client-kubelet.crt can't be written" in caplog.text
 
 
 @pytest.mark.usefixtures("alone")

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from nixlet import errors
-from nixlet.cluster import kubeconfigs, programs
+from nixlet.cluster import kubeconfigs
 from nixlet.cluster.kubeconfigs import Credentials, Kubeconfig
 from nixlet.cluster.settings import ClusterSettings
 from nixlet.kubeclient.calls import Call
@@ -193,10 +192,12 @@ async def test_a_kubelet_that_nobody_has_let_in_yet_is_waited_for(
     node: Node, made: ClusterSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     looked: list[int] = []
-    found = guest.Guest(node.settings, FOUND, node.cluster, node.file, lambda _: guest.read(node.file))
-    (described,) = found._described.of_agent(programs.Node("/run/containerd.sock"), [])
-    kubelet = found._as_child(described)
-    assert kubelet.ready_timeout > 86400
+    told: list[str] = []
+    found = guest.Guest(node.settings, FOUND, node.cluster, node.file, lambda _: guest.read(node.file), told.append)
+    pem = Path(node.places.node("kubelet/pki/kubelet-client-current.pem"))
+    # A kubelet writes at once where its certificate will be.
+    own = Kubeconfig("https://127.0.0.1:6443", authority_data=b"x", credentials=Credentials(str(pem), str(pem)))
+    kubeconfigs.write(node.places.node("kubelet.kubeconfig"), own)
 
     async def sleep(_: float) -> None:
         looked.append(1)
@@ -204,13 +205,31 @@ async def test_a_kubelet_that_nobody_has_let_in_yet_is_waited_for(
             # (somebody approves it)
             node.joined(made, apiservers.Server(6443, []))
 
-    async def never() -> None:
-        await asyncio.Event().wait()
-
-    answered = found._or_approved(msgspec.structs.replace(kubelet, ready=never, ready_timeout=0.1))
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "sleep", sleep)
-        with pytest.raises(errors.DeadlineExceededError, match="has a certificate, and did not answer within"):
-            await answered()
+        let_in = await found._let_in()
     assert len(looked) == 700
+    assert let_in.credentials.certificate == made.layout.node("client-kubelet.crt")
     assert caplog.text.count("the kubelet waits for its certificate") == 2
+    assert [each.partition(":")[0] for each in told] == [
+        f"the kubelet waits for its certificate, which the cluster hasn't given it for {seconds} s"
+        for seconds in (10, 610)
+    ]
+
+
+@pytest.mark.parametrize("left", ["", "x", "clusters: [", "{}"])
+def test_what_a_power_cut_leaves_of_a_kubelet_s_file_is_none(
+    made: ClusterSettings, server: apiservers.Server, node: Node, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    node.told(made, server)
+    node.joined(made, server)
+    path = Path(node.places.node("kubelet.kubeconfig"))
+    node.prepare()
+    assert "anew" not in caplog.text
+    path.write_text(left)
+    node.prepare()
+    assert f"asks for a certificate anew: what {path} leads to isn't good" in caplog.text
+    # As one who has nothing yet it has to be let in.
+    node.told(made, server, credentials=Credentials())
+    with pytest.raises(errors.FailedPreconditionError, match="the kubeconfig names nobody"):
+        node.prepare()

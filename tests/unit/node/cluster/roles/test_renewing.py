@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import itertools
 import logging
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from nixlet import errors
 from nixlet.cluster import certificates, kubeconfigs, signing, standing
 from nixlet.node.cluster.children import preparing
+from nixlet.node.cluster.preflight import made
 from nixlet.node.cluster.roles import renewing
 from nixlet.node.settings import config
-from support import apiservers
+from support import apiservers, clusters
 
 DAY = datetime.timedelta(days=1)
 BEGIN = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)
@@ -97,6 +99,20 @@ async def test_what_is_no_better_afterwards_is_not_renewed_without_end(
     assert "are no better" in caplog.text
 
 
+async def test_what_fails_behind_the_certificates_is_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """People's kubeconfig, for one, when the disk that it is on was full just then."""
+    clock, made, tries = Clock(monkeypatch, 1), [BEGIN], []
+
+    def renew() -> None:
+        tries.append(clock.now)
+        made.append(clock.now + 300 * DAY)
+        if len(tries) < 3:
+            raise errors.ResourceExhaustedError("the kubeconfig can't be written")
+
+    await kept(clock, lambda _: made[-1], renew)
+    assert [(each - BEGIN).total_seconds() for each in tries] == [0, 60, 180]
+
+
 async def test_where_nothing_is_ever_due_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, tries = Clock(monkeypatch, 1), []
     await kept(clock, lambda _: None, lambda: tries.append(1))
@@ -129,6 +145,21 @@ def test_a_server_s_certificates_and_people_s_kubeconfig_are_made_anew_while_it_
     data = kubeconfigs.read(settings.write_kubeconfig).credentials.certificate_data
     assert data == Path(cluster.layout.tls("client-admin.crt")).read_bytes()
     assert sum("it ends on" in each.message for each in caplog.records) == 12
+
+
+@pytest.mark.parametrize("lost", ["etcd", "service.key"])
+def test_what_a_cluster_was_made_with_is_not_made_anew_while_it_runs(tmp_path: Path, lost: str) -> None:
+    """The programs that run have what was there; by the next start nobody would know that it is another one's."""
+    cluster = apiservers.made(tmp_path, datetime.datetime.now(datetime.UTC))
+    settings = config.Settings(data_dir=cluster.data_dir, state_dir=cluster.state_dir)
+    made.remember(settings, made.ETCD, cluster)
+    Path(cluster.layout.tls(lost)).rename(tmp_path / "away")
+    for each in ("service.current.key", "client-admin.crt"):
+        os.unlink(cluster.layout.tls(each))
+    before = clusters.content(tmp_path)
+    with pytest.raises(errors.FailedPreconditionError, match=f"{lost}.* is missing, which the cluster in"):
+        preparing.renew(settings, cluster)
+    assert clusters.content(tmp_path) == before
 
 
 class _Later(datetime.datetime):
