@@ -303,7 +303,6 @@ def document(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
     parser.add_argument("--quick", action="store_true", help="few rounds and small numbers: to see that it works")
     chosen = parser.parse_args()
     rounds, cycles, sizes = (1, 20, (20, 40)) if chosen.quick else (5, 300, (100, 1000, 10_000))
@@ -313,11 +312,7 @@ def main() -> None:
             "nix": asyncio.run(nix_rows(made, Path(name), 3 if chosen.quick else 9)),
             "scale": asyncio.run(scale_rows(made, sizes)),
         }
-    text = document(report)
-    print(text)
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "calls", text)
+    measure.publish(chosen, "calls", report, document(report))
 
 
 if __name__ == "__main__":

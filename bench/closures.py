@@ -241,7 +241,6 @@ def document(report: dict[str, Any], others: int) -> str:
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write tables and plots into docs/")
     parser.add_argument("--quick", action="store_true", help="few rounds and small numbers: to see that it works")
     chosen = parser.parse_args()
     sizes, others, rounds = ([1, 10], 2, 2) if chosen.quick else ([1, 50, 200, 500, 1000], 30, max(chosen.runs, 7))
@@ -254,11 +253,8 @@ def main() -> None:
             "beside": beside(bench, sizes, others, rounds),
             "growing": growing(bench, middle, steps, rounds),
         }
-    text = document(report, others)
-    print(text)
-    measure.write(chosen.json, report)
+    measure.publish(chosen, "closures", report, document(report, others))
     if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "closures", text)
         by_size = {name: [report["alone"][str(size)][name]["median"] for size in sizes] for name in NAMES}
         plots.write(
             Path("docs/start-by-size.svg"),

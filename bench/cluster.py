@@ -97,8 +97,7 @@ def replicas(cluster: kubernetes.Cluster, archives: Path, count: int) -> float:
 def measured(chosen: Contender, archives: Path, count: int, settle: float, seconds: float) -> dict[str, Any]:
     """What a cluster costs at rest, with a pod of its DNS; its replicas' time; an agent's start and costs."""
     with chosen.ready() as (cluster, _):
-        dns = ("rollout", "status", "--namespace=kube-system", "deployment/coredns", "--timeout=60s")
-        kubernetes.until(lambda: "successfully" in cluster.kubectl(*dns, check=False), "the cluster's DNS runs")
+        cluster.await_dns()
         time.sleep(settle)
         found: dict[str, Any] = {
             "version": cluster.get("nodes")["items"][0]["status"]["nodeInfo"]["kubeletVersion"],
@@ -152,7 +151,6 @@ def document(report: Mapping[str, Mapping[str, Any]], seconds: float, count: int
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
     parser.add_argument("--quick", action="store_true", help="one round and a short one: to see that it works")
     chosen = parser.parse_args()
     rounds, settle, seconds, count = (1, 1.0, 2.0, 2) if chosen.quick else (max(chosen.runs, 7), SETTLE, 60.0, REPLICAS)
@@ -165,11 +163,8 @@ def main() -> None:
                 "ready": measure.row(samples[name]),
                 **measured(contender, Path(archives), count, settle, seconds),
             }
-    print(document(report, seconds, count))
+    measure.publish(chosen, "cluster", report, document(report, seconds, count))
     print(f"the aim: ready within {TARGET_READY} s")
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "cluster", document(report, seconds, count))
 
 
 if __name__ == "__main__":

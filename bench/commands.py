@@ -38,7 +38,6 @@ def arguments(description: str, quick: str) -> argparse.ArgumentParser:
         quick: What its short form is.
     """
     parser = measure.arguments(description)
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--containerd", choices=CONTAINERDS, action="append", help="only these versions")
     parser.add_argument("--quick", action="store_true", help=f"{quick}: to see that it works")
     return parser

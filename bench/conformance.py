@@ -95,15 +95,20 @@ def certificate(scratch: Path) -> dict[str, bytes]:
 
 def with_libraries(adding: nixstore.Import, program: str, scratch: Path) -> tuple[paths.StorePath, bytes]:
     """The libraries of a program of this machine as a store path, and the program, which finds them there."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    libraries = [Path(word) for line in listed.splitlines() for word in line.split() if word.startswith("/")]
+    needed = storeimages.libraries(program)
     name = Path(program).name
-    files = {path.name: nixstore.nar_file(path.read_bytes(), executable=True) for path in libraries}
+    files = {path.name: nixstore.nar_file(path.read_bytes(), executable=True) for path in needed}
     package = adding.add(f"{name}-libraries", nixstore.nar_directory(files))
-    (loader,) = [path.name for path in libraries if path.name.startswith("ld-")]
     copied = scratch / name
     shutil.copyfile(program, copied)
-    patch = ["patchelf", "--set-interpreter", f"{package}/{loader}", "--force-rpath", "--set-rpath", package]
+    patch = [
+        "patchelf",
+        "--set-interpreter",
+        f"{package}/{storeimages.loader(needed)}",
+        "--force-rpath",
+        "--set-rpath",
+        package,
+    ]
     subprocess.run([*patch, str(copied)], check=True)
     return package, copied.read_bytes()
 
@@ -196,7 +201,6 @@ def document(specs: Sequence[Mapping[str, Any]], version: str) -> str:
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the figure into docs/kubelet.md")
     parser.add_argument("--focus", default=FOCUS, help="a regular expression that names of tests must fit")
     parser.add_argument("--beside", type=int, default=BESIDE, help="tests that run beside each other")
     chosen = parser.parse_args()
@@ -215,10 +219,8 @@ def main() -> None:
                 cluster.ok("image", "load", "--ref", reference_name, str(archive))
             version = cluster.get("nodes")["items"][0]["status"]["nodeInfo"]["kubeletVersion"]
             specs = run(programs, cluster, directory, chosen.focus, chosen.beside)
-    print(document(specs, version))
-    measure.write(chosen.json, [{"name": name_of(spec), "state": spec["State"]} for spec in specs])
-    if chosen.docs:
-        measure.replace_section(Path("docs/kubelet.md"), "conformance", document(specs, version))
+    figures = [{"name": name_of(spec), "state": spec["State"]} for spec in specs]
+    measure.publish(chosen, "conformance", figures, document(specs, version), "docs/kubelet.md")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--docs", action="store_true", help="write the report into docs/")
     parser.add_argument("--runs", type=int, default=9, help="rounds that count (at least 7)")
     return parser
 
@@ -102,3 +103,21 @@ def write(path: Path | None, figures: object) -> None:
     """Write the figures for a program."""
     if path is not None:
         path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
+
+
+def publish(
+    chosen: argparse.Namespace, name: str, figures: object, text: str, document: str = "docs/performance.md"
+) -> None:
+    """Print a report, and write what was asked for: its figures, and its section of a document.
+
+    Args:
+        chosen: The arguments, as ``arguments`` has them.
+        name: The benchmark's.
+        figures: For programs.
+        text: For people.
+        document: Where its section is.
+    """
+    print(text)
+    write(chosen.json, figures)
+    if chosen.docs:
+        replace_section(Path(document), name, text)

@@ -210,11 +210,7 @@ def main() -> None:
     versions = commands.versions(chosen)
     rounds = 1 if chosen.quick else max(chosen.runs, 7)
     report = {version: asyncio.run(measured(parts.containerd(version), rounds)) for version in versions}
-    text = document(report)
-    print(text)
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "podcost", text)
+    measure.publish(chosen, "podcost", report, document(report))
 
 
 if __name__ == "__main__":

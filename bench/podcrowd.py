@@ -72,7 +72,7 @@ class Crowd:
 @contextlib.contextmanager
 def proxied(cluster: kubernetes.Cluster) -> Iterator[str]:
     """The API server's URL without a login, for the time of the context."""
-    argv = [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig), "proxy", "--port=0"]
+    argv = [*cluster.administrator, "proxy", "--port=0"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -101,9 +101,7 @@ def measured(containerd: Path, pods: int, paths: int) -> dict[str, Any]:
         with kubernetes.cleaned_up(cluster):
             cluster.start()
             cluster.await_node()
-            of_all = ("--namespace=kube-system", "deployment/coredns", "--timeout=90s")
-            cluster.kubectl("wait", "--for=create", *of_all)
-            cluster.kubectl("rollout", "status", *of_all)
+            cluster.await_dns()
             image = storeimages.make(directory, paths)
             ordinary = ordinary_archive(directory)
             cluster.ok("image", "load", str(ordinary))
@@ -176,11 +174,7 @@ def main() -> None:
     parser.add_argument("--paths", type=int, default=300, help="store paths of the closure")
     chosen = parser.parse_args()
     found = measured(parts.containerd(parts.CONTAINERDS[-1]), 2 * SOME if chosen.quick else 100, chosen.paths)
-    text = document(found, chosen.paths)
-    print(text)
-    measure.write(chosen.json, found)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "podcrowd", text)
+    measure.publish(chosen, "podcrowd", found, document(found, chosen.paths))
 
 
 if __name__ == "__main__":

@@ -170,7 +170,6 @@ def document(report: Mapping[str, Mapping[str, Any]], seconds: float) -> str:
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--containerd", choices=parts.CONTAINERDS, action="append", help="only these versions")
     parser.add_argument("--quick", action="store_true", help="few rounds and short ones: to see that it works")
     chosen = parser.parse_args()
@@ -191,9 +190,7 @@ def main() -> None:
             f"at rest: {idle['nixlet']:.2f} % of a core (aim: below {TARGET_IDLE}); containerd {idle['containerd']:.2f} %"
         )
         report[version] = {"rows": rows, "aim_ms": aim, "idle": idle}
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "ready", document(report, seconds))
+    measure.publish(chosen, "ready", report, document(report, seconds))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,6 @@ def document(report: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = measure.arguments(__doc__ or "")
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--containerd", choices=parts.CONTAINERDS, action="append", help="only these versions")
     chosen = parser.parse_args()
     report = {}
@@ -159,9 +158,7 @@ def main() -> None:
             f"memory of the server at rest: {at_rest['rss']:.0f} MB resident ({at_rest['pss']:.0f} MB its own; aim: at most {TARGET_MEMORY})"
         )
         report[version] = {"rows": rows, "memory": at_rest, "ratio": ratio, "longer_ms": longer}
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "start", document(report))
+    measure.publish(chosen, "start", report, document(report))
 
 
 if __name__ == "__main__":

@@ -177,11 +177,7 @@ def main() -> None:
         report[version] = measured(parts.containerd(version), size)
         # The whole takes half an hour.
         print("\n".join(table(version, report[version], size)), file=sys.stderr, flush=True)
-    text = document(report, size)
-    print(text)
-    measure.write(chosen.json, report)
-    if chosen.docs:
-        measure.replace_section(Path("docs/performance.md"), "verbs", text)
+    measure.publish(chosen, "verbs", report, document(report, size))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from nixlet.images import builder, model, reference
 from nixlet.store import paths
@@ -35,21 +36,49 @@ class StoreImage:
         return f"nix:0{self.archive}"
 
 
-def make_bash(directory: Path) -> tuple[StoreImage, list[str]]:
-    """An image with busybox and the machine's bash, whose C library looks names up as most programs' does; and bash's command line.
+class Program(NamedTuple):
+    """A program of this machine in the store, with all libraries that it loads.
 
-    What busybox has of network programs can't do that: it is static, and ends with a fault.
+    Attributes:
+        package: Its store path.
+        argv: How a container starts it.
     """
-    program = "/bin/bash"
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    libraries = [Path(word) for line in listed.splitlines() for word in line.split() if word.startswith("/")]
-    inside = {path.name: nixstore.nar_file(path.read_bytes(), executable=True) for path in (Path(program), *libraries)}
+
+    package: paths.StorePath
+    argv: list[str]
+
+
+def program(place: str) -> Program:
+    """Have a program of this machine in the store.
+
+    Its C library looks names up as most programs' does. What busybox has of network programs can't do that: it is static, and ends with a
+    fault.
+    """
+    needed = libraries(place)
+    inside = {path.name: nixstore.nar_file(path.read_bytes(), executable=True) for path in (Path(place), *needed)}
     adding = nixstore.Import()
-    package = adding.add("bash", nixstore.nar_directory(inside))
+    name = Path(place).name
+    package = adding.add(name, nixstore.nar_directory(inside))
     adding.run(os.environ)
-    image = make(directory, 1, salt="-bash", also=[package])
-    (loader,) = [path.name for path in libraries if path.name.startswith("ld-")]
-    return image, [f"{package}/{loader}", "--library-path", package, f"{package}/bash"]
+    return Program(package, [f"{package}/{loader(needed)}", "--library-path", package, f"{package}/{name}"])
+
+
+def libraries(place: str) -> list[Path]:
+    """What a program of this machine loads."""
+    listed = subprocess.run(["ldd", place], capture_output=True, text=True, check=True).stdout
+    return [Path(word) for line in listed.splitlines() for word in line.split() if word.startswith("/")]
+
+
+def loader(needed: Sequence[Path]) -> str:
+    """Among what a program loads, the name of what loads it."""
+    (name,) = [path.name for path in needed if path.name.startswith("ld-")]
+    return name
+
+
+def make_bash(directory: Path) -> tuple[StoreImage, list[str]]:
+    """An image with busybox and the machine's bash; and bash's command line."""
+    bash = program("/bin/bash")
+    return make(directory, 1, salt="-bash", also=[bash.package]), bash.argv
 
 
 def make(
