@@ -1,6 +1,7 @@
 """A binary cache on the loopback address, which tells what was fetched from it."""
 
 import contextlib
+import functools
 import http.server
 import os
 import subprocess
@@ -58,9 +59,6 @@ def running(directory: Path) -> Iterator[Cache]:
     (directory / "nix-cache-info").write_text("StoreDir: /nix/store\n")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
-
         def do_GET(self) -> None:
             cache.note(self.path)
             super().do_GET()
@@ -68,7 +66,9 @@ def running(directory: Path) -> Iterator[Cache]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class calls it so)
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(directory))
+    ) as server:
         cache = Cache(directory, f"http://127.0.0.1:{server.server_address[1]}")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

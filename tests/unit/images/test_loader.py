@@ -319,7 +319,7 @@ async def test_a_call_that_fails_is_told_and_nothing_is_left(image: Image, call:
     for seed in range(10):
         count, chance = 0, random.Random(seed)
         containerd, nix = image.containerd(**{call: fail}), Nix(lambda: turn(5))
-        containerd.turns = lambda chance=chance: chance.randrange(4)  # type: ignore[misc]
+        containerd.turns = lambda chance=chance: chance.randrange(4)  # type: ignore[misc]  # bound here
         if call in {"lease", "put"} and at > 1:
             await image.load(containerd, nix)
         else:
@@ -484,7 +484,7 @@ async def test_what_can_be_refused_without_asking_is(
 ) -> None:
     with opened(tmp_path, *LAYERS, notes=notes) as image:
         containerd = image.containerd()
-        loads = loader.Loader(containerd, "native", Nix(hang) if able else None)  # type: ignore[arg-type]
+        loads = loader.Loader(containerd, "native", Nix(hang) if able else None)  # type: ignore[arg-type]  # what loading asks of them
         with pytest.raises(refusal, match=says):
             await loads.load(image.source, image.image, [NAME])
         with pytest.raises(refusal, match=says):

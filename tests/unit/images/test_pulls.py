@@ -32,7 +32,7 @@ async def test_a_pull_waits_for_the_name(before: tuple[str | None, ...]) -> None
 
 async def test_what_cri_cant_look_for_is_found_by_its_id() -> None:
     images = LateCri()
-    await pulls.wait_for_cri(images, NEW, ["nix:0/tmp/A.tar:latest", "docker.io/library/a:1"])  # type: ignore[arg-type]
+    await pulls.wait_for_cri(images, NEW, ["nix:0/tmp/A.tar:latest", "docker.io/library/a:1"])  # type: ignore[arg-type]  # as above
     assert images.asked == ["docker.io/library/a:1", NEW]
 
 
@@ -40,4 +40,4 @@ async def test_waiting_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulls, "_CRI_TIMEOUT", 0.05)
     images = LateCri(*[OLD] * 1000)
     with pytest.raises(errors.UnavailableError, match="does not show the image docker"):
-        await pulls.wait_for_cri(images, NEW, ["docker.io/library/a:1"])  # type: ignore[arg-type]
+        await pulls.wait_for_cri(images, NEW, ["docker.io/library/a:1"])  # type: ignore[arg-type]  # as above

@@ -1,5 +1,7 @@
 """A container by itself as a pod of one: what of it can't be had together, and what stands for what."""
 
+from typing import Any
+
 import pytest
 
 from nixlet import errors
@@ -7,8 +9,8 @@ from nixlet.containers import model
 from nixlet.pods import single
 
 
-def wanted(**values: object) -> single.Wanted:
-    return single.Wanted(directory="/home", image="busybox:1", **values)  # type: ignore[arg-type]
+def wanted(**values: Any) -> single.Wanted:
+    return single.Wanted(directory="/home", image="busybox:1", **values)
 
 
 def container(**values: object) -> model.Container:
@@ -64,9 +66,9 @@ def test_the_program(
         ({"directory": None, "image": "result"}, r"where the path 'result' begins is not known"),
     ],
 )
-def test_what_cant_be_had(values: dict[str, object], problem: str) -> None:
+def test_what_cant_be_had(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(errors.UsageError) as caught:
-        single.pod(single.Wanted(**{"directory": "/", "image": "x:1", **values}), attached=True)  # type: ignore[arg-type]
+        single.pod(single.Wanted(**{"directory": "/", "image": "x:1", **values}), attached=True)
     assert caught.value.message.startswith(problem)
 
 

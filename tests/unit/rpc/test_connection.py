@@ -110,7 +110,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return getattr(self.counted, name)
 
     def count(self: connection.Connection, counted: asyncio.BaseTransport) -> None:
-        transports.append(Counting(counted))  # type: ignore[arg-type]
+        transports.append(Counting(counted))  # type: ignore[arg-type]  # a socket's, which can write
         connection_made(self, transports[-1])
 
     monkeypatch.setattr(connection.Connection, "connection_made", count)
@@ -253,7 +253,7 @@ async def test_a_client_that_does_not_read_holds_up_its_own_calls_only(
     made: list[Any], limits: Limits, path: str
 ) -> None:
     async with http2peer.connected(path, INITIAL_WINDOW_SIZE=2**31 - 1) as peer, channels.connect(path) as other:
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's can
         peer.send(raw(8, 0, 0, (2**30).to_bytes(4, "big")))
         peer.send(*(call(number, TIMES, b"8000000") for number in range(1, 21, 2)))
         # Its pings would be answered, if it read.
@@ -264,7 +264,7 @@ async def test_a_client_that_does_not_read_holds_up_its_own_calls_only(
                 await asked.send_message(b"x", end=True)
                 assert await asked.recv_message() == b"re:x"
             assert made[0].get_write_buffer_size() < 1 << 20
-        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
         for number in range(1, 21, 2):
             assert len((await peer.answer(number)).messages[0]) == 8_000_000
 
@@ -364,7 +364,7 @@ async def test_what_comes_together_is_answered_together(made: list[Any], path: s
         # As Go's clients do it: they measure the connection while they call.
         peer.send(raw(6, 0, 0, b"measured"), raw(4, 0, 0, b""), call(1, ECHO, b"x"))
         assert (await peer.answer(1)).messages == [b"re:x"]
-        assert peer.seen[-5].opaque_data == b"measured"  # type: ignore[attr-defined]
+        assert peer.seen[-5].opaque_data == b"measured"  # type: ignore[attr-defined]  # a ping's
         assert len(made[0].writes) == before + 1
         # A stream's answers, if there are several at once.
         peer.send(call(3, TIMES, b"1 2 3"))
@@ -382,7 +382,7 @@ async def test_a_client_that_does_not_read_holds_up_no_end(
         async with server.serve(unixsocket.listen(socket), [limits]):
             peer = await stack.enter_async_context(http2peer.connected(socket, INITIAL_WINDOW_SIZE=2**31 - 1))
             await peer.settled()
-            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's can
             peer.send(raw(8, 0, 0, (2**30).to_bytes(4, "big")), call(1, TIMES, b"%d" % size))
             async with http2peer.connected(socket) as other:
                 await other.settled()

@@ -77,8 +77,8 @@ def reset(number: int) -> bytes:
     "untold",
     [
         GRPCError(Status.NOT_FOUND, "m", ["a detail that is no bytes"]),
-        GRPCError(Status.NOT_FOUND, b"bytes"),  # type: ignore[arg-type]
-        GRPCError(5, "m"),  # type: ignore[arg-type]
+        GRPCError(Status.NOT_FOUND, b"bytes"),  # type: ignore[arg-type]  # what a mistake of ours would be
+        GRPCError(5, "m"),  # type: ignore[arg-type]  # as above
     ],
 )
 async def test_a_failure_that_cannot_be_told_is_told_as_one(
@@ -206,11 +206,11 @@ async def test_an_answer_has_its_head_also_when_the_client_reads_late(
 
     paths = serving.add(large, MANY), serving.add(small, cardinality)
     async with serving.connected(INITIAL_WINDOW_SIZE=2**31 - 1) as peer:
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's can
         peer.send(raw(8, 0, 0, (2**30).to_bytes(4, "big")))
         peer.send(call(1, paths[0]), call(3, paths[1], b"", ("grpc-timeout", "100m")))
         await settles(lambda: serving.told)
-        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
         answer = await peer.answer(3)
         assert (answer.fields[":status"], answer.status) == ("200", Status.DEADLINE_EXCEEDED.value)
         assert len((await peer.answer(1)).messages[0]) == 8_000_000

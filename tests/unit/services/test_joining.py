@@ -430,10 +430,10 @@ async def test_bootstrap_tokens_let_in_as_long_as_they_are_good(
     # (one that had joined before would be known by its certificate)
     new_agents = (Agent(tmp_path, f"node-{number}") for number in range(2, 9))
 
-    async def join(**changes: object) -> None:
+    async def join(**changes: Any) -> None:
         agent = next(new_agents)
         made = tokens.new_bootstrap()
-        new = bootstraptokens.BootstrapToken(made.user, made.password, **changes)  # type: ignore[arg-type]
+        new = bootstraptokens.BootstrapToken(made.user, made.password, **changes)
         await asyncio.to_thread(bootstraptokens.add, api, new)
         await agent.join(cluster, dataclasses.replace(made, authority=authority))
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,9 +44,9 @@ def container(layout: config.Layout, name: str, place: object) -> None:
     (bundle / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": place}}))
 
 
-def write(layout: config.Layout, version: int = 3, **settings: object) -> None:
+def write(layout: config.Layout, version: int = 3, **settings: Any) -> None:
     program = containerd_config.ContainerdProgram("/usr/bin/containerd", "9", version)
-    said = config.Settings(**settings)  # type: ignore[arg-type]
+    said = config.Settings(**settings)
     rendering.write(said, layout, program=program, runc="/usr/sbin/runc", cni_bin_dir="/cni")
 
 

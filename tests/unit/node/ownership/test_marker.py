@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,11 @@ def layout(data: Path, state: Path) -> config.Layout:
     return config.Layout(str(data), str(state))
 
 
-def start(data: Path, state: Path, *, gc_roots: str = "", bridge_is_there: bool = False, **settings: str) -> None:
+def start(data: Path, state: Path, *, gc_roots: str = "", bridge_is_there: bool = False, **settings: Any) -> None:
     """What a start does to the marks."""
     made = layout(data, state)
     marker.check(made)
-    told = dataclasses.replace(config.Settings(), data_dir=str(data), state_dir=str(state), **settings)  # type: ignore[arg-type]
+    told = dataclasses.replace(config.Settings(), data_dir=str(data), state_dir=str(state), **settings)
     marker.write(told, made, gc_roots, bridge_is_there=bridge_is_there)
 
 

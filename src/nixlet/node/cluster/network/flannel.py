@@ -217,7 +217,7 @@ def routes(printed: bytes, networks: Collection[str]) -> list[list[str]]:
         to, gateway, interface = (str(route.get(key, "")) for key in ("dst", "gateway", "dev"))
         with contextlib.suppress(ValueError):
             there = ipaddress.ip_network(to)
-            if gateway and any(each.version == there.version and there.subnet_of(each) for each in within):  # type: ignore[arg-type]
+            if gateway and any(each.version == there.version and there.subnet_of(each) for each in within):  # type: ignore[arg-type]  # of one version
                 found.append([to, "via", gateway, "dev", interface])
     return found
 

@@ -164,7 +164,7 @@ def test_what_a_cluster_was_made_with_is_not_made_anew_while_it_runs(tmp_path: P
 
 class _Later(datetime.datetime):
     @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
+    def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]  # of our own class none is needed
         return datetime.datetime.now(tz) + 2 * DAY
 
 
