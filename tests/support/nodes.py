@@ -133,6 +133,11 @@ class Node:
             reply, _ = node.receive(30)
         return {child["name"]: child for child in reply["children"]}
 
+    def ready_child(self, name: str) -> int:
+        """The process of a program that it keeps running and that is ready; 0: it isn't."""
+        child = self.children()[name]
+        return int(child["pid"]) if child["state"] == "ready" else 0
+
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
         """A verb that runs meanwhile, and is killed afterwards if it still does."""
@@ -252,12 +257,17 @@ def cleaned_up(node: Node) -> Iterator[Node]:
         for place in sorted(node.mounts(), key=len, reverse=True):
             with contextlib.suppress(Exception):
                 mounts.unmount(place)
+        # The kernel takes the interfaces away of pods that have ended, in a moment.
+        with contextlib.suppress(AssertionError):
+            until(lambda: not network.bridge_members(node.bridge), "its bridge is empty")
         network.remove_bridge(node.bridge)
         for rule in node.packet_rules():
             subprocess.run(["iptables", "-w", "-t", "nat", *rule], check=False)
         if not node.mounts():
             subprocess.run(["rm", "-rf", str(node.state_dir), str(node.data_dir), str(node.gc_roots)], check=False)
     assert left == [], f"pods that are gone have rules in the packet filter: {left}"
+    on_it = network.bridge_members(node.bridge)
+    assert not network.bridge_exists(node.bridge), f"the bridge {node.bridge} is still there, with {on_it}"
 
 
 def manifest(name: str, image: str, *, command: Sequence[str] = (), args: Sequence[str] = (), **more: Any) -> bytes:

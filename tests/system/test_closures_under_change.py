@@ -215,7 +215,6 @@ def change(tmp_path: Path, archives: Path) -> Iterator[Change]:
         stack.callback(made.clean_up)
         node.start()
         yield made
-        node.stop()
 
 
 @pytest.mark.slow
