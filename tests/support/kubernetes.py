@@ -63,12 +63,33 @@ class Cluster(nodes.Node):
             environment={"PATH": f"{parts.directories()['coredns']}:{os.environ['PATH']}"},
         )
 
+    @property
+    def administrator(self) -> list[str]:
+        """The beginning of a command line of the real kubectl, as the administrator."""
+        return [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(self.kubeconfig)]
+
+    def await_dns(self) -> None:
+        """Wait until pods can look names up."""
+        of_all = ("--namespace=kube-system", "deployment/coredns", f"--timeout={PATIENCE}s")
+        self.kubectl("wait", "--for=create", *of_all)
+        self.kubectl("rollout", "status", *of_all)
+
     def kubectl(self, *arguments: str, stdin: bytes | None = None, check: bool = True) -> str:
         """Run the real kubectl as the administrator; what it printed."""
-        argv = [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(self.kubeconfig), *arguments]
+        argv = [*self.administrator, *arguments]
         done = subprocess.run(argv, input=stdin, capture_output=True, timeout=400, check=False)
         assert done.returncode == 0 or not check, f"{arguments}: {done.stdout.decode()}{done.stderr.decode()}"
         return done.stdout.decode()
+
+    def keeps(self, name: str) -> bool:
+        """Whether the cluster takes a new object."""
+        said = self.kubectl("create", "configmap", name, "--request-timeout=5s", "-o", "name", check=False)
+        return said == f"configmap/{name}\n"
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Have objects be in the cluster."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(listed).encode())
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """An object, or a list of them."""
@@ -107,12 +128,13 @@ class Cluster(nodes.Node):
         return (self.data_dir / "agent" / "logs" / f"{program}.log").read_text()
 
 
-def until(condition: "Any", what: str) -> None:
-    """Wait until something is so."""
+def until(condition: "Any", what: str) -> Any:
+    """Wait until something is so; what is."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
+    return found
 
 
 @contextlib.contextmanager

@@ -74,9 +74,16 @@ class Terminal:
 @contextlib.contextmanager
 def running(arguments: Sequence[str], environment: dict[str, str]) -> Iterator[Terminal]:
     """A verb of the command line in a terminal of 80 columns and 25 rows."""
+    with started([sys.executable, "-m", "nixlet", *arguments], environment) as terminal:
+        yield terminal
+
+
+@contextlib.contextmanager
+def started(argv: Sequence[str], environment: dict[str, str]) -> Iterator[Terminal]:
+    """A program in such a terminal."""
     pid, fd = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "nixlet", *arguments], environment)
+        os.execve(argv[0], list(argv), environment)
     terminal = Terminal(pid, fd)
     terminal.resize(80, 25)
     try:

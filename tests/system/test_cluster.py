@@ -1,16 +1,21 @@
 """`nixlet server` with Kubernetes' programs is a whole cluster: what is in it, and what goes on when parts of it end."""
 
+import base64
 import contextlib
 import functools
 import ipaddress
 import json
+import re
+import secrets
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from nixlet.containerd import runtimes
 from support import kubernetes, nodes, parts, registries, storeimages
@@ -24,11 +29,35 @@ REGISTRY_PORT = 5991
 UNAUTHORISED = ("401 Unauthorized", "no basic auth credentials", "authorization failed")
 
 
+#: The version of a kubelet's configuration.
+KUBELET = "kubelet.config.k8s.io/v1beta1"
+
+#: As people write it for k3s.
+CONFIGURATION = """
+tls-san:
+  - cluster.example
+node-label:
+  - shown=yes
+node-taint:
+  - odd=yes:PreferNoSchedule
+disable:
+  - traefik
+  - servicelb
+  - metrics-server
+disable-network-policy: true
+secrets-encryption: true
+etcd-snapshot-retention: 5
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kubernetes.Cluster]:
-    made = kubernetes.Cluster(
-        63, tmp_path_factory.mktemp("cluster"), "--containerd", str(parts.containerd(parts.CONTAINERDS[-1]))
-    )
+    directory = tmp_path_factory.mktemp("cluster")
+    containerd = str(parts.containerd(parts.CONTAINERDS[-1]))
+    made = kubernetes.Cluster(63, directory, "--containerd", containerd, "--kubelet-arg", "max-pods=99")
+    file = directory / "config.yaml"
+    file.write_text(CONFIGURATION)
+    made.environment["NIXLET_CONFIG_FILE"] = str(file)
     # Like NVIDIA's, it has a real runc behind it.
     programs = tmp_path_factory.mktemp("runtimes")
     (programs / "nvidia-container-runtime").symlink_to("/usr/sbin/runc")
@@ -108,6 +137,46 @@ def test_nobody_is_let_in_unknown(cluster: kubernetes.Cluster) -> None:
             urllib.request.urlopen(url, context=context)
         caught.value.close()
         assert caught.value.code == 401, url
+
+
+def test_a_file_for_k3s_holds(cluster: kubernetes.Cluster) -> None:
+    (node,) = cluster.get("nodes")["items"]
+    labels = node["metadata"]["labels"]
+    assert (labels["shown"], labels["nixlet.io/nix-images"]) == ("yes", "true")
+    assert {"key": "odd", "value": "yes", "effect": "PreferNoSchedule"} in node["spec"]["taints"]
+    assert node["status"]["capacity"]["pods"] == "99"
+    shown = x509.load_pem_x509_certificate(ssl.get_server_certificate((cluster.address, 6443)).encode())
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "cluster.example" in names.get_values_for_type(x509.DNSName)
+    # What means nothing here is told.
+    for key in ("disable-network-policy", "etcd-snapshot-retention"):
+        assert f"{key} is passed over: " in cluster.log.read_text()
+
+
+def test_secrets_are_not_in_the_datastore_as_they_are(cluster: kubernetes.Cluster) -> None:
+    secret, plain = secrets.token_hex(16), secrets.token_hex(16)
+    cluster.kubectl("create", "secret", "generic", "kept", f"--from-literal=word={secret}")
+    cluster.kubectl("create", "configmap", "kept", f"--from-literal=word={plain}")
+    files = [path for path in (cluster.data_dir / "server/db/etcd").rglob("*") if path.is_file()]
+    stored = b"".join(path.read_bytes() for path in files)
+    assert plain.encode() in stored
+    assert secret.encode() not in stored
+    assert base64.b64encode(secret.encode()) not in stored
+    read = cluster.get("secret", "kept")["data"]["word"]
+    assert base64.b64decode(read).decode() == secret
+    cluster.kubectl("delete", "secret/kept", "configmap/kept")
+
+
+def test_it_listens_on_loopback_and_the_node_s_address_alone(cluster: kubernetes.Cluster) -> None:
+    ours = set(nodes.with_descendants([cluster.pid]))
+    listed = subprocess.run(["ss", "-ltunpH"], capture_output=True, text=True, check=True).stdout
+    places = {}
+    for line in listed.splitlines():
+        if ours & set(map(int, re.findall(r"pid=(\d+)", line))):
+            host, _, port = line.split()[4].rpartition(":")
+            places[int(port)] = host.strip("[]")
+    assert {2379, 6443, 6444, 10250, 10257, 10259} <= set(places)
+    assert set(places.values()) <= {"127.0.0.1", cluster.address}, places
 
 
 def test_doctor_knows_the_cluster(cluster: kubernetes.Cluster) -> None:
@@ -305,7 +374,11 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     away = database.rename(database.with_name("away"))
     assert f"{database} is missing" in refused(cluster)
     away.rename(database)
-    # Programs may listen elsewhere, and nobody's environment is in etcd's way.
+    # New keys of all certificates make no other cluster of it either.
+    cluster.ok("certificate", "rotate", "--data-dir", str(cluster.data_dir))
+    # Programs may listen elsewhere, a kubelet has more files, and nobody's environment is in etcd's way.
+    drop_in = cluster.data_dir / "agent/etc/kubelet.conf.d/50-own.conf"
+    drop_in.write_text(f"apiVersion: {KUBELET}\nkind: KubeletConfiguration\ncontainerLogMaxFiles: 7\n")
     cluster.arguments += ["--kube-scheduler-arg", "secure-port=10400", "--kubelet-arg", "healthz-port=10300"]
     cluster.arguments += ["--kube-controller-manager-arg", "bind-address=0.0.0.0"]
     cluster.environment["ETCD_NAME"] = "somebody"
@@ -316,6 +389,8 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     assert after["containerStatuses"][0]["restartCount"] == 0
     assert after["podIP"] == before["podIP"]
     still_answers(cluster, "lasting")
+    configz = f"/api/v1/nodes/node-{cluster.number}/proxy/configz"
+    assert json.loads(cluster.kubectl("get", "--raw", configz))["kubeletconfig"]["containerLogMaxFiles"] == 7
     cluster.kubectl("delete", "pod", "lasting", "--now")
 
 

@@ -41,12 +41,6 @@ def ready(cluster: kubernetes.Cluster) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-def keeps(cluster: kubernetes.Cluster, name: str) -> bool:
-    """Whether the cluster takes a new object."""
-    said = cluster.kubectl("create", "configmap", name, "--request-timeout=5s", "-o", "name", check=False)
-    return said == f"configmap/{name}\n"
-
-
 def found(cluster: kubernetes.Cluster, name: str) -> dict[str, Any]:
     """What doctor finds of a thing."""
     findings = json.loads(cluster.run("doctor", *cluster.arguments, "--output", "json").stdout)
@@ -61,13 +55,13 @@ def test_a_full_disk(cluster: kubernetes.Cluster, archives: Path) -> None:
     )  # fmt: skip
     cluster.await_phase("steady", "Running")
     before = cluster.get("pod", "steady")["status"]["containerStatuses"][0]
-    assert keeps(cluster, "before")
+    assert cluster.keeps("before")
     disks.fill(place)
     sentence = f"the file system of {place} is full, and the cluster takes no changes until there is room: etcd ended"
     kubernetes.until(lambda: sentence in ready(cluster), f"it is told: {cluster.log}")
     assert f"[-]disk failed: {place} is full" in ready(cluster)
     assert sentence in cluster.log.read_text()
-    assert not keeps(cluster, "meanwhile")
+    assert not cluster.keeps("meanwhile")
     for name, words in (("datastore", f"the disk is full: 0.0 GiB free at {place}"), ("etcd", sentence)):
         told = found(cluster, name)
         assert told["status"] == "missing", told
@@ -76,7 +70,7 @@ def test_a_full_disk(cluster: kubernetes.Cluster, archives: Path) -> None:
     running = before["containerID"].removeprefix("containerd://")
     assert running in cluster.crictl("ps", "-q", "--no-trunc").split()
     disks.make_room(place)
-    kubernetes.until(lambda: keeps(cluster, "after"), f"the cluster goes on: {cluster.log}")
+    kubernetes.until(lambda: cluster.keeps("after"), f"the cluster goes on: {cluster.log}")
     cluster.await_node()
     names = {each["metadata"]["name"] for each in cluster.get("configmaps")["items"]}
     assert names.issuperset({"before", "after"})
@@ -107,5 +101,5 @@ def test_a_database_that_has_reached_its_quota(cluster: kubernetes.Cluster, tmp_
         lambda: cluster.kubectl("get", "configmaps", "-o", "name", check=False) != "", "the API server answers"
     )
     cluster.kubectl("delete", "configmap", "--ignore-not-found", *made)
-    kubernetes.until(lambda: keeps(cluster, "at-last"), f"the cluster takes objects again: {cluster.log}")
+    kubernetes.until(lambda: cluster.keeps("at-last"), f"the cluster takes objects again: {cluster.log}")
     kubernetes.until(lambda: "quota" not in ready(cluster), "all is well")

@@ -3,6 +3,7 @@
 NIXLET_CLUSTER_KILLS says how many rounds; the default is one.
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -66,8 +67,8 @@ class Load:
                 self.pods.add(f"short-{number}")
 
     def _made(self, *arguments: str) -> bool:
-        argv = [str(parts.kubernetes() / "kubectl"), "--kubeconfig", str(self.cluster.kubeconfig), *arguments]
         try:
+            argv = [*self.cluster.administrator, *arguments]
             return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
         except subprocess.TimeoutExpired:
             return False
@@ -82,9 +83,7 @@ def test_kills_under_load(cluster: kubernetes.Cluster, archives: Path) -> None:
     with Load(cluster, image) as load:
         for _ in range(ROUNDS):
             for child in cluster.children():
-                killed = cluster.children()[child]
-                os.kill(killed["pid"], signal.SIGKILL)
-                kubernetes.until(lambda: is_back(cluster, child, killed["pid"]), f"{child} is back")  # noqa: B023 - called at once
+                kill(cluster, child)
             cluster.kill()
             cluster.start()
             cluster.await_node()
@@ -98,7 +97,7 @@ def test_kills_under_load(cluster: kubernetes.Cluster, archives: Path) -> None:
     # The same containers: none was started again, none replaced.
     kubernetes.until(lambda: running(cluster) == before, "the deployment's pods are what they were")
     for pod in before:
-        kubernetes.until(lambda: answers(cluster, pod), f"{pod} answers")  # noqa: B023 - called at once
+        kubernetes.until(functools.partial(answers, cluster, pod), f"{pod} answers")
     print(f"{ROUNDS} rounds: {len(load.config_maps)} config maps, {len(load.pods)} pods")
 
 
@@ -117,9 +116,11 @@ def ended(cluster: kubernetes.Cluster) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Succeeded"}
 
 
-def is_back(cluster: kubernetes.Cluster, name: str, killed: int) -> bool:
-    child = cluster.children()[name]
-    return child["state"] == "ready" and child["pid"] not in {0, killed}
+def kill(cluster: kubernetes.Cluster, name: str) -> None:
+    """Kill a child, and wait until it is back; what its absence ends is left to come back meanwhile, or when its own turn comes."""
+    killed = kubernetes.until(lambda: cluster.ready_child(name), f"{name} is there")
+    os.kill(killed, signal.SIGKILL)
+    kubernetes.until(lambda: cluster.ready_child(name) not in {0, killed}, f"{name} is back")
 
 
 def answers(cluster: kubernetes.Cluster, pod: str) -> bool:

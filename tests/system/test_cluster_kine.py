@@ -1,6 +1,9 @@
 """A cluster whose state is in sqlite, by k3s's own datastore."""
 
+import contextlib
 import os
+import re
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -23,10 +26,30 @@ def kept(cluster: kubernetes.Cluster) -> bool:
     return cluster.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}", check=False) == "1"
 
 
+#: The first address of services, where the API server is.
+API_SERVER = ("10.43.0.1", 443)
+
+
+def is_reached_as_a_service(cluster: kubernetes.Cluster) -> bool:
+    with contextlib.suppress(OSError):
+        return ssl.get_server_certificate(API_SERVER) == ssl.get_server_certificate((cluster.address, 6443))
+    return False
+
+
+def chains_of_services() -> list[str]:
+    """What kube-proxy has in the packet filter where it has no nftables."""
+    return re.findall(
+        "KUBE-SVC-.*", subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    )
+
+
 def test_the_state_is_kept_by_kine(tmp_path: Path) -> None:
-    cluster = kubernetes.Cluster(66, tmp_path)
+    """And services are made by iptables, as on a machine without nftables."""
+    cluster = kubernetes.Cluster(66, tmp_path, "--kube-proxy-arg", "proxy-mode=iptables")
     cluster.environment["PATH"] = f"{parts.directories()['kine']}:{cluster.environment['PATH']}"
-    with kubernetes.cleaned_up(cluster):
+    with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, [str(parts.kubernetes() / "kube-proxy"), "--cleanup"], check=False)
+        stack.enter_context(kubernetes.cleaned_up(cluster))
         cluster.start()
         cluster.await_node()
         database = cluster.data_dir / "server" / "db"
@@ -47,6 +70,12 @@ def test_the_state_is_kept_by_kine(tmp_path: Path) -> None:
         # Where it was made it stays, though etcd is there, too.
         assert not (database / "etcd").exists()
         assert len(kine_of(cluster)) == 1
+        assert chains_of_services()
+        assert "kube-proxy" not in cluster.packet_tables()
+        kubernetes.until(lambda: is_reached_as_a_service(cluster), "the API server is reached as a service")
+        assert cluster.stop() == 0
+        cluster.ok("uninstall", "--data-dir", str(cluster.data_dir), "--yes")
+        assert chains_of_services() == []
 
 
 async def test_a_database_s_address_is_in_no_command_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pods of two nodes reach each other by flannel: by host-gw, then by vxlan, through the deaths of what makes it, until nothing of it is left."""
 
 import contextlib
+import functools
 import http.client
 import http.server
 import json
@@ -9,15 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from nixlet.cluster import kubeconfigs
-from nixlet.services import nodeaddress
-from nixlet.varlink import client
 from support import kubeagents, kubernetes, nodes, parts, storeimages
 
 pytestmark = pytest.mark.timeout(600)
@@ -65,24 +64,24 @@ class Two(NamedTuple):
     def check(self) -> None:
         """Pods reach each other, and a service that is both, and are known by their own addresses."""
         found = self.addresses()
-        for asking, address in found.items():
-            for name, there in found.items():
-                if name != asking:
-                    wanted = f"{name} {address}"
-                    kubernetes.until(lambda: self.asked(asking, there) == wanted, f"{asking} reaches {name}")  # noqa: B023
-            service = self.server.get("service", "who")["spec"]["clusterIP"]
-            other = next(name for name in found if name != asking)
-            seen: set[str] = set()
-
-            def both() -> bool:
-                seen.add(self.asked(asking, service))  # noqa: B023
-                return {each.partition(" ")[0] for each in seen} >= set(found)  # noqa: B023
-
-            kubernetes.until(both, f"{asking} reaches both through the service: {seen}")
-            assert {each for each in seen if each.startswith(other)} == {f"{other} {address}"}
+        for asking in found:
+            self._check(asking, found)
         # From the node as well, also to the pod of the other one.
         for name, address in found.items():
             assert answer(address).startswith(f"{name} ")
+
+    def _check(self, asking: str, found: Mapping[str, str]) -> None:
+        (other,) = set(found) - {asking}
+        wanted, seen = f"{other} {found[asking]}", set[str]()
+        service = self.server.get("service", "who")["spec"]["clusterIP"]
+
+        def both() -> bool:
+            seen.add(self.asked(asking, service))
+            return {each.partition(" ")[0] for each in seen} >= set(found)
+
+        kubernetes.until(lambda: self.asked(asking, found[other]) == wanted, f"{asking} reaches {other}")
+        kubernetes.until(both, f"{asking} reaches both through the service: {seen}")
+        assert {each for each in seen if each.startswith(other)} == {wanted}
 
 
 def answer(address: str) -> str:
@@ -92,16 +91,14 @@ def answer(address: str) -> str:
         return connection.getresponse().read().decode().strip()
 
 
-def children(node: nodes.Node) -> dict[str, dict[str, Any]]:
-    with client.Connection(str(node.control_socket), peer="the node") as asked:
-        asked.send(f"{nodeaddress.INTERFACE}.GetChildren")
-        reply, _ = asked.receive(30)
-    return {child["name"]: child for child in reply["children"]}
+def is_back(node: nodes.Node, killed: int) -> bool:
+    """Whether its flannel is ready, by another process."""
+    return node.ready_child("flanneld") not in {0, killed}
 
 
 def command(node: nodes.Node, name: str) -> list[str]:
     """The command line of one of a node's children."""
-    return Path(f"/proc/{children(node)[name]['pid']}/cmdline").read_text().split("\0")
+    return Path(f"/proc/{node.children()[name]['pid']}/cmdline").read_text().split("\0")
 
 
 def inside(two: Two) -> dict[nodes.Node, list[str]]:
@@ -208,16 +205,12 @@ def test_what_leaves_the_cluster_is_masqueraded(two: Two) -> None:
 
 def test_a_killed_flannel_costs_nothing_and_comes_back(two: Two) -> None:
     for node in (two.server, two.agent):
-        killed = children(node)["flanneld"]["pid"]
+        killed = kubernetes.until(functools.partial(node.ready_child, "flanneld"), "flanneld is there")
         os.kill(killed, signal.SIGKILL)
         # What it has made goes on.
         for name, address in two.addresses().items():
             assert answer(address).startswith(f"{name} ")
-        back = ("ready", False)
-        kubernetes.until(
-            lambda: (children(node)["flanneld"]["state"], children(node)["flanneld"]["pid"] in {0, killed}) == back,  # noqa: B023
-            f"flanneld is back: {node.log}",
-        )
+        kubernetes.until(functools.partial(is_back, node, killed), f"flanneld is back: {node.log}")
     two.check()
 
 

@@ -50,6 +50,21 @@ async def test_what_can_not_be_switched_on_is_told(
     assert "net/ipv4/ip_forward can't be set to 1, which services need: Is a directory" in caplog.text
 
 
+def test_what_becomes_of_old_cgroups_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    kernel.warn_of_cgroups(str(tmp_path))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "this machine has cgroups of version 1: its kubelet is told to run all the same"
+    )
+    assert record.getMessage() == kernel.remark_on_cgroups(str(tmp_path))
+    assert "systemd.unified_cgroup_hierarchy=1" in record.__dict__["hint"]
+    caplog.clear()
+    (tmp_path / "cgroup.controllers").touch()
+    kernel.warn_of_cgroups(str(tmp_path))
+    assert (caplog.records, kernel.remark_on_cgroups(str(tmp_path))) == ([], "")
+
+
 def test_what_a_kubelet_changes_is_put_back(tmp_path: Path) -> None:
     layout, root = config.Layout(str(tmp_path), str(tmp_path)), tmp_path / "sys"
     os.mkdir(layout.agent)
