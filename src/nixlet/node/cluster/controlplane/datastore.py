@@ -1,7 +1,8 @@
 """The room that a cluster's state needs on the disk, and what there is to say where there is none.
 
-etcd ends when it can't write, kine goes on and refuses; neither loses what it has acknowledged, and both go on when there is room. An
-etcd whose database has reached its quota refuses as well, and is relieved of that here: nobody else would.
+etcd ends when it can't write, and loses nothing that it has acknowledged. kine goes on, and refuses changes and deletions; but what is to be created
+it acknowledges and doesn't keep (seen with 0.17.5: the error of its insertion gives way to that of a look-up, which finds nothing and has none). Both
+go on when there is room. An etcd whose database has reached its quota refuses as well, and is relieved of that here: nobody else would.
 """
 
 import asyncio
