@@ -372,7 +372,7 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
         assert refused(cluster, *other).count(sentence) == 1
     database = cluster.data_dir / "server" / "db" / "etcd"
     away = database.rename(database.with_name("away"))
-    assert f"{database} is missing" in refused(cluster)
+    assert f"{database}/member is missing" in refused(cluster)
     away.rename(database)
     # New keys of all certificates make no other cluster of it either.
     cluster.ok("certificate", "rotate", "--data-dir", str(cluster.data_dir))
