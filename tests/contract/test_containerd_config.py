@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nixlet import errors
-from nixlet.containerd import cni, config, cri, imagestore, k3s, runtimes
+from nixlet.containerd import cni, config, cri, imagestore, k3s, proxyplugins, runtimes
 from nixlet.host import process
 from nixlet.node.children import containerd_child
 from nixlet.node.settings import config as node_config
@@ -63,11 +63,20 @@ UNKNOWN_TO_1_6 = {
 }
 
 
+def proxies_for(snapshotter: str, directory: Path) -> tuple[proxyplugins.ProxyPlugin, ...]:
+    """Snapshotters that are programs of their own."""
+    root = f"{directory}/root/io.containerd.snapshotter.v1.nix"
+    made = (
+        proxyplugins.ProxyPlugin("nix", f"{directory}/state/nix.sock", root, ("remap-ids",), reads_annotations=True),
+        proxyplugins.ProxyPlugin("stargz", config.STARGZ_SOCKET, reads_annotations=True, asks_registries=True),
+    )
+    return tuple(each for each in made if each.name == snapshotter)
+
+
 def settings_for(
     version: int, directory: Path, snapshotter: str = "nix", *, full: bool = False
 ) -> config.ContainerdSettings:
     """A node's settings; ``full``: with everything that a node can have."""
-    ours = snapshotter == "nix"
     plain = config.ContainerdSettings(
         version=version,
         root=f"{directory}/root",
@@ -75,8 +84,7 @@ def settings_for(
         address=f"{directory}/state/c.sock",
         opt_dir=f"{directory}/opt",
         snapshotter=snapshotter,
-        snapshotter_address={"nix": f"{directory}/state/nix.sock", "stargz": config.STARGZ_SOCKET}.get(snapshotter, ""),
-        snapshotter_root=f"{directory}/root/io.containerd.snapshotter.v1.nix" if ours else "",
+        proxies=proxies_for(snapshotter, directory),
         sandbox_image="localhost/nixlet/pause:1",
         cni_bin_dir="/usr/lib/cni",
         cni_conf_dir=f"{directory}/net.d",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nixlet.containerd import config, dropins, imagestore, k3s, tomlread
+from nixlet.containerd import config, dropins, imagestore, k3s, proxyplugins, tomlread
 from nixlet.host import process
 from nixlet.images import archive, loader, platforms
 from support import containerds, image_archives, parts
@@ -30,8 +30,7 @@ def settings_for(version: int, directory: Path) -> config.ContainerdSettings:
         address=f"{directory}/c.sock",
         opt_dir=f"{directory}/opt",
         snapshotter="overlayfs",
-        snapshotter_address="",
-        snapshotter_root="",
+        proxies=(),
         sandbox_image="localhost/pause:1",
         cni_bin_dir="/usr/lib/cni",
         cni_conf_dir=f"{directory}/net.d",
@@ -100,7 +99,8 @@ async def test_no_installed_containerd_has_k3ss_nix_plugin(version: str, tmp_pat
     assert k3s.NIX_PLUGIN not in plugins
     assert "io.containerd.snapshotter.v1.overlayfs" in plugins
     settings = dataclasses.replace(settings_for(program.config_version, tmp_path), snapshotter="nix")
-    proxied = config.tables(dataclasses.replace(settings, snapshotter_address=f"{tmp_path}/nix.sock"))
+    ours = proxyplugins.ProxyPlugin("nix", f"{tmp_path}/nix.sock")
+    proxied = config.tables(dataclasses.replace(settings, proxies=(ours,)))
     assert tomlread.at(proxied, ("proxy_plugins", "nix", "type")) == "snapshot"
     assert tomlread.at(proxied, ("plugins", k3s.NIX_PLUGIN)) is None
 

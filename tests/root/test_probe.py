@@ -48,6 +48,20 @@ async def test_both_strategies_work_here_and_nothing_is_left(root: Path, store: 
     assert os.listdir(store) == ["pkg"]
 
 
+async def test_roots_that_a_program_shows(root: Path, store: Path) -> None:
+    overlay = model.Overlay.FUSE_OVERLAYFS
+    assert await probe.findings(str(root), str(store), overlay) == {"view": "", "bind": ""}
+    assert os.listdir(root) == ["probe.json"]
+    assert mounts.below(str(root)) == []
+    assert os.listdir(store) == ["pkg"]
+    # What was found for one kind of roots says nothing of another.
+    kept = json.loads((root / "probe.json").read_text())
+    kept["findings"]["view"] = "so it was found"
+    (root / "probe.json").write_text(json.dumps(kept))
+    assert (await probe.findings(str(root), str(store), overlay))["view"] == "so it was found"
+    assert (await probe.findings(str(root), str(store)))["view"] == ""
+
+
 async def test_a_root_behind_a_link_costs_the_store_nothing(root: Path, store: Path, tmp_path: Path) -> None:
     (store / "pkg" / "bin" / "hello").write_text("hello")
     (tmp_path / "link").symlink_to(tmp_path)

@@ -30,9 +30,11 @@ class Node:
         registries: How it reaches registries; not there unless a test writes it.
         wrapper: A program with arguments that the server is started by, and that becomes it.
         verb: ``server`` or ``agent``.
+        snapshotter: Its snapshotter.
     """
 
     verb = "server"
+    snapshotter = "nix"
 
     def __init__(
         self, number: int, directory: Path, *arguments: str, environment: dict[str, str] | None = None
@@ -75,7 +77,7 @@ class Node:
     @property
     def gc_roots(self) -> Path:
         """Where Nix finds what this node needs."""
-        root = self.data_dir / "agent" / "containerd" / "io.containerd.snapshotter.v1.nix"
+        root = self.data_dir / "agent" / "containerd" / f"io.containerd.snapshotter.v1.{self.snapshotter}"
         return Path("/nix/var/nix/gcroots/nixlet") / gcroots.owner_of(str(root))
 
     @property
@@ -87,7 +89,8 @@ class Node:
         """Start the server without waiting for it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            argv = [*self.wrapper, sys.executable, "-m", "nixlet", self.verb, "--snapshotter", "nix", *self.arguments]
+            verb = [self.verb, "--snapshotter", self.snapshotter]
+            argv = [*self.wrapper, sys.executable, "-m", "nixlet", *verb, *self.arguments]
             # A careful administrator's umask: what containers see must not depend on it.
             self._process = subprocess.Popen(
                 argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, umask=0o077

@@ -41,7 +41,12 @@ _SAID = {
     ),
     "data_dir": _Said("DIR", "What survives a reboot.", "-d"),
     "state_dir": _Said("DIR", "Sockets and running state."),
-    "snapshotter": _Said("NAME", "containerd's snapshotter: nix, overlayfs, native, or another that it has."),
+    "snapshotter": _Said(
+        "NAME", "containerd's snapshotter: nix, overlayfs, native, fuse-overlayfs, or another that it has."
+    ),
+    "also_snapshotter": _Said(
+        "NAME", "A further snapshotter, for pods whose runtime class has its name; may be given several times."
+    ),
     "container_runtime_endpoint": _Said(
         "SOCKET", "Use the containerd at this socket, and start none.", default="our own containerd"
     ),

@@ -16,18 +16,19 @@ from typing import Any
 import tomli_w
 
 from nixlet import errors
+from nixlet.containerd import proxyplugins
 from nixlet.containerd.runtimes import Runtime
 from nixlet.host import process
 
 #: The snapshotter that is ours.
 NIX = "nix"
 
+#: One whose roots are made by a program in place of the kernel.
+FUSE_OVERLAYFS = "fuse-overlayfs"
+
 #: Where stargz-snapshotter serves unless it is told otherwise; it is a program of its own, with this socket on every node.
 STARGZ = "stargz"
 STARGZ_SOCKET = "/run/containerd-stargz-grpc/containerd-stargz-grpc.sock"
-
-#: Snapshotters that read the annotations of layers, which a pull then has to hand on.
-READ_ANNOTATIONS = frozenset({NIX, STARGZ})
 
 Table = dict[str, Any]
 
@@ -43,9 +44,8 @@ class ContainerdSettings:
         address: Its socket; ttrpc's is beside it.
         opt_dir: Its directory for installed programs and NRI plugins, which must not be the system's.
         snapshotter: The snapshotter for images and containers.
-        snapshotter_address: The socket of the proxy plugin that is that snapshotter; empty: containerd has it built in, or a
-            drop-in says where it is.
-        snapshotter_root: Where that plugin keeps its files; CRI reports this file system as the images'.
+        proxies: The snapshotters that are programs of their own; all others containerd has built in, or a drop-in says where they are.
+        further: Further snapshotters; a runtime of its name has each.
         sandbox_image: The image that holds a pod's namespaces; empty: containerd's own choice.
         cni_bin_dir: Where the CNI plugins are.
         cni_conf_dir: Where the network's configuration is.
@@ -74,8 +74,7 @@ class ContainerdSettings:
     address: str
     opt_dir: str
     snapshotter: str
-    snapshotter_address: str
-    snapshotter_root: str
+    proxies: Sequence[proxyplugins.ProxyPlugin]
     sandbox_image: str
     cni_bin_dir: str
     cni_conf_dir: str
@@ -84,6 +83,7 @@ class ContainerdSettings:
     nri_socket: str
     restrict_oom_score_adj: bool
     architecture: str
+    further: Sequence[str] = ()
     certs_dir: str = ""
     auths: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     default_runtime: str = ""
@@ -96,6 +96,11 @@ class ContainerdSettings:
     systemd_cgroup: bool = False
     blockio_config: str = ""
     rdt_config: str = ""
+
+    @property
+    def proxy(self) -> proxyplugins.ProxyPlugin | None:
+        """The proxy plugin that is the snapshotter for images and containers; None: it is none."""
+        return next((each for each in self.proxies if each.name == self.snapshotter), None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,6 +220,9 @@ def _runtimes(settings: ContainerdSettings) -> Table:
             found[name] = {"runtime_type": runtime.type, "runtime_path": runtime.program, "options": systemd}
         else:
             found[name] = {"runtime_type": runtime.type, "options": {**options, "BinaryName": runtime.program}}
+    for name in settings.further:
+        # containerd 1.6 knows no such key.
+        found[name] = {**found["runc"], "snapshotter": name}
     return found
 
 
@@ -242,18 +250,8 @@ def _registry(settings: ContainerdSettings) -> Table:
     return {"registry": table} if table else {}
 
 
-def _proxy_plugin(settings: ContainerdSettings) -> Table:
-    if not settings.snapshotter_address:
-        return {}
-    exports = {"enable_remote_snapshot_annotations": "true"}
-    if settings.snapshotter_root:
-        exports = {"root": settings.snapshotter_root, **exports}
-    plugin: Table = {"type": "snapshot", "address": settings.snapshotter_address, "exports": exports}
-    if settings.snapshotter == NIX:
-        # A pod's user namespace is our business: else containerd would copy the whole closure to change its owners.
-        # 1.6 knows neither this nor exports, and passes both over.
-        plugin["capabilities"] = ["remap-ids"]
-    return {"proxy_plugins": {settings.snapshotter: plugin}}
+def _proxy_plugins(settings: ContainerdSettings) -> Table:
+    return {"proxy_plugins": {each.name: each.table() for each in settings.proxies}} if settings.proxies else {}
 
 
 def _common_plugins(settings: ContainerdSettings) -> Table:
@@ -306,7 +304,7 @@ def _tables_2(settings: ContainerdSettings) -> Table:
             "snapshotter": settings.snapshotter,
             "default_runtime_name": settings.default_runtime or "runc",
             # Pulls then pass the annotations of layers on to the snapshotter.
-            "disable_snapshot_annotations": settings.snapshotter not in READ_ANNOTATIONS,
+            "disable_snapshot_annotations": not any(each.reads_annotations for each in settings.proxies),
             "runtimes": _runtimes(settings),
         },
         **_registry(settings),
@@ -317,7 +315,7 @@ def _tables_2(settings: ContainerdSettings) -> Table:
         cri["disable_cgroup"] = True
     # 1.6 has neither NRI nor the Transfer service and passes their tables over.
     plugins = {**_common_plugins(settings), "io.containerd.grpc.v1.cri": cri}
-    return {**_top(settings), **_sockets(settings), "plugins": plugins, **_proxy_plugin(settings)}
+    return {**_top(settings), **_sockets(settings), "plugins": plugins, **_proxy_plugins(settings)}
 
 
 def _plugins_of_containerd_2(settings: ContainerdSettings) -> Table:
@@ -329,6 +327,9 @@ def _plugins_of_containerd_2(settings: ContainerdSettings) -> Table:
     if settings.auths:
         # The Transfer service refuses a configuration with these.
         images["use_local_image_pull"] = True
+        if any(each.asks_registries for each in settings.proxies):
+            # It tells what image a layer is of by itself, CRI when it is told to.
+            images["disable_snapshot_annotations"] = False
     runtime = {
         **_cri_runtime(settings),
         "containerd": {
@@ -347,14 +348,14 @@ def _plugins_of_containerd_2(settings: ContainerdSettings) -> Table:
 
 def _tables_3(settings: ContainerdSettings) -> Table:
     plugins = _plugins_of_containerd_2(settings)
-    return {**_top(settings), **_sockets(settings), "plugins": plugins, **_proxy_plugin(settings)}
+    return {**_top(settings), **_sockets(settings), "plugins": plugins, **_proxy_plugins(settings)}
 
 
 def _tables_4(settings: ContainerdSettings) -> Table:
     # The tables [grpc] and [ttrpc] are ignored in version 4, without a word: they are plugins there.
     servers = {f"io.containerd.server.v1.{name}": table for name, table in _sockets(settings).items()}
     plugins = {**_plugins_of_containerd_2(settings), **servers}
-    return {**_top(settings), "plugins": plugins, **_proxy_plugin(settings)}
+    return {**_top(settings), "plugins": plugins, **_proxy_plugins(settings)}
 
 
 _TABLES = {2: _tables_2, 3: _tables_3, 4: _tables_4}

@@ -204,6 +204,10 @@ async def wait_until_served(runtime: RuntimeClient, containerd: client.Container
         ) from error
 
 
+#: How a pull's sandbox names its runtime for a containerd that doesn't read it in the image (containerd, pkg/cri/annotations).
+RUNTIME_ANNOTATION = "io.containerd.cri.runtime-handler"
+
+
 class ImageClient:
     """CRI's image service."""
 
@@ -211,20 +215,30 @@ class ImageClient:
         self._peer = f"the image service at {address}"
         self._stub = cri_grpc.ImageServiceStub(channel)
 
-    async def pull(self, reference: str, sandbox: cri_pb2.PodSandboxConfig | None = None) -> str:
-        """Pull an image; the reference that containers are to be made from."""
-        request = cri_pb2.PullImageRequest(image=cri_pb2.ImageSpec(image=reference), sandbox_config=sandbox)
+    async def pull(self, reference: str, sandbox: cri_pb2.PodSandboxConfig | None = None, runtime: str = "") -> str:
+        """Pull an image; the reference that containers are to be made from.
+
+        Args:
+            reference: Its name.
+            sandbox: The pod that it is for.
+            runtime: The runtime that is to run it, and may want it in a snapshotter of its own; empty: the default one.
+        """
+        if runtime and sandbox is None:
+            sandbox = cri_pb2.PodSandboxConfig(annotations={RUNTIME_ANNOTATION: runtime})
+        image = cri_pb2.ImageSpec(image=reference, runtime_handler=runtime)
+        request = cri_pb2.PullImageRequest(image=image, sandbox_config=sandbox)
         with channels.translated(self._peer):
             return (await self._stub.PullImage(request)).image_ref
 
-    async def status(self, reference: str) -> cri_pb2.Image | None:
-        """An image by reference or ID, or None."""
-        response = await self.details(reference, verbose=False)
+    async def status(self, reference: str, runtime: str = "") -> cri_pb2.Image | None:
+        """An image by reference or ID, for a runtime as in ``pull``, or None."""
+        response = await self.details(reference, runtime, verbose=False)
         return response.image if response.HasField("image") else None
 
-    async def details(self, reference: str, *, verbose: bool = True) -> cri_pb2.ImageStatusResponse:
+    async def details(self, reference: str, runtime: str = "", *, verbose: bool = True) -> cri_pb2.ImageStatusResponse:
         """An image by reference or ID, with what the runtime has to add: texts, most of them JSON."""
-        request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=reference), verbose=verbose)
+        image = cri_pb2.ImageSpec(image=reference, runtime_handler=runtime)
+        request = cri_pb2.ImageStatusRequest(image=image, verbose=verbose)
         with channels.translated(self._peer):
             return await self._stub.ImageStatus(request)
 

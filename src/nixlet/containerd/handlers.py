@@ -3,9 +3,6 @@
 from nixlet.containerd import cri
 from nixlet.rpc.gen import cri_pb2
 
-#: How a pull's sandbox names its runtime for a containerd that doesn't read it in the image (containerd, pkg/cri/annotations).
-_ANNOTATION = "io.containerd.cri.runtime-handler"
-
 
 class Handlers:
     """The runtimes of one containerd.
@@ -31,6 +28,8 @@ class Handlers:
         Raises:
             NixletError: containerd doesn't answer.
         """
-        handler = image.runtime_handler or (sandbox.annotations.get(_ANNOTATION, "") if sandbox is not None else "")
+        handler = image.runtime_handler or (
+            sandbox.annotations.get(cri.RUNTIME_ANNOTATION, "") if sandbox is not None else ""
+        )
         named = await self._runtime.runtime_snapshotter(handler) if handler else ""
         return named if named != self._own else ""

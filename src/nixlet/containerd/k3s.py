@@ -15,6 +15,9 @@ VERSIONS = (2, 3)
 NIX_PLUGIN = "io.containerd.snapshotter.v1.nix"
 _STARGZ_PLUGIN = "io.containerd.snapshotter.v1.stargz"
 
+#: For these k3s has pulls hand on the annotations of layers.
+_READ_ANNOTATIONS = frozenset({config.NIX, config.STARGZ})
+
 
 def tables(settings: config.ContainerdSettings, dropin_dir: str) -> config.Table:
     """The tables of k3s's configuration file.
@@ -86,7 +89,7 @@ def _containerd(settings: config.ContainerdSettings) -> config.Table:
 
 
 def _images(settings: config.ContainerdSettings) -> config.Table:
-    annotations = settings.snapshotter in config.READ_ANNOTATIONS
+    annotations = settings.snapshotter in _READ_ANNOTATIONS
     return {"snapshotter": settings.snapshotter, "disable_snapshot_annotations": not annotations}
 
 
@@ -139,11 +142,12 @@ def _snapshotter(settings: config.ContainerdSettings) -> config.Table:
             "registry": _registry(settings),
         }
         return {_STARGZ_PLUGIN: plugin}
-    if settings.snapshotter != config.NIX:
+    proxy = settings.proxy
+    if proxy is None or proxy.name != config.NIX:
         return {}
     return {
         NIX_PLUGIN: {
-            "address": settings.snapshotter_address,
+            "address": proxy.address,
             "image_service": {"enable": True, "containerd_address": settings.address},
         },
         "io.containerd.transfer.v1.local": {

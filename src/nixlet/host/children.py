@@ -152,7 +152,7 @@ class Children:
         child.enter("stopped")
 
     def _enter(
-        self, child: keptchild.Child, state: keptchild.State, current: supervisor.SupervisedChild | None = None
+        self, child: keptchild.Child, state: keptchild.State, current: supervisor.Supervised | None = None
     ) -> None:
         child.enter(state, current)
         self._wake()
@@ -263,7 +263,7 @@ def _passed_over(future: "asyncio.Future[Any]") -> None:
     future.cancel()
 
 
-async def _ended(running: supervisor.SupervisedChild, others: _Others) -> None:
+async def _ended(running: supervisor.Supervised, others: _Others) -> None:
     """Wait until one has to end that is ready, because one with which it falls has.
 
     Raises:

@@ -45,9 +45,9 @@ class Child:
         #: Those that it waits for, and all for which those do, each once, in the order in which they start.
         self.others = others
         #: Its process; None while there is none.
-        self.process: supervisor.SupervisedChild | None = None
+        self.process: supervisor.Supervised | None = None
         #: The same while it is ready.
-        self.current: supervisor.SupervisedChild | None = None
+        self.current: supervisor.Supervised | None = None
         #: How often it was to be started, whether or not a process came of it.
         self.starts = 0
         #: Why it ended last; None: it never did.
@@ -107,7 +107,7 @@ class Child:
             message = f"{self.name} {what}: {self.failure or 'the node ends'}"
         raise errors.UnavailableError(message)
 
-    def enter(self, state: State, current: supervisor.SupervisedChild | None = None) -> None:
+    def enter(self, state: State, current: supervisor.Supervised | None = None) -> None:
         """Take notice of what it does now."""
         loop = asyncio.get_running_loop()
         self.state, self.since, self.current = state, time.time(), current

@@ -1,10 +1,11 @@
 """A program that nixlet needs for as long as it runs: described, started, found ready, watched, logged, stopped.
 
 Its output comes through a pipe, so that its log can be put aside without losing or doubling a line, and its last words are at
-hand. The pipe ends with nixlet, which is no loss: such a child does so, too. How several are kept running together is told in
-``children``.
+hand. The pipe ends with nixlet, which is no loss: such a child does so, too, unless it is described as going on (``detached``). How
+several are kept running together is told in ``children``.
 """
 
+import abc
 import asyncio
 import contextlib
 import logging
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from nixlet import errors
-from nixlet.host import files, logfiles, process, uncut, words
+from nixlet.host import detached, files, logfiles, process, uncut, words
 
 #: How many of a child's last lines, and bytes at most, stand in our error when it dies.
 _KEPT_LINES = 20
@@ -87,6 +88,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         may_start: Raises a ``NixletError`` where it can't be started now; asked before each start.
         cause: Says in a sentence why it has ended, by the last lines that it printed, where they alone don't tell a person; empty:
             they do.
+        goes_on_at: The socket that it serves, by which it is found again, where it goes on without us; empty: it ends with us. It is
+            one of its arguments. Only one that never answered is ended.
         restart: How patient we are with it.
         grace: Seconds between SIGTERM and SIGKILL at its end.
         essential: Whether the node ends when this one can't be started, or is given up. Otherwise its first failure is told, too,
@@ -104,52 +107,38 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     falls_with: tuple[str, ...] = ()
     may_start: Callable[[], None] = _nothing
     cause: Callable[[str], str] = _unknown
+    goes_on_at: str = ""
     restart: RestartPolicy = RestartPolicy()
     grace: float = 10.0
     essential: bool = True
 
 
-class SupervisedChild:
-    """A child that was started; ``started`` makes it."""
+class Supervised(abc.ABC):
+    """A program that runs; ``started`` makes it."""
 
-    def __init__(self, program: Program, child: process.Child, output: int, log: logfiles.RotatingFile) -> None:
-        """Take care of a process.
-
-        Args:
-            program: What it is.
-            child: The process.
-            output: A descriptor, which doesn't block, for what it prints.
-            log: Gets that.
-        """
+    def __init__(self, program: Program, pid: int) -> None:
         self.program = program
-        self._child = child
-        self._last_words = b""
-        self._output, self._log = output, log
-        #: Done at the end of its output.
-        self._is_silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(output, self._keep_output)
+        self.pid = pid
+        #: Whether it ever answered.
+        self.has_answered = False
 
     @property
-    def pid(self) -> int:
-        """The child's process ID."""
-        return self._child.pid
-
-    @property
+    @abc.abstractmethod
     def has_ended(self) -> bool:
         """Whether it has ended, which is known before its last words are."""
-        return self._child.returncode is not None
 
     @property
+    @abc.abstractmethod
     def last_lines(self) -> list[str]:
         """The last lines that it printed."""
-        return self._last_words.decode(errors="replace").splitlines()[-_KEPT_LINES:]
 
+    @abc.abstractmethod
     async def died(self) -> errors.CommandFailedError:
         """Wait until it ends by itself; the error that says so, with its last lines."""
-        returncode = await self._child.wait()
-        await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
-        output = "\n".join(self.last_lines).encode()
-        return self._told(words.failure(self._child.argv, returncode, output, name=self.program.name))
+
+    @abc.abstractmethod
+    async def stop(self, hastened: asyncio.Event | None) -> None:
+        """End it: SIGTERM, and SIGKILL when its grace is over or as soon as it is ``hastened``."""
 
     async def answered(self, unless: "Collection[asyncio.Future[Any]]" = ()) -> bool:
         """Wait until it is ready; whether it is.
@@ -185,6 +174,7 @@ class SupervisedChild:
             if (lack := process.lack(waiting.exception())) is not None:
                 raise self._failed(f"may be ready or not, since it can't be asked ({lack.strerror or lack})") from lack
             waiting.result()
+            self.has_answered = True
             _log.info("%s is ready", program.name, extra={"pid": self.pid})
             return True
         finally:
@@ -205,8 +195,46 @@ class SupervisedChild:
         error.hint = "; ".join(filter(None, (error.hint, f"its log is {self.program.log_path}")))
         return error
 
+
+class SupervisedChild(Supervised):
+    """A child of ours."""
+
+    def __init__(self, program: Program, child: process.Child, output: int, log: logfiles.RotatingFile) -> None:
+        """Take care of a process.
+
+        Args:
+            program: What it is.
+            child: The process.
+            output: A descriptor, which doesn't block, for what it prints.
+            log: Gets that.
+        """
+        super().__init__(program, child.pid)
+        self._child = child
+        self._last_words = b""
+        self._output, self._log = output, log
+        #: Done at the end of its output.
+        self._is_silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(output, self._keep_output)
+
+    @property
+    def has_ended(self) -> bool:
+        """As above."""
+        return self._child.returncode is not None
+
+    @property
+    def last_lines(self) -> list[str]:
+        """As above."""
+        return self._last_words.decode(errors="replace").splitlines()[-_KEPT_LINES:]
+
+    async def died(self) -> errors.CommandFailedError:
+        """As above."""
+        returncode = await self._child.wait()
+        await asyncio.wait({self._is_silent}, timeout=_LAST_WORDS)
+        output = "\n".join(self.last_lines).encode()
+        return self._told(words.failure(self._child.argv, returncode, output, name=self.program.name))
+
     async def stop(self, hastened: asyncio.Event | None) -> None:
-        """End it: SIGTERM, and SIGKILL when its grace is over or as soon as it is ``hastened``."""
+        """As above."""
         name = self.program.name
         stopping = asyncio.create_task(self._child.stop(self.program.grace), name=f"stop {name}")
         if hastened is not None:
@@ -241,9 +269,36 @@ class SupervisedChild:
         self._last_words = (self._last_words + chunk)[-_KEPT_BYTES:]
 
 
+class SupervisedDetached(Supervised):
+    """A program that goes on without us."""
+
+    def __init__(self, program: Program, watched: detached.Detached) -> None:
+        super().__init__(program, watched.pid)
+        self._watched = watched
+
+    @property
+    def has_ended(self) -> bool:
+        """As above."""
+        return self._watched.ended.done()
+
+    @property
+    def last_lines(self) -> list[str]:
+        """As above."""
+        return self._watched.last_words().decode(errors="replace").splitlines()[-_KEPT_LINES:]
+
+    async def died(self) -> errors.CommandFailedError:
+        """As above; how it ended only its parent knows."""
+        await asyncio.wait({self._watched.ended})
+        return self._failed("has ended")
+
+    async def stop(self, hastened: asyncio.Event | None) -> None:
+        """As above."""
+        await self._watched.stop(0 if hastened is not None and hastened.is_set() else self.program.grace)
+
+
 @contextlib.asynccontextmanager
-async def started(program: Program, *, hastened: asyncio.Event | None = None) -> AsyncIterator[SupervisedChild]:
-    """Start a program; leaving the context stops it, however often its owner is cancelled meanwhile.
+async def started(program: Program, *, hastened: asyncio.Event | None = None) -> AsyncIterator[Supervised]:
+    """Start a program; leaving the context stops it, however often its owner is cancelled meanwhile, unless it goes on without us.
 
     Args:
         program: What to start.
@@ -260,6 +315,10 @@ async def started(program: Program, *, hastened: asyncio.Event | None = None) ->
         if (lack := process.lack(error)) is None:
             raise
         raise process.unstartable(program.name, lack) from error
+    if program.goes_on_at:
+        async with _detached(program, hastened) as running:
+            yield running
+        return
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(_open_log(program))
         output, into = stack.enter_context(_pipe(program))
@@ -282,6 +341,25 @@ async def started(program: Program, *, hastened: asyncio.Event | None = None) ->
         finally:
             # A cancelled owner must still not leave the child behind.
             await uncut.to_its_end(supervised.stop(hastened))
+
+
+@contextlib.asynccontextmanager
+async def _detached(program: Program, hastened: asyncio.Event | None) -> AsyncIterator[Supervised]:
+    async with detached.found_or_started(
+        program.argv, socket=program.goes_on_at, log_path=program.log_path, env=program.env
+    ) as (watched, was_running):
+        supervised = SupervisedDetached(program, watched)
+        if was_running:
+            _log.info(
+                "%s runs since before; an update of it waits until it has ended",
+                program.name,
+                extra={"pid": watched.pid},
+            )
+        try:
+            yield supervised
+        finally:
+            if not supervised.has_answered:
+                await uncut.to_its_end(supervised.stop(hastened))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Obtainer:
         self._exchange = exchange
 
     async def obtain(
-        self, wanted: str, policy: str, tell: Teller = tell_nobody
+        self, wanted: str, policy: str, tell: Teller = tell_nobody, runtime: str = ""
     ) -> tuple[cri_pb2.Image, pulls.Pulled | None]:
         """An image, and what its pull took; None where nothing was pulled, or not from the store.
 
@@ -41,26 +41,27 @@ class Obtainer:
             wanted: Its reference.
             policy: When it is pulled: ``ALWAYS``, ``NEVER``, or else where it isn't there.
             tell: Learns of the pull's steps.
+            runtime: The runtime that is to run it; empty: the default one.
 
         Raises:
             NotFoundError: It is not there, and must not or can't be pulled.
             NixletError: It can't be pulled.
         """
         if policy != ALWAYS:
-            image = await self._images.status(wanted)
+            image = await self._images.status(wanted, runtime)
             if image is not None:
                 return image, None
             if policy == NEVER:
                 raise errors.NotFoundError(
                     f"the image {wanted} is not here, and imagePullPolicy is Never", hint="pull or load it before"
                 )
-        image_id, took = await self._pull(wanted, tell)
+        image_id, took = await self._pull(wanted, tell, runtime)
         image = await self._images.status(image_id)
         if image is None:
             raise errors.NotFoundError(f"the image {wanted} was pulled, and removed at once by somebody")
         return image, took
 
-    async def _pull(self, wanted: str, tell: Teller) -> tuple[str, pulls.Pulled | None]:
+    async def _pull(self, wanted: str, tell: Teller, runtime: str) -> tuple[str, pulls.Pulled | None]:
         tell(wanted, None)
         ended: list[pulls.Event] = []
 
@@ -73,7 +74,7 @@ class Obtainer:
 
         with self._exchange.subscribed(take):
             try:
-                image_id = await self._images.pull(wanted)
+                image_id = await self._images.pull(wanted, runtime=runtime)
             except errors.NixletError as error:
                 # Clients of the CRI learn little of the host's files, and have little room; ours learn why.
                 for event in ended:

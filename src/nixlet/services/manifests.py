@@ -134,7 +134,7 @@ class _Play:
 
     async def _obtain(self, container: model.Container, tell: obtaining.Teller) -> cri_pb2.Image:
         if (image := self._images.get((container.image, container.pull_policy))) is None:
-            image, pulled = await self._obtainer.obtain(container.image, container.pull_policy, tell)
+            image, pulled = await self._obtainer.obtain(container.image, container.pull_policy, tell, self._pod.runtime)
             self._images[container.image, container.pull_policy] = image
             if pulled is not None:
                 self._pulled[container.image] = pulled

@@ -105,7 +105,7 @@ class RunService:
         async with pullprogress.told(call) as tell:
 
             async def obtain(container: model.Container) -> cri_pb2.Image:
-                image, _ = await self._obtainer.obtain(container.image, container.pull_policy, tell)
+                image, _ = await self._obtainer.obtain(container.image, container.pull_policy, tell, pod.runtime)
                 return image
 
             listeners = {} if client is None else {pod.containers[0].name: client}

@@ -11,8 +11,13 @@ from typing import NamedTuple
 
 from nixlet.snapshots import model
 
-#: By what overlayfs marks a directory that hides all that lies below it in lower layers; the second in user namespaces.
-_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+#: By what overlayfs marks a directory that hides all that lies below it in lower layers; the second in user namespaces, the third by
+#: fuse-overlayfs.
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
+
+#: What fuse-overlayfs makes where it can't make the kernel's marks: a file for each name that is hidden, and one for all of them.
+_WHITEOUT = ".wh."
+_OPAQUE_WHITEOUT = ".wh..wh..opq"
 
 
 class Lower(NamedTuple):
@@ -40,7 +45,7 @@ def binds(layers: Iterable[Lower], *, store_dir: str, real_store_dir: str) -> li
             break
         if layer.skeleton:
             bound |= {name for name, mode in entries.items() if stat.S_ISDIR(mode)} - hidden
-        hidden |= {name for name, mode in entries.items() if not stat.S_ISDIR(mode)}
+        hidden |= {name.removeprefix(_WHITEOUT) for name, mode in entries.items() if not stat.S_ISDIR(mode)}
         if _is_opaque(layer.directory, store_dir):
             break
     return [
@@ -73,6 +78,8 @@ def _entries(layer: str, store_dir: str) -> dict[str, int] | None:
 
 def _is_opaque(layer: str, store_dir: str) -> bool:
     for path in _steps(layer, store_dir):
+        if os.path.lexists(os.path.join(path, _OPAQUE_WHITEOUT)):
+            return True
         for attribute in _OPAQUE:
             try:
                 if os.getxattr(path, attribute, follow_symlinks=False) == b"y":

@@ -38,6 +38,16 @@ class Strategy(enum.StrEnum):
     BIND = "bind"
 
 
+class Overlay(enum.StrEnum):
+    """Who makes the overlay that is a container's root, as the type of its mount.
+
+    The second is containerd's way of saying that mount.fuse3(8) starts fuse-overlayfs(1).
+    """
+
+    KERNEL = "overlay"
+    FUSE_OVERLAYFS = "fuse3.fuse-overlayfs"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Info:
     """A snapshot as clients see it.

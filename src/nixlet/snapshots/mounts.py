@@ -25,6 +25,7 @@ class Mounts:
         store_dir: str,
         real_store_dir: str,
         check_targets: Callable[[], Awaitable[None]],
+        overlay: model.Overlay = model.Overlay.KERNEL,
     ) -> None:
         """The mounts of the snapshots below a root.
 
@@ -35,6 +36,7 @@ class Mounts:
             store_dir: The store as containers see it.
             real_store_dir: The directory on this host with the store's files.
             check_targets: Raises when the client can't mount below a snapshot's root.
+            overlay: Who makes containers' roots.
         """
         self._db = database
         self._closures = closures
@@ -47,9 +49,8 @@ class Mounts:
         self.lost: Collection[int] = ()
         #: How many roots were made for containers and layers, by strategy.
         self.made: collections.Counter[str] = collections.Counter()
-        # overlayfs's index makes mounting fail where layers were copied by other means, as containerd's own plugin knows.
-        index = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
-        self._overlay_options = (*index, *host_mounts.overlay_attributes())
+        self._overlay = overlay
+        self._overlay_options = _options(overlay)
 
     def upper(self, number: int) -> str:
         """The directory with a snapshot's own content."""
@@ -127,6 +128,8 @@ class Mounts:
         else:
             writable = ()
         options = (*self._overlay_options, *writable, f"lowerdir={':'.join(lower)}")
+        if self._overlay is not model.Overlay.KERNEL:
+            return model.Mount(self._overlay.value, "overlay", options)
         # containerd mounts long lists relative to the directory that all layers have in common.
         shared = len(os.path.commonpath(lower)) + 1 if len(lower) > 1 else 0
         size = sum(len(os.fsencode(option)) + 1 for option in options) - shared * len(lower)
@@ -136,4 +139,14 @@ class Mounts:
                 f" {host_mounts.MAX_OPTIONS}",
                 hint="build the image with fewer layers",
             )
-        return model.Mount("overlay", "overlay", options)
+        return model.Mount(self._overlay.value, "overlay", options)
+
+
+def _options(overlay: model.Overlay) -> tuple[str, ...]:
+    """What an overlay needs besides its layers, as containerd's own plugins know."""
+    if overlay is model.Overlay.FUSE_OVERLAYFS:
+        # With it, writes from several sides get lost (github.com/containers/fuse-overlayfs, issue 134).
+        return ("writeback=0",)
+    # overlayfs's index makes mounting fail where layers were copied by other means.
+    index = ("index=off",) if os.path.exists("/sys/module/overlay/parameters/index") else ()
+    return (*index, *host_mounts.overlay_attributes())

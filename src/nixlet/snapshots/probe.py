@@ -5,6 +5,7 @@ stay behind in ours. It takes some tenths of a second, so findings that hold are
 devices that they were made on. What fails for a passing reason, such as a full disk, is tried again.
 """
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 from nixlet import errors
-from nixlet.host import files, mounts, process, procfs, userns
+from nixlet.host import files, fuseoverlay, mounts, process, procfs, userns
 from nixlet.snapshots import model
 from nixlet.snapshots import views as views_module
 
@@ -40,24 +41,25 @@ _TIMEOUT = 60.0
 Findings = Mapping[str, str]
 
 
-async def findings(root: str, real_store_dir: str) -> Findings:
+async def findings(root: str, real_store_dir: str, overlay: model.Overlay = model.Overlay.KERNEL) -> Findings:
     """Which strategies work below a snapshotter's root, with the reasons of those that don't.
 
     Args:
         root: The snapshotter's directory; the findings are kept there.
         real_store_dir: The directory with the store's files.
+        overlay: Who makes containers' roots.
 
     Raises:
         CommandFailedError: The probe itself failed.
         ResourceExhaustedError, UnavailableError: Something passing was in the way, such as a full disk.
     """
     path = os.path.join(root, _FILE)
-    here = _circumstances(root, real_store_dir)
+    here = [*_circumstances(root, real_store_dir), overlay.value]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(_read(path))
         if kept["circumstances"] == here:
             return {strategy.value: str(kept["findings"][strategy.value]) for strategy in model.Strategy}
-    argv = process.python("nixlet.snapshots.probe", root, real_store_dir)
+    argv = process.python("nixlet.snapshots.probe", root, real_store_dir, overlay.value)
     done = (await process.run(argv, timeout=_TIMEOUT)).check()
     answer = json.loads(done.stdout)
     if answer["passing"]:
@@ -71,14 +73,16 @@ async def findings(root: str, real_store_dir: str) -> Findings:
     return found
 
 
-async def choose(wanted: str, root: str, real_store_dir: str) -> model.Strategy:
+async def choose(
+    wanted: str, root: str, real_store_dir: str, overlay: model.Overlay = model.Overlay.KERNEL
+) -> model.Strategy:
     """The strategy to use: the one that is wanted, or the first that works.
 
     Raises:
         UnsupportedError: It doesn't work here, or none does; the sentence says why.
         ResourceExhaustedError, UnavailableError: Something passing was in the way, such as a full disk.
     """
-    found = await findings(root, real_store_dir)
+    found = await findings(root, real_store_dir, overlay)
     candidates = list(model.Strategy) if wanted == "auto" else [model.Strategy(wanted)]
     for strategy in candidates:
         if not found[strategy.value]:
@@ -100,8 +104,8 @@ class _PassingError(Exception):
     """A strategy couldn't be tried for a reason that says nothing of it."""
 
 
-def probe(root: str, real_store_dir: str) -> Findings:
-    """Try each strategy; blocks, and mounts in the process's own mount namespace.
+async def probe(root: str, real_store_dir: str, overlay: model.Overlay) -> Findings:
+    """Try each strategy; for a program of its own: blocks, and mounts in the process's own mount namespace.
 
     What is made below ``root`` is removed again, and the mounts end with the namespace.
     """
@@ -109,7 +113,7 @@ def probe(root: str, real_store_dir: str) -> Findings:
     for strategy in model.Strategy:
         with _own_directory(root) as base:
             try:
-                _try(base, real_store_dir, strategy)
+                await _try(base, real_store_dir, strategy, overlay)
                 found[strategy.value] = ""
             except (errors.NixletError, OSError) as error:
                 refusal = error if isinstance(error, OSError) else error.__cause__
@@ -151,18 +155,27 @@ def sweep(root: str) -> None:
                 mounts.remove_tree(os.path.join(root, entry))
 
 
-def _try(base: str, real_store_dir: str, strategy: model.Strategy) -> None:
+async def _try(base: str, real_store_dir: str, strategy: model.Strategy, overlay: model.Overlay) -> None:
     """Make a container's root over a store of one path, and over the real store, and look into both."""
     own_store = os.path.join(base, "store")
     files.new_directories(os.path.join(own_store, "pkg/bin"))
-    with open(os.path.join(own_store, "pkg/bin/hello"), "w", encoding="ascii") as file:
-        file.write("hello")
-    _look(base, "own", own_store, ["pkg"], strategy, lambda store: _read(os.path.join(store, "pkg/bin/hello")))
+    files.write_atomically(os.path.join(own_store, "pkg/bin/hello"), "hello")
+    await _look(
+        base, "own", own_store, ["pkg"], strategy, overlay, lambda store: _read(os.path.join(store, "pkg/bin/hello"))
+    )
     # The real store may lie on file systems that a view can't be stacked upon.
     with os.scandir(real_store_dir) as entries:
         example = next((entry.name for entry in entries if entry.is_dir(follow_symlinks=False)), None)
     names = [example] if example else []
-    _look(base, "real", real_store_dir, names, strategy, lambda store: sorted(os.listdir(os.path.join(store, *names))))
+    await _look(
+        base,
+        "real",
+        real_store_dir,
+        names,
+        strategy,
+        overlay,
+        lambda store: sorted(os.listdir(os.path.join(store, *names))),
+    )
 
 
 def _read(path: str) -> str:
@@ -170,8 +183,14 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _look(
-    base: str, name: str, store: str, names: list[str], strategy: model.Strategy, look: Callable[[str], object]
+async def _look(
+    base: str,
+    name: str,
+    store: str,
+    names: list[str],
+    strategy: model.Strategy,
+    overlay: model.Overlay,
+    look: Callable[[str], object],
 ) -> None:
     here = os.path.join(base, name)
     for part in ("views", "fs", "upper", "work", "root"):
@@ -180,24 +199,30 @@ def _look(
     seen, _ = views.look(names)
     layer = views.show(1, seen, strategy)
     root = os.path.join(here, "root")
-    layers = f"lowerdir={layer}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
-    mounts.mount("overlay", root, "overlay", 0, ",".join((layers, *mounts.overlay_attributes())))
-    if strategy is model.Strategy.BIND:
-        for each in names:
-            mounts.bind_read_only(f"{store}/{each}", f"{root}/nix/store/{each}")
-    shown = os.path.join(root, "nix/store")
-    same = look(shown) == look(store) if names else not os.listdir(shown)
+    options = f"lowerdir={layer}:{here}/fs,upperdir={here}/upper,workdir={here}/work"
+    async with contextlib.AsyncExitStack() as stack:
+        if overlay is model.Overlay.FUSE_OVERLAYFS:
+            await stack.enter_async_context(fuseoverlay.shown(root, options))
+        else:
+            mounts.mount("overlay", root, "overlay", 0, ",".join((options, *mounts.overlay_attributes())))
+            stack.callback(mounts.unmount, root)
+        if strategy is model.Strategy.BIND:
+            for each in names:
+                mounts.bind_read_only(f"{store}/{each}", f"{root}/nix/store/{each}")
+                stack.callback(mounts.unmount, f"{root}/nix/store/{each}")
+        shown = os.path.join(root, "nix/store")
+        same = look(shown) == look(store) if names else not os.listdir(shown)
     if not same:
         raise errors.UnsupportedError(f"a container would see wrong content over the store {store}")
 
 
 def main() -> None:
     """Probe in a mount namespace of this process's own, and print the findings as JSON."""
-    root, real_store_dir = sys.argv[1:]
+    root, real_store_dir, overlay = sys.argv[1:]
     mounts.unshare()
     answer: dict[str, object] = {"findings": {}, "passing": []}
     try:
-        answer["findings"] = probe(root, real_store_dir)
+        answer["findings"] = asyncio.run(probe(root, real_store_dir, model.Overlay(overlay)))
     except _PassingError as error:
         answer["passing"] = error.args
     json.dump(answer, sys.stdout)

@@ -47,6 +47,7 @@ class Snapshotter:
         realise: realiser.Realiser,
         gc_roots: roots.Roots,
         strategy: str = "auto",
+        overlay: model.Overlay = model.Overlay.KERNEL,
         check_targets: Callable[[], Awaitable[None]] = _no_check,
         faults: faults_module.Faults | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class Snapshotter:
             realise: Brings closures into the store.
             gc_roots: Keeps them there.
             strategy: How containers get to see closures: one of ``probe.CHOICES``.
+            overlay: Who makes containers' roots.
             check_targets: Raises when the client can't mount below a snapshot's root, which bind mounts need.
             faults: Where tests can have the process killed.
 
@@ -73,6 +75,7 @@ class Snapshotter:
         self._store_dir = store_dir
         self._real_store_dir = real_store_dir
         self._wanted = strategy
+        self._overlay = overlay
         self._faults = faults or faults_module.Faults()
         files.make_directory(root, mode=0o700)
         self._snapshots = os.path.join(root, "snapshots")
@@ -105,6 +108,7 @@ class Snapshotter:
             store_dir=store_dir,
             real_store_dir=real_store_dir,
             check_targets=check_targets,
+            overlay=overlay,
         )
         self._spares = disk.Spares(os.path.join(root, "spare"))
         self._sweeper = sweep.Sweeper(
@@ -168,7 +172,7 @@ class Snapshotter:
         return await asyncio.shield(chosen)
 
     def _begin_choosing(self) -> "asyncio.Task[model.Strategy]":
-        choosing = probe.choose(self._wanted, self.root, self._real_store_dir)
+        choosing = probe.choose(self._wanted, self.root, self._real_store_dir, self._overlay)
         self._chosen = self._tasks.start(choosing, "choosing a strategy")
         return self._chosen
 

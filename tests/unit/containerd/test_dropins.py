@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from nixlet import errors
-from nixlet.containerd import config, dropins, tomlread
+from nixlet.containerd import config, dropins, proxyplugins, tomlread
 
 
 def base(version: int) -> config.Table:
@@ -18,8 +18,7 @@ def base(version: int) -> config.Table:
             address="/n/c.sock",
             opt_dir="/n/opt",
             snapshotter="nix",
-            snapshotter_address="/n/nix.sock",
-            snapshotter_root="/n/nix",
+            proxies=(proxyplugins.ProxyPlugin("nix", "/n/nix.sock", "/n/nix", ("remap-ids",), reads_annotations=True),),
             sandbox_image="localhost/pause:1",
             cni_bin_dir="/cni",
             cni_conf_dir="/n/net.d",

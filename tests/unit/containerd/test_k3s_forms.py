@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nixlet.containerd import config, hosts, k3s, registries, runtimes, templates, tomlread
+from nixlet.containerd import config, hosts, k3s, proxyplugins, registries, runtimes, templates, tomlread
 
 CRI = "io.containerd.grpc.v1.cri"
 IMAGES = "io.containerd.cri.v1.images"
@@ -19,6 +19,8 @@ TASKS = "io.containerd.service.v1.tasks-service"
 
 AUTHS = {"b.example": {"auth": "YTpi"}, "a.example:5000": {"username": "me", "password": "p"}}
 
+SOCKET = "/run/k3s/containerd/nix-snapshotter.sock"
+
 SETTINGS = config.ContainerdSettings(
     version=3,
     root="/var/lib/rancher/k3s/agent/containerd",
@@ -26,8 +28,7 @@ SETTINGS = config.ContainerdSettings(
     address="/run/k3s/containerd/containerd.sock",
     opt_dir="/var/lib/rancher/k3s/agent/containerd",
     snapshotter="nix",
-    snapshotter_address="/run/k3s/containerd/nix-snapshotter.sock",
-    snapshotter_root="",
+    proxies=(proxyplugins.ProxyPlugin("nix", SOCKET, capabilities=("remap-ids",), reads_annotations=True),),
     sandbox_image="rancher/mirrored-pause:3.6",
     cni_bin_dir="/var/lib/rancher/k3s/data/cni",
     cni_conf_dir="/var/lib/rancher/k3s/agent/etc/cni/net.d",
@@ -83,7 +84,7 @@ def test_our_transfer_service_knows_this_machine_too() -> None:
     for version in config.VERSIONS:
         platforms = [each["platform"] for each in at(rendered(OWN, version), TRANSFER, "unpack_config")]
         assert platforms == ["linux/amd64", "linux/arm64", "linux/riscv64"]
-        table = rendered(OWN, version, architecture="arm64", snapshotter="overlayfs", snapshotter_address="")
+        table = rendered(OWN, version, architecture="arm64", snapshotter="overlayfs", proxies=())
         assert at(table, TRANSFER, "unpack_config") == [
             {"platform": f"linux/{each}", "snapshotter": "overlayfs", "differ": "walking"}
             for each in ("amd64", "arm64")
@@ -111,6 +112,17 @@ def test_our_containerd_2_hands_annotations_on_without_the_key() -> None:
         assert at(table, IMAGES, "disable_snapshot_annotations") is None
         assert table["proxy_plugins"]["nix"]["exports"]["enable_remote_snapshot_annotations"] == "true"
     assert at(rendered(OWN, 2), CRI, "containerd", "disable_snapshot_annotations") is False
+
+
+def test_cri_says_what_image_a_layer_is_of_to_who_asks_registries() -> None:
+    """The Transfer service does so by itself, and refuses credentials."""
+    stargz = proxyplugins.ProxyPlugin("stargz", "/s.sock", reads_annotations=True, asks_registries=True)
+    for version in (3, 4):
+        table = rendered(OWN, version, proxies=(stargz,), snapshotter="stargz")
+        assert at(table, IMAGES, "disable_snapshot_annotations") is None
+        table = rendered(OWN, version, proxies=(stargz,), snapshotter="stargz", auths=AUTHS)
+        assert at(table, IMAGES, "disable_snapshot_annotations") is False
+        assert at(rendered(OWN, version, auths=AUTHS), IMAGES, "disable_snapshot_annotations") is None
 
 
 def test_pulls_stay_with_cri_where_there_are_credentials() -> None:
@@ -290,7 +302,7 @@ def test_what_a_template_may_ask_for_has_k3ss_names() -> None:
     values = templates.fields(
         SETTINGS,
         template_dir="/etc",
-        image_service=SETTINGS.snapshotter_address,
+        image_service=SOCKET,
         said=registries.Registries(),
         default_endpoint=False,
     ).fields

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixlet import errors
-from nixlet.containerd import config, registries, rewrites, runtimes, templates, tomlread
+from nixlet.containerd import config, proxyplugins, registries, rewrites, runtimes, templates, tomlread
 from nixlet.encoding import gotemplate_values
 
 PATH = "/n/config-v3.toml.tmpl"
@@ -25,8 +25,7 @@ SETTINGS = config.ContainerdSettings(
     address="/n/c.sock",
     opt_dir="/n/opt",
     snapshotter="nix",
-    snapshotter_address="/n/nix.sock",
-    snapshotter_root="/n/nix",
+    proxies=(proxyplugins.ProxyPlugin("nix", "/n/nix.sock", "/n/nix", ("remap-ids",), reads_annotations=True),),
     sandbox_image="localhost/pause:1",
     cni_bin_dir="/cni",
     cni_conf_dir="/n/net.d",

@@ -87,7 +87,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def running(child: keptchild.Child) -> supervisor.SupervisedChild:
+def running(child: keptchild.Child) -> supervisor.Supervised:
     assert child.current is not None
     return child.current
 

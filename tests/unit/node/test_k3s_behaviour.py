@@ -52,7 +52,7 @@ def test_places_have_k3ss_names() -> None:
         (layout.containerd_state, "/run/k3s/containerd"),
         (layout.containerd_socket, "/run/k3s/containerd/containerd.sock"),
         (layout.node_socket, "/run/k3s/containerd/nix-snapshotter.sock"),
-        (layout.snapshotter_root, f"{agent}/containerd/io.containerd.snapshotter.v1.nix"),
+        (layout.snapshotter_root("nix"), f"{agent}/containerd/io.containerd.snapshotter.v1.nix"),
         (layout.crictl_config, f"{agent}/etc/crictl.yaml"),
         (layout.cni_conf_dir, f"{agent}/etc/cni/net.d"),
     ):
@@ -255,7 +255,7 @@ def test_the_environment_of_containerd(
         "PATH": "/own:/usr/bin",
     }
     monkeypatch.setattr(os, "environ", said)
-    assert containerd_child._environment(programs) == {
+    assert containerd_child.environment(programs) == {
         "HTTP_PROXY": "http://proxy",
         "NO_PROXY": "10.0.0.0/8",
         "KEPT": "as it is",

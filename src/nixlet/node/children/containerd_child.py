@@ -121,6 +121,7 @@ async def configured(
     said: registries.Registries,
     routed_mtu: int,
     ready: Callable[[], Awaitable[object]],
+    waits_for: tuple[str, ...] = (),
 ) -> AsyncIterator[supervisor.Program]:
     """Have all that containerd needs before it starts, until it has ended: the node's child, which is to run inside the context.
 
@@ -131,6 +132,7 @@ async def configured(
         said: How registries are reached.
         routed_mtu: As for ``write_network``.
         ready: Returns when it answers.
+        waits_for: The children that have to be ready before it starts.
 
     Raises:
         NixletError: It can't be configured.
@@ -161,10 +163,11 @@ async def configured(
         yield supervisor.Program(
             name=NAME,
             argv=argv,
-            env=_environment(programs),
+            env=environment(programs),
             log_path=layout.containerd_log,
             ready=ready,
             ready_timeout=_READY_TIMEOUT,
+            waits_for=waits_for,
             may_start=may_start,
             restart=_POLICIES[settings.containerd_restart],
         )
@@ -234,15 +237,16 @@ def environment_of(node: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def _environment(programs: Programs) -> dict[str, str]:
-    environment = environment_of(os.environ)
+def environment(programs: Programs) -> dict[str, str]:
+    """The environment of the node's containerd, and of a program that serves it snapshots."""
+    found = environment_of(os.environ)
     # Ours: systemd waits for the node's word, not for containerd's.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
-        environment.pop(name, None)
+        found.pop(name, None)
     # The shim of the same build lies beside containerd; runc and the CNI plugins look for iptables on the path.
-    directories = [os.path.dirname(programs.containerd.path), environment.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
-    environment["PATH"] = os.pathsep.join(directories)
-    return environment
+    directories = [os.path.dirname(programs.containerd.path), found.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+    found["PATH"] = os.pathsep.join(directories)
+    return found
 
 
 #: What these variables say is said otherwise, or is meant for containerd's clients.

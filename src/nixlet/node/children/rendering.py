@@ -19,7 +19,7 @@ from nixlet.host import cgroups, files, userns
 from nixlet.images import platforms
 from nixlet.node.children import cgroupdriver
 from nixlet.node.images import pause
-from nixlet.node.requirements import preflight
+from nixlet.node.requirements import plugins, preflight
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import trusted
 
@@ -73,8 +73,14 @@ def write(
 
     Raises:
         UsageError: A template or drop-in can't be used, or there is no such default runtime.
+        UnsupportedError: This containerd can't have more than one snapshotter.
         PermissionDeniedError: Somebody else can write one of them.
     """
+    if settings.also_snapshotter and program.version.startswith("1.6."):
+        raise errors.UnsupportedError(
+            f"containerd {program.version} has one snapshotter for all pods, and also-snapshotter names more",
+            hint="use containerd 1.7 or later",
+        )
     version = choose_version(layout, program.config_version)
     rendered = render(settings, layout, version=version, runc=runc, cni_bin_dir=cni_bin_dir, said=said)
     for source in rendered.sources:
@@ -176,8 +182,6 @@ def _containerd_settings(
     said: registries.Registries | None,
     driver: str,
 ) -> containerd_config.ContainerdSettings:
-    ours = settings.snapshotter == containerd_config.NIX
-    stargz = containerd_config.STARGZ_SOCKET if settings.snapshotter == containerd_config.STARGZ else ""
     in_user_namespace = userns.is_inside()
     return containerd_config.ContainerdSettings(
         version=version,
@@ -186,8 +190,8 @@ def _containerd_settings(
         address=layout.containerd_socket,
         opt_dir=layout.opt,
         snapshotter=settings.snapshotter,
-        snapshotter_address=layout.node_socket if ours else stargz,
-        snapshotter_root=layout.snapshotter_root if ours else "",
+        proxies=[each.proxy for each in plugins.of_node(settings, layout)],
+        further=settings.also_snapshotter,
         sandbox_image=_from_registry(settings.pause_image, settings.system_default_registry) or pause.REFERENCE,
         cni_bin_dir=cni_bin_dir,
         cni_conf_dir=layout.cni_conf_dir,
@@ -209,6 +213,13 @@ def _containerd_settings(
         blockio_config=_beside(layout, "blockio_config.yaml"),
         rdt_config=_beside(layout, "rdt_config.yaml"),
     )
+
+
+def _image_service(settings: node_config.Settings, layout: node_config.Layout) -> str:
+    """Where k3s has its kubelet ask for images: as there, only certain snapshotters have a service of their own; empty: the others."""
+    plugin = plugins.of(settings, layout)
+    own = "" if plugin is None else layout.node_socket if plugin.is_ours else plugin.images
+    return own or settings.image_service_endpoint
 
 
 def _from_registry(image: str, registry: str) -> str:
@@ -254,7 +265,7 @@ def _with_user_files(
         values = templates.fields(
             wanted,
             template_dir=os.path.dirname(template),
-            image_service=wanted.snapshotter_address or settings.image_service_endpoint,
+            image_service=_image_service(settings, layout),
             said=said,
             default_endpoint=not settings.disable_default_registry_endpoint,
         )

@@ -23,7 +23,7 @@ from nixlet.node.children import rendering
 from nixlet.node.doctor import kubernetes, machine, netprobe, running
 from nixlet.node.images import pause
 from nixlet.node.ownership import marker
-from nixlet.node.requirements import preflight, snapshotters
+from nixlet.node.requirements import plugins, preflight, snapshotters
 from nixlet.node.serving import proxyplugin
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import registries_file
@@ -111,7 +111,8 @@ class Doctor:
         self._layout = settings.layout
         self._settings = kubernetes.with_pods(settings)
         self._store: nix.DaemonStore | None = None
-        self._ours = settings.snapshotter == containerd_config.NIX
+        self._plugin = plugins.of(settings, self._layout)
+        self._ours = self._plugin is not None and self._plugin.is_ours
         self._findings: probe.Findings | None = None
 
     def checks(self) -> Iterator[Check]:
@@ -235,7 +236,9 @@ class Doctor:
             with tempfile.TemporaryDirectory(prefix=".nixlet-doctor-", dir=root) as base:
                 layout = node_config.Layout(base, self._layout.state_dir)
                 await snapshotters.check_supported(self._settings, layout, self._daemon_store() if self._ours else None)
-        return self._settings.snapshotter
+        first = self._settings.snapshotter if self._plugin is None else self._plugin.told()
+        told = {each.proxy.name: each.told() for each in plugins.further(self._settings, self._layout)}
+        return "; ".join([first, *(told.get(name, name) for name in self._settings.also_snapshotter)])
 
     async def _nix(self) -> str:
         store = self._daemon_store()
@@ -332,11 +335,12 @@ class Doctor:
         store = self._daemon_store().real_dir
         if not os.path.isdir(store):
             raise errors.UnavailableError(f"there is no Nix store at {store} yet", hint="build something with Nix")
-        root = self._layout.snapshotter_root
+        assert self._plugin is not None
+        root, overlay = self._plugin.proxy.root, self._plugin.overlay
         if os.path.isdir(root):
-            return await probe.findings(root, store)
+            return await probe.findings(root, store, overlay)
         with tempfile.TemporaryDirectory(prefix=".nixlet-doctor-", dir=existing(root)) as base:
-            return await probe.findings(base, store)
+            return await probe.findings(base, store, overlay)
 
 
 def existing(path: str) -> str:

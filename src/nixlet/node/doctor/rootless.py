@@ -68,7 +68,9 @@ class Doctor(checks.Doctor):
         return f"{store.real_dir} answers, through {how}"
 
     def _gc_roots(self) -> str:
-        made = roots.of_snapshotter(self._daemon_store().settings.gcroots, self._layout.snapshotter_root)
+        made = roots.of_snapshotter(
+            self._daemon_store().settings.gcroots, self._layout.snapshotter_root(self._settings.snapshotter)
+        )
         return f"{made.directory}{', of which Nix is told' if made.indirect else ''}"
 
     async def _binds(self) -> str:

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import nixlet
 from nixlet import errors
-from nixlet.containerd import config as containerd_config
 from nixlet.containerd import cri, crictl, imagestore
 from nixlet.host import children as host_children
 from nixlet.host import files, keptchild, rootlesskit, signals, unixsocket
@@ -17,7 +16,7 @@ from nixlet.node.children import containerd_child, registries, rendering
 from nixlet.node.cluster.controlplane import datastore
 from nixlet.node.images import coredns, pause, preload
 from nixlet.node.lifecycle import endpoint
-from nixlet.node.requirements import snapshotters
+from nixlet.node.requirements import plugins, snapshotters
 from nixlet.node.serving import faces as faces_module
 from nixlet.node.serving import proxyplugin
 from nixlet.node.settings import config as node_config
@@ -25,6 +24,7 @@ from nixlet.pods import directories, rotation
 from nixlet.rpc import channel as channels
 from nixlet.rpc import server as rpc_server
 from nixlet.services import health
+from nixlet.snapshots import model
 from nixlet.store import interface, roots
 from nixlet.store.daemon import client as nix
 from nixlet.telemetry import metrics
@@ -41,6 +41,7 @@ class Assembly:
         settings: The node's settings.
         layout: Where things are.
         programs: Its programs; None where somebody else's containerd is used.
+        found: Its snapshotters that are proxy plugins.
         store: The store behind its snapshotter, if that is ours.
         children: Its children, among which its own containerd is or will be.
     """
@@ -50,6 +51,7 @@ class Assembly:
         settings: node_config.Settings,
         layout: node_config.Layout,
         programs: containerd_child.Programs | None,
+        found: Sequence[plugins.Plugin],
         store: nix.DaemonStore | None,
         children: host_children.Children,
     ) -> None:
@@ -63,13 +65,15 @@ class Assembly:
         self._observed = metrics.NodeMetrics()
         self._observed.registry.add(*metrics.process_metrics(nixlet.__version__))
         self._place = proxyplugin.Place(
-            root=layout.snapshotter_root,
+            root=layout.snapshotter_root(settings.snapshotter),
             socket=layout.node_socket,
             containerd_socket=settings.container_runtime_endpoint or layout.containerd_socket,
             snapshotter=settings.snapshotter,
             archive_dirs=node_config.archive_dirs(settings, layout),
             image_service_socket=settings.image_service_endpoint,
+            pulls_through=next((each.images for each in found if each.images), ""),
             strategy=settings.strategy,
+            overlay=next((each.overlay for each in found if each.is_ours), model.Overlay.KERNEL),
             unsigned_paths="deny" if settings.unsigned_paths == "deny" else "allow",
             scratch_dir=layout.agent,
             rootlesskit_api=os.path.join(layout.rootlesskit_state, rootlesskit.SOCKET) if settings.rootless else "",
@@ -130,6 +134,7 @@ class Assembly:
         programs, served, layout = self._programs, self._served, self._layout
         assert programs is not None
         await self._children.ready(containerd_child.NAME)
+        await served.front_answers()
         self.remarks["registries"] = served.remarks.tell = lambda: reached.problem
         reached.elsewhere = await asyncio.to_thread(rendering.registries_elsewhere, layout)
         await _check_strategy(served, layout)
@@ -224,7 +229,7 @@ async def _check_strategy(served: proxyplugin.Served, layout: node_config.Layout
         try:
             await served.snapshotter.strategy()
         except errors.UnsupportedError as error:
-            raise snapshotters.refused(containerd_config.NIX, layout.containerd_root, error) from error
+            raise snapshotters.refused(served.loader.snapshotter, layout.containerd_root, error) from error
 
 
 def _checks(

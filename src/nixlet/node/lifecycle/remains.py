@@ -9,8 +9,9 @@ import signal
 from collections.abc import Iterator, Sequence
 
 from nixlet import errors
-from nixlet.host import mounts, process
+from nixlet.host import detached, mounts, process
 from nixlet.node.ownership import podtraces
+from nixlet.node.requirements import plugins
 from nixlet.node.settings import config as node_config
 
 #: Seconds for processes to be gone after SIGKILL, and for mounts that a dying process still holds.
@@ -66,6 +67,17 @@ async def end_shims(layout: node_config.Layout) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.1)
+
+
+async def end_plugin(plugin: plugins.Plugin) -> None:
+    """End the program that serves a node's snapshots, where it goes on without the node.
+
+    Raises:
+        FailedPreconditionError: Another program serves its socket.
+    """
+    if pid := detached.serving(plugin.proxy.address, plugin.daemon):
+        with contextlib.suppress(ProcessLookupError), contextlib.closing(detached.Detached(pid, (), "")) as watched:
+            await watched.stop(_PATIENCE)
 
 
 async def unmount(place: str, *, itself: bool = False) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nixlet import errors
@@ -19,10 +19,10 @@ from nixlet.containerd import cni
 from nixlet.containerd import config as containerd_config
 from nixlet.host import children as host_children
 from nixlet.host import files, limits, mounts, network, sdnotify, signals, waits
-from nixlet.node.children import containerd_child, registries
+from nixlet.node.children import containerd_child, registries, snapshotter_child, stargz
 from nixlet.node.cluster.preflight import finding
 from nixlet.node.ownership import claims, marker
-from nixlet.node.requirements import preflight, snapshotters
+from nixlet.node.requirements import plugins, preflight, snapshotters
 from nixlet.node.serving import listeners
 from nixlet.node.settings import config as node_config
 from nixlet.rpc import server as rpc_server
@@ -104,7 +104,8 @@ async def running(
     layout = settings.layout
     preflight.check_root()
     marker.check(layout)
-    store = _store(settings)
+    found = plugins.of_node(settings, layout)
+    store = _store(found)
     async with contextlib.AsyncExitStack() as stack, _told(fails):
         # Nix is another program, which takes its time.
         checking = waits.owned(stack, snapshotters.check_supported(settings, layout, store), "snapshotter")
@@ -114,17 +115,16 @@ async def running(
             await checking
             raise
         # What needs no answer of Nix's is known before anything is made.
-        await asyncio.wait({checking}, timeout=0 if store is not None else None)
+        await asyncio.wait({checking}, timeout=None if store is None or any(each.needs for each in found) else 0)
         if checking.done():
             checking.result()
         cluster = await _cluster(settings, tell)
         settings = settings if cluster is None else cluster.settings
-        _claim(stack, settings, layout, _gc_roots(store, layout))
+        _claim(stack, settings, layout, _gc_roots(store, found))
         _make_directories(layout)
         # A pod's empty volumes are written by whoever runs in it, also programs that would make their caller root here.
         stack.enter_context(mounts.powerless(layout.pods))
-        listening = listeners.listen(stack, layout.node_socket)
-        accepting = await stack.enter_async_context(rpc_server.accepting(listening))
+        accepting = await stack.enter_async_context(rpc_server.accepting(listeners.listen(stack, layout.node_socket)))
         answered: asyncio.Future[Callable[[], Awaitable[None]]] = asyncio.get_running_loop().create_future()
         stack.callback(answered.cancel)
 
@@ -136,14 +136,16 @@ async def running(
         serving = await stack.enter_async_context(contextlib.AsyncExitStack())
         children = await stack.enter_async_context(host_children.kept_running(hastened=hastened, tell=tell))
         joining = await stack.enter_async_context(contextlib.AsyncExitStack())
-        start = functools.partial(_start, needed, children, settings, layout, programs, _routed_mtu(cluster), ready)
+        start = functools.partial(
+            _start, needed, children, settings, layout, programs, found, _routed_mtu(cluster), ready
+        )
         beginning = waits.owned(stack, _begun(cluster, joining, children), "cluster")
         # A containerd without its database knows no pod, which is no reason to take theirs away.
         knew_pods = os.path.exists(layout.containerd_database)
         # Streams of an earlier node's containers are taken up before containerd starts, which forgets those that have ended.
         late = _has_streams(layout)
         reached = None if late else await start()
-        made = (await asyncio.to_thread(_assembly))(settings, layout, programs, store, children)
+        made = (await asyncio.to_thread(_assembly))(settings, layout, programs, found, store, children)
         await checking
         await made.serve(serving, accepting)
         answered.set_result(made.answered)
@@ -219,6 +221,7 @@ async def _start(
     settings: node_config.Settings,
     layout: node_config.Layout,
     programs: containerd_child.Programs | None,
+    found: Sequence[plugins.Plugin],
     routed_mtu: int,
     ready: Callable[[], Awaitable[None]],
 ) -> registries.Kept | None:
@@ -227,8 +230,23 @@ async def _start(
         return None
     containerd_child.remember(programs, layout)
     reached = await stack.enter_async_context(registries.kept(settings, layout))
+    served_by = []
+    for plugin in found:
+        if plugin.is_ours:
+            continue
+        env = containerd_child.environment(programs)
+        if plugin.proxy.name == containerd_config.STARGZ:
+            env |= stargz.write(plugin, layout, reached.said)
+        served_by.append(snapshotter_child.program(plugin, layout, env))
+    children.start(*served_by)
     configured = containerd_child.configured(
-        settings, layout, programs, said=reached.said, routed_mtu=routed_mtu, ready=ready
+        settings,
+        layout,
+        programs,
+        said=reached.said,
+        routed_mtu=routed_mtu,
+        ready=ready,
+        waits_for=tuple(each.name for each in served_by),
     )
     children.start(await stack.enter_async_context(configured))
     return reached
@@ -257,15 +275,19 @@ def _claim(
             stack.callback(network.remove_bridge, bridge)
 
 
-def _store(settings: node_config.Settings) -> nix.DaemonStore | None:
+def _store(found: Sequence[plugins.Plugin]) -> nix.DaemonStore | None:
     """The store behind our snapshotter; a node without it needs none."""
-    if settings.snapshotter != containerd_config.NIX:
+    if not any(each.is_ours for each in found):
         return None
     return nix.DaemonStore(nix.DaemonSettings.from_environment(os.environ))
 
 
-def _gc_roots(store: nix.DaemonStore | None, layout: node_config.Layout) -> str:
-    return "" if store is None else roots.of_snapshotter(store.settings.gcroots, layout.snapshotter_root).directory
+def _gc_roots(store: nix.DaemonStore | None, found: Sequence[plugins.Plugin]) -> str:
+    """The directory of the GC roots in a store; empty: there are none."""
+    if store is None:
+        return ""
+    (root,) = (each.proxy.root for each in found if each.is_ours)
+    return roots.of_snapshotter(store.settings.gcroots, root).directory
 
 
 def _make_directories(layout: node_config.Layout) -> None:

@@ -27,7 +27,7 @@ from nixlet.node.cluster.preflight import kernel
 from nixlet.node.images import preload
 from nixlet.node.lifecycle import remains, server
 from nixlet.node.ownership import marker, podtraces
-from nixlet.node.requirements import preflight
+from nixlet.node.requirements import plugins, preflight
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import names
 from nixlet.rpc import channel as channels
@@ -292,6 +292,9 @@ async def _end_by_hand(doomed: Plan, pods: frozenset[str], uids: frozenset[str])
         await remains.end_shims(each)
         remains.remove(sockets)
         await remains.unmount(each.containerd_state)
+        # Before what it shows is unmounted.
+        for served in plugins.going_on(each):
+            await remains.end_plugin(served)
     # (a directory of a plugin's may be a disk of somebody's, too)
     for plugin in podtraces.directories(layout.containerd_root):
         await remains.unmount(plugin)

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.host import files, mounts, process, unixsocket, userns
-from nixlet.node.requirements import preflight
+from nixlet.host import files, fuseoverlay, mounts, process, unixsocket, userns
+from nixlet.node.requirements import plugins, preflight
 from nixlet.node.settings import config as node_config
+from nixlet.snapshots import model
 from nixlet.store import paths
 from nixlet.store.daemon import client as nix
 
@@ -36,9 +37,6 @@ _ANSWER_TIMEOUT = 2.0
 
 #: The name of a store path that nobody has.
 _NOBODYS = f"{'0' * 32}-nixlet"
-
-#: Known names whose support is to come.
-_TO_COME = frozenset({"fuse-overlayfs", "stargz"})
 
 
 def refused(snapshotter: str, root: str, cause: errors.NixletError) -> errors.NixletError:
@@ -61,29 +59,49 @@ def refused(snapshotter: str, root: str, cause: errors.NixletError) -> errors.Ni
 async def check_supported(
     settings: node_config.Settings, layout: node_config.Layout, store: nix.DaemonStore | None = None
 ) -> None:
-    """Check that the snapshotter works here; for ours, whether the store answers. Where containers' roots can be is probed apart.
+    """Check that the snapshotters work here; for ours, whether the store answers. Where containers' roots can be is probed apart.
 
     Raises:
-        UnsupportedError: It doesn't; the sentence says what to try instead.
+        UnsupportedError: One doesn't; the sentence says what to try instead.
     """
-    name, root = settings.snapshotter, layout.containerd_root
-    try:
-        if name in _INSTEAD and not sys.platform.startswith("linux"):
-            raise errors.UnsupportedError(f"{name} is not supported: unsupported platform")
-        if name in _TO_COME:
-            raise errors.UnsupportedError(f"nixlet has no support for {name} yet", hint="use --snapshotter nix")
-        if name == "overlayfs" and not settings.container_runtime_endpoint:
-            await asyncio.to_thread(check_overlay, root)
-        elif store is not None:
-            await check_store(store)
-    except errors.NixletError as error:
-        if name in _INSTEAD:
-            raise refused(name, root, error) from error
-        raise
+    own = not settings.container_runtime_endpoint
+    for name in (settings.snapshotter, *settings.also_snapshotter):
+        plugin = plugins.of(settings, layout) if name == settings.snapshotter else _further(name, settings, layout)
+        try:
+            await _check(name, layout, plugin, own=own)
+            if store is not None and name == settings.snapshotter:
+                await check_store(store, name)
+        except errors.NixletError as error:
+            if name in _INSTEAD:
+                raise refused(name, layout.containerd_root, error) from error
+            raise
 
 
-async def check_store(store: nix.DaemonStore) -> None:
+def _further(name: str, settings: node_config.Settings, layout: node_config.Layout) -> plugins.Plugin | None:
+    return next((each for each in plugins.further(settings, layout) if each.proxy.name == name), None)
+
+
+async def _check(name: str, layout: node_config.Layout, plugin: plugins.Plugin | None, *, own: bool) -> None:
+    if name in _INSTEAD and not sys.platform.startswith("linux"):
+        raise errors.UnsupportedError(f"{name} is not supported: unsupported platform")
+    if name == "overlayfs" and own:
+        await asyncio.to_thread(check_overlay, layout.containerd_root)
+    if plugin is None:
+        return
+    for need in plugin.needs:
+        need.check()
+    if plugin.overlay is model.Overlay.FUSE_OVERLAYFS:
+        await check_fuse_overlay(layout.containerd_root)
+    if name == containerd_config.STARGZ:
+        await asyncio.to_thread(check_overlay, os.path.join(plugin.proxy.root, "snapshotter"))
+
+
+async def check_store(store: nix.DaemonStore, snapshotter: str = containerd_config.NIX) -> None:
     """Check that there is Nix, and that its store answers a question, unless it waits for a garbage collection.
+
+    Args:
+        store: The store.
+        snapshotter: What it is for.
 
     Raises:
         UnavailableError: There is none, or it doesn't; the sentence names the socket or directory at fault.
@@ -92,7 +110,7 @@ async def check_store(store: nix.DaemonStore) -> None:
     settings = store.settings
     if process.find_program("nix-store") is None and not os.path.exists(settings.socket):
         raise errors.UnavailableError(
-            "nix-store not found in PATH: install nix (https://nixos.org/download) to use the nix snapshotter",
+            f"nix-store not found in PATH: install nix (https://nixos.org/download) to use the {snapshotter} snapshotter",
             hint=f"PATH is {os.environ.get('PATH', '')}; a service's is set in its unit, or in /etc/default/nixlet",
         )
     preflight.check_nix(settings.stdio[0], settings.socket)
@@ -180,3 +198,28 @@ def check_overlay(root: str) -> None:
             stack.callback(mounts.unmount, merged)
             with open(os.path.join(merged, "written"), "w", encoding="ascii"):
                 pass
+
+
+async def check_fuse_overlay(root: str) -> None:
+    """Check that containers' roots can be shown by fuse-overlayfs below a directory, by having it show one; nothing stays behind.
+
+    Raises:
+        UnsupportedError: They can't.
+        FailedPreconditionError: The directory can't be made.
+    """
+    files.make_directory(root, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".check-fuse-overlay-", dir=os.path.realpath(root)) as base:
+        for name in ("lower1", "lower2", "merged"):
+            files.new_directory(os.path.join(base, name))
+        for name in ("lower1", "lower2"):
+            files.new_directory(os.path.join(base, name, f"of-{name}"))
+        try:
+            options = f"lowerdir={base}/lower2:{base}/lower1"
+            async with fuseoverlay.shown(os.path.join(base, "merged"), options, apart=True) as seen:
+                if sorted(os.listdir(seen)) != ["of-lower1", "of-lower2"]:
+                    raise errors.UnsupportedError("it shows wrong content")
+        except (errors.NixletError, OSError) as error:
+            raise errors.UnsupportedError(
+                f"fuse-overlayfs not functional, make sure running with kernel >= 4.18: {error}",
+                hint="" if os.path.exists("/dev/fuse") else "there is no /dev/fuse: modprobe fuse",
+            ) from error

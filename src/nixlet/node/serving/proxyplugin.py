@@ -16,10 +16,13 @@ from nixlet.rpc import server as rpc_server
 from nixlet.services import images as images_service
 from nixlet.services import relay
 from nixlet.services import snapshots as snapshots_service
-from nixlet.snapshots import faults
+from nixlet.snapshots import faults, model
 from nixlet.snapshots import snapshotter as snapshotter_module
 from nixlet.store import interface, policy, realiser, roots
 from nixlet.telemetry import metrics
+
+#: Seconds for an image service in front of containerd's to answer.
+_FRONT_TIMEOUT = 60.0
 
 #: The file by which a root of the Go nix-snapshotter is recognised: containerd's metastore in bbolt.
 _GO_DATABASE = "metadata.db"
@@ -37,9 +40,11 @@ class Place:
         archive_dirs: Where ``nix:0`` references may name archives outside the store.
         serve_images: Whether the CRI image service is served, too.
         strategy: How containers get to see closures: "auto", "view" or "bind".
+        overlay: Who makes containers' roots.
         unsigned_paths: Whether images may name store paths that nobody vouches for: "allow" or "deny".
         image_service_socket: Another CRI image service, which gets all calls that don't concern ``nix:0`` references;
             empty: containerd's.
+        pulls_through: A CRI image service in front of containerd's own, by which it is asked for images; empty: none.
         scratch_dir: Where compressed archives are expanded; empty: in ``root``.
         rootlesskit_api: The socket of rootlesskit's API, which leads the machine's ports to pods; empty: they are in its network.
     """
@@ -51,8 +56,10 @@ class Place:
     archive_dirs: Sequence[str]
     serve_images: bool = True
     strategy: str = "auto"
+    overlay: model.Overlay = model.Overlay.KERNEL
     unsigned_paths: policy.UnsignedPaths = "allow"
     image_service_socket: str = ""
+    pulls_through: str = ""
     scratch_dir: str = ""
     rootlesskit_api: str = ""
 
@@ -64,6 +71,7 @@ class Served:
     Attributes:
         snapshotter: Ours; None where containerd's own is used.
         others: Gets the calls of the image service that are not ours.
+        front: The image service in front of containerd's by which it is asked; None: it is asked itself.
         listing: Tells which images there are.
     """
 
@@ -78,6 +86,24 @@ class Served:
     remarks: images_service.Remarks
     others: relay.Relay
     listing: images_service.Listing
+    front: cri.ImageClient | None = None
+
+    async def front_answers(self) -> None:
+        """Wait until what is in front of containerd's image service has found it, where there is such a one.
+
+        Raises:
+            UnavailableError: It doesn't.
+        """
+        if self.front is None:
+            return
+        try:
+            async with asyncio.timeout(_FRONT_TIMEOUT):
+                await channels.wait_until_answered(self.front.images)
+        except TimeoutError as error:
+            raise errors.UnavailableError(
+                f"the snapshotter's image service does not answer within {_FRONT_TIMEOUT:g} s, although containerd does",
+                hint="see the snapshotter's log, beside containerd's",
+            ) from error
 
 
 async def serve(
@@ -122,6 +148,7 @@ async def serve(
         realise=bringer,
         gc_roots=gc_roots,
         strategy=place.strategy,
+        overlay=place.overlay,
         check_targets=made.containerd.check_mount_targets,
         faults=faults.Faults(os.environ.get("NIXLET_FAULT_POINT", "")),
     )
@@ -181,14 +208,15 @@ async def _connected(
     address, api = place.containerd_socket, place.rootlesskit_api
     runtime = forwarding.Runtime(channel, address, api) if api else cri.RuntimeClient(channel, address)
     containerd, images = imagestore.ImageStore(channel, address), cri.ImageClient(channel, address)
-    others, listing = (
-        relay.Relay(channel, f"containerd at {address}"),
-        images_service.Listing(images, containerd.untold_pins),
-    )
-    if other := place.image_service_socket:
+    others, front = relay.Relay(channel, f"containerd at {address}"), None
+    listing = images_service.Listing(images, containerd.untold_pins)
+    if other := place.image_service_socket or place.pulls_through:
         to_other = await stack.enter_async_context(channels.connect(other))
         others = relay.Relay(to_other, f"the image service at {other}")
-        listing = images_service.Listing(cri.ImageClient(to_other, other))
+        if place.image_service_socket:
+            listing = images_service.Listing(cri.ImageClient(to_other, other))
+        else:
+            front = cri.ImageClient(to_other, other)
     return Served(
         None,
         channel,
@@ -201,6 +229,7 @@ async def _connected(
         images_service.Remarks(),
         others,
         listing,
+        front,
     )
 
 

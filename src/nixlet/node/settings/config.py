@@ -40,6 +40,7 @@ class Settings:
         data_dir: What must survive a reboot: containerd's content, snapshots, logs of pods, rendered configuration.
         state_dir: What must not: sockets, containerd's running state. Its length is limited by that of socket paths.
         snapshotter: containerd's snapshotter for images and containers.
+        also_snapshotter: Further ones, each for the pods whose runtime has its name.
         containerd: The containerd program, or a name to look up.
         runc: The OCI runtime program, or a name to look up.
         cni_bin_dirs: Where the CNI plugins are; the first that has them all is taken.
@@ -120,6 +121,7 @@ class Settings:
     data_dir: str = names.DEFAULT_DATA_DIR
     state_dir: str = names.DEFAULT_STATE_DIR
     snapshotter: str = "nix"
+    also_snapshotter: Sequence[str] = ()
     containerd: str = "containerd"
     runc: str = "runc"
     cni_bin_dirs: Sequence[str] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
@@ -305,10 +307,17 @@ class Layout(layout.Layout):
         """Image archives that are imported at start, and that ``nix:0`` references may name."""
         return os.path.join(self.agent, "images")
 
-    @property
-    def snapshotter_root(self) -> str:
-        """The snapshotter's directory, where containerd would keep that of a plugin of its own."""
-        return os.path.join(self.containerd_root, "io.containerd.snapshotter.v1.nix")
+    def snapshotter_root(self, name: str) -> str:
+        """A snapshotter's directory, where containerd would keep that of a plugin of its own."""
+        return os.path.join(self.containerd_root, f"io.containerd.snapshotter.v1.{name}")
+
+    def snapshotter_socket(self, name: str) -> str:
+        """Where a snapshotter serves that is a program of its own."""
+        return os.path.join(self.containerd_state, f"{name}-snapshotter.sock")
+
+    def snapshotter_log(self, name: str) -> str:
+        """What such a program prints."""
+        return os.path.join(self.containerd_root, f"{name}-snapshotter.log")
 
     @property
     def opt(self) -> str:

@@ -98,6 +98,7 @@ def _problems(settings: config.Settings) -> Iterator[_Problem]:
     if not _SNAPSHOTTER.fullmatch(settings.snapshotter):
         hint = 'use "nix", "overlayfs" or "native"'
         yield _Problem("snapshotter", f"{settings.snapshotter!r} is no snapshotter's name", hint)
+    yield from _further_problems(settings)
     if settings.default_runtime and not _RUNTIME.fullmatch(settings.default_runtime):
         yield _Problem(
             "default_runtime", f"{settings.default_runtime!r} is no runtime's name", 'as in "crun" or "runsc"'
@@ -119,6 +120,34 @@ def _rootless_problems(settings: config.Settings) -> Iterator[_Problem]:
     for name in ("server", "kubeconfig", "container_runtime_endpoint"):
         if getattr(settings, name):
             yield _Problem(name, "can't be with rootless", hint)
+    for name, values in (
+        ("snapshotter", [settings.snapshotter]),
+        ("also_snapshotter", settings.also_snapshotter),
+    ):
+        for value in {"fuse-overlayfs", "stargz"}.intersection(values):
+            yield _Problem(
+                name,
+                f"{value} can't be with rootless yet",
+                "use nix, overlayfs or native, which an ordinary user's node can",
+            )
+
+
+def _further_problems(settings: config.Settings) -> Iterator[_Problem]:
+    """Of further snapshotters."""
+    seen = {settings.snapshotter}
+    for name in settings.also_snapshotter:
+        if not _SNAPSHOTTER.fullmatch(name):
+            yield _Problem("also_snapshotter", f"{name!r} is no snapshotter's name", "as in stargz or overlayfs")
+        elif name in seen:
+            yield _Problem("also_snapshotter", f"names {name} once more", "leave it out")
+        elif name in {"nix", "runc"}:
+            what = "is the first snapshotter or none" if name == "nix" else "is a runtime's name"
+            yield _Problem("also_snapshotter", f"can't be {name}, which {what}", "use --snapshotter nix")
+        seen.add(name)
+    if settings.also_snapshotter and settings.container_runtime_endpoint:
+        yield _Problem(
+            "also_snapshotter", "has no effect on a containerd that is there already", "configure that containerd"
+        )
 
 
 def _cluster_problems(settings: config.Settings) -> Iterator[_Problem]:

@@ -71,7 +71,7 @@ def test_a_node_without_wishes(layout: config.Layout) -> None:
             "type": "snapshot",
             "address": layout.node_socket,
             "capabilities": ["remap-ids"],
-            "exports": {"root": layout.snapshotter_root, "enable_remote_snapshot_annotations": "true"},
+            "exports": {"root": layout.snapshotter_root("nix"), "enable_remote_snapshot_annotations": "true"},
         }
         for architecture, unpack in zip(
             ("amd64", "arm64"), at(table, "io.containerd.transfer.v1.local", "unpack_config"), strict=False
@@ -95,6 +95,28 @@ def test_images_are_unpacked_for_runtimes_with_snapshotters_of_their_own(layout:
         others = [each for each in unpacks if each["snapshotter"] != "nix"]
         more = {"snapshotter": "overlayfs", "differ": "walking", "optional": True}
         assert others == [{"platform": platform, **more} for platform in platforms]
+
+
+def test_further_snapshotters_have_runtimes_of_their_names(layout: config.Layout) -> None:
+    for version in containerd_config.VERSIONS:
+        table = rendered(layout, version, also_snapshotter=("stargz", "overlayfs"))
+        assert sorted(table["proxy_plugins"]) == ["nix", "stargz"]
+        assert table["proxy_plugins"]["stargz"]["address"] == layout.snapshotter_socket("stargz")
+        runtimes = at(table, CRI if version == 2 else RUNTIME, "containerd", "runtimes")
+        assert runtimes["stargz"] == {**runtimes["runc"], "snapshotter": "stargz"}
+        assert runtimes["overlayfs"] == {**runtimes["runc"], "snapshotter": "overlayfs"}
+        unpacks = at(table, "io.containerd.transfer.v1.local", "unpack_config")
+        named = {each["snapshotter"] for each in unpacks}
+        # containerd 1.7 pulls without the Transfer service.
+        assert named == ({"nix"} if version == 2 else {"nix", "stargz", "overlayfs"})
+        assert all(each.get("optional") for each in unpacks if each["snapshotter"] != "nix")
+
+
+def test_containerd_1_6_has_one_snapshotter(layout: config.Layout) -> None:
+    program = containerd_config.ContainerdProgram("/usr/bin/containerd", "1.6.20", 2)
+    settings = config.Settings(also_snapshotter=("overlayfs",))
+    with pytest.raises(errors.UnsupportedError, match=r"containerd 1\.6\.20 has one snapshotter for all pods"):
+        rendering.write(settings, layout, program=program, runc="runc", cni_bin_dir="/cni")
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "zfs"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nixlet import errors
-from nixlet.host import mounts
+from nixlet.host import mounts, process
 from nixlet.node.requirements import snapshotters
 from nixlet.node.settings import config
 from nixlet.store.daemon import client as nix
@@ -168,13 +169,67 @@ async def test_without_kinds_in_directories(layout: config.Layout, monkeypatch: 
     )
 
 
-@pytest.mark.parametrize(("name", "instead"), [("fuse-overlayfs", '"native"'), ("stargz", '"overlayfs" or "native"')])
-async def test_names_whose_support_is_to_come(layout: config.Layout, name: str, instead: str) -> None:
-    error = await refusal(name, layout)
-    assert error.message == (
-        f'"{name}" snapshotter cannot be enabled for "{layout.containerd_root}", try using {instead}: '
-        f"nixlet has no support for {name} yet"
-    )
+STARGZ_REFUSAL = '"stargz" snapshotter cannot be enabled for "{}", try using "overlayfs" or "native": {}'
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "hint"),
+    [
+        ((), "fusermount", "install it (Debian: apt install fuse3), or put its directory on PATH"),
+        (("fusermount",), "containerd-stargz-grpc", "install it, or put its directory on PATH"),
+    ],
+)
+async def test_programs_of_stargz(
+    layout: config.Layout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: tuple[str, ...],
+    missing: str,
+    hint: str,
+) -> None:
+    only(tmp_path, monkeypatch, there)
+    error = await refusal("stargz", layout)
+    assert error.message == STARGZ_REFUSAL.format(layout.containerd_root, f"{missing} not installed")
+    assert error.hint == hint
+    assert not os.path.exists(layout.data_dir)
+
+
+async def test_stargz_is_made_of_overlays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(tmp_path, monkeypatch, ("fusermount", "containerd-stargz-grpc"))
+    with overlay(tmp_path) as merged:
+        layout = config.Layout(f"{merged}/data", f"{tmp_path}/state")
+        error = await refusal("stargz", layout)
+    assert error.message.startswith(STARGZ_REFUSAL.format(layout.containerd_root, "failed to mount overlay: "))
+
+
+def only(directory: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    """Have these programs and no others, also where the machine has them."""
+    for name in names:
+        (directory / name).write_text("#!/bin/sh\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setattr(process, "find_program", lambda name: shutil.which(name, path=str(directory)))
+
+
+FUSE_REFUSAL = '"fuse-overlayfs" snapshotter cannot be enabled for "{}", try using "native": {}'
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "package"),
+    [((), "fuse-overlayfs", "fuse-overlayfs"), (("fuse-overlayfs",), "mount.fuse3", "fuse3")],
+)
+async def test_programs_of_fuse_overlayfs(
+    layout: config.Layout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: tuple[str, ...],
+    missing: str,
+    package: str,
+) -> None:
+    only(tmp_path, monkeypatch, there)
+    error = await refusal("fuse-overlayfs", layout)
+    assert error.message == FUSE_REFUSAL.format(layout.containerd_root, f"{missing} not installed")
+    assert error.hint == f"install it (Debian: apt install {package}), or put its directory on PATH"
+    assert not os.path.exists(layout.data_dir)
 
 
 @pytest.mark.parametrize("name", ["native", "btrfs", "zfs", "devmapper", "my-own"])

@@ -51,6 +51,7 @@ def test_a_flag_wins_over_the_environment_over_a_file_over_the_default(file: Pat
 def test_every_setting_can_be_said_in_each_place(file: Path, name: str) -> None:
     samples = {
         "snapshotter": "native",
+        "also_snapshotter": "stargz",
         "pod_cidr": "10.9.0.0/16",
         "bridge": "br9",
         "containerd_restart": "never",

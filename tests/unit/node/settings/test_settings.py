@@ -34,6 +34,10 @@ WRONG = [
     ("snapshotter", "a_b", "--snapshotter 'a_b' is no snapshotter's name"),
     ("snapshotter", "-a", "--snapshotter '-a' is no snapshotter's name"),
     ("snapshotter", "nix\n", "--snapshotter 'nix\\n' holds a line break"),
+    ("also_snapshotter", ("a_b",), "--also-snapshotter 'a_b' is no snapshotter's name"),
+    ("also_snapshotter", ("stargz", "stargz"), "--also-snapshotter names stargz once more"),
+    ("also_snapshotter", ("nix",), "--also-snapshotter names nix once more"),
+    ("also_snapshotter", ("runc",), "--also-snapshotter can't be runc, which is a runtime's name"),
     ("containerd", "", "--containerd is empty: it must name a program"),
     ("runc", "", "--runc is empty: it must name a program"),
     ("pause", "", "--pause is empty: it must name a program"),
@@ -114,6 +118,7 @@ WRONG = [
 RIGHT = [
     ("snapshotter", "native", "native"),
     ("snapshotter", "fuse-overlayfs", "fuse-overlayfs"),
+    ("also_snapshotter", ("stargz", "overlayfs"), ("stargz", "overlayfs")),
     ("container_runtime_endpoint", "unix:///run/a.sock", "/run/a.sock"),
     ("container_runtime_endpoint", "/run/a.sock", "/run/a.sock"),
     ("image_service_endpoint", "unix:///run/a.sock", "/run/a.sock"),
@@ -190,3 +195,10 @@ def test_the_files_that_belong_to_versions_of_containerds_format() -> None:
         "/d/agent/etc/containerd/config-v3.toml.d",
         "/d/agent/etc/containerd/config-v4.toml.d",
     ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("snapshotter", "fuse-overlayfs"), ("also_snapshotter", ("stargz",))])
+def test_snapshotters_that_an_ordinary_users_node_has_not_yet(name: str, value: Any) -> None:
+    settings = config.Settings(rootless=True, **{name: value})
+    with pytest.raises(errors.UsageError, match=r"--(also-)?snapshotter \S+ can't be with rootless yet"):
+        rules.checked(settings)

@@ -7,9 +7,9 @@ import socket
 from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.cluster import tokens, validation
-from nixlet.containerd import config as containerd_config
 from nixlet.host import network
 from nixlet.node.cluster.preflight import finding
+from nixlet.node.requirements import plugins
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import kubeletfiles, names, trusted
 
@@ -89,9 +89,9 @@ def cluster_settings(settings: node_config.Settings, found: finding.Found, proxy
 
 def _own_labels(settings: node_config.Settings) -> tuple[str, ...]:
     """What the node says of itself, for pods that need it; a person's word on it counts more."""
-    if settings.snapshotter != containerd_config.NIX or any(
-        each.startswith(f"{NIX_IMAGES}=") for each in settings.node_label
-    ):
+    plugin = plugins.of(settings, settings.layout)
+    said = any(each.startswith(f"{NIX_IMAGES}=") for each in settings.node_label)
+    if plugin is None or not plugin.is_ours or said:
         return ()
     return (f"{NIX_IMAGES}=true",)
 
