@@ -138,7 +138,11 @@ class User:
         # Python, and the cache of parts, may lie where an ordinary user doesn't get, as in root's own directory.
         needed = [
             Path(sys.base_prefix),
-            *(each for family, each in parts.directories().items() if family.startswith("containerd-")),
+            *(
+                each
+                for family, each in parts.directories().items()
+                if family == "tools" or family.startswith("containerd-")
+            ),
         ]
         hidden = {above: [each for each in needed if above in each.parents] for above in map(_closed, needed) if above}
         for above, below in hidden.items():
@@ -292,9 +296,9 @@ class Node:
             )
         return self.process
 
-    def start(self) -> None:
+    def start(self, *, delegated: bool = True) -> None:
         """Start it and wait until it is ready."""
-        process = self.launch()
+        process = self.launch(delegated=delegated)
         deadline = time.monotonic() + nodes.START_SECONDS
         while '"node": null' in self.user.ok("version", "--output", "json"):
             assert process.poll() is None, self.log.read_text()

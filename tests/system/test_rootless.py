@@ -65,6 +65,79 @@ def test_the_hello_container(node: users.Node, hello: str) -> None:
     assert node.user.processes() == {}
 
 
+def test_the_hello_pod_by_kube_play_and_through_cri(node: users.Node, hello: str) -> None:
+    node.start()
+    user = node.user
+    assert "Hello, world!" in user.ok("kube", "play", "--wait", "-", stdin=nodes.manifest("hello", hello))
+    crictl = parts.crictl(
+        node.state_dir / "containerd/nix-snapshotter.sock", node.state_dir / "containerd/containerd.sock"
+    )
+
+    def cri(*arguments: str) -> str:
+        done = user.run(*crictl, *arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    pod, container = user.home / "pod.json", user.home / "container.json"
+    # Who asks containerd itself says where cgroups may be.
+    parent = f"/{user.cgroups[0].name}"
+    sandbox = {
+        "metadata": {"name": "cri", "uid": "cri-uid", "namespace": "default"},
+        "log_directory": str(user.home),
+        "linux": {"cgroup_parent": parent},
+    }
+    pod.write_text(json.dumps(sandbox))
+    wanted = {"metadata": {"name": "hello"}, "image": {"image": hello}, "log_path": "hello.log", "linux": {}}
+    container.write_text(json.dumps(wanted))
+    cri("pull", hello)
+    made = cri("runp", str(pod))
+    started = cri("create", made, str(container), str(pod))
+    cri("start", started)
+    nodes.until(lambda: "CONTAINER_EXITED" in cri("inspect", started), "it has ended")
+    assert "Hello, world!" in (user.home / "hello.log").read_text()
+    cri("stopp", made)
+    cri("rmp", made)
+    assert cri("pods", "-q") == ""
+    assert node.stop() == 0
+
+
+@pytest.fixture
+def older(user: users.User) -> Iterator[users.Node]:
+    """A node with the oldest containerd that can bind."""
+    yield from fresh(user, "1.7.35")
+
+
+def test_without_cgroups_containerd_1_runs_containers_without_limits(older: users.Node, hello: str) -> None:
+    older.start(delegated=False)
+    limits = {"resources": {"limits": {"memory": "64Mi", "cpu": "100m"}}}
+    manifest = nodes.manifest("hello", hello, container=limits)
+    assert "Hello, world!" in older.user.ok("kube", "play", "--wait", "-", stdin=manifest)
+    assert older.stop() == 0
+
+
+def test_without_cgroups_containerd_2_says_what_it_needs(newest: users.Node, hello: str) -> None:
+    newest.start(delegated=False)
+    assert "no cgroups are delegated to this user namespace" in newest.log.read_text()
+    done = newest.user.nixlet("run", "--rm", hello)
+    assert done.returncode == 125
+    assert done.stderr.splitlines()[-2:] == [
+        "error: no cgroups are delegated to this node, and containerd 2 runs no containers without",
+        "hint: start it as a service: systemd-run --user --property=Delegate=yes nixlet server --rootless; or with containerd 1.7",
+    ]
+    assert newest.user.ok("ps", "-aq") == ""
+    assert newest.stop() == 0
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_containerds_own_snapshotters(newest: users.Node, ordinary: Path, snapshotter: str) -> None:
+    archive = newest.user.give(ordinary)
+    newest.arguments += ["--snapshotter", snapshotter]
+    newest.start()
+    newest.user.ok("image", "load", str(archive))
+    assert "bin" in newest.user.ok("run", "--rm", "localhost/ordinary:1", "/bin/ls", "/").split()
+    assert newest.stop() == 0
+
+
 def test_a_container_sees_its_closure_and_its_root_is_nobody_outside(
     newest: users.Node, image: storeimages.StoreImage
 ) -> None:

@@ -182,6 +182,16 @@ def _refused(what: str) -> errors.FailedPreconditionError:
     return error
 
 
+def are_shared(mountinfo: str = "/proc/self/mountinfo") -> bool:
+    """Whether what is mounted on this machine is seen by other mount namespaces, too (mount_namespaces(7), "shared subtrees")."""
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left = line.partition(" - ")[0].split(" ")
+            if left[4] == "/":
+                return any(each.startswith("shared:") for each in left[6:])
+    return False
+
+
 class MountPoint(NamedTuple):
     """One line of the mount table."""
 

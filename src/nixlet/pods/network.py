@@ -13,6 +13,9 @@ from nixlet.rpc.gen import cri_pb2
 _BRIDGE_FULL = re.compile(r"to bridge (?P<bridge>\S+): exchange full")
 _NO_ADDRESS = re.compile(r"no IP addresses available in (?:range set|network)")
 
+#: What runc says in an ordinary user's node.
+_NO_CGROUPS = re.compile(r"mkdir /sys/fs/cgroup/\S+: permission denied")
+
 _REMOVE = "remove pods that are no longer needed: nixlet ps -a, nixlet rm"
 
 
@@ -64,6 +67,11 @@ def explained(error: errors.NixletError) -> errors.NixletError:
         return errors.FailedPreconditionError(
             f"the bridge {match['bridge']} is full: the kernel connects {model.BRIDGE_PORTS:,} pods to a bridge at most",
             hint=_REMOVE,
+        )
+    if _NO_CGROUPS.search(error.message):
+        return errors.FailedPreconditionError(
+            "no cgroups are delegated to this node, and containerd 2 runs no containers without",
+            hint="start it as a service: systemd-run --user --property=Delegate=yes nixlet server --rootless; or with containerd 1.7",
         )
     if _NO_ADDRESS.search(error.message):
         return errors.FailedPreconditionError(

@@ -87,7 +87,9 @@ def _options(layout: node_config.Layout) -> list[str]:
     return [
         f"--state-dir={layout.rootlesskit_state}",
         *("--net=slirp4netns", "--disable-host-loopback", "--port-driver=builtin"),
-        *("--pidns", "--ipcns", "--utsns", "--propagation=rslave"),
+        *("--pidns", "--ipcns", "--utsns"),
+        # Disks that come later are seen, where the machine lets them be.
+        f"--propagation={'rslave' if mounts.are_shared() else 'rprivate'}",
         *(f"--copy-up={directory}" for directory in _COPIED),
         *delegated,
     ]
