@@ -91,6 +91,7 @@ def test_nothing_is_offered_at_the_loopback_of_ipv6() -> None:
     [
         ('failed to connect "veth1" to bridge nixlet0: exchange full', "the bridge nixlet0 is full: the kernel connects 1,023 pods to a bridge at most"),
         ("failed to allocate for range 0: no IP addresses available in range set: 10.63.0.1-10.63.0.254", "all addresses for pods are given away"),
+        ("unable to apply cgroup configuration: mkdir /sys/fs/cgroup/cpuset/k8s.io/a: permission denied", "no cgroups are delegated to this node, and containerd 2 runs no containers without"),
         ("something else", "something else"),
     ],
 )  # fmt: skip
