@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -441,3 +443,63 @@ def test_files_of_roots_are_obeyed_and_a_strangers_are_not(newest: users.Node) -
     newest.arguments += ["--private-registry", str(strangers)]
     assert newest.launch().wait(60) == 125
     assert f"{strangers} belongs to another user, who could have the node run anything" in newest.log.read_text()
+
+
+def test_everyday_verbs(newest: users.Node, image: storeimages.StoreImage) -> None:
+    newest.start()
+    user = newest.user
+    user.ok("run", "-d", "--name", "one", image.reference, "--", "/bin/sh", "-c", "echo started; exec sleep 1000")
+    nodes.until(lambda: user.ok("logs", "one") == "started\n", "its output is in its log")
+    assert user.ok("exec", "-i", "one", "/bin/cat", stdin=b"through a pipe\n") == "through a pipe\n"
+    inside = shlex.join([sys.executable, "-m", "nixlet", "exec", "-it", "one", "/bin/busybox", "tty"])
+    assert "/dev/pts/0" in user.run("script", "-qec", inside, "/dev/null").stdout
+    assert "one" in user.ok("stats", "--no-stream")
+    # It has a network, and a way to the names of its own node.
+    assert "inet 10.63." in user.ok("exec", "one", "/bin/busybox", "ip", "address", "show", "eth0")
+    assert "nameserver 10.0.2.3" in user.ok("exec", "one", "/bin/cat", "/etc/resolv.conf")
+    # What is the user's can be mounted, and nothing else can be read.
+    (user.home / "shared").mkdir()
+    os.chown(user.home / "shared", user.uid, user.uid)
+    closed = user.base / "closed"
+    closed.mkdir(mode=0o700)
+    mounted = [
+        "run",
+        "--rm",
+        "-v",
+        f"{user.home}/shared:/here",
+        "-v",
+        f"{closed}:/closed:ro",
+        image.reference,
+        "--",
+        "/bin/sh",
+        "-c",
+    ]
+    said = user.nixlet(*mounted, "echo written >/here/file; ls /closed")
+    assert (said.returncode, "Permission denied" in said.stderr) == (1, True), said
+    assert (user.home / "shared/file").stat().st_uid == user.uid
+    # doctor knows the node that runs.
+    listed = json.loads(user.nixlet("doctor", "--rootless", "--json").stdout)
+    sockets = {each["name"]: each["evidence"] for each in listed if each["group"] == "sockets"}
+    assert all("is served by the node that runs" in each for each in sockets.values()), sockets
+    assert user.ok("stop", "one") == "one\n"
+    assert newest.stop() == 0
+
+
+def test_a_home_in_a_directory_of_which_the_node_has_a_copy(newest: users.Node, hello: str) -> None:
+    user = newest.user
+    home = Path(tempfile.mkdtemp(prefix="nixlet-user-", dir="/var/lib"))
+    home.chmod(0o755)
+    user.own(home / "ada")
+    user.environment["XDG_DATA_HOME"] = str(home / "ada/data")
+    try:
+        newest.start()
+        assert user.ok("run", "--rm", hello) == "Hello, world!\n"
+        root = home / "ada/data/nixlet/agent/containerd/io.containerd.snapshotter.v1.nix/gcroots"
+        assert list(root.rglob("*-closure-info*")) or list(root.rglob("*-hello*"))
+        assert newest.stop() == 0
+        user.ok("uninstall", "--yes")
+        assert not (home / "ada/data/nixlet").exists()
+    finally:
+        del user.environment["XDG_DATA_HOME"]
+        user.end_processes()
+        subprocess.run(["rm", "-rf", str(home)], check=True)
