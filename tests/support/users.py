@@ -86,6 +86,31 @@ class User:
             capture_output=True, text=True, timeout=170, check=False, cwd="/",
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def systemd(self) -> Iterator[None]:
+        """A manager of their own for their services, as a session has one, for the time of the context."""
+        self.as_root(
+            "sh",
+            "-ec",
+            "mkdir -p /run/systemd; mount -t tmpfs -o mode=755 none /run/systemd; mkdir /run/systemd/system",
+        )
+        argv = self.command(["/lib/systemd/systemd", "--user", "--unit=default.target"], joins=self.cgroups)
+        with (
+            (self.base / "systemd.log").open("wb") as log,
+            subprocess.Popen(argv, env=self.environment, stdout=log, stderr=log, cwd="/") as manager,
+        ):
+            try:
+                for _ in range(600):
+                    if self.run("systemctl", "--user", "is-active", "default.target").returncode == 0:
+                        break
+                    assert manager.poll() is None, (self.base / "systemd.log").read_text()
+                    time.sleep(0.05)
+                yield
+            finally:
+                manager.terminate()
+                manager.wait(60)
+                self.as_root("umount", "/run/systemd")
+
     def as_root(self, *argv: str) -> None:
         """Have root do something where they are known."""
         assert self._holder is not None
@@ -161,8 +186,9 @@ class User:
         """The directories of cgroups that the machine has: those of version 1, or version 2 alone."""
         if (_CGROUPS / "cgroup.controllers").exists():
             return [""]
+        unified = ["unified"] if (_CGROUPS / "unified").is_dir() else []
         fields = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
-        return [names.removeprefix("name=") for number, names, _ in fields if number != "0"]
+        return [names.removeprefix("name=") for number, names, _ in fields if number != "0"] + unified
 
     @contextlib.contextmanager
     def delegation(self) -> Iterator[list[Path]]:

@@ -124,7 +124,7 @@ def test_without_cgroups_containerd_2_says_what_it_needs(newest: users.Node, hel
     assert done.returncode == 125
     assert done.stderr.splitlines()[-2:] == [
         "error: no cgroups are delegated to this node, and containerd 2 runs no containers without",
-        "hint: start it as a service: systemd-run --user --property=Delegate=yes nixlet server --rootless; or with containerd 1.7",
+        "hint: have it as a service of systemd's, which delegates them: nixlet rootless setup; or use containerd 1.7",
     ]
     assert newest.user.ok("ps", "-aq") == ""
     assert newest.stop() == 0
@@ -503,3 +503,52 @@ def test_a_home_in_a_directory_of_which_the_node_has_a_copy(newest: users.Node, 
         del user.environment["XDG_DATA_HOME"]
         user.end_processes()
         subprocess.run(["rm", "-rf", str(home)], check=True)
+
+
+def test_the_node_is_a_service_of_its_users(older: users.Node, hello: str) -> None:
+    user = older.user
+    own = user.home / ".config/nixlet"
+    user.own(user.home / ".config")
+    user.own(own)
+    (own / "config.yaml").write_text(f"containerd: {parts.containerd('1.7.35')}\n")
+    (own / "environment").write_text(f"NIX_REMOTE={user.environment['NIX_REMOTE']}\nNIX_CONFIG=substituters =\n")
+    for file in own.iterdir():
+        os.chown(file, user.uid, user.uid)
+    unit = user.home / ".config/systemd/user/nixlet.service"
+
+    def show(name: str) -> str:
+        return user.run("systemctl", "--user", "show", "--property", name, "--value", "nixlet").stdout.strip()
+
+    with user.systemd():
+        # Type=notify: it is ready when this returns.
+        assert user.ok("rootless", "setup") == f"{unit}\n"
+        assert user.ok("run", "--rm", hello) == "Hello, world!\n"
+        first = show("MainPID")
+        os.kill(int(first), signal.SIGKILL)
+        nodes.until(lambda: show("MainPID") not in {first, "0"}, "it is started again")
+        nodes.until(lambda: show("ActiveState") == "active", "it is ready again")
+        assert user.ok("run", "--rm", hello) == "Hello, world!\n"
+        # Once more, as after an upgrade.
+        assert user.ok("rootless", "setup") == f"{unit}\n"
+        assert user.ok("rootless", "uninstall") == f"Removed: {unit}\n"
+        assert show("ActiveState") == "inactive"
+        assert not {
+            name for name in user.processes().values() if name in {"rootlesskit", "exe", "slirp4netns", "containerd"}
+        }
+        assert user.ok("rootless", "uninstall").startswith("Nothing is to be done")
+        assert "Removed:" in user.ok("uninstall", "--yes")
+    assert user.processes() == {}
+
+
+def test_a_unit_of_a_person_s_own_stays(user: users.User) -> None:
+    unit = user.home / ".config/systemd/user/nixlet.service"
+    user.own(unit.parent)
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+    for verb in ("setup", "uninstall"):
+        done = user.nixlet("rootless", verb)
+        assert (done.returncode, "is not nixlet's, and stays as it is" in done.stderr) == (125, True)
+    assert unit.read_text() == "[Service]\nExecStart=/bin/true\n"
+    unit.unlink()
+    # Without a manager it can be written all the same.
+    assert user.ok("rootless", "setup", "--no-start") == f"{unit}\n"
+    assert "NotifyAccess=all" in unit.read_text()

@@ -31,7 +31,7 @@ SUMMARIES = {
     "image": ("image", "Build and load images"),
     "doctor": ("doctor", "Check this machine for a node"),
     "check-config": ("doctor", "The same, by its name in k3s"),
-    "rootless": ("rootless", "Look at what an ordinary user's own node needs"),
+    "rootless": ("rootless", "Look at what an ordinary user's own node needs, and have it as a service"),
     "config": ("config", "Look at the configuration that a node has, and gives its containerd"),
     "certificate": ("certificate", "Look at a cluster's certificates, and make them anew"),
     "token": ("token", "Make, list and remove what nodes join a cluster by"),

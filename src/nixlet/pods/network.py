@@ -71,7 +71,7 @@ def explained(error: errors.NixletError) -> errors.NixletError:
     if _NO_CGROUPS.search(error.message):
         return errors.FailedPreconditionError(
             "no cgroups are delegated to this node, and containerd 2 runs no containers without",
-            hint="start it as a service: systemd-run --user --property=Delegate=yes nixlet server --rootless; or with containerd 1.7",
+            hint="have it as a service of systemd's, which delegates them: nixlet rootless setup; or use containerd 1.7",
         )
     if _NO_ADDRESS.search(error.message):
         return errors.FailedPreconditionError(

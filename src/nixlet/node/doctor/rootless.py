@@ -99,7 +99,7 @@ def delegation() -> str:
         return "ours are delegated to us"
     raise machine.Worse(
         "none are delegated to us: limits of containers don't hold, and containerd 2 runs no containers",
-        "start it as a service: systemd-run --user --property=Delegate=yes nixlet server --rootless",
+        "have it as a service of systemd's: nixlet rootless setup",
     )
 
 
