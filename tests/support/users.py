@@ -6,6 +6,7 @@ for everybody: nothing of that is the machine's, whatever happens to the test.
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -41,8 +42,9 @@ class User:
 
     def __init__(self, number: int) -> None:
         self.name = f"nixlet-test-{number}"
-        self.uid = 20_000 + number
-        self.first_id = 1_000_000 + number * _IDS
+        # Others run these tests beside us, with the same places, and whoever sees their processes must not take them for ours.
+        chance = secrets.randbelow(10_000)
+        self.uid, self.first_id = 20_000 + chance, 10_000_000 + chance * _IDS
         self.base = Path(tempfile.mkdtemp(prefix=f"nixlet-user-{number}-", dir="/tmp"))
         self.base.chmod(0o755)
         self.home, self.images = self.base / "home", self.base / "images"
@@ -196,7 +198,7 @@ class User:
         made = []
         try:
             for hierarchy in self.hierarchies():
-                cgroup = _CGROUPS / hierarchy / f"nixlet-test-{self.uid}-{os.getpid()}"
+                cgroup = _CGROUPS / hierarchy / self.base.name
                 cgroup.mkdir()
                 made.append(cgroup)
                 for name in ("cpuset.cpus", "cpuset.mems"):
