@@ -69,6 +69,13 @@ class Plugin:
         """Whether it is nixlet's own snapshotter, which shows store paths."""
         return not self.daemon
 
+    def has_snapshots_of_ours(self) -> bool:
+        """Whether nixlet's own snapshotter has been at its root."""
+        # sqlite, for which other nodes need not wait here.
+        from nixlet.snapshots import metadata  # noqa: PLC0415 (see above)
+
+        return os.path.exists(metadata.database_path(self.proxy.root))
+
     def told(self) -> str:
         """Who it is, in words."""
         who = self.daemon or "nixlet's own snapshotter"

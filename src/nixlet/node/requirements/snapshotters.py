@@ -90,6 +90,11 @@ async def _check(name: str, layout: node_config.Layout, plugin: plugins.Plugin |
         return
     for need in plugin.needs:
         need.check()
+    if plugin.daemon and plugin.has_snapshots_of_ours():
+        raise errors.FailedPreconditionError(
+            f"{plugin.proxy.root} holds snapshots of nixlet's own snapshotter, which can only be a node's first one",
+            hint=f"use --snapshotter {name}, or remove its images, pods and directory",
+        )
     if plugin.overlay is model.Overlay.FUSE_OVERLAYFS:
         await check_fuse_overlay(layout.containerd_root)
     if name == containerd_config.STARGZ:

@@ -169,6 +169,23 @@ async def test_without_kinds_in_directories(layout: config.Layout, monkeypatch: 
     )
 
 
+async def test_snapshots_of_ours_are_not_for_containerds_program(
+    layout: config.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(tmp_path, monkeypatch, ("fuse-overlayfs", "mount.fuse3", "containerd-fuse-overlayfs-grpc"))
+    root = Path(layout.snapshotter_root("fuse-overlayfs"))
+    root.mkdir(parents=True)
+    (root / "nixlet.db").touch()
+    settings = config.Settings(snapshotter="native", also_snapshotter=("fuse-overlayfs",))
+    with pytest.raises(errors.UnsupportedError) as raised:
+        await snapshotters.check_supported(settings, layout)
+    assert raised.value.message == FUSE_REFUSAL.format(
+        layout.containerd_root,
+        f"{root} holds snapshots of nixlet's own snapshotter, which can only be a node's first one",
+    )
+    assert os.listdir(root) == ["nixlet.db"]
+
+
 STARGZ_REFUSAL = '"stargz" snapshotter cannot be enabled for "{}", try using "overlayfs" or "native": {}'
 
 
