@@ -76,3 +76,12 @@ def remove_bridge(name: str) -> bool:
         except OSError as error:
             raise errors.FailedPreconditionError(f"can't remove the bridge {name}: {error.strerror}") from error
     return True
+
+
+def has_carrier(interface: str) -> bool:
+    """Whether somebody is at the other end of an interface that is up (sysfs: ``carrier``)."""
+    try:
+        with open(f"/sys/class/net/{interface}/carrier", encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False

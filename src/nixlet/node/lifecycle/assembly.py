@@ -9,7 +9,7 @@ import nixlet
 from nixlet import errors
 from nixlet.containerd import cri, crictl, imagestore
 from nixlet.host import children as host_children
-from nixlet.host import files, keptchild, rootlesskit, signals, unixsocket
+from nixlet.host import files, keptchild, network, rootlesskit, signals, unixsocket
 from nixlet.images import archive, loader, platforms
 from nixlet.kube import quantity
 from nixlet.node.children import containerd_child, registries, rendering
@@ -251,6 +251,8 @@ def _checks(
         "network": served.runtime.check_network,
         "disk": has_room,
     }
+    if place.rootlesskit_api:
+        checks["slirp4netns"] = _way_out
     if store is None or served.snapshotter is None:
         return checks
     snapshotter = served.snapshotter
@@ -265,6 +267,14 @@ def _checks(
             await session.present(())
 
     return {**checks, "snapshotter": serves, "store": health.good_for(_STORE_GOOD_FOR, answers)}
+
+
+async def _way_out() -> None:
+    """Check that somebody is at the other end of the interface of an ordinary user's node: nobody starts slirp4netns again."""
+    if not network.has_carrier("tap0"):
+        raise errors.UnavailableError(
+            "slirp4netns has ended, and with it the way to the network", hint="restart the node"
+        )
 
 
 def _further(
