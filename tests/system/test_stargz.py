@@ -151,6 +151,17 @@ def test_without_credentials_pulls_are_the_transfer_services(
         check_lazily(node, f"{open_registry.address}/lazy:1", open_registry)
 
 
+def test_credentials_that_come_later(newest: nodes.Node, lazy: str, registry: registries.Registry) -> None:
+    node = newest
+    node.registries.unlink()
+    node.start()
+    done = node.run("run", "--rm", lazy, "/bin/cat", "/early")
+    assert done.returncode == 125
+    login = {"auth": {"username": registries.USER, "password": registries.PASSWORD}}
+    registries.say(node, {"configs": {registry.address: login}})
+    check_lazily(node, lazy, registry)
+
+
 def test_what_goes_on_without_the_node(newest: nodes.Node, lazy: str) -> None:
     node = newest
     node.start()

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from nixlet import errors
@@ -48,6 +48,8 @@ class Kept:
         self.auths: hosts.Told = {}
         #: Where the user's files have containerd look instead; None: where we write.
         self.elsewhere: str | None = None
+        #: Are told what the file says whenever it has been taken up (blocking).
+        self.followers: list[Callable[[Registries], None]] = []
         #: Why the file as it is now can't be used, while what it said before holds; empty when it can.
         self.problem = ""
 
@@ -84,6 +86,8 @@ class Kept:
         # Once containerd can read of the new ways: before, the others are all that it has.
         if self._relay is not None:
             self._relay.forget_others(endpoints)
+        for follow in self.followers:
+            await asyncio.to_thread(follow, said)
         self.said, self._seen, self.problem = said, state, ""
         for warning in (*said.warnings, *(f"{self._path}: {each}" for each in warnings)):
             _log.warning("%s", warning)

@@ -31,9 +31,14 @@ def write(plugin: plugins.Plugin, layout: node_config.Layout, said: registries.R
     files.make_directory(root, mode=0o700)
     text = tomli_w.dumps(configuration(layout, said))
     files.write_atomically(plugins.stargz_config(layout), text, mode=0o600)
-    # Read at each request.
-    files.write_atomically(os.path.join(root, "config.json"), json.dumps(_logins(said)), mode=0o600)
+    write_logins(plugin, said)
     return {"DOCKER_CONFIG": root}
+
+
+def write_logins(plugin: plugins.Plugin, said: registries.Registries) -> None:
+    """Write what it shows registries, which it reads at each request (blocking)."""
+    path = os.path.join(plugin.proxy.root, "config.json")
+    files.write_atomically(path, json.dumps(_logins(said)), mode=0o600)
 
 
 def configuration(layout: node_config.Layout, said: registries.Registries) -> dict[str, Any]:

@@ -237,6 +237,7 @@ async def _start(
         env = containerd_child.environment(programs)
         if plugin.proxy.name == containerd_config.STARGZ:
             env |= stargz.write(plugin, layout, reached.said)
+            reached.followers.append(functools.partial(stargz.write_logins, plugin))
         served_by.append(snapshotter_child.program(plugin, layout, env))
     children.start(*served_by)
     configured = containerd_child.configured(
