@@ -65,6 +65,7 @@ def test_the_hello_container(node: users.Node, hello: str) -> None:
     assert node.user.ok("run", "--rm", hello) == "Hello, world!\n"
     assert node.stop() == 0
     assert node.user.processes() == {}
+    assert "stopping; pods end with the node" in node.log.read_text()
 
 
 def test_the_hello_pod_by_kube_play_and_through_cri(node: users.Node, hello: str) -> None:

@@ -59,7 +59,7 @@ async def run(settings: node_config.Settings) -> None:
     stopping.cancel()
     # One that ends for an error comes to tell it; a signal then only counts as the first of two.
     if not living.done() and not failing.is_set():
-        _log.info("stopping; pods go on")
+        _log.info("stopping; pods %s", "end with the node" if settings.rootless else "go on")
         living.cancel()
     try:
         await living
