@@ -168,6 +168,12 @@ class Node:
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout.strip()
 
+    def collect_garbage(self) -> None:
+        """Let containerd delete now what it would delete after a hundred changes: a lease's synchronous end asks for that."""
+        ctr = ["ctr", "-a", str(self.containerd_socket), "-n", "k8s.io", "leases"]
+        subprocess.run([*ctr, "create", "--id", "test"], check=True, capture_output=True)
+        subprocess.run([*ctr, "delete", "--sync", "test"], check=True, capture_output=True)
+
     def mounts(self) -> list[str]:
         """The mounts of this node, by their place."""
         places = (str(self.state_dir), str(self.data_dir))

@@ -19,16 +19,9 @@ pytestmark = pytest.mark.slow
 HASH = "0" * 32
 
 
-def collect_garbage(node: nodes.Node) -> None:
-    """Let containerd delete now what it would delete after a hundred changes: a lease's synchronous end asks for that."""
-    ctr = ["ctr", "-a", str(node.containerd_socket), "-n", "k8s.io", "leases"]
-    subprocess.run([*ctr, "create", "--id", "test"], check=True, capture_output=True)
-    subprocess.run([*ctr, "delete", "--sync", "test"], check=True, capture_output=True)
-
-
 def trace(node: nodes.Node) -> dict[str, object]:
     """What a node has, to compare before and after."""
-    collect_garbage(node)
+    node.collect_garbage()
     agent = node.data_dir / "agent"
     return {
         "mounts": sorted(node.mounts()),

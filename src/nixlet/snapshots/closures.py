@@ -118,6 +118,11 @@ class Closures:
                 self._complete.pop((number, strategy), None)
         return layer
 
+    async def ensure_pieces(self, number: int) -> views_module.Pieces:
+        """Over what a closure's view is mounted: all of its paths are in the store, as in ``ensure_shown``."""
+        await self.ensure_shown(number, model.Strategy.VIEW)
+        return self._views.pieces(number)
+
     def _lock(self, closure: int | str) -> asyncio.Lock:
         """The lock for what is done to a closure's view (by number), or to its record and roots (by identity)."""
         return self._locks.setdefault(closure, asyncio.Lock())

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from nixlet import errors
 from nixlet.host import files
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import disk, metadata, model, sweep, tables
+from nixlet.snapshots import disk, mappedroots, metadata, model, sweep, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import mounts as mounts_module
 from nixlet.snapshots import tasks as tasks_module
@@ -131,21 +131,26 @@ class Creator:
         made = self._spares.take()
         undo.callback(shutil.rmtree, made, ignore_errors=True)
         self._faults.reach("directory-made")
-        if row.parent is not None:
-            self._own(made, row.parent)
+        self._own(made, row)
         target = os.path.join(self._snapshots, str(row.id))
         os.rename(made, target)
         undo.callback(os.rename, target, made)
         self._faults.reach("directory-renamed")
 
-    def _own(self, made: str, parent: int) -> None:
+    def _own(self, made: str, row: tables.Row) -> None:
         """Give a snapshot's root the owner of its parent's: it covers that of all layers below."""
-        try:
-            owner = os.stat(self._mounts.upper(parent))
-        except FileNotFoundError as error:
-            raise disk.lost_content(parent) from error
-        if (owner.st_uid, owner.st_gid) != (0, 0):
-            os.chown(os.path.join(made, "fs"), owner.st_uid, owner.st_gid)
+        uid = gid = 0
+        if row.parent is not None:
+            try:
+                owner = os.stat(self._mounts.upper(row.parent))
+            except FileNotFoundError as error:
+                raise disk.lost_content(row.parent) from error
+            uid, gid = owner.st_uid, owner.st_gid
+        owners = mappedroots.recorded(row.labels)
+        if owners is not None:
+            uid, gid = owners.outside(uid, gid)
+        if (uid, gid) != (0, 0):
+            os.chown(os.path.join(made, "fs"), uid, gid)
 
     def refill_spares(self) -> None:
         """Have directories made in advance, if it is time for that."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from nixlet import errors
 from nixlet.host import files, mounts
-from nixlet.snapshots import model
+from nixlet.snapshots import mappedroots, model
 
 _log = logging.getLogger("nixlet.snapshots")
 
@@ -156,6 +156,10 @@ def remove_trees(
     for path in paths:
         real = os.path.realpath(path)
         inside = [each for each in mounted if each == real or each.startswith(f"{real}/")]
+        if inside:
+            with contextlib.suppress(errors.NixletError):
+                mappedroots.unmount(path)
+            inside = [entry.path for entry in mounts.below(path)]
         if inside:
             _log.warning("the directory %s of a removed snapshot stays, since %s is still mounted", path, inside[-1])
             continue

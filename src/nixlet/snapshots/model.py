@@ -19,9 +19,6 @@ UNPACK_KEY_PREFIX = "extract-"
 #: The end of the key of a pod's volume: the directory for those, the sandbox's ID, the digest of the image's manifest.
 _VOLUME = re.compile(r"/image-volumes/[0-9a-f]{64}/[0-9a-f]{64}$")
 
-#: Labels by which containerd asks for a root whose owners are mapped (pods in user namespaces).
-ID_MAPPING_LABELS = ("containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping")
-
 
 class Kind(enum.IntEnum):
     """The kinds of snapshots, numbered as on the wire."""

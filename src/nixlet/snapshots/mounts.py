@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from nixlet import errors
 from nixlet.host import mounts as host_mounts
-from nixlet.snapshots import binds, disk, metadata, model, tables
+from nixlet.snapshots import binds, disk, mappedroots, metadata, model, tables, views
 from nixlet.snapshots import closures as closures_module
 
 
@@ -51,6 +51,7 @@ class Mounts:
         self.made: collections.Counter[str] = collections.Counter()
         self._overlay = overlay
         self._overlay_options = _options(overlay)
+        self._mapped = mappedroots.MappedRoots(self._snapshots, self._overlay_options)
 
     def upper(self, number: int) -> str:
         """The directory with a snapshot's own content."""
@@ -92,10 +93,11 @@ class Mounts:
         """
         strategy = model.Strategy(row.strategy)
         self.made[strategy.value] += 1
+        owners = mappedroots.recorded(row.labels)
+        if owners is not None and row.parent is not None:
+            return [await self._mapped_mount(row, owners)]
         layers: list[binds.Lower] = []
-        for layer in self._db.chain(row.parent):
-            if layer.id in self.lost:
-                raise disk.lost_content(layer.id)
+        for layer in self._chain(row):
             # A closure stands directly above its own layer, whose empty mount points it fills, and below all later ones.
             if layer.closure is not None:
                 shown = await self._closures.ensure_shown(layer.closure, strategy)
@@ -115,6 +117,35 @@ class Mounts:
             binds.binds, layers, store_dir=self._store_dir, real_store_dir=self._real_store_dir
         )
         return [root, *bound]
+
+    async def _mapped_mount(self, row: tables.Row, owners: mappedroots.Owners) -> model.Mount:
+        """The mount of a root whose owners are mapped, which is mounted here."""
+        if self._overlay is not model.Overlay.KERNEL:
+            raise errors.UnsupportedError(
+                "a pod in a user namespace can't have its root by fuse-overlayfs, which shows other owners in it",
+                hint="run it without (hostUsers: true), or with --snapshotter nix",
+            )
+        layers: list[str | views.Pieces] = []
+        for layer in self._chain(row):
+            if layer.closure is not None:
+                if row.strategy != model.Strategy.VIEW:
+                    raise errors.UnsupportedError(
+                        "a pod in a user namespace can't have an image of store paths where these are bind mounts",
+                        hint="run it without (hostUsers: true); nixlet doctor says what keeps the strategy view from working",
+                    )
+                layers.append(await self._closures.ensure_pieces(layer.closure))
+            layers.append(self.upper(layer.id))
+        writable = row.kind is model.Kind.ACTIVE
+        root = await self._mapped.show(row.id, layers, owners, writable=writable)
+        return model.Mount("bind", root, ("rw" if writable else "ro", "rbind"))
+
+    def _chain(self, row: tables.Row) -> list[tables.Layer]:
+        """A snapshot's committed ancestors, nearest first; all of them have their content."""
+        chain = self._db.chain(row.parent)
+        for layer in chain:
+            if layer.id in self.lost:
+                raise disk.lost_content(layer.id)
+        return chain
 
     def _root_mount(self, row: tables.Row, lower: list[str]) -> model.Mount:
         directory = os.path.join(self._snapshots, str(row.id))

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from nixlet import errors
 from nixlet.host import files, procfs
 from nixlet.snapshots import closures as closures_module
-from nixlet.snapshots import create, disk, filters, model, probe, sweep, tables
+from nixlet.snapshots import create, disk, filters, mappedroots, model, probe, sweep, tables
 from nixlet.snapshots import faults as faults_module
 from nixlet.snapshots import metadata as metadata_module
 from nixlet.snapshots import mounts as mounts_module
@@ -356,11 +356,8 @@ class Snapshotter:
     async def _create(self, key: str, parent: str, labels: Mapping[str, str], kind: model.Kind) -> list[model.Mount]:
         model.check_key(key)
         model.check_labels(labels)
-        if any(label in labels for label in model.ID_MAPPING_LABELS):
-            raise errors.FailedPreconditionError(
-                "pods in user namespaces are not supported by this snapshotter yet",
-                hint="run the pod without hostUsers: false",
-            )
+        # What can't be read is refused before anything is made.
+        mappedroots.owners(labels)
         strategy = await self.strategy()
         reference = None
         if kind is model.Kind.ACTIVE and model.is_unpack(key, labels):

@@ -87,6 +87,18 @@ class Seen(NamedTuple):
         return stat.S_ISDIR(self.mode)
 
 
+class Pieces(NamedTuple):
+    """What a view is mounted over: its metadata and the store's directory."""
+
+    meta: str
+    store: str
+
+    def options(self, meta: str = "", store: str = "") -> str:
+        """The options of the mount; over other names of the two where they are given."""
+        metacopy = ",metacopy=on" if os.path.exists(os.path.join(self.meta, _METACOPY_MARK)) else ""
+        return f"lowerdir={meta or self.meta}:{store or self.store},redirect_dir=follow{metacopy}"
+
+
 class _Shown(NamedTuple):
     """A view that is mounted: where, over which metadata and which directories (a digest of them)."""
 
@@ -137,6 +149,10 @@ class Views:
             return os.path.join(skeleton, LAYER) if skeleton and os.path.isdir(skeleton) else None
         shown = self._shown.get(number)
         return os.path.join(shown.path, LAYER) if shown and mounts.is_mount_point(shown.path) else None
+
+    def pieces(self, number: int) -> Pieces:
+        """Over what a closure is shown, which has been."""
+        return Pieces(self._shown[number].meta, self._real_store_dir)
 
     def look(self, names: Iterable[str]) -> tuple[dict[str, Seen], list[str]]:
         """What store paths are on the disk, and the names of those that aren't there."""
@@ -192,9 +208,7 @@ class Views:
                 self._unmount(path, remove=True)
         target = self._path(number, max(self._generations(number, ""), default=-1) + 1, "")
         files.new_directory(target)
-        options = f"lowerdir={meta}:{self._real_store_dir},redirect_dir=follow"
-        if os.path.exists(os.path.join(meta, _METACOPY_MARK)):
-            options += ",metacopy=on"
+        options = Pieces(meta, self._real_store_dir).options()
         mounts.mount("overlay", target, "overlay", mounts.MS_RDONLY, options)
         self._faults.reach("view-mounted")
         return target
