@@ -12,7 +12,7 @@ import pytest
 from nixlet.cluster import programs
 from nixlet.host import unixsocket
 from nixlet.node.cluster.preflight import versions
-from support import clusters, kubernetes, nodes, parts
+from support import clusters, disks, kubernetes, nodes, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -130,3 +130,40 @@ def test_one_database(tmp_path: Path) -> None:
         first.await_node()
         assert kept(first)
         assert kine_of(first) != []
+
+
+def test_a_disk_that_gets_full(tmp_path: Path) -> None:
+    """kine would acknowledge what it has no room for: it is ended before, which is told, and goes on when there is room."""
+    cluster = kubernetes.Cluster(64, tmp_path, "--disable", "coredns")
+    cluster.environment["PATH"] = f"{parts.directories()['kine']}:{cluster.environment['PATH']}"
+    place = cluster.data_dir / "server" / "db"
+    place.parent.mkdir(parents=True)
+    with disks.disk("ext4", place, 160), kubernetes.cleaned_up(cluster):
+        cluster.start()
+        cluster.await_node()
+        acknowledged: list[str] = []
+        refused = 0
+        ballast = place / "ballast"
+        ballast.mkdir()
+        with (ballast / "blocks").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while refused < 3:
+                file.write(bytes(4 << 20))
+                name = f"kept-{len(acknowledged)}-{refused}"
+                if cluster.keeps(name):
+                    acknowledged.append(name)
+                else:
+                    refused += 1
+        disks.fill(ballast)
+        sentence = f"the file system of {place} is full, and the cluster takes no changes until there is room: kine"
+        kubernetes.until(lambda: sentence in cluster.log.read_text(), f"it is told: {cluster.log}")
+        kubernetes.until(
+            lambda: "kine is not started with less than 32" in cluster.log.read_text(), "why it doesn't start"
+        )
+        assert kine_of(cluster) == []
+        assert not cluster.keeps("meanwhile")
+        disks.make_room(place)
+        kubernetes.until(lambda: cluster.keeps("after"), f"the cluster goes on: {cluster.log}")
+        cluster.await_node()
+        names = {each["metadata"]["name"] for each in cluster.get("configmaps")["items"]}
+        assert names.issuperset({*acknowledged, "after"})
+        assert acknowledged

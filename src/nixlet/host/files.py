@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 
@@ -76,9 +77,19 @@ def refusing(what: str) -> Iterator[None]:
 
 def is_full(directory: str) -> bool:
     """Whether a directory's file system has no room for as much as a small file: of its blocks, or of its inodes."""
-    # As df counts; some file systems (btrfs) don't count inodes.
+    # Some file systems (btrfs) don't count inodes.
     free = os.statvfs(directory)
-    return free.f_bavail * free.f_frsize < _SMALL or (free.f_files > 0 and not free.f_favail)
+    return _room(free) < _SMALL or (free.f_files > 0 and not free.f_favail)
+
+
+def room(directory: str) -> int:
+    """The bytes that a file system has left at a directory, as df counts: for others than root."""
+    return _room(os.statvfs(directory))
+
+
+def _room(free: os.statvfs_result) -> int:
+    # Some file systems count nothing.
+    return free.f_bavail * free.f_frsize if free.f_blocks else sys.maxsize
 
 
 def check_room(directory: str) -> None:

@@ -60,7 +60,7 @@ class Described:
         of_state: dict[str, Any] = {"restart": _RESTART_STATE}
         if not cluster.datastore_is_elsewhere:
             # (which disk is full elsewhere, who keeps the database there knows)
-            of_state["cause"] = functools.partial(datastore.cause, cluster.layout.database)
+            of_state["cause"] = functools.partial(datastore.cause, cluster.layout.database, kine=store == finding.KINE)
         found = []
         if store == finding.ETCD:
             well = self._well(store, "/health")
@@ -69,7 +69,13 @@ class Described:
         elif store == finding.KINE:
             kine = self._program(store, programs.kine(cluster, hidden=hidden), _served(cluster.layout.kine_socket))
             secret = {"KINE_ENDPOINT": programs.kine_endpoint(cluster)} if hidden else {}
-            found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}, **of_state))
+
+            def may_start(kine: supervisor.Program = kine) -> None:
+                kine.may_start()
+                if not cluster.datastore_is_elsewhere:
+                    datastore.check_room_for_kine(cluster.layout.database)
+
+            found.append(msgspec.structs.replace(kine, env={**kine.env, **secret}, may_start=may_start, **of_state))
         well = answers.until_well(Endpoint.of_kubeconfig(kubeconfigs.administrator(cluster)), "/readyz")
         waits = (store,) if store else ()
         found.append(self._program(API_SERVER, programs.kube_apiserver(cluster), well, waits))

@@ -1,19 +1,21 @@
 """The room that a cluster's state needs on the disk, and what there is to say where there is none.
 
 etcd ends when it can't write, and loses nothing that it has acknowledged. kine goes on, and refuses changes and deletions; but what is to be created
-it acknowledges and doesn't keep (seen with 0.17.5: the error of its insertion gives way to that of a look-up, which finds nothing and has none). Both
-go on when there is room. An etcd whose database has reached its quota refuses as well, and is relieved of that here: nobody else would.
+it acknowledges and doesn't keep (seen with 0.17.5: the error of its insertion gives way to that of a look-up, which finds nothing and has none). So kine is ended here
+before its disk is full, and isn't started while it nearly is. Both go on when there is room. An etcd whose database has reached its quota refuses as well, and is relieved of that here: nobody else would.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 
 from nixlet import errors
 from nixlet.cluster import settings as model
 from nixlet.cluster.kubeconfigs import Credentials
 from nixlet.cluster.layout import Layout
-from nixlet.host import files
+from nixlet.host import files, keptchild
 from nixlet.kubeclient import asynchronous, etcd
 from nixlet.kubeclient.endpoint import Endpoint
 
@@ -24,17 +26,25 @@ _FULL = ("no space left on device", "disk quota exceeded", "database or disk is 
 #: whole database is written anew each time.
 _LOOK, _LONGEST = 15.0, 60.0
 
+#: The room that kine needs (bytes), which is more than a cluster writes from one look at it to the next; and seconds between those.
+_KINE_ROOM = 32 << 20
+_KINE_LOOK = 0.5
+
 _log = logging.getLogger("nixlet.cluster")
 
 
-def cause(directory: str, output: str) -> str:
+def cause(directory: str, output: str, *, kine: bool = False) -> str:
     """Why a datastore's program has ended, as far as it is the disk's doing; empty: it isn't.
 
     Args:
         directory: Where it writes.
         output: The end of what it printed.
+        kine: Whether it is kine.
     """
-    if not any(words in output for words in _FULL) and not (os.path.isdir(directory) and files.is_full(directory)):
+    full = any(words in output for words in _FULL)
+    if os.path.isdir(directory):
+        full = full or files.is_full(directory) or (kine and files.room(directory) < _KINE_ROOM)
+    if not full:
         return ""
     return f"the file system of {directory} is full, and the cluster takes no changes until there is room"
 
@@ -47,6 +57,31 @@ def check_room(layout: Layout) -> None:
     """
     if os.path.isdir(layout.database):
         files.check_room(layout.database)
+
+
+def check_room_for_kine(directory: str) -> None:
+    """Check that kine has room where it writes.
+
+    Raises:
+        ResourceExhaustedError: It hasn't.
+    """
+    if os.path.isdir(directory) and (room := files.room(directory)) < _KINE_ROOM:
+        raise errors.ResourceExhaustedError(
+            f"the file system of {directory} has {room >> 20} MiB left, and kine is not started with less than {_KINE_ROOM >> 20}: on a full one"
+            " it acknowledges what it does not keep",
+            hint="make room on that file system",
+        )
+
+
+async def end_without_room(directory: str, child: keptchild.Child) -> None:
+    """End kine whenever it has no room where it writes, for ever; whoever keeps it running starts it again when there is."""
+    while True:
+        await asyncio.sleep(_KINE_LOOK)
+        # (a disk that hangs holds up nobody else)
+        if child.pid and await asyncio.to_thread(files.room, directory) < _KINE_ROOM:
+            # Killed: what sqlite has committed is there, and nothing else was acknowledged.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
 
 
 def etcd_of(cluster: model.ClusterSettings) -> Endpoint:

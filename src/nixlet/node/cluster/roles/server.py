@@ -51,6 +51,9 @@ class Server(member.Member):
             recorded = known is not None and known.recorded
             await record.check(self._cluster, known=made.memory(self._layout) if recorded else "")
         self._start(children, programs)
+        if self._found.datastore == finding.KINE and not self._cluster.datastore_is_elsewhere:
+            ending = datastore.end_without_room(self._layout.database, children[finding.KINE])
+            waits.owned(stack, ending, "room for kine")
         if self._found.datastore == finding.ETCD:
             # (one that has raised an alarm isn't well, and no API server would start)
             relief = datastore.Relief(datastore.etcd_of(self._cluster))

@@ -1,6 +1,7 @@
 """What is said where a cluster's state has no room; by real programs and disks: system/test_cluster_disk.py."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nixlet import errors
 from nixlet.kubeclient.endpoint import Endpoint
 from nixlet.node.cluster.controlplane import datastore
 
@@ -30,6 +32,23 @@ def test_a_disk_that_was_full_is_the_cause(tmp_path: Path, said: str) -> None:
     )
     assert datastore.cause(str(tmp_path), "panic: something else") == ""
     assert datastore.cause(str(tmp_path / "missing"), "killed") == ""
+
+
+def test_kine_needs_more_room_than_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datastore.check_room_for_kine(str(tmp_path))
+    datastore.check_room_for_kine(str(tmp_path / "missing"))
+    left = os.statvfs_result((4096, 4096, 1 << 20, 2000, 2000, 1000, 1000, 1000, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda _: left)
+    assert datastore.cause(str(tmp_path), "killed") == ""
+    assert datastore.cause(str(tmp_path), "killed", kine=True) == f"the file system of {FULL.format(tmp_path)}"
+    with pytest.raises(
+        errors.ResourceExhaustedError, match="has 7 MiB left, and kine is not started with less than 32"
+    ):
+        datastore.check_room_for_kine(str(tmp_path))
+    # A file system that counts nothing has room, as far as anybody knows.
+    uncounted = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda _: uncounted)
+    datastore.check_room_for_kine(str(tmp_path))
 
 
 class Etcd(ThreadingHTTPServer):
