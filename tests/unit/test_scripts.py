@@ -1,6 +1,7 @@
 """The shell programs in scripts/ and what they share."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -152,3 +153,21 @@ def test_a_family_is_built_once_and_leaves_the_cache_when_nobody_has_asked_for_i
     (top / "tests/parts/second/build").write_text("#!/bin/sh\ntouch $1/other\n")
     assert (parts("second")["second"] / "other").exists()
     assert (found["first"].exists(), found["second"].exists()) == (True, False)
+
+
+def test_whoever_runs_a_clusters_programs_is_among_the_tests_of_clusters() -> None:
+    """Where they are the others aren't told: they are built meanwhile."""
+    script = (ROOT / "scripts/test").read_text()
+    ours = re.search(r"grep -rlE '(.+)'", script)
+    late = re.search(r"grep -vxE '(.+)'\)", script)
+    assert ours
+    assert late
+    asked = re.compile(rf"directories\(\)\[.({late[1]}).\]|parts\.kubernetes\(\)")
+    files = [file for room in ("contract", "root", "system") for file in (ROOT / "tests" / room).glob("test_*.py")]
+    found = {file.name for file in files if asked.search(file.read_text())}
+    assert found >= {"test_flannel.py", "test_cluster_kine.py"}
+    assert not [
+        name
+        for name in sorted(found)
+        if not any(file.name == name and re.search(ours[1], file.read_text(), re.MULTILINE) for file in files)
+    ]
