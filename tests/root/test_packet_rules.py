@@ -1,6 +1,7 @@
 """Taking rules of the packet filter back, in the kernel's own."""
 
-from collections.abc import AsyncIterator, Sequence
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
@@ -62,8 +63,13 @@ async def test_what_somebody_else_uses_keeps_nothing_else_from_going(rules: None
 
 
 @pytest.mark.parametrize("program", ["iptables-save", "iptables-restore"])
+@pytest.mark.parametrize(
+    "remove",
+    [functools.partial(iptables.remove_rules, container=CONTAINER), functools.partial(iptables.remove_chains, [CHAIN])],
+    ids=["rules", "chains"],
+)
 async def test_a_packet_filter_that_is_busy_is_tried_again(
-    rules: None, monkeypatch: pytest.MonkeyPatch, program: str
+    rules: None, monkeypatch: pytest.MonkeyPatch, program: str, remove: Callable[[], Awaitable[None]]
 ) -> None:
     del rules
     busy = [program]
@@ -76,7 +82,8 @@ async def test_a_packet_filter_that_is_busy_is_tried_again(
         return await run(argv, stdin=stdin, timeout=timeout)
 
     monkeypatch.setattr(process, "run", once_busy)
-    await iptables.remove_rules(container=CONTAINER)
+    await remove()
     monkeypatch.undo()
     assert busy == []
     assert CONTAINER not in await saved()
+    assert CHAIN not in await saved()

@@ -1,10 +1,11 @@
 """The packet filter's rules that CNI plugins made, and that nobody else takes back."""
 
 import asyncio
+import functools
 import logging
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from nixlet import errors
 from nixlet.host import process
@@ -16,6 +17,8 @@ _TIMEOUT = 10.0
 
 #: Seconds between two tries while the kernel's tables are somebody's: some 10 s in all.
 _PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.2)
+
+_PROGRAMS = ("iptables", "ip6tables")
 
 #: The tables that programs besides the plugins have chains in.
 _TABLES = ("filter", "mangle", "nat")
@@ -35,51 +38,39 @@ async def remove_rules(*, network: str = "", container: str = "", chain: str = "
         container: What the plugins know the container by, with containerd its sandbox's ID; empty: any.
         chain: The chain that they are in; empty: any.
     """
-    await asyncio.gather(*(_remove_rules(each, network, container, chain) for each in ("iptables", "ip6tables")))
+    wanted = functools.partial(removals, network=network, container=container, chain=chain)
+    await asyncio.gather(*(_remove(each, "nat", wanted) for each in _PROGRAMS))
 
 
-async def _remove_rules(program: str, network: str, container: str, chain: str) -> None:
+async def remove_chains(names: Collection[str]) -> None:
+    """Remove chains, and the rules that lead to them, from the tables that filter, change and translate; what can't be removed stays."""
+    wanted = functools.partial(chain_removals, names=names)
+    await asyncio.gather(*(_remove(each, table, wanted) for each in _PROGRAMS for table in _TABLES))
+
+
+async def _remove(program: str, table: str, wanted: Callable[[str], list[list[str]]]) -> None:
+    """Remove from a table what is wanted of what iptables-save prints of it, each a command's arguments."""
     if process.find_program(f"{program}-save") is None:
         return
     said = ""
     for pause in (0.0, *_PAUSES):
         await asyncio.sleep(pause)
-        saved = await _run([f"{program}-save", "-t", "nat"])
+        saved = await _run([f"{program}-save", "-t", table])
         if saved.returncode != 0:
             said = saved.stderr.decode(errors="replace").strip()
             continue
-        commands = removals(saved.stdout.decode(errors="replace"), network=network, container=container, chain=chain)
+        commands = wanted(saved.stdout.decode(errors="replace"))
         if not commands:
             return
-        script = ["*nat", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
+        script = [f"*{table}", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
         done = await _run([f"{program}-restore", "-w", "--noflush"], stdin="\n".join(script).encode())
         if done.returncode == 0:
             return
         said = done.stderr.decode(errors="replace").strip()
         # All or nothing, it says: somebody has removed some of it meanwhile, or uses a chain of it.
         for command in commands:
-            await _run([program, "-w", "-t", "nat", *command])
-    _log.warning("rules of the packet filter stay: %s", said, extra={"network": network, "container": container})
-
-
-async def remove_chains(names: Collection[str]) -> None:
-    """Remove chains, and the rules that lead to them, from the tables that filter, change and translate; what can't be removed stays."""
-    await asyncio.gather(*(_remove_chains(each, names) for each in ("iptables", "ip6tables")))
-
-
-async def _remove_chains(program: str, names: Collection[str]) -> None:
-    if process.find_program(f"{program}-save") is None:
-        return
-    for table in _TABLES:
-        saved = await _run([f"{program}-save", "-t", table])
-        commands = chain_removals(saved.stdout.decode(errors="replace"), names) if saved.returncode == 0 else []
-        if not commands:
-            continue
-        script = [f"*{table}", *(" ".join(map(_quoted, each)) for each in commands), "COMMIT", ""]
-        done = await _run([f"{program}-restore", "-w", "--noflush"], stdin="\n".join(script).encode())
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            _log.warning("chains of the packet filter stay: %s", said, extra={"program": program, "table": table})
+            await _run([program, "-w", "-t", table, *command])
+    _log.warning("rules of the packet filter stay: %s", said, extra={"program": program, "table": table})
 
 
 def chain_removals(saved: str, names: Collection[str]) -> list[list[str]]:
