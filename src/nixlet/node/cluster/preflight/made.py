@@ -132,11 +132,17 @@ def _is_named(settings: node_config.Settings) -> bool:
 
 
 def _has_something(path: str) -> bool:
-    """Whether a database has begun: an empty file is no state, but what is left of one."""
+    """Whether a database has begun: an empty file is no state, but what is left of one.
+
+    Raises:
+        NixletError: It can't be looked at, as in ``files.refused``.
+    """
     try:
         return os.path.getsize(path) > 0
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise files.refused(f"{path} can't be read", error) from error
 
 
 def chosen(settings: node_config.Settings, *, with_kine: bool, with_etcd: bool) -> str:
