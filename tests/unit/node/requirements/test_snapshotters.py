@@ -257,7 +257,7 @@ async def test_others_are_containerds_business(layout: config.Layout, name: str)
 
 @pytest.mark.parametrize("name", ["nix", "overlayfs", "fuse-overlayfs", "stargz"])
 async def test_elsewhere_than_on_linux(layout: config.Layout, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "darwin")
     error = await refusal(name, layout)
     assert error.message.endswith(f": {name} is not supported: unsupported platform")
 
