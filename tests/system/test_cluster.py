@@ -143,6 +143,7 @@ def test_a_file_for_k3s_holds(cluster: kubernetes.Cluster) -> None:
     (node,) = cluster.get("nodes")["items"]
     labels = node["metadata"]["labels"]
     assert (labels["shown"], labels["nixlet.io/nix-images"]) == ("yes", "true")
+    assert (labels["nixlet.io/strategy"], labels["runtime.nixlet.io/runc"]) == ("view", "true")
     assert {"key": "odd", "value": "yes", "effect": "PreferNoSchedule"} in node["spec"]["taints"]
     assert node["status"]["capacity"]["pods"] == "99"
     shown = x509.load_pem_x509_certificate(ssl.get_server_certificate((cluster.address, 6443)).encode())
@@ -362,6 +363,10 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     )  # fmt: skip
     cluster.await_phase("lasting", "Running")
     before = cluster.get("pod", "lasting")["status"]
+    # What another machine, or an older nixlet, left on the node.
+    (name,) = (node["metadata"]["name"] for node in cluster.get("nodes")["items"])
+    stale = ("nixlet.io/strategy-", "runtime.nixlet.io/gone=true", "runtime.nixlet.io/runc=false", "own=kept")
+    cluster.kubectl("label", "--overwrite", "node", name, *stale)
     assert cluster.stop() == 0
     assert [pid for pid in nodes.with_descendants(nodes.processes_below(cluster.state_dir)) if is_sleep(pid)]
     # With other settings no start makes another cluster of it.
@@ -384,6 +389,14 @@ def test_a_stop_costs_no_pod(cluster: kubernetes.Cluster, archives: Path) -> Non
     cluster.environment["ETCD_NAME"] = "somebody"
     cluster.start()
     cluster.await_node()
+
+    def labels() -> dict[str, str]:
+        return dict(cluster.get("node", name)["metadata"]["labels"])
+
+    kubernetes.until(lambda: labels().get("nixlet.io/strategy") == "view", "the node says what it can do")
+    assert labels()["runtime.nixlet.io/runc"] == "true"
+    assert labels()["own"] == "kept"
+    assert "runtime.nixlet.io/gone" not in labels()
     after = cluster.get("pod", "lasting")["status"]
     assert after["containerStatuses"][0]["containerID"] == before["containerStatuses"][0]["containerID"]
     assert after["containerStatuses"][0]["restartCount"] == 0

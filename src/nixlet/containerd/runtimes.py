@@ -4,6 +4,9 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
+
+from nixlet.containerd import tomlread
 
 #: Where installers put runtimes without putting them on PATH: NVIDIA's toolkit, and Kwasm's WebAssembly shims.
 DIRECTORIES = ("/usr/local/nvidia/toolkit", "/opt/kwasm/bin")
@@ -64,3 +67,10 @@ def discover(path: str, directories: Iterable[str] = DIRECTORIES) -> dict[str, R
         if place is not None:
             found[name] = Runtime(kind, place)
     return found
+
+
+def configured(table: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], str | None]:
+    """The runtimes that a configuration of containerd's has, by name, and the name of the default one where it says so."""
+    plugin = "io.containerd.grpc.v1.cri" if table["version"] == 2 else "io.containerd.cri.v1.runtime"
+    said: Mapping[str, Any] = tomlread.at(table, ("plugins", plugin, "containerd")) or {}
+    return said.get("runtimes") or {}, said.get("default_runtime_name")

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from nixlet.containerd import runtimes, tomlread
+from nixlet.containerd import runtimes
 from nixlet.host import cgroups, userns
 from nixlet.node.settings import config as node_config
 from nixlet.node.settings import kubeletfiles
@@ -92,10 +92,7 @@ def _cgroup(path: str) -> str:
 
 def of_containerd(table: Mapping[str, Any]) -> str:
     """What a containerd with this configuration tells a kubelet that asks it (containerd 2): the default runtime's, else the first one's that has any."""
-    plugin = "io.containerd.grpc.v1.cri" if table["version"] == 2 else "io.containerd.cri.v1.runtime"
-    said: Mapping[str, Any] = tomlread.at(table, ("plugins", plugin, "containerd")) or {}
-    there: Mapping[str, Any] = said.get("runtimes") or {}
-    default = said.get("default_runtime_name")
+    there, default = runtimes.configured(table)
     for name in sorted(there, key=lambda each: (each != default, each)):
         if there[name].get("runtime_type") == runtimes.RUNC_V2:
             return SYSTEMD if (there[name].get("options") or {}).get("SystemdCgroup") else CGROUPFS

@@ -310,8 +310,8 @@ def _cri(table: Mapping[str, Any], room: str, *path: str) -> Any:  # noqa: ANN40
 
 def _check_default_runtime(table: containerd_config.Table) -> None:
     """Check the outcome: a drop-in may have brought the runtime."""
-    name = _cri(table, "runtime", "containerd", "default_runtime_name") or "runc"
-    there = _cri(table, "runtime", "containerd", "runtimes") or ()
+    there, default = runtimes.configured(table)
+    name = default or "runc"
     if name != "runc" and name not in there:
         raise errors.UsageError(
             f"default runtime {name} was not found",
@@ -324,8 +324,8 @@ def _unpack_for_runtimes(table: containerd_config.Table) -> None:
 
     CRI's pulls go through the Transfer service in these versions, which unpacks for the snapshotters that it is told of.
     """
-    runtimes_there: Mapping[str, Any] = _cri(table, "runtime", "containerd", "runtimes") or {}
-    wanted = {each["snapshotter"] for each in runtimes_there.values() if each.get("snapshotter")}
+    there, _ = runtimes.configured(table)
+    wanted = {each["snapshotter"] for each in there.values() if each.get("snapshotter")}
     entries = tomlread.at(table, ("plugins", "io.containerd.transfer.v1.local", "unpack_config"))
     if table["version"] == 2 or not wanted or not isinstance(entries, list):
         return

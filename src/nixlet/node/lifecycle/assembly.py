@@ -112,6 +112,15 @@ class Assembly:
             return None
         return coredns.Maker(store, served.loader, served.containerd, served.images, self._layout.agent)
 
+    async def strategy(self) -> str:
+        """How containers get to see closures; empty: they don't.
+
+        Raises:
+            NixletError: As ``Snapshotter.strategy``.
+        """
+        served = self._served.snapshotter
+        return "" if served is None else (await served.strategy()).value
+
     async def answered(self) -> None:
         """Wait until containerd serves the CRI; the caller limits the time.
 

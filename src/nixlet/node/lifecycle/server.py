@@ -154,7 +154,7 @@ async def running(
         with_containerd = made.with_others() if reached is None else made.with_own(reached, knew_pods=knew_pods)
         _, containerd = await waits.both(beginning, stack.enter_async_context(with_containerd))
         if cluster is not None:
-            await cluster.go_on(stack, children)
+            await cluster.go_on(stack, children, await made.strategy())
             await cluster.deploy(stack, made.coredns_maker())
             made.remarks.update(cluster.remarks)
         await made.attend(stack, containerd, hastened)

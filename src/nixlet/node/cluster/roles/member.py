@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +14,7 @@ from nixlet.kubeclient.asynchronous import AsyncClient
 from nixlet.node.cluster.children import described
 from nixlet.node.cluster.network import cni
 from nixlet.node.cluster.preflight import finding, kernel, mapping
-from nixlet.node.cluster.roles import node, renewing
+from nixlet.node.cluster.roles import labelling, node, renewing
 from nixlet.node.settings import config as node_config
 
 
@@ -25,6 +26,7 @@ class Member(node.Node):
         self._pods = cni.PodNetwork(settings)
         super().__init__(self._pods.settings, found, cluster)
         self.routed_mtu, self._backend = self._pods.routed_mtu, found.flannel
+        self._abilities: dict[str, str] = {}
 
     async def _prepare(self) -> None:
         await self._have_credentials()
@@ -33,6 +35,11 @@ class Member(node.Node):
 
     async def _have_credentials(self) -> None:
         """Have the certificates by which its programs are known in the cluster, and know what the cluster says of itself."""
+
+    async def _know_abilities(self, strategy: str) -> None:
+        self._abilities = await asyncio.to_thread(labelling.abilities, self.settings, strategy)
+        own = tuple(f"{key}={value}" for key, value in self._abilities.items())
+        self._cluster = dataclasses.replace(self._cluster, node_labels=(*own, *self._cluster.node_labels))
 
     def _keep_certificates(self, stack: contextlib.AsyncExitStack, renew: Callable[[], Awaitable[object]]) -> None:
         """Have certificates renewed until ``stack`` is left."""
@@ -63,6 +70,9 @@ class Member(node.Node):
         if not (self.settings.disable_agent or self.settings.container_runtime_endpoint):
             awaited += self._pods.keep(stack, self._cluster, self._backend, client, start_flannel)
         await self._all_ready(stack, children, *awaited)
+        if not self.settings.disable_agent:
+            having = labelling.have(client, self._cluster.node_name, self._abilities, self.settings.node_label)
+            waits.owned(stack, having, "labels")
 
 
 async def cluster_settings(settings: node_config.Settings, found: finding.Found) -> ClusterSettings:

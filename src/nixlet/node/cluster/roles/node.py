@@ -77,19 +77,26 @@ class Node:
     async def _start_first(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
         """Start what needs no containerd."""
 
-    async def go_on(self, stack: contextlib.AsyncExitStack, children: host_children.Children) -> None:
+    async def go_on(
+        self, stack: contextlib.AsyncExitStack, children: host_children.Children, strategy: str = ""
+    ) -> None:
         """Start the rest beside containerd, and wait until all is ready and pods have their network, until ``stack`` is left.
 
         Args:
             stack: Owns what is made here.
             children: The node's.
+            strategy: How containers get to see closures; empty: they don't.
 
         Raises:
             NixletError: One can't be started, or one to which the node is tied was given up meanwhile.
         """
         if not self.settings.disable_agent:
+            await self._know_abilities(strategy)
             await self._start_agent(children)
         await self._settle(stack, children)
+
+    async def _know_abilities(self, strategy: str) -> None:
+        """Know what the node can do, as in ``go_on``, to tell others."""
 
     async def _start_agent(self, children: host_children.Children) -> None:
         """Start the kubelet and the proxy."""
