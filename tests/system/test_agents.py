@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import json
 import socket
 import ssl
@@ -81,6 +82,7 @@ def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
     before = cluster.get("pod", "there")
     data_dir = ("--data-dir", str(cluster.data_dir))
     token = cluster.ok("token", "create", *data_dir).strip()
+    cluster.kubectl("label", "--overwrite", "node", agent.name, "nixlet.io/strategy=other")
     cluster.stop()
     # (whose nodes and pods watch it all the same)
     assert "and was killed" not in cluster.log.read_text()
@@ -107,6 +109,9 @@ def test_a_pod_of_store_paths_runs_there_and_outlives_the_server_and_the_agent(
         assert token not in other.log.read_text()
     cluster.kubectl("delete", "node", other.name)
     kubernetes.until(agent.is_ready, f"the agent is ready: {agent.log}")
+    # It says by itself what it can do, as soon as there is somebody to say it to.
+    strategy = functools.partial(cluster.get, "node", agent.name)
+    kubernetes.until(lambda: strategy()["metadata"]["labels"]["nixlet.io/strategy"] == "view", "the agent's label")
     after = cluster.get("pod", "there")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert [each["restartCount"] for each in after["status"]["containerStatuses"]] == [0]
