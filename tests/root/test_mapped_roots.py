@@ -10,6 +10,8 @@ import pytest
 
 from nixlet import errors
 from nixlet.host import mounts
+from nixlet.node.lifecycle import uninstall
+from nixlet.node.ownership import marker
 from nixlet.snapshots import model
 from support import snapshotters
 from support.nixstore import PrivateStore
@@ -182,4 +184,28 @@ async def test_bind_mounts_of_store_paths_are_not_for_user_namespaces(tmp_path: 
     with pytest.raises(errors.UnsupportedError, match="can't have an image of store paths"):
         await rig.snapshotter.prepare("pod", "layer", MAPPED)
     await rig.snapshotter.close()
+    store.remove()
+
+
+async def test_a_root_that_nobody_has_is_taken_away_with_the_snapshotter(tmp_path: Path) -> None:
+    """And one that a container still has keeps all of it from going."""
+    store = PrivateStore(tmp_path / "nix")
+    rig = snapshotters.Rig(tmp_path, store, "view")
+    await rig.snapshotter.start()
+    await rig.layer("layer", [store.add("one", {"f": "1"})])
+    (mount,) = await rig.snapshotter.prepare("pod", "layer", MAPPED)
+    marker.write_snapshotter(str(rig.root), str(tmp_path / "socket"), rig.roots.directory)
+    container = tmp_path / "container"
+    container.mkdir()
+    mounts.mount(mount.source, str(container), "", mounts.MS_BIND)
+    try:
+        await rig.snapshotter.close()
+        with pytest.raises(errors.FailedPreconditionError, match="container"):
+            await uninstall.uninstall_snapshotter(str(rig.root))
+        assert Path(mount.source).parent.exists()
+    finally:
+        mounts.unmount(str(container))
+    await uninstall.uninstall_snapshotter(str(rig.root))
+    assert mounts.below(str(tmp_path)) == []
+    assert not (rig.root / "snapshots").exists()
     store.remove()

@@ -332,7 +332,9 @@ async def uninstall_snapshotter(root: str) -> Plan:
     preflight.check_root()
     doomed = plan_snapshotter(root)
     with files.exclusive_lock(os.path.join(root, "lock"), what=f"the snapshotter's root {root}"):
-        await remains.unmount(os.path.join(root, "views"))
+        # (roots of containers in user namespaces are mounted over what else is mounted here)
+        for name in ("snapshots", "views"):
+            await remains.unmount(os.path.join(root, name))
         remains.check_free(doomed.trees)
         await asyncio.to_thread(remains.remove, doomed.trees)
     _remove_emptied(doomed)
