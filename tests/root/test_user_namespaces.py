@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nixlet.snapshots import probe
 from support import users
 
 
@@ -38,7 +39,7 @@ def inside(user: users.User, *argv: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_bind_mounts_work_there_and_views_do_not(user: users.User, place: Path) -> None:
-    done = inside(user, sys.executable, "-P", "-m", "nixlet.snapshots.probe", str(place / "root"), str(place / "store"))
+    done = inside(user, *probe.command(str(place / "root"), str(place / "store")))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["passing"] == []

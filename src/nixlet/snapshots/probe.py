@@ -59,7 +59,7 @@ async def findings(root: str, real_store_dir: str, overlay: model.Overlay = mode
         kept = json.loads(_read(path))
         if kept["circumstances"] == here:
             return {strategy.value: str(kept["findings"][strategy.value]) for strategy in model.Strategy}
-    argv = process.python("nixlet.snapshots.probe", root, real_store_dir, overlay.value)
+    argv = command(root, real_store_dir, overlay)
     done = (await process.run(argv, timeout=_TIMEOUT)).check()
     answer = json.loads(done.stdout)
     if answer["passing"]:
@@ -214,6 +214,11 @@ async def _look(
         same = look(shown) == look(store) if names else not os.listdir(shown)
     if not same:
         raise errors.UnsupportedError(f"a container would see wrong content over the store {store}")
+
+
+def command(root: str, real_store_dir: str, overlay: model.Overlay = model.Overlay.KERNEL) -> list[str]:
+    """The program that probes, as in ``findings``."""
+    return process.python("nixlet.snapshots.probe", root, real_store_dir, overlay.value)
 
 
 def main() -> None:

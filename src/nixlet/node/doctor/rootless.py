@@ -11,7 +11,7 @@ from nixlet.host import cgroups, process, unixsocket
 from nixlet.node.doctor import checks, machine
 from nixlet.node.requirements import rootless, snapshotters
 from nixlet.node.settings import config as node_config
-from nixlet.snapshots import model
+from nixlet.snapshots import model, probe
 from nixlet.store import roots
 
 #: Where systemd notes whose services outlive their sessions (loginctl(1): enable-linger), and by which it is known that it runs.
@@ -80,7 +80,7 @@ class Doctor(checks.Doctor):
             raise errors.UnavailableError(f"there is no Nix store at {store} yet", hint="build something with Nix")
         environment = {**os.environ, "PATH": rootless.path_with_helpers()}
         with tempfile.TemporaryDirectory(prefix=".nixlet-doctor-", dir=checks.existing(self._layout.data_dir)) as base:
-            inside = process.python("nixlet.snapshots.probe", base, store)
+            inside = probe.command(base, store)
             argv = [rootless.find_rootlesskit(), "--net=host", f"--state-dir={base}/rootlesskit", *inside]
             done = (await process.run(argv, env=environment, timeout=_TIMEOUT)).check()
         answer = json.loads(done.stdout)
