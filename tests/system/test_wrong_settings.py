@@ -465,6 +465,6 @@ def test_an_ordinary_user(node: nodes.Node) -> None:
     assert done.returncode == 125
     assert done.stderr.decode().splitlines() == [
         "error: a node needs root rights (CAP_SYS_ADMIN)",
-        "hint: run it as root: sudo nixlet server",
+        "hint: run it as root: sudo nixlet server; or have one of your own: nixlet server --rootless",
     ]
     assert not os.path.lexists(node.data_dir)
