@@ -216,10 +216,16 @@ def processes_below(directory: Path) -> list[int]:
     return found
 
 
-def named(node: "Node", name: str) -> list[int]:
-    """A node's processes by their programs' name (proc_pid_comm(5), which keeps 15 characters of it)."""
+def named(node: "Node", name: str, below: Path | None = None) -> list[int]:
+    """A node's processes by their programs' name (proc_pid_comm(5), which keeps 15 characters of it).
+
+    Args:
+        node: The node.
+        name: The name.
+        below: What their command lines name; None: its state directory.
+    """
     parents = {}
-    for pid in processes_below(node.state_dir):
+    for pid in processes_below(below or node.state_dir):
         # Some end just now.
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:

@@ -50,13 +50,7 @@ def newest(tmp_path: Path) -> Iterator[nodes.Node]:
 
 def overlays(node: nodes.Node) -> list[int]:
     """The programs that show a node's containers their roots."""
-    found = []
-    for pid in nodes.processes_below(node.data_dir):
-        # Some end just now.
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "fuse-overlayfs":
-                found.append(pid)
-    return found
+    return nodes.named(node, "fuse-overlayfs", node.data_dir)
 
 
 def roots(node: nodes.Node) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from nixlet import errors
-from nixlet.containerd import misplaced, tomlread
+from nixlet.containerd import criplugins, misplaced, tomlread
 from nixlet.containerd.config import Table
 
 Path = tuple[str, ...]
@@ -98,7 +98,7 @@ def merged_template(base: Table, template: DropIn, *, has_base: bool, own_import
 
 def registry_plugin(table: Table) -> Path:
     """The plugin with what is said of registries, in a configuration's version."""
-    return ("plugins", "io.containerd.grpc.v1.cri" if table["version"] == 2 else "io.containerd.cri.v1.images")
+    return criplugins.place(table["version"], "images")
 
 
 def _places(base: Table, template: Table) -> Table:
@@ -164,8 +164,7 @@ def _check_letters(table: Table, base: Table, where: str, above: Path = ()) -> N
 
 def _check_runtimes(table: Table, version: int, where: str) -> None:
     """Check that runtimes that the base hasn't are tables, and their options."""
-    plugin = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
-    path: Path = ("plugins", plugin, "containerd", "runtimes")
+    path: Path = criplugins.place(version, "runtime", "containerd", "runtimes")
     there = tomlread.at(table, path)
     for name, said in there.items() if isinstance(there, dict) else ():
         for key, value in ((name,), said), ((name, "options"), said.get("options") if isinstance(said, dict) else None):

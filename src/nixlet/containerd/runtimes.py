@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nixlet.containerd import tomlread
+from nixlet.containerd import criplugins, tomlread
 
 #: Where installers put runtimes without putting them on PATH: NVIDIA's toolkit, and Kwasm's WebAssembly shims.
 DIRECTORIES = ("/usr/local/nvidia/toolkit", "/opt/kwasm/bin")
@@ -71,6 +71,5 @@ def discover(path: str, directories: Iterable[str] = DIRECTORIES) -> dict[str, R
 
 def configured(table: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], str | None]:
     """The runtimes that a configuration of containerd's has, by name, and the name of the default one where it says so."""
-    plugin = "io.containerd.grpc.v1.cri" if table["version"] == 2 else "io.containerd.cri.v1.runtime"
-    said: Mapping[str, Any] = tomlread.at(table, ("plugins", plugin, "containerd")) or {}
+    said: Mapping[str, Any] = tomlread.at(table, criplugins.place(table["version"], "runtime", "containerd")) or {}
     return said.get("runtimes") or {}, said.get("default_runtime_name")

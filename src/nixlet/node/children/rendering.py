@@ -14,7 +14,7 @@ from typing import Any
 
 from nixlet import errors
 from nixlet.containerd import config as containerd_config
-from nixlet.containerd import dropins, k3s, registries, runtimes, tomlread
+from nixlet.containerd import criplugins, dropins, k3s, registries, runtimes, tomlread
 from nixlet.host import cgroups, files, userns
 from nixlet.images import platforms
 from nixlet.node.children import cgroupdriver
@@ -276,7 +276,7 @@ def _with_user_files(
     read = [dropins.DropIn(path, tomlread.parsed(data, path)) for path, data in found.items()]
     result = dropins.merged(table, read)
     elsewhere = _elsewhere(result, layout)
-    if elsewhere is not None and (said.mirrors or said.configs) and not _cri(result, "images", "registry", "mirrors"):
+    if elsewhere is not None and (said.mirrors or said.configs) and not _registry(result, "mirrors"):
         raise errors.UsageError(
             f"{_who_says(read, template, result)}: with registry.config_path = {elsewhere!r} nothing that {settings.private_registry} "
             "says would be obeyed",
@@ -298,14 +298,13 @@ def registries_elsewhere(layout: node_config.Layout) -> str | None:
 
 
 def _elsewhere(table: Mapping[str, Any], layout: node_config.Layout) -> str | None:
-    said = _cri(table, "images", "registry", "config_path")
+    said = _registry(table, "config_path")
     return None if said == layout.certs_dir else said or ""
 
 
-def _cri(table: Mapping[str, Any], room: str, *path: str) -> Any:  # noqa: ANN401 (any value of TOML)
-    """A value of CRI's, which version 2 has in one plugin, and later ones in two: "runtime" and "images"."""
-    plugin = "io.containerd.grpc.v1.cri" if table["version"] == 2 else f"io.containerd.cri.v1.{room}"
-    return tomlread.at(table, ("plugins", plugin, *path))
+def _registry(table: Mapping[str, Any], *path: str) -> Any:  # noqa: ANN401 (any value of TOML)
+    """What CRI is told of registries."""
+    return tomlread.at(table, criplugins.place(table["version"], "images", "registry", *path))
 
 
 def _check_default_runtime(table: containerd_config.Table) -> None:
@@ -337,9 +336,7 @@ def _unpack_for_runtimes(table: containerd_config.Table) -> None:
 
 
 def _warn(settings: node_config.Settings, rendered: Rendered, version: int, said: registries.Registries) -> None:
-    missing = [
-        host for host in sorted(said.auths()) if not _cri(rendered.table, "images", "registry", "configs", host, "auth")
-    ]
+    missing = [host for host in sorted(said.auths()) if not _registry(rendered.table, "configs", host, "auth")]
     if missing:
         _log.warning(
             "credentials for %s are configured, but containerd's configuration has none: its template must include the base",
